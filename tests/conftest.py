@@ -1,0 +1,17 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generators():
+    """One CPU generator a sample, as samplers take them."""
+
+    def make(count: int, first_seed: int = 0) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(first_seed + k) for k in range(count)]
+
+    return make

@@ -1,0 +1,128 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from unclip.diffusion.gaussian import GaussianDiffusion, discretised_log_likelihood, normal_kl
+
+PREDICTIONS = ["x0", "eps", "v"]
+
+
+def test_unknown_choices_name_the_known_ones():
+    with pytest.raises(ValueError, match="cosine, linear"):
+        GaussianDiffusion(schedule="cosin")
+    with pytest.raises(ValueError, match="steps is 0"):
+        GaussianDiffusion().spacing("linear", 0)
+    with pytest.raises(ValueError, match="log_snr"):
+        GaussianDiffusion().spacing("logsnr", 4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_reading_the_target_gives_back_x0_and_eps(prediction):
+    diffusion = GaussianDiffusion(prediction=prediction)
+    x0, noise = torch.randn(64, 3), torch.randn(64, 3)
+    t = torch.linspace(10, 950, 64).long()
+    x_t = diffusion.add_noise(x0, noise, t)
+    read = diffusion.read(diffusion.target(x0, noise, t), x_t, t)
+    torch.testing.assert_close(read.x0, x0, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(read.eps, noise, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_clipping_keeps_x0_and_eps_consistent(prediction):
+    diffusion = GaussianDiffusion(prediction=prediction)
+    x_t, t = torch.randn(16, 3), torch.full((16,), 700)
+    read = diffusion.read(torch.randn(16, 3), x_t, t, clip=0.5)
+    assert read.x0.abs().max() <= 0.5
+    torch.testing.assert_close(diffusion.add_noise(read.x0, read.eps, t), x_t)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("loss_weight", ["velocity", "min_snr"])
+def test_weighted_loss_is_the_same_for_every_prediction(prediction, loss_weight):
+    """One error of x0 costs the same, in whatever form the network states it."""
+    diffusion = GaussianDiffusion(prediction=prediction, loss_weight=loss_weight)
+    x0, noise, error = torch.randn(4, 8), torch.randn(4, 8), torch.randn(4, 8)
+    t = torch.tensor([50, 300, 600, 900])
+    x_t = diffusion.add_noise(x0, noise, t)
+    alpha_bar = diffusion.alpha_bar[t].float()[:, None]
+    wrong_x0 = x0 + error
+    wrong_noise = (x_t - alpha_bar.sqrt() * wrong_x0) / (1 - alpha_bar).sqrt()
+    output = diffusion.target(wrong_x0, wrong_noise, t)
+    loss = diffusion.loss(output, x0, noise, x_t, t)["loss"]
+    snr = (alpha_bar / (1 - alpha_bar))[:, 0]
+    weight = (snr + 1 if loss_weight == "velocity" else snr).clamp(max=5)
+    torch.testing.assert_close(loss, weight * error.square().mean(dim=1), rtol=1e-3, atol=1e-5)
+
+
+def test_posterior_is_bayes_rule():
+    """q(x_{t-1} | x_t, x0) ∝ q(x_t | x_{t-1}) q(x_{t-1} | x0), multiplied out as Gaussians."""
+    diffusion = GaussianDiffusion()
+    x0, x_t, t = torch.tensor([[0.3]]), torch.tensor([[-1.1]]), torch.tensor([400])
+    now, before = diffusion.alpha_bar[400].item(), diffusion.alpha_bar[399].item()
+    alpha = now / before
+    precision = alpha / (1 - alpha) + 1 / (1 - before)
+    mean = (math.sqrt(alpha) * -1.1 / (1 - alpha) + math.sqrt(before) * 0.3 / (1 - before)) / precision
+    posterior = diffusion.posterior(x0, x_t, t)
+    assert posterior.mean.item() == pytest.approx(mean, rel=1e-5)
+    assert posterior.log_variance.item() == pytest.approx(-math.log(precision), rel=1e-5)
+
+
+def test_normal_kl_equals_quadrature():
+    p, q = scipy.stats.norm(0.3, math.exp(0.1)), scipy.stats.norm(-0.4, math.exp(-0.35))
+    x = np.linspace(-15, 15, 200_001)
+    expected = np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x)
+    arguments = (torch.tensor(value) for value in (0.3, 0.2, -0.4, -0.7))
+    assert normal_kl(*arguments).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_discretised_likelihood_equals_scipy_and_sums_to_one():
+    levels = torch.arange(256).float() / 127.5 - 1
+    mean, scale = 0.13, 0.07
+    ours = discretised_log_likelihood(levels, torch.tensor(mean), torch.tensor(math.log(scale)))
+    normal = scipy.stats.norm(mean, scale)
+    upper, lower = normal.cdf(levels + 1 / 255), normal.cdf(levels - 1 / 255)
+    upper[-1], lower[0] = 1, 0
+    likely = (upper - lower) > 1e-4  # beyond it float32 subtracts nearly equal tails
+    expected = np.log((upper - lower)[likely])
+    np.testing.assert_allclose(ours.numpy()[likely], expected, atol=1e-3)
+    assert ours.exp().sum().item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bound_is_finite_at_both_ends_and_trains_the_variance_alone(prediction, dtype):
+    diffusion = GaussianDiffusion(prediction=prediction, variance="learned_range")
+    x0, noise = torch.rand(4, 3, 4, 4) * 2 - 1, torch.randn(4, 3, 4, 4)
+    t = torch.tensor([0, 1, 998, 999])
+    x_t = diffusion.add_noise(x0, noise, t)
+    output = torch.randn(4, 6, 4, 4).to(dtype).requires_grad_()
+    bound = diffusion.variational_bound(output, x0, x_t, t)
+    assert bound.isfinite().all()
+    bound.sum().backward()
+    assert output.grad.isfinite().all()
+    assert (output.grad[:, :3] == 0).all()
+    assert (output.grad[:, 3:] != 0).any()
+
+
+def test_bound_is_zero_for_the_true_posterior():
+    diffusion = GaussianDiffusion(prediction="x0", variance="learned_range")
+    x0, t = torch.rand(2, 3, 4, 4), torch.tensor([300, 800])
+    x_t = diffusion.add_noise(x0, torch.randn_like(x0), t)
+    output = torch.cat([x0, -torch.ones_like(x0)], dim=1)  # fraction 0: the lower bound
+    torch.testing.assert_close(diffusion.variational_bound(output, x0, x_t, t), torch.zeros(2))
+
+
+def test_drawn_timesteps_cover_the_range_and_are_uniform():
+    diffusion = GaussianDiffusion()
+    drawn = torch.stack([diffusion.draw_timesteps(8, "cpu") for _ in range(2000)])
+    assert (drawn.sort(dim=1).values // 125).unique(dim=0).shape[0] <= 9
+    histogram = torch.histc(drawn[:, 0].float(), bins=10, min=0, max=1000)
+    assert scipy.stats.chisquare(histogram.numpy()).pvalue > 1e-4
+
+
+def test_the_table_keeps_its_precision():
+    diffusion = GaussianDiffusion().to(torch.bfloat16)
+    assert diffusion.alpha_bar.dtype == torch.float64
+    assert not diffusion.state_dict()

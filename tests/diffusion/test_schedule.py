@@ -1,0 +1,50 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from unclip.diffusion.schedule import (
+    cosine_alpha_bar,
+    linear_alpha_bar,
+    linear_spacing,
+    log_snr_spacing,
+    trailing_spacing,
+)
+
+
+def test_schedules_equal_diffusers():
+    for ours, name in ((cosine_alpha_bar, "squaredcos_cap_v2"), (linear_alpha_bar, "linear")):
+        theirs = DDPMScheduler(num_train_timesteps=1000, beta_schedule=name).alphas_cumprod
+        # theirs is a float32 product of a thousand factors
+        torch.testing.assert_close(ours(1000), theirs.double(), rtol=1e-4, atol=1e-8)
+
+
+def test_cosine_follows_its_formula_away_from_the_cap():
+    alpha_bar = cosine_alpha_bar(1000)
+    t = 499
+    f = math.cos(((t + 1) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+    f0 = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    assert alpha_bar[t].item() == pytest.approx(f / f0, rel=1e-9)
+
+
+@pytest.mark.parametrize("spacing", [linear_spacing, trailing_spacing, log_snr_spacing])
+@pytest.mark.parametrize("steps", [1, 2, 7, 25, 250])
+def test_spacings_descend_from_the_last_timestep(spacing, steps):
+    timesteps = spacing(cosine_alpha_bar(1000), steps)
+    assert timesteps[0] == 999
+    assert timesteps[-1] >= 0
+    assert all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
+    assert len(timesteps) <= steps
+
+
+def test_linear_spacing_is_karlo_s_for_seven_steps():
+    expected = [999, 832, 666, 500, 333, 166, 0]
+    assert linear_spacing(cosine_alpha_bar(1000), 7) == pytest.approx(expected, abs=1)
+
+
+def test_log_snr_spacing_is_even_in_log_snr():
+    alpha_bar = cosine_alpha_bar(1000)
+    timesteps = log_snr_spacing(alpha_bar, 10)
+    log_snr = torch.log(alpha_bar / (1 - alpha_bar))[timesteps[1:]]
+    gaps = log_snr.diff()
+    assert gaps.max() / gaps.min() < 1.2
