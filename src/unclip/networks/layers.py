@@ -1,0 +1,54 @@
+"""Layers that the networks share."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+def zero_(module: nn.Module) -> nn.Module:
+    """The module with its parameters set to zero, so that a residual branch starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def timestep_embedding(
+    t: Float[Tensor, " batch"], width: int, max_period: float = 10_000.0
+) -> Float[Tensor, "batch width"]:
+    """Sinusoids of the timestep, cosines first (Vaswani et al. 2017; ADM's order). Width is even."""
+    half = width // 2
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TimestepMLP(nn.Sequential):
+    """Timestep → sinusoids → Linear, SiLU, Linear."""
+
+    def __init__(self, sinusoids: int, width: int):
+        super().__init__(nn.Linear(sinusoids, width), nn.SiLU(), nn.Linear(width, width))
+        self.sinusoids = sinusoids
+
+    def forward(self, t: Tensor) -> Float[Tensor, "batch width"]:
+        embedding = timestep_embedding(t, self.sinusoids)
+        return super().forward(embedding.to(self[0].weight.dtype))
+
+
+def split_heads(x: Float[Tensor, "batch length width"], heads: int) -> Tensor:
+    """`B L (H d)` → `B H L d`."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def attend(
+    q: Float[Tensor, "batch heads queries depth"],
+    k: Float[Tensor, "batch heads keys depth"],
+    v: Float[Tensor, "batch heads keys depth"],
+    mask: Bool[Tensor, "batch #heads #queries keys"] | None = None,
+) -> Float[Tensor, "batch queries width"]:
+    """Softmax attention, heads joined again; `mask` is true where a key may be seen."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

@@ -1,0 +1,140 @@
+"""The diffusion prior's causal transformer over [text, z_t, t, noised z_i, query] (section 2.2).
+
+Attention is causal and t comes after the text, so the prefix [text, z_t] never depends on the diffusion
+step. The network is therefore written in two halves: `prefix` runs once a caption, `suffix` runs the
+three tokens that remain once a step, or for several noises of one caption at once.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from unclip.networks.layers import TimestepMLP, attend, split_heads
+
+SUFFIX = 3  # timestep, noised image embedding, query
+
+
+class Prefix(NamedTuple):
+    """Keys and values of the text, one `B H L+1 d` tensor a layer, and which of them may be seen."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Bool[Tensor, "batch length"]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block whose keys and values are handed to it."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `x`, heads split."""
+        q, k, v = self.qkv(self.norm_attention(x)).chunk(3, dim=2)
+        return split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads)
+
+    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """The block's output at the queries of `x`."""
+        x = x + self.out(attend(q, k, v, mask))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class PriorTransformer(nn.Module):
+    """Predicts an image embedding from a noised one, a timestep and a caption.
+
+    Args:
+        embedding_dim: D, width of image and text embeddings.
+        text_width: width of the text states.
+        context_length: L, tokens of a caption.
+        width: of the transformer.
+        layers: its depth.
+        heads: its attention heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_dim: int,
+        text_width: int,
+        context_length: int,
+        width: int,
+        layers: int,
+        heads: int,
+    ):
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.text_in = nn.Linear(text_width, width)
+        self.text_embedding_in = nn.Linear(embedding_dim, width)
+        self.time = TimestepMLP(width, width)
+        self.image_in = nn.Linear(embedding_dim, width)
+        self.query = nn.Parameter(0.01 * torch.randn(1, 1, width))
+        self.positions = nn.Parameter(0.01 * torch.randn(1, context_length + 1 + SUFFIX, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm_out = nn.LayerNorm(width)
+        self.out = nn.Linear(width, embedding_dim)
+
+    def prefix(
+        self,
+        text_states: Float[Tensor, "batch length text_width"],
+        text_mask: Bool[Tensor, "batch length"],
+        text_embedding: Float[Tensor, "batch dim"],
+    ) -> Prefix:
+        """Keys and values of [text, z_t]: all that a caption contributes, whatever t and x_t."""
+        x = torch.cat(
+            [self.text_in(text_states), self.text_embedding_in(text_embedding)[:, None]], dim=1
+        )
+        length = x.shape[1]
+        x = x + self.positions[:, :length]
+        seen = F.pad(text_mask, (0, 1), value=True)
+        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        mask = (causal & seen[:, None, :])[:, None]
+        keys, values = [], []
+        for i, block in enumerate(self.blocks):
+            q, k, v = block.project(x)
+            keys.append(k)
+            values.append(v)
+            if i + 1 < len(self.blocks):
+                x = block(x, q, k, v, mask)
+        return Prefix(keys, values, seen)
+
+    def suffix(
+        self,
+        prefix: Prefix,
+        x_t: Float[Tensor, "batch noises dim"],
+        t: Float[Tensor, "batch noises"],
+    ) -> Float[Tensor, "batch noises dim"]:
+        """The prediction for each of several noised embeddings of a caption, none seeing another."""
+        batch, noises, _ = x_t.shape
+        time = self.time(t.reshape(-1)).unflatten(0, (batch, noises))
+        tokens = [time, self.image_in(x_t), self.query.expand(batch, noises, -1)]
+        x = torch.stack(tokens, dim=2) + self.positions[:, None, -SUFFIX:]  # (B, N, 3, W)
+        x = x.flatten(1, 2)
+        own = torch.block_diag(*[torch.ones(SUFFIX, SUFFIX).tril()] * noises).bool().to(x.device)
+        seen = prefix.mask[:, None].expand(-1, noises * SUFFIX, -1)
+        mask = torch.cat([seen, own.expand(batch, -1, -1)], dim=2)[:, None]
+        for i, block in enumerate(self.blocks):
+            q, k, v = block.project(x)
+            if i + 1 == len(self.blocks):  # only the query's output is read
+                last = slice(SUFFIX - 1, None, SUFFIX)
+                x, q, mask = x[:, last], q[:, :, last], mask[:, :, last]
+            k = torch.cat([prefix.keys[i], k], dim=2)
+            v = torch.cat([prefix.values[i], v], dim=2)
+            x = block(x, q, k, v, mask)
+        return self.out(self.norm_out(x))
+
+    def forward(
+        self, x_t: Float[Tensor, "batch dim"], t: Float[Tensor, " batch"], **caption: Tensor
+    ) -> Float[Tensor, "batch dim"]:
+        """One prediction a caption; `caption` is what `prefix` takes."""
+        return self.suffix(self.prefix(**caption), x_t[:, None], t[:, None])[:, 0]

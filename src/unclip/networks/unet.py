@@ -1,0 +1,304 @@
+"""The ADM U-Net of the decoder and the upsamplers, with joint [context; image] attention.
+
+Layout and initialisation follow ADM (Dhariwal & Nichol 2021) and GLIDE (Nichol et al. 2021); the two
+ways in which an image embedding enters follow the unCLIP paper, section 2.1. It knows nothing of
+diffusion.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from unclip.networks.layers import TimestepMLP, attend, split_heads, zero_
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding between them, optionally up- or downsampling.
+
+    Args:
+        channels: in.
+        out_channels: out.
+        embedding_width: of the time embedding.
+        groups: of the group norms.
+        dropout: before the second convolution.
+        scale_shift: modulate the second norm (AdaGN) instead of adding the embedding.
+        resample: "up" doubles height and width, "down" halves them, None keeps them.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding_width: int,
+        *,
+        groups: int,
+        dropout: float,
+        scale_shift: bool,
+        resample: str | None = None,
+    ):
+        super().__init__()
+        self.resample = resample
+        self.scale_shift = scale_shift
+        self.norm_in = nn.GroupNorm(groups, channels)
+        self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.time = nn.Linear(embedding_width, out_channels * (2 if scale_shift else 1))
+        self.norm_out = nn.GroupNorm(groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        same = channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def _resample(self, x: Tensor) -> Tensor:
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.avg_pool2d(x, 2) if self.resample == "down" else x
+
+    def forward(self, x: Tensor, embedding: Float[Tensor, "batch width"]) -> Tensor:
+        """`B C H W` → `B C' H' W'`."""
+        h = self.conv_in(self._resample(F.silu(self.norm_in(x))))
+        time = self.time(F.silu(embedding))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm_out(h) * (1 + scale) + shift
+        else:
+            h = self.norm_out(h + time)
+        return self.skip(self._resample(x)) + self.conv_out(self.dropout(F.silu(h)))
+
+
+class AttentionBlock(nn.Module):
+    """Image positions attend to [context; image] under one softmax (GLIDE)."""
+
+    def __init__(self, channels: int, *, head_width: int, context_width: int | None, groups: int):
+        super().__init__()
+        self.heads = channels // head_width
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.context_kv = None if context_width is None else nn.Linear(context_width, 2 * channels)
+        self.out = zero_(nn.Linear(channels, channels))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        context: Float[Tensor, "batch length context_width"] | None,
+        context_mask: Bool[Tensor, "batch length"] | None,
+    ) -> Float[Tensor, "batch channels height width"]:
+        """`context_mask` is true at tokens that may be seen."""
+        tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(tokens).chunk(3, dim=2))
+        mask = None
+        if self.context_kv is not None:
+            context_k, context_v = self.context_kv(context).chunk(2, dim=2)
+            k = torch.cat([split_heads(context_k, self.heads), k], dim=2)
+            v = torch.cat([split_heads(context_v, self.heads), v], dim=2)
+            if context_mask is not None:
+                mask = F.pad(context_mask, (0, tokens.shape[1]), value=True)[:, None, None]
+        out = self.out(attend(q, k, v, mask))
+        return x + out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, each followed by attention where there is any."""
+
+    def __init__(self, blocks: list[ResBlock], attention: list[nn.Module], resampler: ResBlock | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(attention)
+        self.resampler = resampler
+
+
+class Conditioning(nn.Module):
+    """Turns an image embedding and a caption into context tokens and an addition to the time embedding.
+
+    The image embedding becomes `image_tokens` tokens before the text's, and is added, projected, to the
+    time embedding; so is the text's pooled embedding (section 2.1; GLIDE for the text).
+
+    Args:
+        image_embedding: D, the embeddings' width.
+        text_states: width of the text's hidden states.
+        context_width: width of the context tokens.
+        embedding_width: of the time embedding.
+        image_tokens: how many tokens an image embedding makes.
+    """
+
+    def __init__(
+        self,
+        image_embedding: int,
+        text_states: int,
+        context_width: int,
+        embedding_width: int,
+        image_tokens: int = 4,
+    ):
+        super().__init__()
+        self.image_tokens = image_tokens
+        self.image_to_time = nn.Linear(image_embedding, embedding_width)
+        self.text_to_time = nn.Linear(image_embedding, embedding_width)
+        self.image_to_context = nn.Linear(image_embedding, image_tokens * context_width)
+        self.text_to_context = nn.Linear(text_states, context_width)
+        self.text_norm = nn.LayerNorm(context_width)
+
+    def forward(
+        self,
+        image_embedding: Float[Tensor, "batch dim"],
+        text_embedding: Float[Tensor, "batch dim"],
+        text_states: Float[Tensor, "batch length width"],
+        text_mask: Bool[Tensor, "batch length"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The addition to the time embedding, the context and its mask."""
+        time = self.image_to_time(image_embedding) + self.text_to_time(text_embedding)
+        image_tokens = self.image_to_context(image_embedding).unflatten(1, (self.image_tokens, -1))
+        text_tokens = self.text_norm(self.text_to_context(text_states))
+        context = torch.cat([image_tokens, text_tokens], dim=1)
+        return time, context, F.pad(text_mask, (self.image_tokens, 0), value=True)
+
+
+class UNet(nn.Module):
+    """ADM U-Net.
+
+    Args:
+        channels: of the first level.
+        multipliers: of `channels`, one a level; each level halves the resolution of the one before.
+        blocks: residual blocks a level (one more on the way up).
+        attention_levels: which levels, from 0, have attention; with any, the middle has it too.
+        head_width: channels of an attention head.
+        conditioning: sizes of image embedding and text, as `Conditioning` takes them; None for a network
+            that sees images alone.
+        in_channels: of the input, 3, or 6 when a low-resolution image is concatenated.
+        out_channels: 3, or 6 with a learned variance.
+        patch: side of the pixel-unshuffle front end; 1 is the paper's network. With a larger one the
+            network can only predict x0: eps does not fit through it.
+        scale_shift: AdaGN in the residual blocks.
+        dropout: in the residual blocks.
+        groups: of the group norms.
+
+    Height and width of the input are multiples of `patch · 2^(levels - 1)`.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention_levels: Sequence[int] = (),
+        head_width: int = 64,
+        conditioning: dict[str, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        patch: int = 1,
+        scale_shift: bool = True,
+        dropout: float = 0.0,
+        groups: int = 32,
+    ):
+        super().__init__()
+        self.in_channels, self.out_channels, self.patch = in_channels, out_channels, patch
+        self.stride = patch * 2 ** (len(multipliers) - 1)
+        widths = [channels * multiplier for multiplier in multipliers]
+        embedding_width = 4 * channels
+        context_width = None if conditioning is None else conditioning["context_width"]
+
+        def block(width: int, out_width: int, resample: str | None = None) -> ResBlock:
+            return ResBlock(
+                width,
+                out_width,
+                embedding_width,
+                groups=groups,
+                dropout=dropout,
+                scale_shift=scale_shift,
+                resample=resample,
+            )
+
+        def attention(width: int) -> AttentionBlock:
+            return AttentionBlock(
+                width, head_width=head_width, context_width=context_width, groups=groups
+            )
+
+        self.time = TimestepMLP(channels, embedding_width)
+        self.conditioning = (
+            None
+            if conditioning is None
+            else Conditioning(embedding_width=embedding_width, **conditioning)
+        )
+        self.conv_in = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
+
+        down, skips, width = [], [channels], channels
+        for i, out_width in enumerate(widths):
+            level = []
+            for _ in range(blocks):
+                level.append(block(width, out_width))
+                width = out_width
+                skips.append(width)
+            attentions = [attention(width) for _ in level] if i in attention_levels else []
+            last = i + 1 == len(widths)
+            down.append(Level(level, attentions, None if last else block(width, width, "down")))
+            if not last:
+                skips.append(width)
+        self.down = nn.ModuleList(down)
+
+        self.middle = nn.ModuleList([block(width, width), block(width, width)])
+        self.middle_attention = attention(width) if attention_levels else None
+
+        up = []
+        for i, out_width in reversed(list(enumerate(widths))):
+            level = []
+            for _ in range(blocks + 1):
+                level.append(block(width + skips.pop(), out_width))
+                width = out_width
+            attentions = [attention(width) for _ in level] if i in attention_levels else []
+            up.append(Level(level, attentions, None if i == 0 else block(width, width, "up")))
+        self.up = nn.ModuleList(up)
+
+        self.norm_out = nn.GroupNorm(groups, width)
+        self.conv_out = zero_(nn.Conv2d(width, out_channels * patch**2, 3, padding=1))
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "batch channels height width"],
+        t: Float[Tensor, " batch"],
+        **condition: Tensor,
+    ) -> Float[Tensor, "batch out_channels height width"]:
+        """The network's output at `x_t`.
+
+        Args:
+            x_t: the noisy image; with a low-resolution image, both concatenated.
+            t: timesteps.
+            condition: what `Conditioning` takes; nothing for a network without it.
+
+        Raises:
+            ValueError: if height or width do not fit the network's stride.
+        """
+        if x_t.shape[2] % self.stride or x_t.shape[3] % self.stride:
+            raise ValueError(
+                f"an image of {x_t.shape[2]}×{x_t.shape[3]} does not fit this U-Net: "
+                f"its sides must be multiples of {self.stride}"
+            )
+        embedding, context, context_mask = self.time(t), None, None
+        if self.conditioning is not None:
+            addition, context, context_mask = self.conditioning(**condition)
+            embedding = embedding + addition
+
+        h = self.conv_in(F.pixel_unshuffle(x_t, self.patch))
+        skips = [h]
+        for level in self.down:
+            for i, res_block in enumerate(level.blocks):
+                h = res_block(h, embedding)
+                if level.attention:
+                    h = level.attention[i](h, context, context_mask)
+                skips.append(h)
+            if level.resampler is not None:
+                h = level.resampler(h, embedding)
+                skips.append(h)
+        h = self.middle[0](h, embedding)
+        if self.middle_attention is not None:
+            h = self.middle_attention(h, context, context_mask)
+        h = self.middle[1](h, embedding)
+        for level in self.up:
+            for i, res_block in enumerate(level.blocks):
+                h = res_block(torch.cat([h, skips.pop()], dim=1), embedding)
+                if level.attention:
+                    h = level.attention[i](h, context, context_mask)
+            if level.resampler is not None:
+                h = level.resampler(h, embedding)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)

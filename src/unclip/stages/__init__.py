@@ -1,0 +1,9 @@
+"""Stages: network × diffusion × conditioning. Torch alone; nothing of training, files or configs."""
+
+from unclip.stages.base import DiffusionStage, Stage
+from unclip.stages.clip import ClipStage
+from unclip.stages.decoder import DecoderStage
+from unclip.stages.prior import PriorStage
+from unclip.stages.upsampler import UpsamplerStage
+
+__all__ = ["ClipStage", "DecoderStage", "DiffusionStage", "PriorStage", "Stage", "UpsamplerStage"]

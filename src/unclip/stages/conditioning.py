@@ -1,0 +1,102 @@
+"""How embeddings and text are scaled for a network, and dropped for classifier-free guidance."""
+
+import math
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Scaling = Literal["statistics", "paper", "sqrt_d", "none"]
+
+# Appendix C: unit embeddings of d = 1024 are multiplied by 17.2, which is 0.5375 √d.
+PAPER_SCALE = 17.2 / math.sqrt(1024)
+
+STATISTICS_BATCHES = 1000
+
+
+class Standardise(nn.Module):
+    """(z - mean) / std with constants kept beside the weights.
+
+    Args:
+        dim: D.
+        scaling: "statistics" fits mean and std, per dimension, to the training set (Karlo); "paper"
+            multiplies by 0.5375 √D (appendix C); "sqrt_d" by √D; "none" leaves z alone.
+    """
+
+    def __init__(self, dim: int, scaling: Scaling):
+        super().__init__()
+        scales = {"statistics": 1.0, "paper": PAPER_SCALE * dim**0.5, "sqrt_d": dim**0.5, "none": 1.0}
+        if scaling not in scales:
+            raise ValueError(f"scaling is {scaling!r}; it can be {', '.join(scales)}")
+        self.scaling = scaling
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.full((dim,), 1 / scales[scaling]))
+
+    @torch.no_grad()
+    def fit(self, embeddings: Float[Tensor, "count dim"]) -> None:
+        """Takes mean and standard deviation from the data, where the scaling asks for them."""
+        if self.scaling == "statistics":
+            self.mean.copy_(embeddings.mean(dim=0))
+            self.std.copy_(embeddings.std(dim=0).clamp(min=1e-6))
+
+    def forward(self, z: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """From CLIP's space to the network's."""
+        return (z - self.mean) / self.std
+
+    def invert(self, z: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """From the network's space to CLIP's."""
+        return z * self.std + self.mean
+
+
+def fit_scalings(batches: Iterable[dict[str, Any]], image: Standardise, text: Standardise) -> None:
+    """Fits the scalings of image and text embeddings over the first batches of a data set."""
+    images, texts = [], []
+    for batch in islice(batches, STATISTICS_BATCHES):
+        images.append(batch["image_embedding"])
+        texts.append(batch["text_embedding"])
+    image.fit(torch.cat(images))
+    text.fit(torch.cat(texts))
+
+
+class NullText(nn.Module):
+    """The caption that stands for no caption: two tokens' states and an embedding, learned.
+
+    Two, since CLIP's own empty caption has two tokens (start, end) whose states are constants; a public
+    model's null text fits here.
+
+    Args:
+        embedding_dim: D.
+        text_width: width of the text states.
+    """
+
+    TOKENS = 2
+
+    def __init__(self, embedding_dim: int, text_width: int):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(1, embedding_dim))
+        self.states = nn.Parameter(torch.zeros(1, self.TOKENS, text_width))
+
+    def like(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The text tensors of `condition` for no caption."""
+        batch, length, _ = condition["text_states"].shape
+        mask = torch.arange(length, device=self.states.device) < self.TOKENS
+        states = nn.functional.pad(self.states, (0, 0, 0, length - self.TOKENS))
+        return {
+            "text_states": states.expand(batch, -1, -1),
+            "text_mask": mask.expand(batch, -1),
+            "text_embedding": self.embedding.expand(batch, -1),
+        }
+
+
+def drop(
+    condition: dict[str, Tensor], null: dict[str, Tensor], dropped: Bool[Tensor, " batch"]
+) -> dict[str, Tensor]:
+    """`condition` with the null's rows where `dropped`; every parameter stays in the graph."""
+    out = dict(condition)
+    for name, value in null.items():
+        rows = dropped.reshape(-1, *([1] * (value.ndim - 1)))
+        out[name] = torch.where(rows, value.to(condition[name].dtype), condition[name])
+    return out

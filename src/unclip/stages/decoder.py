@@ -1,0 +1,121 @@
+"""The decoder P(x | z_i, caption) (section 2.1)."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unclip.diffusion import GaussianDiffusion, guided, randn
+from unclip.networks import UNet
+from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses, timestep_quartiles
+from unclip.stages.conditioning import NullText, Scaling, Standardise, drop, fit_scalings
+
+
+class DecoderStage(DiffusionStage):
+    """CLIP image embedding and caption → image.
+
+    Args:
+        network: a U-Net with conditioning.
+        diffusion: eps with a learned-range variance in the paper; x0 where the network has a patch.
+        sampler: a sampler of `unclip.diffusion` with its steps bound.
+        embedding_dim: D of the CLIP.
+        text_width: width of the text states.
+        image_size: height and width of a sample.
+        scaling: how embeddings are brought to unit variance.
+        drop_image_embedding: how often training drops z_i (section 2.1: 10%).
+        drop_text: how often training drops the caption (section 2.1: 50%).
+        guidance_scale: of sampling; 1 is none.
+    """
+
+    name = "decoder"
+    needs_clip = True
+
+    def __init__(
+        self,
+        network: UNet,
+        diffusion: GaussianDiffusion,
+        sampler: Callable[..., Tensor],
+        *,
+        embedding_dim: int,
+        text_width: int,
+        image_size: int = 64,
+        scaling: Scaling = "none",
+        drop_image_embedding: float = 0.1,
+        drop_text: float = 0.5,
+        guidance_scale: float = 1.0,
+    ):
+        super().__init__(network, diffusion, sampler)
+        self.image_scaling = Standardise(embedding_dim, scaling)
+        self.text_scaling = Standardise(embedding_dim, scaling)
+        self.null_image_embedding = nn.Parameter(torch.zeros(1, embedding_dim))
+        self.null_text = NullText(embedding_dim, text_width)
+        self.image_size = image_size
+        self.drop_image_embedding = drop_image_embedding
+        self.drop_text = drop_text
+        self.guidance_scale = guidance_scale
+
+    def fit_statistics(self, batches: Iterable[Batch]) -> None:
+        """Mean and standard deviation of the image and text embeddings."""
+        fit_scalings(batches, self.image_scaling, self.text_scaling)
+
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """Standardised embeddings, text states and mask."""
+        return {
+            "image_embedding": self.image_scaling(batch["image_embedding"]),
+            "text_embedding": self.text_scaling(batch["text_embedding"]),
+            "text_states": batch["text_states"],
+            "text_mask": batch["text_mask"],
+        }
+
+    def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Neither image embedding nor caption."""
+        null_image = self.null_image_embedding.expand_as(condition["image_embedding"])
+        return {"image_embedding": null_image, **self.null_text.like(condition)}
+
+    def _dropped(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        null, batch = self.null(condition), len(condition["text_mask"])
+        device = condition["text_mask"].device
+        image = {"image_embedding": null.pop("image_embedding")}
+        condition = drop(
+            condition, image, torch.rand(batch, device=device) < self.drop_image_embedding
+        )
+        return drop(condition, null, torch.rand(batch, device=device) < self.drop_text)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The diffusion loss on `image`, with image embedding and caption dropped independently."""
+        x0 = batch["image"]
+        noise = torch.randn_like(x0)
+        t = self.diffusion.draw_timesteps(len(x0), x0.device)
+        x_t = self.diffusion.add_noise(x0, noise, t)
+        output = self.network(x_t, t, **self._dropped(self.condition(batch)))
+        losses = self.diffusion.loss(output, x0, noise, x_t, t)
+        quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
+        return {**mean_losses(losses), **quartiles}
+
+    def _prepare(self, **condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x_t, t: self.network(x_t, t, **condition)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: dict[str, Tensor],
+        *,
+        generators: Sequence[torch.Generator],
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        callback: Callback | None = None,
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Images in [-1, 1]."""
+        device = condition["image_embedding"].device
+        noise = randn((3, self.image_size, self.image_size), generators, device)
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        network = guided(self._prepare, condition, self.null(condition), scale, channels=3)
+        return self._sample(
+            network,
+            noise.to(memory_format=torch.channels_last),
+            clip=1.0,
+            generators=generators,
+            steps=steps,
+            callback=callback,
+        )

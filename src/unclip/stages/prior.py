@@ -1,0 +1,123 @@
+"""The diffusion prior P(z_i | caption) (section 2.2)."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unclip.diffusion import GaussianDiffusion, guided, randn
+from unclip.networks import PriorTransformer
+from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses
+from unclip.stages.conditioning import NullText, Scaling, Standardise, drop, fit_scalings
+
+
+class PriorStage(DiffusionStage):
+    """Caption → CLIP image embedding.
+
+    Args:
+        network: the causal transformer.
+        diffusion: predicts x0 in the paper.
+        sampler: a sampler of `unclip.diffusion` with its steps bound.
+        text_width: width of the text states.
+        scaling: how embeddings are brought to unit variance.
+        drop_text: how often training drops the caption, for guidance.
+        noises: noised embeddings trained on a caption and pass; they share the caption's prefix.
+        candidates: samples drawn a caption, of which the one with the largest z_i · z_t is kept.
+        guidance_scale: of sampling; 1 is none.
+        clip: bound of the standardised x0 while sampling.
+        normalise: make samples unit vectors, as the CLIP's embeddings are.
+    """
+
+    name = "prior"
+    needs_clip = True
+
+    def __init__(
+        self,
+        network: PriorTransformer,
+        diffusion: GaussianDiffusion,
+        sampler: Callable[..., Tensor],
+        *,
+        text_width: int,
+        scaling: Scaling = "statistics",
+        drop_text: float = 0.1,
+        noises: int = 1,
+        candidates: int = 2,
+        guidance_scale: float = 1.0,
+        clip: float | None = None,
+        normalise: bool = True,
+    ):
+        super().__init__(network, diffusion, sampler)
+        self.image_scaling = Standardise(network.embedding_dim, scaling)
+        self.text_scaling = Standardise(network.embedding_dim, scaling)
+        self.null_text = NullText(network.embedding_dim, text_width)
+        self.drop_text = drop_text
+        self.noises = noises
+        self.candidates = candidates
+        self.guidance_scale = guidance_scale
+        self.clip = clip
+        self.normalise = normalise
+
+    def fit_statistics(self, batches: Iterable[Batch]) -> None:
+        """Mean and standard deviation of the image and text embeddings."""
+        fit_scalings(batches, self.image_scaling, self.text_scaling)
+
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """Text states, mask and standardised embedding."""
+        return {
+            "text_states": batch["text_states"],
+            "text_mask": batch["text_mask"],
+            "text_embedding": self.text_scaling(batch["text_embedding"]),
+        }
+
+    def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The condition without its caption; x_t is never dropped."""
+        return self.null_text.like(condition)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Mean square error of the predicted embedding over several noises a caption."""
+        condition = self.condition(batch)
+        dropped = torch.rand(len(batch["caption"]), device=condition["text_mask"].device)
+        condition = drop(condition, self.null(condition), dropped < self.drop_text)
+        x0 = self.image_scaling(batch["image_embedding"]).repeat_interleave(self.noises, dim=0)
+        noise = torch.randn_like(x0)
+        t = self.diffusion.draw_timesteps(len(x0), x0.device)
+        x_t = self.diffusion.add_noise(x0, noise, t)
+        prefix = self.network.prefix(**condition)
+        output = self.network.suffix(
+            prefix, x_t.unflatten(0, (-1, self.noises)), t.unflatten(0, (-1, self.noises))
+        )
+        return mean_losses(self.diffusion.loss(output.flatten(0, 1), x0, noise, x_t, t))
+
+    def _prepare(self, **caption: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        prefix = self.network.prefix(**caption)
+        return lambda x_t, t: self.network.suffix(prefix, x_t, t[:, None].expand(x_t.shape[:2]))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: dict[str, Tensor],
+        *,
+        generators: Sequence[torch.Generator],
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        callback: Callback | None = None,
+    ) -> Float[Tensor, "batch dim"]:
+        """An image embedding in CLIP's space a caption, the best of `candidates` by z_i · z_t."""
+        text_embedding = self.text_scaling.invert(condition["text_embedding"])
+        noise = randn((self.candidates, text_embedding.shape[1]), generators, text_embedding.device)
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        network = guided(self._prepare, condition, self.null(condition), scale)
+        sampled = self._sample(
+            network,
+            noise,
+            clip=self.clip,
+            generators=generators,
+            steps=steps,
+            callback=callback,
+        )
+        z = self.image_scaling.invert(sampled)
+        if self.normalise:
+            z = torch.nn.functional.normalize(z, dim=-1)
+        best = torch.einsum("bnd,bd->bn", z, text_embedding).argmax(dim=1)
+        return z[torch.arange(len(z), device=z.device), best]

@@ -1,0 +1,110 @@
+"""The upsamplers: unconditional but for the low-resolution image (section 2.1, appendix C)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from unclip.diffusion import GaussianDiffusion, randn
+from unclip.networks import UNet
+from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses, timestep_quartiles
+
+
+class UpsamplerStage(DiffusionStage):
+    """Low-resolution image → image `scale` times its size. It is convolutional: any size will do.
+
+    Args:
+        network: a U-Net without conditioning, of six input channels.
+        diffusion: the process; x0 where the network has a patch.
+        sampler: a sampler of `unclip.diffusion` with its steps bound.
+        name: "upsampler_256" or "upsampler_1024".
+        scale: the enlargement.
+        residual: the network's x0 is what has to be added to the enlarged low-resolution image.
+    """
+
+    needs_clip = False
+
+    def __init__(
+        self,
+        network: UNet,
+        diffusion: GaussianDiffusion,
+        sampler: Callable[..., Tensor],
+        *,
+        name: str,
+        scale: int = 4,
+        residual: bool = False,
+    ):
+        super().__init__()
+        if residual and diffusion.prediction != "x0":
+            raise ValueError(f"residual goes with prediction x0, not {diffusion.prediction}")
+        self.network = network
+        self.diffusion = diffusion
+        self.sampler = sampler
+        self.name = name
+        self.scale = scale
+        self.residual = residual
+
+    def enlarge(
+        self, low_res: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 scaled_height scaled_width"]:
+        """Bicubic enlargement, within [-1, 1]; also the baseline that the stage is measured against."""
+        return F.interpolate(
+            low_res, scale_factor=float(self.scale), mode="bicubic", align_corners=False
+        ).clamp(-1, 1)
+
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """The low-resolution image."""
+        return {"low_res": batch["low_res"]}
+
+    def _prepare(self, low_res: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        enlarged = self.enlarge(low_res)
+
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
+            output = self.network(torch.cat([x_t, enlarged], dim=1), t)
+            if not self.residual:
+                return output
+            return torch.cat([output[:, :3] + enlarged, output[:, 3:]], dim=1)
+
+        return network
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The diffusion loss on `image`, given `low_res`."""
+        x0 = batch["image"]
+        noise = torch.randn_like(x0)
+        t = self.diffusion.draw_timesteps(len(x0), x0.device)
+        x_t = self.diffusion.add_noise(x0, noise, t)
+        output = self._prepare(**self.condition(batch))(x_t, t)
+        losses = self.diffusion.loss(output, x0, noise, x_t, t)
+        quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
+        return {**mean_losses(losses), **quartiles}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: dict[str, Tensor],
+        *,
+        generators: Sequence[torch.Generator],
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        callback: Callback | None = None,
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Images in [-1, 1]. There is no guidance to scale.
+
+        Raises:
+            ValueError: for a guidance scale other than 1.
+        """
+        if guidance_scale not in (None, 1):
+            raise ValueError(f"{self.name} is unconditional: it takes no guidance scale")
+        low_res = condition["low_res"]
+        height, width = (self.scale * side for side in low_res.shape[2:])
+        noise = randn((3, height, width), generators, low_res.device)
+        return self._sample(
+            self._prepare(low_res),
+            noise.to(memory_format=torch.channels_last),
+            clip=1.0,
+            generators=generators,
+            steps=steps,
+            callback=callback,
+        )
