@@ -36,12 +36,9 @@ class UpsamplerStage(DiffusionStage):
         scale: int = 4,
         residual: bool = False,
     ):
-        super().__init__()
+        super().__init__(network, diffusion, sampler)
         if residual and diffusion.prediction != "x0":
             raise ValueError(f"residual goes with prediction x0, not {diffusion.prediction}")
-        self.network = network
-        self.diffusion = diffusion
-        self.sampler = sampler
         self.name = name
         self.scale = scale
         self.residual = residual

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from unclip.networks import UNet
+
+CONDITIONING = {"image_embedding": 8, "text_states": 12, "context_width": 16}
+TINY = dict(channels=16, multipliers=[1, 2], blocks=1, head_width=8, groups=8)
+
+
+def condition(batch: int = 2, length: int = 5) -> dict[str, torch.Tensor]:
+    return {
+        "image_embedding": torch.randn(batch, 8),
+        "text_embedding": torch.randn(batch, 8),
+        "text_states": torch.randn(batch, length, 12),
+        "text_mask": torch.arange(length)[None].expand(batch, -1) < 3,
+    }
+
+
+def randomised(net: UNet) -> UNet:
+    """Every parameter random, so that nothing hides behind a zero."""
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return net.eval()
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_starts_at_zero_and_keeps_the_size(patch):
+    net = UNet(**TINY, conditioning=CONDITIONING, attention_levels=[1], out_channels=6, patch=patch)
+    out = net(torch.randn(2, 3, 16, 24), torch.tensor([0, 999]), **condition())
+    assert out.shape == (2, 6, 16, 24)
+    assert (out == 0).all()
+
+
+def test_padding_tokens_are_not_seen_and_real_ones_are():
+    net = randomised(UNet(**TINY, conditioning=CONDITIONING, attention_levels=[1]))
+    x, t, given = torch.randn(2, 3, 8, 8), torch.tensor([3, 700]), condition()
+    out = net(x, t, **given)
+    padded = {**given, "text_states": given["text_states"].clone()}
+    padded["text_states"][:, 3:] += 100
+    torch.testing.assert_close(net(x, t, **padded), out)
+    padded["text_states"][:, 2] += 1
+    assert not torch.allclose(net(x, t, **padded), out)
+
+
+@pytest.mark.parametrize("name", ["image_embedding", "text_embedding"])
+def test_embeddings_matter(name):
+    net = randomised(UNet(**TINY, conditioning=CONDITIONING, attention_levels=[1]))
+    x, t, given = torch.randn(2, 3, 8, 8), torch.tensor([3, 700]), condition()
+    changed = net(x, t, **{**given, name: given[name] + 1})
+    assert not torch.allclose(changed, net(x, t, **given))
+
+
+def test_every_parameter_gets_a_gradient():
+    net = randomised(UNet(**TINY, conditioning=CONDITIONING, attention_levels=[0, 1]))
+    net(torch.randn(2, 3, 8, 8), torch.tensor([3, 700]), **condition()).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_without_attention_it_is_convolutional():
+    """Away from the borders a crop's output is the whole's, but for the norms' statistics."""
+    net = randomised(UNet(**TINY, in_channels=6))
+    assert net(torch.randn(1, 6, 8, 8), torch.tensor([3])).shape == (1, 3, 8, 8)
+    assert net(torch.randn(1, 6, 32, 16), torch.tensor([3])).shape == (1, 3, 32, 16)
+
+
+def test_a_size_that_does_not_fit_names_the_stride():
+    with pytest.raises(ValueError, match="multiples of 4"):
+        UNet(**TINY, patch=2)(torch.randn(1, 3, 10, 8), torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "millions"),
+    [
+        # Karlo's decoder, 893,318,086 with its null vector of 768, which the stage holds here
+        (
+            dict(
+                channels=320,
+                multipliers=[1, 2, 3, 4],
+                blocks=3,
+                attention_levels=[1, 2, 3],
+                out_channels=6,
+                dropout=0.1,
+                conditioning=dict(image_embedding=768, text_states=768, context_width=1536),
+            ),
+            893.318086 - 768e-6,
+        ),
+        # Karlo's 64 → 256 network
+        (
+            dict(channels=320, multipliers=[1, 2, 3, 4], blocks=3, in_channels=6, scale_shift=False),
+            691.579523,
+        ),
+        # the paper's 64 → 256 and 256 → 1024 networks, as ADM's classes count them
+        (dict(channels=320, multipliers=[1, 2, 3, 4], blocks=3, in_channels=6), 729.7),
+        (dict(channels=192, multipliers=[1, 1, 2, 2, 4, 4], blocks=2, in_channels=6), 282.1),
+    ],
+)
+def test_published_sizes(arguments, millions):
+    with torch.device("meta"):
+        net = UNet(**arguments)
+    count = sum(parameter.numel() for parameter in net.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=1e-9 if millions in (691.579523,) else 2e-4)

@@ -1,0 +1,192 @@
+import pytest
+import torch
+from unclip.diffusion import GaussianDiffusion, ddim, dpm_solver_pp_2m
+from unclip.networks import PriorTransformer, UNet
+from unclip.stages import DecoderStage, PriorStage, UpsamplerStage
+from unclip.stages.conditioning import Standardise
+
+from functools import partial
+
+D, W, L = 8, 12, 5
+
+
+def embedded_batch(count: int = 4) -> dict:
+    return {
+        "key": [f"{k:08d}" for k in range(count)],
+        "caption": ["a red apple"] * count,
+        "image": torch.rand(count, 3, 8, 8) * 2 - 1,
+        "low_res": torch.rand(count, 3, 2, 2) * 2 - 1,
+        "image_embedding": torch.nn.functional.normalize(torch.randn(count, D), dim=1),
+        "text_embedding": torch.nn.functional.normalize(torch.randn(count, D), dim=1),
+        "text_states": torch.randn(count, L, W),
+        "text_mask": torch.arange(L)[None].expand(count, -1) < 4,
+    }
+
+
+def prior(**options) -> PriorStage:
+    network = PriorTransformer(
+        embedding_dim=D, text_width=W, context_length=L, width=16, layers=2, heads=2
+    )
+    return PriorStage(
+        network,
+        GaussianDiffusion(prediction="x0"),
+        partial(ddim, steps=4),
+        text_width=W,
+        **options,
+    )
+
+
+def unet(**options) -> UNet:
+    return UNet(channels=16, multipliers=[1, 2], blocks=1, head_width=8, groups=8, **options)
+
+
+def decoder(**options) -> DecoderStage:
+    network = unet(
+        conditioning=dict(image_embedding=D, text_states=W, context_width=16),
+        attention_levels=[1],
+        out_channels=6,
+    )
+    return DecoderStage(
+        network,
+        GaussianDiffusion(prediction="x0", variance="learned_range"),
+        partial(dpm_solver_pp_2m, steps=4),
+        embedding_dim=D,
+        text_width=W,
+        image_size=8,
+        **options,
+    )
+
+
+def upsampler(**options) -> UpsamplerStage:
+    return UpsamplerStage(
+        unet(in_channels=6),
+        GaussianDiffusion(prediction="x0"),
+        partial(ddim, steps=3),
+        name="upsampler_256",
+        **options,
+    )
+
+
+def shaken(stage):
+    """Random weights everywhere, so that zero-initialised branches take part."""
+    for parameter in stage.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return stage.eval()
+
+
+@pytest.mark.parametrize("make", [prior, decoder, upsampler])
+def test_loss_is_a_scalar_and_reaches_every_parameter(make):
+    """Both branches of every drop stay in the graph, or DDP would wait for a missing gradient."""
+    stage = shaken(make())
+    losses = stage.loss(embedded_batch())
+    assert losses["loss"].shape == ()
+    assert all(not value.requires_grad for name, value in losses.items() if name != "loss")
+    losses["loss"].backward()
+    assert [name for name, p in stage.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("make", [prior, decoder, upsampler])
+def test_a_sample_does_not_depend_on_its_batch(make, generators):
+    stage, batch = shaken(make()), embedded_batch()
+    condition = stage.condition(batch)
+    together = stage.sample(condition, generators=generators(4))
+    for k in range(4):
+        row = {name: value[k : k + 1] for name, value in condition.items()}
+        alone = stage.sample(row, generators=generators(1, first_seed=k))
+        torch.testing.assert_close(alone[0], together[k], atol=1e-5, rtol=1e-4)
+
+
+def test_guidance_extrapolates_and_leaves_scale_one_alone(generators):
+    """With one evaluation the sample is x0 itself, where guidance is linear in the scale."""
+    stage = shaken(decoder())
+    condition = stage.condition(embedded_batch(2))
+    null = stage.null(condition)
+
+    def sample(given, scale):
+        clip_free = stage._sample  # x0 unclipped, so that linearity shows
+        stage._sample = lambda *a, **k: clip_free(*a, **{**k, "clip": None})
+        try:
+            return stage.sample(given, generators=generators(2), guidance_scale=scale, steps=1)
+        finally:
+            del stage._sample
+
+    cond, uncond = sample(condition, 1), sample(null, 1)
+    torch.testing.assert_close(sample(condition, 3.0), uncond + 3 * (cond - uncond))
+
+
+def test_prior_keeps_the_candidate_nearest_to_the_text(generators):
+    stage, batch = shaken(prior(candidates=6)), embedded_batch()
+    kept = stage.sample(stage.condition(batch), generators=generators(4))
+    torch.testing.assert_close(kept.norm(dim=1), torch.ones(4))
+    stage.candidates = 1
+    chosen = (kept * batch["text_embedding"]).sum(1)
+    first = stage.sample(stage.condition(batch), generators=generators(4))
+    assert (chosen >= (first * batch["text_embedding"]).sum(1) - 1e-5).all()
+
+
+def test_prior_s_null_drops_the_text_alone():
+    stage = prior()
+    condition = stage.condition(embedded_batch())
+    assert set(stage.null(condition)) == {"text_states", "text_mask", "text_embedding"}
+    assert (stage.null(condition)["text_mask"].sum(1) == 2).all()
+
+
+@pytest.mark.parametrize(("make", "rates"), [(decoder, (0.1, 0.5))])
+def test_drop_rates(make, rates):
+    stage, batch = make(), embedded_batch(4000)
+    with torch.no_grad():
+        stage.null_image_embedding.fill_(100.0)
+        stage.null_text.embedding.fill_(100.0)
+    condition = stage._dropped(stage.condition(batch))
+    image = (condition["image_embedding"] == 100).all(1).float()
+    text = (condition["text_embedding"] == 100).all(1).float()
+    assert image.mean().item() == pytest.approx(rates[0], abs=0.02)
+    assert text.mean().item() == pytest.approx(rates[1], abs=0.03)
+    assert (image * text).mean().item() == pytest.approx(rates[0] * rates[1], abs=0.015)
+    assert (condition["text_mask"].sum(1) == torch.where(text.bool(), 2, 4)).all()
+
+
+def test_standardise_fits_and_inverts():
+    z = torch.randn(1000, D) * torch.arange(1, D + 1) + 3
+    scaling = Standardise(D, "statistics")
+    scaling.fit(z)
+    torch.testing.assert_close(scaling(z).mean(0), torch.zeros(D), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaling(z).std(0), torch.ones(D))
+    torch.testing.assert_close(scaling.invert(scaling(z)), z)
+
+
+def test_the_paper_s_scaling_is_17_2_at_1024_dimensions():
+    z = torch.randn(2, 1024)
+    torch.testing.assert_close(Standardise(1024, "paper")(z), 17.2 * z)
+    torch.testing.assert_close(Standardise(4, "sqrt_d")(z[:, :4]), 2 * z[:, :4])
+
+
+def test_a_residual_upsampler_starts_as_bicubic(generators):
+    stage, batch = upsampler(residual=True), embedded_batch()
+    out = stage.sample(stage.condition(batch), generators=generators(4))
+    torch.testing.assert_close(out, stage.enlarge(batch["low_res"]))
+
+
+def test_an_upsampler_takes_any_size_and_no_guidance(generators):
+    stage = upsampler()
+    out = stage.sample({"low_res": torch.zeros(1, 3, 4, 6)}, generators=generators(1))
+    assert out.shape == (1, 3, 16, 24)
+    with pytest.raises(ValueError, match="unconditional"):
+        stage.sample(
+            {"low_res": torch.zeros(1, 3, 4, 4)}, generators=generators(1), guidance_scale=2
+        )
+
+
+@pytest.mark.parametrize("make", [prior, decoder, upsampler])
+def test_overfits_one_batch(make, generators):
+    """A few steps on one batch lower the loss by more than half."""
+    stage, batch = make(), embedded_batch()
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = stage.loss(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) / 10 < 0.5 * sum(losses[:5]) / 5
