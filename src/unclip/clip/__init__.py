@@ -1,0 +1,26 @@
+"""CLIP through open_clip: tokens, towers for training, and a frozen embedder for other stages."""
+
+from unclip.clip.embedder import ClipEmbedder, TextFeatures, embed_images
+from unclip.clip.loss import Contrast, contrastive_loss
+from unclip.clip.model import TextOutput, build_clip, encode_text, fingerprint, prepare_image
+from unclip.clip.public import load_public
+from unclip.clip.retrieval import recall_at
+from unclip.clip.tokenizer import Tokenizer, Tokens, fit_vocabulary
+
+__all__ = [
+    "ClipEmbedder",
+    "Contrast",
+    "TextFeatures",
+    "TextOutput",
+    "Tokenizer",
+    "Tokens",
+    "build_clip",
+    "contrastive_loss",
+    "embed_images",
+    "encode_text",
+    "fingerprint",
+    "fit_vocabulary",
+    "load_public",
+    "prepare_image",
+    "recall_at",
+]

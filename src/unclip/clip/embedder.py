@@ -1,0 +1,171 @@
+"""A frozen CLIP as the other stages use it: captions and images in, embeddings out."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor, nn
+
+from unclip.clip.model import encode_text, prepare_image, to_float
+from unclip.clip.tokenizer import Tokenizer
+
+CACHE_BYTES = 64 * 2**20
+
+
+class TextFeatures(NamedTuple):
+    """Captions as the stages take them.
+
+    Attributes:
+        tokens: ids, padded with 0.
+        text_states: hidden states after the final layer norm.
+        text_mask: true at real tokens, start and end included.
+        text_embedding: z_t.
+    """
+
+    tokens: Int64[Tensor, "batch length"]
+    text_states: Float[Tensor, "batch length width"]
+    text_mask: Bool[Tensor, "batch length"]
+    text_embedding: Float[Tensor, "batch dim"]
+
+
+class ClipEmbedder:
+    """A frozen CLIP: a plain object, never a submodule, always float32 outside, without gradients.
+
+    On a CPU the features of the captions seen last are kept, up to 64 MiB.
+
+    Args:
+        model: an open_clip model; taken over: set to eval mode, without gradients.
+        tokenizer: its tokenizer, of the model's context length.
+        image_mean: mean of each channel in [0, 1] that the model was trained with.
+        image_std: likewise the deviation.
+        fingerprint: of the weights, from `unclip.clip.fingerprint`.
+        normalize: scale z_t and z_i to unit length.
+        dtype: what the model computes in.
+
+    Attributes:
+        embedding_dim: D, of z_t and z_i.
+        text_width: W, of the text states.
+        context_length: L.
+        image_size: edge in pixels that the image tower takes; other images are resized.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        fingerprint: str,
+        normalize: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ):
+        tower = getattr(model, "text", model)
+        height, width = _pair(model.visual.image_size)
+        if height != width:
+            raise ValueError(f"unclip's images are square; this CLIP takes {height}×{width} pixels")
+        assert tower.positional_embedding.shape[0] == tokenizer.context_length
+        assert tower.token_embedding.num_embeddings == tokenizer.vocabulary_size
+        self.model = model.to(dtype=dtype).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.image_mean = tuple(image_mean)
+        self.image_std = tuple(image_std)
+        self.fingerprint = fingerprint
+        self.normalize = normalize
+        self.embedding_dim = _embedding_dim(tower)
+        self.text_width = tower.token_embedding.embedding_dim
+        self.context_length = tokenizer.context_length
+        self.image_size = height
+        self._cache: OrderedDict[str, TextFeatures] = OrderedDict()  # rows, without a batch
+        row_bytes = 4 * (self.context_length * (self.text_width + 3) + self.embedding_dim)
+        self._cache_size = CACHE_BYTES // row_bytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies, and the results."""
+        return self.model.logit_scale.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the model; returns itself."""
+        self.model.to(device)
+        return self
+
+    @torch.inference_mode(False)  # what is kept may later meet autograd
+    def text(self, captions: Sequence[str]) -> TextFeatures:
+        """Encodes captions; what does not fit the context is cut (`tokenizer.cut` tells what)."""
+        if self.device.type != "cpu":
+            return self._encode_text(captions)
+        rows = {caption: self._cache.pop(caption, None) for caption in dict.fromkeys(captions)}
+        new = [caption for caption, row in rows.items() if row is None]
+        if new:
+            features = self._encode_text(new)
+            for index, caption in enumerate(new):
+                # A row of its own, lest it keep the whole batch in memory.
+                rows[caption] = TextFeatures(*(part[index].clone() for part in features))
+        self._cache.update(rows)
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        parts = zip(*(rows[caption] for caption in captions), strict=True)
+        return TextFeatures(*(torch.stack(part) for part in parts))
+
+    def image(self, image: Shaped[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """Encodes images, float in [-1, 1] or uint8, of any size; z_i."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            image = prepare_image(
+                image.to(self.device),
+                size=self.image_size,
+                mean=self.image_mean,
+                std=self.image_std,
+            )
+            return self._finish(self.model.encode_image(image.to(self.model.logit_scale.dtype)))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Embeds a batch: returns a new dict with more keys.
+
+        `image` and `low_res` become float in [-1, 1]. Captions add `tokens`, `text_states`,
+        `text_mask` and `text_embedding`; an image adds `image_embedding`, unless the loader has
+        brought it.
+        """
+        batch = dict(batch)
+        if "caption" in batch:
+            batch |= self.text(batch["caption"])._asdict()
+        if "image_embedding" in batch:
+            batch["image_embedding"] = batch["image_embedding"].to(self.device, torch.float32)
+        elif "image" in batch:
+            batch["image_embedding"] = self.image(batch["image"])
+        for key in ("image", "low_res"):
+            if key in batch:
+                batch[key] = to_float(batch[key])
+        return batch
+
+    def _encode_text(self, captions: Sequence[str]) -> TextFeatures:
+        tokens, mask = (part.to(self.device) for part in self.tokenizer(captions))
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            states, embedding = encode_text(self.model, tokens)
+        return TextFeatures(tokens, states.float(), mask, self._finish(embedding))
+
+    def _finish(self, embedding: Tensor) -> Tensor:
+        embedding = embedding.float()
+        return F.normalize(embedding, dim=-1) if self.normalize else embedding
+
+
+def embed_images(
+    embedder: ClipEmbedder, batches: Iterable[dict[str, Any]]
+) -> Iterator[tuple[list[str], Float[Tensor, "batch dim"]]]:
+    """Each batch's keys and image embeddings, on the CPU."""
+    for batch in batches:
+        yield batch["key"], embedder.image(batch["image"]).cpu()
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _embedding_dim(tower: nn.Module) -> int:
+    projection = tower.text_projection
+    if projection is None:
+        return tower.token_embedding.embedding_dim
+    return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]

@@ -1,0 +1,122 @@
+"""CLIP's towers: open_clip's model built from plain numbers, and functions over its modules."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Shaped
+from open_clip.model import CLIP
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+
+class TextOutput(NamedTuple):
+    """The text tower's two outputs.
+
+    Attributes:
+        text_states: hidden states after the final layer norm.
+        text_embedding: the end token's state, projected; not normalised.
+    """
+
+    text_states: Float[Tensor, "batch length width"]
+    text_embedding: Float[Tensor, "batch dim"]
+
+
+def build_clip(
+    *, embed_dim: int, vision: dict[str, Any], text: dict[str, Any], quick_gelu: bool = False
+) -> CLIP:
+    """open_clip's CLIP, freshly initialised.
+
+    Args:
+        embed_dim: dimension of the joint space.
+        vision: `open_clip.model.CLIPVisionCfg` by name: image_size, patch_size, width, layers,
+            head_width, … Four numbers as `layers` make a ResNet.
+        text: `open_clip.model.CLIPTextCfg` by name: context_length, vocab_size, width, heads,
+            layers, …
+        quick_gelu: OpenAI's activation, which its weights need.
+
+    Raises:
+        ValueError: when widths, heads and patches do not divide.
+    """
+    if isinstance(vision.get("layers"), int):
+        _divides("vision width", vision["width"], "head width", vision.get("head_width", 64))
+        _divides("image_size", vision["image_size"], "patch_size", vision["patch_size"])
+    else:
+        _divides("image_size", vision["image_size"], "the ResNet's stride", 32)
+    _divides("text width", text["width"], "text heads", text["heads"])
+    return CLIP(embed_dim, vision, text, quick_gelu=quick_gelu)
+
+
+def encode_text(model: nn.Module, tokens: Int64[Tensor, "batch length"]) -> TextOutput:
+    """Hidden states and, as `model.encode_text(tokens)` gives it, the embedding, in one pass.
+
+    With causal attention, `length` may be less than the context, as long as it holds every end
+    token.
+    """
+    tower = getattr(model, "text", model)  # a custom text tower is a module of its own
+    dtype = tower.transformer.get_cast_dtype()
+    length = tokens.shape[1]
+    mask = tower.attn_mask
+    states = tower.token_embedding(tokens).to(dtype)  # (B, L, W)
+    states = states + tower.positional_embedding[:length].to(dtype)
+    states = tower.transformer(states, attn_mask=None if mask is None else mask[:length, :length])
+    states = tower.ln_final(states)
+    pool = tower.text_pool_type if tower is model else tower.pool_type
+    end = tower.text_eos_id if tower is model else tower.eos_id
+    pooled = text_global_pool(states, tokens, pool, eos_token_id=end)  # (B, W)
+    projection = tower.text_projection
+    if isinstance(projection, nn.Linear):
+        pooled = projection(pooled)  # (B, D)
+    elif projection is not None:
+        pooled = pooled @ projection  # (B, D)
+    return TextOutput(states, pooled)
+
+
+def to_float(image: Shaped[Tensor, "batch 3 height width"]) -> Tensor:
+    """uint8 pixels as float in [-1, 1]; floats as they are."""
+    return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
+
+
+def prepare_image(
+    image: Shaped[Tensor, "batch 3 height width"],
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float[Tensor, "batch 3 size size"]:
+    """Images as CLIP's tower takes them: resized (bicubic, antialiased) and standardised.
+
+    Args:
+        image: uint8, or float in [-1, 1]. Of what is not square, the middle is taken.
+        size: edge of the result.
+        mean: of each channel in [0, 1].
+        std: likewise.
+    """
+    image = to_float(image).float() / 2 + 0.5
+    height, width = image.shape[-2:]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    image = image[..., top : top + edge, left : left + edge]
+    if edge != size:
+        image = F.interpolate(image, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return (image - image.new_tensor(mean).view(3, 1, 1)) / image.new_tensor(std).view(3, 1, 1)
+
+
+def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
+    """16 hex digits that tell one set of weights from another.
+
+    Names, types, shapes and bytes count; order, device and memory layout do not. SHA-256, cut.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _divides(what: str, whole: int, by: str, part: int) -> None:
+    if whole % part:
+        raise ValueError(f"{by} ({part}) must divide {what} ({whole})")

@@ -1,0 +1,98 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+
+from unclip.clip import contrastive_loss
+
+
+def _pairs(count=6, dim=5):
+    image = F.normalize(torch.randn(count, dim, dtype=torch.float64), dim=-1).requires_grad_()
+    text = F.normalize(torch.randn(count, dim, dtype=torch.float64), dim=-1)
+    return image, text, torch.arange(count)[:, None].expand(-1, 3)
+
+
+def test_it_is_the_mean_of_two_cross_entropies():
+    image, text, tokens = _pairs()
+    contrast = contrastive_loss(image, text, torch.tensor(10.0), tokens)
+    logits = 10 * image @ text.T
+    rows = -(logits.diag() - logits.logsumexp(1)).mean()
+    columns = -(logits.diag() - logits.logsumexp(0)).mean()
+    torch.testing.assert_close(contrast.loss, (rows + columns) / 2)
+    torch.testing.assert_close(contrast.loss, ClipLoss()(image, text, 10.0))
+    own = torch.arange(6)
+    assert contrast.image_to_text == (logits.argmax(1) == own).float().mean()
+    assert contrast.text_to_image == (logits.argmax(0) == own).float().mean()
+
+
+def test_a_repeated_caption_is_no_negative():
+    image, text, tokens = _pairs(4)
+    tokens = tokens.clone()
+    tokens[2] = tokens[0]
+    text = torch.cat([text[:2], text[:1], text[3:]])
+    logits = 10 * image @ text.T
+    expected = 0.0
+    for i in range(4):
+        others = [j for j in range(4) if j == i or {i, j} != {0, 2}]
+        expected += (
+            logits[i, others].logsumexp(0) + logits[others, i].logsumexp(0) - 2 * logits[i, i]
+        )
+    contrast = contrastive_loss(image, text, torch.tensor(10.0), tokens)
+    torch.testing.assert_close(contrast.loss, expected / 8)
+    contrast.loss.backward()
+    assert image.grad.isfinite().all()
+
+
+def test_a_batch_of_one_caption_has_nothing_to_learn():
+    image, text, tokens = _pairs()
+    contrast = contrastive_loss(image, text, torch.tensor(10.0), torch.zeros_like(tokens))
+    assert contrast.loss == 0 and contrast.image_to_text == 1
+
+
+PROCESS = """
+    import sys, unclip, torch, torch.distributed as dist, torch.multiprocessing as mp
+    import torch.nn.functional as F
+    from unclip.clip import contrastive_loss
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    image, text = torch.randn(2, 6, 5, dtype=torch.float64).unbind()
+    text[4] = text[1]
+    tokens = torch.tensor([0, 1, 2, 3, 1, 5])[:, None]
+
+    def loss(weight, rows, gather):
+        pair = [F.normalize(part[rows] @ weight, dim=-1) for part in (image, text)]
+        return contrastive_loss(*pair, torch.tensor(10.0), tokens[rows], gather=gather).loss
+
+    def work(rank, folder):
+        dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+        weight = torch.eye(5, dtype=torch.float64, requires_grad=True)
+        part = loss(weight, slice(3 * rank, 3 * rank + 3), True)
+        part.backward()
+        both = torch.cat([part.detach().view(1), weight.grad.flatten()])
+        dist.all_reduce(both)
+        if rank == 0:
+            weight = torch.eye(5, dtype=torch.float64, requires_grad=True)
+            whole = loss(weight, slice(None), False)
+            whole.backward()
+            expected = torch.cat([whole.detach().view(1), weight.grad.flatten()])
+            torch.testing.assert_close(both / 2, expected)
+        dist.destroy_process_group()
+
+    mp.start_processes(work, (sys.argv[1],), nprocs=2, start_method="fork")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_average_to_the_whole_batch(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROCESS), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,65 @@
+"""The stand-ins for torchvision's operators: defined when needed, once, and never otherwise."""
+
+import importlib.machinery
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from unclip import _torchvision
+
+
+def _find(monkeypatch, folder):
+    spec = importlib.machinery.ModuleSpec("torchvision", None, is_package=True)
+    spec.submodule_search_locations = [str(folder)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+
+
+@pytest.mark.slow
+def test_torchvision_imports_after_unclip_in_a_fresh_process():
+    code = (
+        "import unclip._torchvision as t, torch, torchvision;"
+        "print(hasattr(torch.ops.torchvision, 'nms'), t.define_missing_operators())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "[]"]
+
+
+def test_both_operators_exist_with_the_schema():
+    for name in ("nms", "qnms"):
+        schema = str(getattr(torch.ops.torchvision, name).default._schema)
+        assert "Tensor dets, Tensor scores, float iou_threshold) -> Tensor" in schema
+
+
+def test_a_second_call_defines_nothing():
+    assert _torchvision.define_missing_operators() == []
+
+
+def test_nothing_without_torchvision(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_torchvision, "_OPERATORS", ("absent_operator",))
+    assert _torchvision.define_missing_operators() == []
+    assert not hasattr(torch.ops.torchvision, "absent_operator")
+
+
+def test_nothing_when_the_compiled_library_loads(monkeypatch, tmp_path):
+    (tmp_path / "_C.so").touch()
+    _find(monkeypatch, tmp_path)
+    loaded = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    monkeypatch.setattr(_torchvision, "_OPERATORS", ("absent_operator",))
+    assert _torchvision.define_missing_operators() == []
+    assert [path.name for path in loaded] == ["_C.so"]
+
+
+def test_defined_when_the_library_is_broken_or_absent(monkeypatch, tmp_path):
+    (tmp_path / "_C.so").write_bytes(b"no library")
+    _find(monkeypatch, tmp_path)
+    monkeypatch.setattr(_torchvision, "_OPERATORS", ("trial_operator",))
+    assert _torchvision.define_missing_operators() == ["trial_operator"]
+    (tmp_path / "_C.so").unlink()
+    monkeypatch.setattr(_torchvision, "_OPERATORS", ("second_trial_operator",))
+    assert _torchvision.define_missing_operators() == ["second_trial_operator"]
