@@ -1,0 +1,64 @@
+"""Prepare a data set: `python src/prepare.py emoji` (see data/README.md)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and build the data set it names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="DATA SET")
+    _add_emoji(commands)
+    options = parser.parse_args(arguments)
+    try:
+        print(options.function(options))
+    except ModuleNotFoundError as error:
+        mend = f"pip install -e '.[{options.extra}]'"
+        print(f"prepare.py: {error.name} is not installed: {mend}", file=sys.stderr)
+        return 2
+    except (ValueError, FileNotFoundError) as error:
+        print(f"prepare.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_emoji(commands) -> None:
+    parser = commands.add_parser(
+        "emoji",
+        help="scenes drawn from OpenMoji, with captions and the exact objects",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--set", choices=("S", "M", "L"), default="S", help="the concepts")
+    parser.add_argument("--out", type=Path, help="the data set's folder (default: data/emoji_SET)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=int, metavar="N", help="training scenes at 64 px")
+    parser.add_argument("--train-256", type=int, metavar="N", help="of these, also at 256 px")
+    parser.add_argument("--train-1024", type=int, metavar="N", help="of these, also at 1024 px")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core; 0: none)")
+    parser.add_argument("--quick", action="store_true", help="few scenes, to try everything")
+    parser.add_argument("--overwrite", action="store_true", help="replace other settings' data")
+    parser.set_defaults(function=_emoji, extra="emoji")
+
+
+def _emoji(options: argparse.Namespace) -> Path:
+    from unclip.data.emoji.build import build, default_counts
+
+    counts = default_counts(options.set, quick=options.quick)
+    train = counts["train"]
+    train[64] = train[64] if options.train is None else options.train
+    for size, asked in ((256, options.train_256), (1024, options.train_1024)):
+        train[size] = min(train[size], train[64]) if asked is None else asked
+    return build(
+        options.out or Path("data") / f"emoji_{options.set.lower()}",
+        options.set,
+        seed=options.seed,
+        counts=counts,
+        workers=options.workers,
+        overwrite=options.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

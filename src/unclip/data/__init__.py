@@ -1,0 +1,1 @@
+"""Data sets: made, stored as shards, and loaded. Knows no model."""

@@ -1,0 +1,115 @@
+"""The splits in COCO's captions and instances formats, for tools that read nothing else.
+
+`val2014` is the two test splits together, with pictures; `train2014` is captions alone, since the
+shards have its pictures. Fields beyond COCO's: an image's key, split, held_out and kind; an
+instance's attributes.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from unclip.data.emoji.captions import captions
+from unclip.data.emoji.catalogue import concepts
+from unclip.data.emoji.files import whole_file
+from unclip.data.emoji.licence import LICENCE, LICENCE_URL
+from unclip.data.emoji.render import area, place, scene_png
+from unclip.data.emoji.scenes import CANVAS, Scene
+from unclip.data.emoji.shards import scenes_of
+
+PICTURE_SIZE = 256
+TEST_SPLITS = ("test_seen", "test_held_out")
+
+
+def write_pictures(folder: Path, concept_set: str, seed: int, split: str, indices: range) -> None:
+    """Render a test split's scenes at `indices` that are not there yet."""
+    for scene in scenes_of(concept_set, seed, split, indices):
+        path = folder / _file_name("val2014", _image_id(scene))
+        if not path.exists():
+            with whole_file(path) as temporary:
+                temporary.write_bytes(scene_png(scene, PICTURE_SIZE))
+
+
+def write_annotations(folder: Path, concept_set: str, seed: int, scenes: dict[str, int]) -> None:
+    """Write captions_{train,val}2014.json and instances_val2014.json for `scenes` of each split."""
+    test = [
+        (split, scene)
+        for split in TEST_SPLITS
+        for scene in scenes_of(concept_set, seed, split, range(scenes[split]))
+    ]
+    train = [
+        ("train", scene) for scene in scenes_of(concept_set, seed, "train", range(scenes["train"]))
+    ]
+    _write(folder / "captions_val2014.json", _images("val2014", test), _captions(test, seed))
+    _write(folder / "captions_train2014.json", _images("train2014", train), _captions(train, seed))
+    _write(
+        folder / "instances_val2014.json",
+        _images("val2014", test),
+        _instances(test),
+        categories=[
+            {"id": concept.number, "name": concept.name, "supercategory": concept.group}
+            for concept in concepts(concept_set)
+        ],
+    )
+
+
+def _image_id(scene: Scene) -> int:
+    return 1 + 4 * scene.index + 2 * scene.held_out + scene.key.endswith("-swap")
+
+
+def _file_name(part: str, image_id: int) -> str:
+    return f"COCO_{part}_{image_id:012d}.png"
+
+
+def _images(part: str, scenes: Iterable[tuple[str, Scene]]) -> list[dict]:
+    return [
+        {
+            "id": _image_id(scene),
+            "file_name": _file_name(part, _image_id(scene)),
+            "width": PICTURE_SIZE,
+            "height": PICTURE_SIZE,
+            "license": 1,
+            "key": scene.key,
+            "split": split,
+            "held_out": scene.held_out,
+            "kind": scene.kind,
+        }
+        for split, scene in scenes
+    ]
+
+
+def _captions(scenes: Iterable[tuple[str, Scene]], seed: int) -> list[dict]:
+    return [
+        {"id": 10 * _image_id(scene) + number, "image_id": _image_id(scene), "caption": caption}
+        for _, scene in scenes
+        for number, caption in enumerate(captions(scene, seed=seed))
+    ]
+
+
+def _instances(scenes: Iterable[tuple[str, Scene]]) -> list[dict]:
+    unit = PICTURE_SIZE / CANVAS
+    return [
+        {
+            "id": 10 * _image_id(scene) + number,
+            "image_id": _image_id(scene),
+            "category_id": item.concept.number,
+            "bbox": [round(value * unit, 2) for value in place(item).box],
+            "area": round(area(item) * unit**2, 1),
+            "iscrowd": 0,
+            "attributes": {"colour": item.colour, "natural_colour": item.concept.colour or None},
+        }
+        for _, scene in scenes
+        for number, item in enumerate(scene.items)
+    ]
+
+
+def _write(path: Path, images: list[dict], annotations: list[dict], **more) -> None:
+    content = {
+        "info": {"description": "Emoji scenes: val2014 has pictures, train2014's are in shards"},
+        "licenses": [{"id": 1, "name": LICENCE, "url": LICENCE_URL}],
+        "images": images,
+        "annotations": annotations,
+        **more,
+    }
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")

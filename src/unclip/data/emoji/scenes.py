@@ -1,0 +1,172 @@
+"""Scenes as plain data: which objects, where, how large. Knows neither pixels nor words.
+
+A scene is a function of (set, seed, split, index) alone, so any process can make any scene.
+Lengths are in units of a 72 × 72 canvas, as OpenMoji's drawings are.
+"""
+
+import random
+from typing import NamedTuple
+
+from unclip.data.emoji.catalogue import BACKGROUNDS, COLOURS, Concept, concepts
+from unclip.data.emoji.compositions import (
+    cells,
+    is_cell_held_out,
+    is_count_held_out,
+    is_pair_held_out,
+)
+
+CANVAS = 72.0
+SPLITS = ("train", "val", "test_seen", "test_held_out")
+MAX_ROTATION = 8.0  # degrees
+SINGLE_EXTENT, PAIR_EXTENT, COUNT_EXTENT = 58.0, 31.0, 28.0  # the longer side at scale 1
+
+# How often each kind of scene is drawn. A pair brings its twin, so it gives two pictures.
+KIND_WEIGHTS = {
+    "S": {"single": 38, "recoloured": 42, "pair": 7, "count": 6, "coloured_pair": 7},
+    "M": {"single": 40, "recoloured": 20, "pair": 10, "count": 10, "coloured_pair": 5},
+    "L": {"single": 40, "recoloured": 20, "pair": 10, "count": 10, "coloured_pair": 5},
+}
+
+PAIR_CENTRES = {"left of": ((18.5, 36.0), (53.5, 36.0)), "above": ((36.0, 18.5), (36.0, 53.5))}
+COUNT_CENTRES = {
+    2: ((19.0, 36.0), (53.0, 36.0)),
+    3: ((19.0, 20.0), (53.0, 20.0), (36.0, 52.0)),
+    4: ((19.0, 19.0), (53.0, 19.0), (19.0, 53.0), (53.0, 53.0)),
+}
+
+
+class Item(NamedTuple):
+    """One object in its place."""
+
+    concept: Concept
+    colour: str | None  # None: as OpenMoji draws it
+    x: float  # centre of its box
+    y: float
+    extent: float  # longer side of its box
+    angle: float  # degrees, clockwise
+
+
+class Scene(NamedTuple):
+    """One picture to be."""
+
+    key: str
+    index: int
+    kind: str
+    items: tuple[Item, ...]  # a pair's first item is the left or the upper one
+    relation: str | None  # "left of" | "above"
+    background: str
+    held_out: bool
+
+
+def scenes(name: str, *, seed: int, split: str, index: int) -> tuple[Scene, ...]:
+    """The scene at `index`; a pair is followed by its twin with the two objects swapped."""
+    draw = random.Random(f"{seed}/{name}/{split}/{index}")
+    held_out = split == "test_held_out"
+    weights = KIND_WEIGHTS[name]
+    kinds = [kind for kind in weights if not (held_out and kind == "single")]
+    kind = draw.choices(kinds, [weights[kind] for kind in kinds])[0]
+    items, relation = _DRAW[kind](name, held_out, draw)
+    taken = {item.colour or item.concept.colour for item in items}
+    background = draw.choice([colour for colour in BACKGROUNDS if colour not in taken])
+    scene = Scene(f"{index:08d}", index, kind, items, relation, background, held_out)
+    return (scene,) if relation is None else (scene, _twin(scene))
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether `scene` holds a composition that training must not see; read off its objects."""
+    concepts_ = [item.concept for item in scene.items]
+    if any(is_cell_held_out(item.concept, item.colour) for item in scene.items):
+        return True
+    if scene.relation is not None:
+        return is_pair_held_out(*concepts_)
+    return is_count_held_out(concepts_[0], len(concepts_))
+
+
+def _twin(scene: Scene) -> Scene:
+    """The same scene with its two objects in each other's place."""
+    first, second = scene.items
+    swapped = (second._replace(x=first.x, y=first.y), first._replace(x=second.x, y=second.y))
+    return scene._replace(key=f"{scene.key}-swap", items=swapped)
+
+
+def _single(name: str, held_out: bool, draw: random.Random):
+    return (_place_single(draw.choice(concepts(name)), None, draw),), None
+
+
+def _recoloured(name: str, held_out: bool, draw: random.Random):
+    concept, colour = draw.choice(cells(name, held_out=held_out))
+    return (_place_single(concept, colour, draw),), None
+
+
+def _pair(name: str, held_out: bool, draw: random.Random):
+    while True:
+        first, second = draw.sample(concepts(name), 2)
+        if is_pair_held_out(first, second) == held_out:
+            return _place_pair((first, second), (None, None), draw)
+
+
+def _coloured_pair(name: str, held_out: bool, draw: random.Random):
+    recolourable = [concept for concept in concepts(name) if concept.families]
+    while True:
+        pair = draw.sample(recolourable, 2)
+        colours = draw.sample(list(COLOURS), 2)
+        unseen = is_pair_held_out(*pair) or any(map(is_cell_held_out, pair, colours))
+        if unseen == held_out:
+            return _place_pair(pair, colours, draw)
+
+
+def _count(name: str, held_out: bool, draw: random.Random):
+    while True:
+        concept, count = draw.choice(concepts(name)), draw.choice(list(COUNT_CENTRES))
+        if is_count_held_out(concept, count) == held_out:
+            break
+    scale = draw.uniform(0.85, 1)
+    return tuple(
+        Item(
+            concept=concept,
+            colour=None,
+            x=x + draw.uniform(-2, 2),
+            y=y + draw.uniform(-2, 2),
+            extent=COUNT_EXTENT * scale,
+            angle=draw.uniform(-MAX_ROTATION, MAX_ROTATION),
+        )
+        for x, y in COUNT_CENTRES[count]
+    ), None
+
+
+_DRAW = {
+    "single": _single,
+    "recoloured": _recoloured,
+    "pair": _pair,
+    "count": _count,
+    "coloured_pair": _coloured_pair,
+}
+
+
+def _place_single(concept: Concept, colour: str | None, draw: random.Random) -> Item:
+    extent = SINGLE_EXTENT * draw.uniform(0.75, 1)
+    room = min(6.0, (CANVAS - extent) / 2 - 2)
+    return Item(
+        concept=concept,
+        colour=colour,
+        x=CANVAS / 2 + draw.uniform(-room, room),
+        y=CANVAS / 2 + draw.uniform(-room, room),
+        extent=extent,
+        angle=draw.uniform(-MAX_ROTATION, MAX_ROTATION),
+    )
+
+
+def _place_pair(pair, colours, draw: random.Random):
+    relation = draw.choice(list(PAIR_CENTRES))
+    across, along = (6.0, 1.5) if relation == "above" else (1.5, 6.0)
+    return tuple(
+        Item(
+            concept=concept,
+            colour=colour,
+            x=x + draw.uniform(-across, across),
+            y=y + draw.uniform(-along, along),
+            extent=PAIR_EXTENT * draw.uniform(0.8, 1),
+            angle=draw.uniform(-MAX_ROTATION, MAX_ROTATION),
+        )
+        for concept, colour, (x, y) in zip(pair, colours, PAIR_CENTRES[relation], strict=True)
+    ), relation

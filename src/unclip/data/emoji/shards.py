@@ -1,0 +1,61 @@
+"""Scenes into webdataset shards: KEY.png and KEY.json, byte for byte the same every time."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import webdataset
+
+from unclip.data.emoji.captions import captions
+from unclip.data.emoji.files import whole_file
+from unclip.data.emoji.render import place, scene_png
+from unclip.data.emoji.scenes import CANVAS, Scene, scenes
+
+SHARDS = {"train": 16, "val": 4, "test_seen": 4, "test_held_out": 4}
+
+
+def shard_indices(count: int, split: str) -> list[range]:
+    """The scene indices of each of the split's shards."""
+    parts = SHARDS[split]
+    return [range(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
+
+
+def scenes_of(concept_set: str, seed: int, split: str, indices: Iterable[int]) -> Iterator[Scene]:
+    """Every scene at `indices`, each pair followed by its twin."""
+    for index in indices:
+        yield from scenes(concept_set, seed=seed, split=split, index=index)
+
+
+def write_shard(
+    path: Path, concept_set: str, seed: int, split: str, size: int, indices: range
+) -> None:
+    """Render the scenes at `indices` into the tar file `path`."""
+    with (
+        whole_file(path) as temporary,
+        open(temporary, "wb") as stream,
+        webdataset.TarWriter(stream, user="unclip", group="unclip", mtime=0) as tar,
+    ):
+        for scene in scenes_of(concept_set, seed, split, indices):
+            text = json.dumps(description(scene, seed=seed), separators=(",", ":"))
+            tar.write({"__key__": scene.key, "png": scene_png(scene, size), "json": text.encode()})
+
+
+def description(scene: Scene, *, seed: int) -> dict:
+    """What the json member says about `scene`; boxes are x, y, width, height in [0, 1]."""
+    return {
+        "captions": captions(scene, seed=seed),
+        "objects": [
+            {
+                "concept": item.concept.hexcode,
+                "name": item.concept.name,
+                "colour": item.colour,
+                "box": [round(value / CANVAS, 5) for value in place(item).box],
+            }
+            for item in scene.items
+        ],
+        "background": scene.background,
+        "kind": scene.kind,
+        "relation": scene.relation,
+        "held_out": scene.held_out,
+        "index": scene.index,
+    }

@@ -1,0 +1,64 @@
+"""A contact sheet: every colour of some concepts, then training scenes with their captions."""
+
+import io
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from unclip.data.emoji.captions import captions
+from unclip.data.emoji.catalogue import BACKGROUNDS, COLOURS, concepts
+from unclip.data.emoji.files import whole_file
+from unclip.data.emoji.render import scene_png
+from unclip.data.emoji.scenes import Item, Scene
+from unclip.data.emoji.shards import scenes_of
+
+CELL, PICTURE, TEXT = 72, 128, 68  # pixels: a coloured object, a scene, the caption below it
+COLUMNS, MOST_CONCEPTS, SCENES = 10, 64, 40
+
+
+def write_sheet(path: Path, concept_set: str, seed: int) -> None:
+    """Write the contact sheet of a concept set as a PNG."""
+    colours = _colour_table(concept_set)
+    scenes = _scene_table(concept_set, seed)
+    sheet = Image.new(
+        "RGB", (max(colours.width, scenes.width), colours.height + scenes.height + 16), "white"
+    )
+    sheet.paste(colours, (0, 0))
+    sheet.paste(scenes, (0, colours.height + 16))
+    with whole_file(path) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def _colour_table(concept_set: str) -> Image.Image:
+    rows = concepts(concept_set)[:MOST_CONCEPTS]
+    halves = 2
+    per_half = -(-len(rows) // halves)
+    width = CELL * (1 + len(COLOURS)) + 8
+    table = Image.new("RGB", (halves * width, per_half * CELL), "white")
+    backgrounds = list(BACKGROUNDS)
+    for number, concept in enumerate(rows):
+        left, top = number // per_half * width, number % per_half * CELL
+        for column, colour in enumerate([None, *COLOURS] if concept.families else [None]):
+            background = backgrounds[(number + column) % len(backgrounds)]
+            item = Item(concept, colour, 36, 36, 58, 0)
+            scene = Scene("", 0, "single", (item,), None, background, False)
+            table.paste(_picture(scene, CELL), (left + column * CELL, top))
+    return table
+
+
+def _scene_table(concept_set: str, seed: int) -> Image.Image:
+    shown = list(scenes_of(concept_set, seed, "train", range(SCENES)))[:SCENES]
+    rows = -(-len(shown) // COLUMNS)
+    table = Image.new("RGB", (COLUMNS * (PICTURE + 4), rows * (PICTURE + TEXT)), "white")
+    draw = ImageDraw.Draw(table)
+    for number, scene in enumerate(shown):
+        left, top = number % COLUMNS * (PICTURE + 4), number // COLUMNS * (PICTURE + TEXT)
+        table.paste(_picture(scene, PICTURE), (left, top))
+        caption = captions(scene, seed=seed)[number % 5]
+        draw.text((left, top + PICTURE + 2), textwrap.fill(caption, 21), fill="black")
+    return table
+
+
+def _picture(scene: Scene, size: int) -> Image.Image:
+    return Image.open(io.BytesIO(scene_png(scene, size))).convert("RGB")

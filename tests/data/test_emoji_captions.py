@@ -1,0 +1,113 @@
+"""Captions: five of each scene, plain English, true to the scene."""
+
+import re
+
+import pytest
+
+from unclip.data import emoji
+from unclip.data.emoji.captions import article, captions
+from unclip.data.emoji.scenes import scenes
+
+NUMBERS = {"two": 2, "three": 3, "four": 4}
+
+
+def _scenes(name="M", split="train", count=600):
+    return [
+        scene for index in range(count) for scene in scenes(name, seed=0, split=split, index=index)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("apple", "an apple"),
+        ("red apple", "a red apple"),
+        ("orange car", "an orange car"),
+        ("unicorn", "a unicorn"),
+        ("umbrella", "an umbrella"),
+        ("ice skate", "an ice skate"),
+        ("hourglass", "an hourglass"),
+    ],
+)
+def test_article(words, expected):
+    assert article(words) == expected
+
+
+@pytest.mark.parametrize("name", ["S", "L"])
+def test_grammar(name):
+    for scene in _scenes(name):
+        texts = captions(scene, seed=0)
+        assert len(texts) == 5
+        for text in texts:
+            assert text == text.lower() == " ".join(text.split())
+            assert re.fullmatch(r"[a-z' -]+", text)
+            for found, following in re.findall(r"\b(an?) ([a-z]+)", text):
+                vowel = following[0] in "aeiou" and following != "unicorn"
+                assert found == ("an" if vowel else "a"), text
+            for number in NUMBERS:
+                assert (f"{number} " in text) == (
+                    len(scene.items) == NUMBERS[number] and scene.kind == "count"
+                )
+
+
+def test_full_caption_says_everything():
+    for scene in _scenes():
+        full = captions(scene, seed=0)[0]
+        assert full.endswith(f"{article(scene.background)} background")
+        for item in scene.items:
+            name = item.concept.plural if scene.kind == "count" else item.concept.name
+            assert f"{item.colour} {name}" in full if item.colour else name in full
+        if scene.relation:
+            assert f" {scene.relation} " in full
+        if scene.kind == "count":
+            assert NUMBERS[full.split()[0]] == len(scene.items)
+
+
+def test_own_colour_is_named_only_when_plain():
+    for scene in _scenes():
+        if scene.kind != "single":
+            continue
+        concept = scene.items[0].concept
+        for text in captions(scene, seed=0):
+            said = set(text.replace(f"{scene.background} background", "").split())
+            assert said & set(emoji.COLOURS) <= {concept.colour}
+
+
+def test_no_caption_of_a_pair_fits_its_twin():
+    pairs = 0
+    for index in range(600):
+        group = scenes("M", seed=0, split="train", index=index)
+        if len(group) == 2:
+            pairs += 1
+            first, second = (set(captions(scene, seed=0)) for scene in group)
+            assert not first & second
+            for scene in group:
+                _check_relations(scene)
+    assert pairs > 50
+
+
+def _check_relations(scene):
+    """Read each caption back: "P left of Q" and "Q to the right of P" say the same."""
+    names = [{item.concept.name, item.concept.alias or item.concept.name} for item in scene.items]
+    inverse = {"left of": "right of", "above": "below"}[scene.relation]
+    for text in captions(scene, seed=0):
+        assert (f" {scene.relation} " in text) != (f" {inverse} " in text)
+        relation = scene.relation if f" {scene.relation} " in text else inverse
+        before, after = text.split(f" {relation} ")
+        first, second = names if relation == scene.relation else names[::-1]
+        assert any(before.removesuffix(" to the").endswith(name) for name in first), text
+        assert any(re.search(rf"\b{name}( on|$)", after) for name in second), text
+
+
+def test_the_vocabulary_of_the_small_set_is_small():
+    words = {
+        word
+        for scene in _scenes("S", count=3000)
+        for text in captions(scene, seed=0)
+        for word in text.split()
+    }
+    assert len(words) < 120
+    longest = max(
+        len(text.split()) for scene in _scenes("S", count=3000) for text in captions(scene, seed=0)
+    )
+    assert longest <= 20

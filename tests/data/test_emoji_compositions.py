@@ -1,0 +1,165 @@
+"""Concept sets, held-out compositions, scenes: coverage and disjointness."""
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+
+from unclip.data import emoji
+from unclip.data.emoji.compositions import (
+    cells,
+    concepts_without_count,
+    is_cell_held_out,
+    is_pair_held_out,
+)
+from unclip.data.emoji.scenes import KIND_WEIGHTS, SPLITS, is_held_out, scenes
+
+SEEN_SPLITS = ("train", "val", "test_seen")
+
+
+def _scenes(name, split, count, seed=0):
+    return [
+        scene
+        for index in range(count)
+        for scene in scenes(name, seed=seed, split=split, index=index)
+    ]
+
+
+def test_sets_are_nested_and_large_enough():
+    small, middle, large = (emoji.concepts(name) for name in "SML")
+    assert set(small) < set(middle) < set(large)
+    assert 16 <= len(small) <= 20 and len(middle) == 64 and len(large) >= 357
+    assert all(concept.families for concept in small)
+    assert sum(bool(concept.families) for concept in middle) >= 40
+
+
+def test_names_are_plain_and_unique():
+    concepts = emoji.concepts("L")
+    words = [concept.name for concept in concepts]
+    words += [concept.alias for concept in concepts if concept.alias]
+    assert len(words) == len(set(words))
+    assert all(word == word.lower().strip() and word.isascii() for word in words)
+    for concept in concepts:
+        assert concept.colour in ("", *emoji.COLOURS)
+        assert set(concept.families) <= set(emoji.COLOURS)
+        # No name says a colour, or a recoloured object would contradict its own name.
+        assert not set(concept.name.split()) & (set(emoji.COLOURS) | set(emoji.BACKGROUNDS))
+
+
+def test_unknown_set_is_refused():
+    with pytest.raises(ValueError, match="choose one of S, M, L"):
+        emoji.concepts("XL")
+
+
+@pytest.mark.parametrize("name", ["S", "M", "L"])
+def test_about_fifteen_percent_of_cells_and_pairs_are_held_out(name):
+    concepts = emoji.concepts(name)
+    foreign = [
+        (concept, colour)
+        for concept in concepts
+        if concept.families
+        for colour in emoji.COLOURS
+        if colour != concept.families[0]
+    ]
+    share = sum(is_cell_held_out(*cell) for cell in foreign) / len(foreign)
+    assert 0.12 <= share <= 0.18
+    pairs = list(combinations(concepts, 2))
+    assert 0.12 <= sum(is_pair_held_out(*pair) for pair in pairs) / len(pairs) <= 0.18
+    assert all(is_pair_held_out(*pair) == is_pair_held_out(*pair[::-1]) for pair in pairs[:500])
+    assert len(concepts_without_count()) == 3 and set(concepts_without_count()) <= set(concepts)
+
+
+@pytest.mark.parametrize("name", ["S", "M", "L"])
+def test_every_factor_value_can_occur_in_training(name):
+    seen = cells(name, held_out=False)
+    held_out = cells(name, held_out=True)
+    recolourable = {concept for concept in emoji.concepts(name) if concept.families}
+    assert {concept for concept, _ in seen} == recolourable
+    assert {colour for _, colour in seen} == set(emoji.COLOURS)
+    assert not set(seen) & set(held_out)
+    assert len(seen) + len(held_out) == len(recolourable) * len(emoji.COLOURS)
+    for concept in emoji.concepts(name):
+        others = [other for other in emoji.concepts(name) if other != concept]
+        assert not all(is_pair_held_out(concept, other) for other in others)
+
+
+@pytest.mark.parametrize("name", ["S", "M", "L"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_held_out_compositions_are_in_their_split_alone(name, split):
+    for scene in _scenes(name, split, 400):
+        assert is_held_out(scene) == scene.held_out == (split == "test_held_out")
+
+
+def test_training_scenes_cover_every_factor():
+    train = _scenes("S", "train", 3000)
+    assert {item.concept for scene in train for item in scene.items} == set(emoji.concepts("S"))
+    assert {item.colour for scene in train for item in scene.items} == {None, *emoji.COLOURS}
+    assert {scene.background for scene in train} == set(emoji.BACKGROUNDS)
+    assert {scene.kind for scene in train} == set(KIND_WEIGHTS["S"])
+    assert {scene.relation for scene in train} == {None, "left of", "above"}
+    assert {len(scene.items) for scene in train if scene.kind == "count"} == {2, 3, 4}
+    drawn = {
+        (scene.items[0].concept, scene.items[0].colour)
+        for scene in train
+        if scene.kind == "recoloured"
+    }
+    assert drawn == set(cells("S", held_out=False))
+
+
+def test_held_out_split_has_every_kind_that_can_be_held_out():
+    held_out = _scenes("S", "test_held_out", 400)
+    assert {scene.kind for scene in held_out} == set(KIND_WEIGHTS["S"]) - {"single"}
+    fours = {scene.items[0].concept for scene in held_out if scene.kind == "count"}
+    assert fours == set(concepts_without_count())
+
+
+def test_shares_of_pictures_are_as_asked():
+    kinds = Counter(scene.kind for scene in _scenes("M", "train", 4000))
+    shares = {kind: count / kinds.total() for kind, count in kinds.items()}
+    expected = {"single": 0.4, "recoloured": 0.2, "pair": 0.2, "count": 0.1, "coloured_pair": 0.1}
+    assert shares == pytest.approx(expected, abs=0.025)
+
+
+def test_a_scene_is_a_function_of_set_seed_split_and_index():
+    def one(**changes):
+        return scenes(**{"name": "S", "seed": 0, "split": "train", "index": 7} | changes)
+
+    assert one() == one()
+    assert len({one(), one(seed=1), one(split="val"), one(index=8)}) == 4
+
+
+def test_a_twin_has_its_objects_in_each_others_place():
+    pairs = [scenes("S", seed=0, split="train", index=index) for index in range(300)]
+    pairs = [group for group in pairs if group[0].relation]
+    assert len(pairs) > 20
+    for scene, twin in pairs:
+        assert twin.key == f"{scene.key}-swap" and twin.background == scene.background
+        assert [item.concept for item in twin.items] == [i.concept for i in scene.items[::-1]]
+        assert [item.colour for item in twin.items] == [i.colour for i in scene.items[::-1]]
+        assert [(i.x, i.y) for i in twin.items] == [(i.x, i.y) for i in scene.items]
+        for first, second in (scene.items, twin.items):
+            axis = "y" if scene.relation == "above" else "x"
+            assert getattr(first, axis) + (first.extent + second.extent) / 2 < getattr(second, axis)
+
+
+def test_no_object_has_the_colour_of_its_background():
+    for scene in _scenes("M", "train", 500):
+        for item in scene.items:
+            assert scene.background != (item.colour or item.concept.colour)
+
+
+def test_prompts_run_through_the_concepts_and_respect_the_filter():
+    prompts = emoji.prompts("S", count=36)
+    names = [concept.name for concept in emoji.concepts("S")]
+    assert [prompt.concept.name for prompt in prompts] == names * 2
+    assert emoji.prompts("S", count=36) == prompts != emoji.prompts("S", count=36, seed=1)
+    unseen = emoji.prompts("S", held_out=True)
+    assert {(prompt.concept, prompt.colour) for prompt in unseen} == set(cells("S", held_out=True))
+    assert not any(prompt.held_out for prompt in emoji.prompts("S", held_out=False))
+    everything = emoji.prompts("S")
+    assert len(everything) == len({prompt.caption for prompt in everything})
+    white = emoji.prompts("S", natural=False, backgrounds=["white"])
+    assert len(white) == 18 * 8
+    assert all(
+        f"{prompt.colour} {prompt.concept.name} on a white" in prompt.caption for prompt in white
+    )

@@ -1,0 +1,93 @@
+"""Rendered pixels agree with what the scenes say."""
+
+import io
+from itertools import combinations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from unclip.data import emoji
+from unclip.data.emoji.render import area, artwork, items_svg, place, recolour, scene_png
+from unclip.data.emoji.scenes import CANVAS, Item, Scene, scenes
+
+resvg_py = pytest.importorskip("resvg_py")
+BY_NAME = {concept.name: concept for concept in emoji.concepts("M")}
+
+
+def _pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+
+
+def _alone(item, size):
+    """The alpha channel of one item without its scene."""
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{items_svg([item])}</svg>'
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
+    return _pixels(bytes(png))[..., 3]
+
+
+@pytest.mark.parametrize("split", ["train", "test_held_out"])
+def test_boxes_and_areas_match_the_pixels(split):
+    size = 288
+    unit = size / CANVAS
+    items = [
+        item
+        for index in range(16)
+        for scene in scenes("S", seed=1, split=split, index=index)
+        for item in scene.items
+    ]
+    for item in items[:20]:
+        ink = _alone(item, size) >= 128
+        rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+        seen = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        x, y, width, height = place(item).box
+        told = np.array([x, y, x + width, y + height]) * unit
+        assert np.abs(seen - told).max() <= 2.5, item  # pixels of 288: under 1%
+        assert min(x, y) >= 0 and max(x + width, y + height) <= CANVAS
+        assert max(width, height) == pytest.approx(item.extent)
+        assert area(item) * unit**2 == pytest.approx(ink.sum(), rel=0.06)
+
+
+def test_sizes_are_renders_of_the_same_scene():
+    (scene,) = scenes("S", seed=0, split="train", index=0)
+    small, large = (_pixels(scene_png(scene, size)) for size in (64, 256))
+    assert small.shape == (64, 64, 4) and large.shape == (256, 256, 4)
+    assert (small[..., 3] == 255).all()
+    shrunk = np.asarray(Image.fromarray(large).resize((64, 64), Image.Resampling.BOX))
+    assert np.abs(shrunk.astype(int) - small.astype(int)).mean() < 3
+    assert len(set(large[:, :, :3].reshape(-1, 3)[::7].sum(axis=1))) > 10  # sharper, not enlarged
+
+
+@pytest.mark.parametrize("name", [concept.name for concept in emoji.concepts("S")])
+def test_the_main_shade_becomes_the_colour_asked_for(name):
+    concept = BY_NAME[name]
+    for colour in emoji.COLOURS:
+        item = Item(concept, colour, 36, 36, 58, 0)
+        picture = _pixels(scene_png(Scene("", 0, "recoloured", (item,), None, "white", False), 64))
+        body = [int(emoji.COLOURS[colour].body[at : at + 2], 16) for at in (1, 3, 5)]
+        share = (picture[..., :3] == body).all(axis=-1).sum() / (area(item) * (64 / CANVAS) ** 2)
+        assert share > 0.25, (name, colour)
+
+
+def test_own_colour_leaves_the_drawing_as_it_is():
+    art = artwork(BY_NAME["apple"])
+    assert recolour(art, None) == art.body
+    assert recolour(art, "blue") != art.body
+    assert art.shades[0] in emoji.COLOURS["red"].palette
+
+
+@pytest.mark.parametrize("background", list(emoji.BACKGROUNDS))
+def test_every_colour_stands_out_from_every_other_background(background):
+    plain = np.array(ImageColor.getrgb(emoji.BACKGROUNDS[background]))
+    for colour, shades in emoji.COLOURS.items():
+        if colour != background:
+            assert np.abs(np.array(ImageColor.getrgb(shades.body)) - plain).max() >= 45, colour
+
+
+def test_backgrounds_and_colours_are_plainly_distinct():
+    for shades in (
+        list(emoji.BACKGROUNDS.values()),
+        [colour.body for colour in emoji.COLOURS.values()],
+    ):
+        for first, second in combinations(map(ImageColor.getrgb, shades), 2):
+            assert np.linalg.norm(np.subtract(first, second)) >= 40
