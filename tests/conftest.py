@@ -1,3 +1,5 @@
+import unclip  # isort: skip  # noqa: F401 (first: it lets torchvision be imported beside a CPU torch)
+
 import pytest
 import torch
 

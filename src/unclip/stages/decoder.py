@@ -1,6 +1,7 @@
 """The decoder P(x | z_i, caption) (section 2.1)."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,14 @@ from torch import Tensor, nn
 from unclip.diffusion import GaussianDiffusion, guided, randn
 from unclip.networks import UNet
 from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses, timestep_quartiles
-from unclip.stages.conditioning import NullText, Scaling, Standardise, drop, fit_scalings
+from unclip.stages.conditioning import (
+    STATISTICS_BATCHES,
+    NullText,
+    Scaling,
+    Standardise,
+    drop,
+)
+from unclip.stages.draft import LinearDraft
 
 
 class DecoderStage(DiffusionStage):
@@ -26,6 +34,8 @@ class DecoderStage(DiffusionStage):
         drop_image_embedding: how often training drops z_i (section 2.1: 10%).
         drop_text: how often training drops the caption (section 2.1: 50%).
         guidance_scale: of sampling; 1 is none.
+        draft_size: side of the linear first guess of the picture which the network then takes as three
+            more input channels (`unclip.stages.draft`); None, as in the paper, for none.
     """
 
     name = "decoder"
@@ -44,20 +54,31 @@ class DecoderStage(DiffusionStage):
         drop_image_embedding: float = 0.1,
         drop_text: float = 0.5,
         guidance_scale: float = 1.0,
+        draft_size: int | None = None,
     ):
         super().__init__(network, diffusion, sampler)
         self.image_scaling = Standardise(embedding_dim, scaling)
         self.text_scaling = Standardise(embedding_dim, scaling)
         self.null_image_embedding = nn.Parameter(torch.zeros(1, embedding_dim))
         self.null_text = NullText(embedding_dim, text_width)
+        self.draft = None if draft_size is None else LinearDraft(embedding_dim, draft_size)
         self.image_size = image_size
         self.drop_image_embedding = drop_image_embedding
         self.drop_text = drop_text
         self.guidance_scale = guidance_scale
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
-        """Mean and standard deviation of the image and text embeddings."""
-        fit_scalings(batches, self.image_scaling, self.text_scaling)
+        """Mean and standard deviation of the embeddings, and the draft where there is one."""
+        images, texts, pictures = [], [], []
+        for batch in islice(batches, STATISTICS_BATCHES):
+            images.append(batch["image_embedding"])
+            texts.append(batch["text_embedding"])
+            if self.draft is not None:
+                pictures.append(self.draft.shrink(batch["image"]))
+        self.image_scaling.fit(torch.cat(images))
+        self.text_scaling.fit(torch.cat(texts))
+        if self.draft is not None:
+            self.draft.fit(self.image_scaling(torch.cat(images)), torch.cat(pictures))
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """Standardised embeddings, text states and mask."""
@@ -88,13 +109,16 @@ class DecoderStage(DiffusionStage):
         noise = torch.randn_like(x0)
         t = self.diffusion.draw_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
-        output = self.network(x_t, t, **self._dropped(self.condition(batch)))
+        output = self._prepare(**self._dropped(self.condition(batch)))(x_t, t)
         losses = self.diffusion.loss(output, x0, noise, x_t, t)
         quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
         return {**mean_losses(losses), **quartiles}
 
     def _prepare(self, **condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda x_t, t: self.network(x_t, t, **condition)
+        if self.draft is None:
+            return lambda x_t, t: self.network(x_t, t, **condition)
+        draft = self.draft(condition["image_embedding"], self.image_size)
+        return lambda x_t, t: self.network(torch.cat([x_t, draft], dim=1), t, **condition)
 
     @torch.no_grad()
     def sample(

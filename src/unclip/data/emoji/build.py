@@ -25,7 +25,7 @@ from unclip.data.emoji.scenes import SPLITS
 from unclip.data.emoji.shards import SHARDS, shard_indices, write_shard
 from unclip.data.emoji.sheet import write_sheet
 
-GENERATOR = 1  # raise it with every change of what is generated
+GENERATOR = 2  # raise it with every change of what is generated
 UNFINISHED, FINISHED = "building.json", "dataset.json"
 
 Counts = dict[str, dict[int, int]]  # split → picture size → scenes, twins of pairs not counted

@@ -17,7 +17,6 @@ from unclip.data.emoji.compositions import (
 
 CANVAS = 72.0
 SPLITS = ("train", "val", "test_seen", "test_held_out")
-MAX_ROTATION = 8.0  # degrees
 SINGLE_EXTENT, PAIR_EXTENT, COUNT_EXTENT = 58.0, 31.0, 28.0  # the longer side at scale 1
 
 # How often each kind of scene is drawn. A pair brings its twin, so it gives two pictures.
@@ -27,6 +26,16 @@ KIND_WEIGHTS = {
     "L": {"single": 40, "recoloured": 20, "pair": 10, "count": 10, "coloured_pair": 5},
 }
 
+
+class Jitter(NamedTuple):
+    """How much two scenes of the same content differ: the demo's set S only a little."""
+
+    smallest: float  # scale; the largest is 1
+    shift: float  # of a single object's centre, either way
+    rotation: float  # degrees, either way
+
+
+JITTER = {"S": Jitter(0.88, 3.0, 4.0), "M": Jitter(0.75, 6.0, 8.0), "L": Jitter(0.75, 6.0, 8.0)}
 PAIR_CENTRES = {"left of": ((18.5, 36.0), (53.5, 36.0)), "above": ((36.0, 18.5), (36.0, 53.5))}
 COUNT_CENTRES = {
     2: ((19.0, 36.0), (53.0, 36.0)),
@@ -90,19 +99,19 @@ def _twin(scene: Scene) -> Scene:
 
 
 def _single(name: str, held_out: bool, draw: random.Random):
-    return (_place_single(draw.choice(concepts(name)), None, draw),), None
+    return (_place_single(draw.choice(concepts(name)), None, JITTER[name], draw),), None
 
 
 def _recoloured(name: str, held_out: bool, draw: random.Random):
     concept, colour = draw.choice(cells(name, held_out=held_out))
-    return (_place_single(concept, colour, draw),), None
+    return (_place_single(concept, colour, JITTER[name], draw),), None
 
 
 def _pair(name: str, held_out: bool, draw: random.Random):
     while True:
         first, second = draw.sample(concepts(name), 2)
         if is_pair_held_out(first, second) == held_out:
-            return _place_pair((first, second), (None, None), draw)
+            return _place_pair((first, second), (None, None), JITTER[name], draw)
 
 
 def _coloured_pair(name: str, held_out: bool, draw: random.Random):
@@ -112,7 +121,7 @@ def _coloured_pair(name: str, held_out: bool, draw: random.Random):
         colours = draw.sample(list(COLOURS), 2)
         unseen = is_pair_held_out(*pair) or any(map(is_cell_held_out, pair, colours))
         if unseen == held_out:
-            return _place_pair(pair, colours, draw)
+            return _place_pair(pair, colours, JITTER[name], draw)
 
 
 def _count(name: str, held_out: bool, draw: random.Random):
@@ -120,15 +129,16 @@ def _count(name: str, held_out: bool, draw: random.Random):
         concept, count = draw.choice(concepts(name)), draw.choice(list(COUNT_CENTRES))
         if is_count_held_out(concept, count) == held_out:
             break
-    scale = draw.uniform(0.85, 1)
+    jitter = JITTER[name]
+    scale, shift = draw.uniform(jitter.smallest, 1), jitter.shift / 3
     return tuple(
         Item(
             concept=concept,
             colour=None,
-            x=x + draw.uniform(-2, 2),
-            y=y + draw.uniform(-2, 2),
+            x=x + draw.uniform(-shift, shift),
+            y=y + draw.uniform(-shift, shift),
             extent=COUNT_EXTENT * scale,
-            angle=draw.uniform(-MAX_ROTATION, MAX_ROTATION),
+            angle=draw.uniform(-jitter.rotation, jitter.rotation),
         )
         for x, y in COUNT_CENTRES[count]
     ), None
@@ -143,30 +153,32 @@ _DRAW = {
 }
 
 
-def _place_single(concept: Concept, colour: str | None, draw: random.Random) -> Item:
-    extent = SINGLE_EXTENT * draw.uniform(0.75, 1)
-    room = min(6.0, (CANVAS - extent) / 2 - 2)
+def _place_single(
+    concept: Concept, colour: str | None, jitter: Jitter, draw: random.Random
+) -> Item:
+    extent = SINGLE_EXTENT * draw.uniform(jitter.smallest, 1)
+    room = min(jitter.shift, (CANVAS - extent) / 2 - 2)
     return Item(
         concept=concept,
         colour=colour,
         x=CANVAS / 2 + draw.uniform(-room, room),
         y=CANVAS / 2 + draw.uniform(-room, room),
         extent=extent,
-        angle=draw.uniform(-MAX_ROTATION, MAX_ROTATION),
+        angle=draw.uniform(-jitter.rotation, jitter.rotation),
     )
 
 
-def _place_pair(pair, colours, draw: random.Random):
+def _place_pair(pair, colours, jitter: Jitter, draw: random.Random):
     relation = draw.choice(list(PAIR_CENTRES))
-    across, along = (6.0, 1.5) if relation == "above" else (1.5, 6.0)
+    across, along = (jitter.shift, 1.5) if relation == "above" else (1.5, jitter.shift)
     return tuple(
         Item(
             concept=concept,
             colour=colour,
             x=x + draw.uniform(-across, across),
             y=y + draw.uniform(-along, along),
-            extent=PAIR_EXTENT * draw.uniform(0.8, 1),
-            angle=draw.uniform(-MAX_ROTATION, MAX_ROTATION),
+            extent=PAIR_EXTENT * draw.uniform(jitter.smallest, 1),
+            angle=draw.uniform(-jitter.rotation, jitter.rotation),
         )
         for concept, colour, (x, y) in zip(pair, colours, PAIR_CENTRES[relation], strict=True)
     ), relation

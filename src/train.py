@@ -1,0 +1,100 @@
+"""Trains a stage: `python src/train.py stage=decoder`; conf/train.yaml has the other choices."""
+
+import unclip  # isort: skip # noqa: F401 (first: torchvision then imports beside a CPU torch)
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from unclip.training.preparation import ensure_data, ensure_upstream, one_at_a_time
+
+BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Trains the stage that the command line names and returns its validation metric."""
+    hydra_config = HydraConfig.get()
+    cfg.run_folder = hydra_config.runtime.output_dir
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    OmegaConf.save(config, Path(cfg.run_folder) / "config.yaml")
+    try:
+        prepare(config, hydra_config.overrides.task)
+        return train(config)
+    except (FileNotFoundError, ChildProcessError) as error:  # their text says what to do
+        raise SystemExit(f"train.py: {error}") from None
+
+
+def prepare(config: dict[str, Any], overrides: list[str]) -> None:
+    """Makes sure, before anything heavy, that what the run needs is there."""
+    if config["resume"] is not None and not Path(config["resume"]).is_file():
+        raise FileNotFoundError(f"resume={config['resume']}: there is no such file")
+    bundle = Path(config["folders"]["models"]) / config["bundle"]
+    needs = config["embedder"]["needs"] if config["needs_clip"] else []
+    ensure_upstream(needs, bundle, overrides, train=config["upstream"] == "train")
+    ensure_data(build(config["prepare"]["build"]), config["prepare"]["done"])
+
+
+def train(config: dict[str, Any]) -> float | None:
+    """Builds what the configuration says and fits it."""
+    from unclip import bundle
+    from unclip.training.embeddings import check_sizes, embed_shards
+    from unclip.training.trainer import keep_freed_memory, quieten
+
+    quieten()
+    keep_freed_memory()
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(config["seed"])  # the same first weights on all ranks
+
+    embedder = build(config["embedder"]["build"]) if config["needs_clip"] else None
+    if embedder is not None:
+        check_sizes(embedder, config["clip"])
+    stage = bundle.build(config["model"])
+    module = build(config["module"])(
+        stage,
+        recipe=config["model"],
+        optimizer=build(config["optimizer"]),
+        schedule=build(config["schedule"]),
+        embedder=embedder,
+        name=config["stage"],
+        seed=config["seed"],
+    )
+    stored = embedder is not None and config["stored_embeddings"]
+    data = build(config["data"])(embeddings=embedder.fingerprint if stored else None)
+    trainer = build(config["trainer"])(
+        callbacks=[build(callback) for callback in config["callbacks"].values()],
+        loggers=[build(logger) for logger in config["logger"].values()],
+    )
+    if stored:
+        folders = [data.folder(split) for split in (data.train_split, data.val_split) if split]
+        with one_at_a_time(data.root):
+            embed_shards(embedder.to(trainer.strategy.root_device), folders, workers=data.workers)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(config)
+    trainer.fit(module, data, ckpt_path=config["resume"])
+    objective = trainer.callback_metrics.get(config["objective"])
+    return None if objective is None else float(objective)
+
+
+def build(config: Any) -> Any:
+    """Instantiates a part of the configuration, but only what a run is made of."""
+    pending = [config]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            target = part.get("_target_")
+            if target is not None and not target.startswith(BUILDABLE):
+                raise ValueError(f"_target_ {target} is none of {', '.join(BUILDABLE)}…")
+            pending += part.values()
+        elif isinstance(part, list):
+            pending += part
+    return instantiate(config, _convert_="all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""The stages joined: caption → image embedding → 64 → 256 → 1024 pixels.
+
+Each picture has a generator of its own in each stage, seeded by its seed and the stage's name, and
+stages hand 8-bit pictures on. So a seed gives the same picture in any batch (a pixel may differ by
+one of 256 levels, since sums are rounded otherwise in another batch), and an upsampler starts from
+exactly the pixels that are kept.
+"""
+
+import hashlib
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from unclip.bundle import (
+    STAGES,
+    StageMetadata,
+    load_embedder,
+    load_stage,
+    read_metadata,
+    stage_file,
+    train_command,
+)
+from unclip.clip import ClipEmbedder
+from unclip.stages import Stage
+
+MAKES = {64: "decoder", 256: "upsampler_256", 1024: "upsampler_1024"}
+_JOINTS = {
+    "decoder": {"image_size": 64},
+    "upsampler_256": {"scale": 4},
+    "upsampler_1024": {"scale": 4},
+}
+
+Progress = Callable[[str, int, int], None]
+
+
+class Pictures(NamedTuple):
+    """What the cascade made, on the CPU.
+
+    Attributes:
+        image_embedding: what the decoder started from, float32 `B D`.
+        images: for each size in pixels, uint8 `B 3 size size`.
+    """
+
+    image_embedding: Tensor
+    images: dict[int, Tensor]
+
+
+class Cascade:
+    """A bundle's stages, each loaded when it is first used.
+
+    Its methods share some arguments. `seeds`: one a picture. `guidance_scale`: None is the stage's
+    own. `steps`: sampler steps of the stages named, such as `{"decoder": 16}`; the others take
+    their own. `batch_size`: pictures that go through a stage at a time; it changes memory and time,
+    not pictures. `progress(stage, step, steps)`: called after each sampler step, over all batches.
+
+    All raise `FileNotFoundError` for a stage that the bundle lacks, with the command that trains
+    it, and `ValueError` for arguments that make no sense together.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        metadata: Mapping[str, StageMetadata],
+        device: torch.device | str,
+        embedder: ClipEmbedder | None = None,
+    ):
+        self.folder = folder
+        self.metadata = dict(metadata)
+        self.device = torch.device(device)
+        self._stages: dict[str, Stage] = {}
+        self._embedder = None if embedder is None else embedder.to(self.device)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        embedder: ClipEmbedder | None = None,
+    ) -> "Cascade":
+        """Opens a bundle: reads what its files say of themselves, and their weights when needed.
+
+        Args:
+            path: the folder, `models/NAME`.
+            device: None is a GPU if there is one.
+            embedder: a CLIP in place of the bundle's, such as the public one it was trained with.
+
+        Raises:
+            FileNotFoundError: if it holds no stage.
+            ValueError: for a damaged file, or a stage trained with another CLIP than the bundle's.
+        """
+        folder = Path(path)
+        files = {name: stage_file(folder, name) for name in STAGES}
+        metadata = {name: read_metadata(file) for name, file in files.items() if file.exists()}
+        if not metadata:
+            raise FileNotFoundError(
+                f"{folder} holds no stage: make a bundle with `make demo`, "
+                f"or begin one with `{train_command('clip')}`"
+            )
+        clip = metadata["clip"].clip_fingerprint if "clip" in metadata else None
+        clip = clip if embedder is None else embedder.fingerprint
+        for name, written in metadata.items():
+            _check_belongs(files[name], name, written, clip)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(folder, metadata, device, embedder)
+
+    @property
+    def embedder(self) -> ClipEmbedder:
+        """The bundle's CLIP."""
+        if self._embedder is None:
+            self._require("clip")
+            self._embedder = load_embedder(stage_file(self.folder, "clip"), self.device)
+        return self._embedder
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name."""
+        if name not in self._stages:
+            self._require(name)
+            stage = load_stage(stage_file(self.folder, name), self.device)
+            for attribute, value in _JOINTS.get(name, {}).items():
+                if (own := getattr(stage, attribute)) != value:
+                    raise ValueError(
+                        f"{stage_file(self.folder, name)} has {attribute} {own}; "
+                        f"a cascade joins stages of {attribute} {value}"
+                    )
+            self._stages[name] = stage
+        return self._stages[name]
+
+    def text_to_image(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        size: int = 1024,
+        guidance_scale: float | None = None,
+        prior_guidance_scale: float | None = None,
+        steps: Mapping[str, int] | None = None,
+        batch_size: int = 8,
+        progress: Progress | None = None,
+    ) -> Pictures:
+        """A picture of each prompt, 64, 256 or 1024 pixels, and the smaller ones on its way.
+
+        No prompt may be blank; what of one is too long for the CLIP is cut, with a warning.
+        `guidance_scale` is the decoder's, `prior_guidance_scale` the prior's.
+        """
+        self._require("clip", "prior", *stages_for(size))
+        run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
+        image_embedding = self.prior(prompts, guidance_scale=prior_guidance_scale, **run)
+        return self.decode(
+            image_embedding, prompts, size=size, guidance_scale=guidance_scale, **run
+        )
+
+    @torch.inference_mode()
+    def prior(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float | None = None,
+        steps: Mapping[str, int] | None = None,
+        batch_size: int = 8,
+        progress: Progress | None = None,
+    ) -> Float[Tensor, "batch dim"]:
+        """The image embedding that the prior draws for each prompt, on the CPU."""
+        self._require("clip", "prior")
+        if isinstance(prompts, str):
+            raise ValueError("prompts come as a list, even a single one")
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError("a prompt is blank: say what the picture shall show")
+            if rest := self.embedder.tokenizer.cut(prompt):
+                warnings.warn(
+                    f"a prompt is too long for this CLIP; cut off: {rest!r}", stacklevel=3
+                )
+        run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
+        inputs = {"caption": prompts}
+        return self._sample("prior", inputs, guidance_scale=guidance_scale, **run).float()
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        image_embedding: Float[Tensor, "batch dim"],
+        captions: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        size: int = 1024,
+        guidance_scale: float | None = None,
+        steps: Mapping[str, int] | None = None,
+        batch_size: int = 8,
+        progress: Progress | None = None,
+    ) -> Pictures:
+        """Pictures of image embeddings, the prior's or real images' own, with their captions."""
+        self._require("clip", *stages_for(size))
+        run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
+        inputs = {"caption": captions, "image_embedding": image_embedding.float()}
+        image = self._sample("decoder", inputs, guidance_scale=guidance_scale, **run)
+        images = self.upsample(to_pixels(image), size=size, **run)
+        return Pictures(image_embedding.float().cpu(), images)
+
+    @torch.inference_mode()
+    def upsample(
+        self,
+        images: UInt8[Tensor, "batch 3 height width"],
+        *,
+        seeds: Sequence[int],
+        size: int = 1024,
+        steps: Mapping[str, int] | None = None,
+        batch_size: int = 8,
+        progress: Progress | None = None,
+    ) -> dict[int, Tensor]:
+        """Pictures of 64 or 256 pixels and their enlargements up to `size`, by size."""
+        edge = images.shape[-1]
+        missing = [name for name in stages_for(size) if name not in stages_for(edge)]
+        self._require(*missing)
+        run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
+        made = {edge: images.cpu()}
+        for name in missing:
+            image = self._sample(name, {"low_res": made[edge]}, guidance_scale=None, **run)
+            edge = image.shape[-1]
+            made[edge] = to_pixels(image)
+        return made
+
+    def _sample(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float | None,
+        steps: Mapping[str, int] | None,
+        batch_size: int,
+        progress: Progress | None,
+    ) -> Tensor:
+        """One stage over all batches; `inputs` holds a row for each seed."""
+        seeds, steps = [operator.index(seed) for seed in seeds], steps or {}
+        if unknown := steps.keys() - set(STAGES[1:]):
+            raise ValueError(f"steps names {min(unknown)!r}; it can name {', '.join(STAGES[1:])}")
+        if not seeds or batch_size < 1:
+            raise ValueError("at least one seed and a batch_size of 1 or more are needed")
+        for key, rows in inputs.items():
+            if len(rows) != len(seeds):
+                raise ValueError(f"{len(seeds)} seeds do not go with a {key} of {len(rows)}")
+        stage, outputs = self.stage(name), []
+        batches = range(0, len(seeds), batch_size)
+        for done, start in enumerate(batches):
+            part = slice(start, start + batch_size)
+            batch = self._on_device({key: rows[part] for key, rows in inputs.items()})
+            outputs.append(
+                stage.sample(
+                    stage.condition(batch),
+                    generators=[_generator(seed, name) for seed in seeds[part]],
+                    guidance_scale=guidance_scale,
+                    steps=steps.get(name),
+                    callback=_callback(progress, name, done, len(batches)),
+                ).cpu()
+            )
+        return torch.cat(outputs)
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A stage's batch: captions encoded, 8-bit pictures in [-1, 1]."""
+        for key, value in list(batch.items()):
+            if key == "caption":
+                batch.update(self.embedder.text(value)._asdict())
+            else:
+                value = value.to(self.device)
+                batch[key] = value.float() / 127.5 - 1 if value.dtype == torch.uint8 else value
+        return batch
+
+    def _require(self, *names: str) -> None:
+        for name in names:
+            if name not in STAGES:
+                raise ValueError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
+            if name not in self.metadata and not (name == "clip" and self._embedder is not None):
+                raise FileNotFoundError(
+                    f"{stage_file(self.folder, name)} is missing: "
+                    f"train it with `{train_command(name)}`"
+                )
+
+
+def stages_for(size: int) -> list[str]:
+    """The stages that make a picture of `size` pixels from an image embedding, in order."""
+    if size not in MAKES:
+        raise ValueError(f"size is {size}; it can be {', '.join(map(str, MAKES))}")
+    return [stage for pixels, stage in MAKES.items() if pixels <= size]
+
+
+def to_pixels(
+    image: Float[Tensor, "batch 3 height width"],
+) -> UInt8[Tensor, "batch 3 height width"]:
+    """[-1, 1] to the nearest of 0..255; what lies outside is clamped.
+
+    Raises:
+        ValueError: for pixels that are not finite.
+    """
+    if not torch.isfinite(image).all():
+        raise ValueError("a stage made pixels that are not finite: its training has diverged")
+    return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _generator(seed: int, stage: str) -> torch.Generator:
+    """A picture's randomness in one stage, alike on every machine."""
+    digest = hashlib.sha256(f"{seed} {stage}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def _callback(
+    progress: Progress | None, stage: str, done: int, batches: int
+) -> Callable[[int, int, Tensor], None] | None:
+    """A sampler's callback for the batch after `done` of `batches`."""
+    if progress is None:
+        return None
+    return lambda step, steps, x0: progress(stage, done * steps + step, batches * steps)
+
+
+def _check_belongs(file: Path, name: str, written: StageMetadata, clip: str | None) -> None:
+    """Refuses a file of another stage, and one that was trained with another CLIP."""
+    if written.stage != name:
+        raise ValueError(f"{file} holds the stage {written.stage}: give it that name")
+    if name != "clip" and clip is not None and written.clip_fingerprint not in (None, clip):
+        raise ValueError(
+            f"{file} was trained with CLIP {written.clip_fingerprint}, but the bundle's CLIP is "
+            f"{clip}: train it again with `{train_command(name)}`, or bring back the "
+            "clip.safetensors that it was trained with"
+        )

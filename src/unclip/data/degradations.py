@@ -1,0 +1,182 @@
+"""Make the low-resolution input of an upsampler from a true picture, slightly corrupted.
+
+At sampling time an upsampler starts from what the stage before it made, which is never as clean
+as a downsized photograph; training on corrupted inputs makes it robust to that. `gaussian_blur`
+serves the first upsampler (64 → 256) and `bsr` the second (256 → 1024).
+"""
+
+import io
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from unclip.data.choosing import seeded
+
+LEAST_SIGMA = 0.05  # in pixels; less does nothing
+Degradation = Callable[..., UInt8[Tensor, "3 h w"]]  # (image, *, seed)
+
+
+def named(degradation: str | Degradation) -> Degradation:
+    """A degradation by its name ("gaussian_blur", "bsr"); a callable stands for itself."""
+    if callable(degradation):
+        return degradation
+    known = {"gaussian_blur": gaussian_blur, "bsr": bsr}
+    if degradation not in known:
+        raise ValueError(f"degradation {degradation!r} is unknown: use one of {sorted(known)}")
+    return known[degradation]
+
+
+def gaussian_blur(
+    image: UInt8[Tensor, "3 height width"],
+    *,
+    scale: int = 4,
+    kernel: int = 3,
+    sigma: float = 0.6,
+    seed: str | int = 0,
+) -> UInt8[Tensor, "3 h w"]:
+    """Downsize by area, then blur the small picture (Ramesh et al. 2022, §2.3: kernel 3, σ 0.6).
+
+    As in cascaded diffusion models (Ho et al. 2021, §4.2), it is the low-resolution picture that
+    is blurred. Area averaging keeps the mean exactly, and is what a render at the small size
+    looks like. `sigma` 0 does not blur. There is no chance in it: `seed` is not used.
+    """
+    low_res = _downsize(image, scale)
+    if sigma > 0:
+        low_res = _convolve(low_res, gaussian_kernel(kernel, sigma))
+    return _to_uint8(low_res)
+
+
+def bsr(
+    image: UInt8[Tensor, "3 height width"],
+    *,
+    scale: int = 4,
+    blur: tuple[float, float] = (0.1, 0.6),
+    resize: tuple[float, float] = (0.5, 1.5),
+    noise: tuple[float, float] = (0.0, 4.0),
+    jpeg_quality: tuple[int, int] = (70, 95),
+    seed: str | int = 0,
+) -> UInt8[Tensor, "3 h w"]:
+    """Blur, blur, resize, noise and JPEG in random order (Zhang et al. 2021, BSRGAN, §3.4).
+
+    The first blur is isotropic, the second anisotropic; the resizing goes through a random size
+    to 1/scale, where the sequence ends; a last JPEG follows, as in BSRGAN. The strengths are
+    ranges and mild: the picture must keep its colours, so noise is weak and JPEG keeps the full
+    resolution of the colour channels (4:4:4).
+
+    Args:
+        image: the true picture; height and width are multiples of `scale`.
+        scale: how many times smaller the result is.
+        blur: σ in pixels of the small picture; (0, 0) leaves out both blurs.
+        resize: the size passed through, as a multiple of the small size.
+        noise: σ of Gaussian noise in grey levels of 255, colour or grey by chance.
+        jpeg_quality: from 1 to 100; (100, 100) leaves JPEG out.
+        seed: the result is a function of the picture and this.
+    """
+    randomness = seeded("bsr", seed)
+    size = (image.shape[-2] // scale, image.shape[-1] // scale)
+    _check_scale(image, scale)
+
+    def isotropic(x: Tensor) -> Tensor:
+        sigma = randomness.uniform(*blur) * x.shape[-1] / size[-1]
+        return _blur(x, sigma, sigma, 0.0)
+
+    def anisotropic(x: Tensor) -> Tensor:
+        along, across = (randomness.uniform(*blur) * x.shape[-1] / size[-1] for _ in range(2))
+        return _blur(x, along, across, randomness.uniform(0, math.pi))
+
+    def downsize(x: Tensor) -> Tensor:
+        factor = randomness.uniform(*resize)
+        mode = randomness.choice(("bilinear", "bicubic"))
+        through = [max(1, round(side * factor)) for side in size]
+        x = F.interpolate(x[None], through, mode=mode, antialias=True)
+        return F.interpolate(x, list(size), mode=mode, antialias=True)[0].clamp(0, 255)
+
+    def add_noise(x: Tensor) -> Tensor:
+        sigma = randomness.uniform(*noise)
+        channels = randomness.choice((1, 3))
+        generator = np.random.default_rng(randomness.getrandbits(64))
+        drawn = generator.standard_normal((channels, *x.shape[1:]), dtype=np.float32)
+        return (x + sigma * torch.from_numpy(drawn)).clamp(0, 255)
+
+    def jpeg(x: Tensor) -> Tensor:
+        return _jpeg(x, randomness.randint(*jpeg_quality))
+
+    steps = [isotropic, anisotropic, downsize, add_noise, jpeg]
+    randomness.shuffle(steps)
+    x = image.float()
+    for step in [*steps, jpeg]:
+        x = step(x)
+    return _to_uint8(x)
+
+
+@lru_cache
+def gaussian_kernel(size: int, sigma: float) -> Float[Tensor, "size size"]:
+    """exp(-(x² + y²) / 2σ²) on a size × size grid around 0, summing to 1.
+
+    Raises:
+        ValueError: an even size.
+    """
+    if size % 2 == 0:
+        raise ValueError(f"a blur kernel has an odd size, not {size}")
+    x = torch.arange(size, dtype=torch.float64) - size // 2
+    line = torch.exp(-0.5 * (x / sigma) ** 2)
+    line = line / line.sum()
+    return torch.outer(line, line).float()
+
+
+def _blur(x: Tensor, along: float, across: float, angle: float) -> Tensor:
+    """Blur with an elliptic Gaussian: σ `along` a direction and `across` it."""
+    widest = max(along, across)
+    if widest < LEAST_SIGMA:
+        return x
+    reach = min(max(1, round(3 * widest)), min(x.shape[-2:]) - 1)
+    along, across = max(along, LEAST_SIGMA), max(across, LEAST_SIGMA)
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    if along == across:  # separable
+        line = torch.exp(-0.5 * (offsets / along) ** 2)
+        line = line / line.sum()
+        return _convolve(_convolve(x, line[:, None]), line[None, :])
+    v, u = torch.meshgrid(offsets, offsets, indexing="ij")
+    p = math.cos(angle) * u + math.sin(angle) * v
+    q = math.cos(angle) * v - math.sin(angle) * u
+    weights = torch.exp(-0.5 * ((p / along) ** 2 + (q / across) ** 2))
+    return _convolve(x, weights / weights.sum())
+
+
+def _convolve(x: Float[Tensor, "3 h w"], weights: Float[Tensor, "k l"]) -> Float[Tensor, "3 h w"]:
+    """Correlate each channel with the same weights, the border reflected."""
+    up, left = weights.shape[0] // 2, weights.shape[1] // 2
+    mode = "reflect" if x.shape[-2] > up and x.shape[-1] > left else "replicate"
+    padded = F.pad(x[None], [left, left, up, up], mode=mode)
+    return F.conv2d(padded, weights.expand(3, 1, *weights.shape), groups=3)[0]
+
+
+def _downsize(image: UInt8[Tensor, "3 height width"], scale: int) -> Float[Tensor, "3 h w"]:
+    _check_scale(image, scale)
+    return F.avg_pool2d(image.float()[None], scale)[0] if scale > 1 else image.float()
+
+
+def _check_scale(image: Tensor, scale: int) -> None:
+    if image.shape[-2] % scale or image.shape[-1] % scale:
+        height, width = image.shape[-2:]
+        raise ValueError(f"a picture of {width} × {height} pixels cannot be made {scale}× smaller")
+
+
+def _jpeg(x: Float[Tensor, "3 h w"], quality: int) -> Float[Tensor, "3 h w"]:
+    if quality >= 100:
+        return x
+    buffer = io.BytesIO()
+    pixels = _to_uint8(x).permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1).float()
+
+
+def _to_uint8(x: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+    return x.round().clamp(0, 255).to(torch.uint8)

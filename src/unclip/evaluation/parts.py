@@ -1,0 +1,216 @@
+"""The parts of the offline benchmark, one method each, and what they share while they run."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from unclip.bundle import load_embedder, read_metadata, stage_file, train_command
+from unclip.cascade import MAKES, Cascade
+from unclip.clip import ClipEmbedder
+from unclip.evaluation import gallery, measures
+from unclip.evaluation.emoji_probes import concept_set, probes
+from unclip.evaluation.features import EfficientNetLite0, extract
+from unclip.evaluation.pictures import bicubic
+from unclip.evaluation.real import Real, read_real
+from unclip.evaluation.sampling import Sampling
+
+if TYPE_CHECKING:
+    from unclip.evaluation.benchmark import Benchmark
+
+VALIDATION, SEEN, HELD_OUT = "val", "test_seen", "test_held_out"
+NEEDS = {
+    "clip": ("clip",),
+    "prior": ("clip", "prior"),
+    "decoder": ("clip", "prior", "decoder"),
+    "judge": ("clip", "prior", "decoder", "judge"),
+    "upsampler_256": ("upsampler_256",),
+    "upsampler_1024": ("upsampler_1024",),
+    "pictures": ("clip", "prior", "decoder"),
+}
+
+
+class Parts:
+    """One benchmark of one bundle: a method a part, their results side by side."""
+
+    def __init__(self, settings: "Benchmark", cascade: Cascade, root: Path, out: Path) -> None:
+        self.settings = settings
+        self.cascade = cascade
+        self.sampling = Sampling(settings, cascade)
+        self.root = root
+        self.out = out
+        self.results: dict[str, Any] = {}
+        self.paths: list[Path] = []
+        self.concept_set = concept_set(root)
+        self._predicted: dict[str, Tensor] = {}  # image embeddings by split
+        self._generated: dict[str, Tensor] = {}  # pictures by split
+
+    def file(self, stage: str) -> Path:
+        """Where the bundle has a stage, or should."""
+        return stage_file(self.cascade.folder, stage)
+
+    @cached_property
+    def real(self) -> dict[str, Real]:
+        """64 px renders of each split: as many of the validation's as of the seen compositions."""
+        settings = self.settings
+        wanted = {
+            VALIDATION: max(settings.pictures, settings.recall_among),
+            SEEN: settings.pictures,
+            HELD_OUT: settings.held_out,
+        }
+        return {split: read_real(self.root, split, 64, count=n) for split, n in wanted.items()}
+
+    @cached_property
+    def judge_clip(self) -> ClipEmbedder:
+        """The CLIP that no stage has seen."""
+        judge = load_embedder(self.file("judge"), self.cascade.device)
+        if judge.fingerprint == self.cascade.embedder.fingerprint:
+            raise ValueError(
+                f"{self.file('judge')} is the model's own CLIP, which flatters what was trained on "
+                f"it: train another with `{train_command('judge')}`"
+            )
+        return judge
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """What each file of the bundle says of itself."""
+        described = {}
+        for name in ("clip", "judge", "prior", "decoder", "upsampler_256", "upsampler_1024"):
+            if not self.file(name).is_file():
+                continue
+            written = read_metadata(self.file(name))
+            described[name] = {
+                "parameters": self._parameters(name),
+                "steps": written.steps,
+                "images": written.extra.get("images"),
+                "seconds": written.extra.get("seconds"),
+                "version": written.version,
+                "clip_fingerprint": written.clip_fingerprint,
+            }
+        return described
+
+    def clip(self) -> None:
+        """Retrieval recall of the model's CLIP and of the judge."""
+        among, real = self.settings.recall_among, self.real[VALIDATION]
+        recall = {"clip": measures.clip_recall(self.cascade.embedder, real, among=among)}
+        if self.file("judge").is_file():
+            recall["judge"] = measures.clip_recall(self.judge_clip, real, among=among)
+        self.results["clip"] = recall
+
+    def prior(self) -> None:
+        """Cosines of predicted to true image embeddings, on captions that training did not see."""
+        self.results["prior"] = {}
+        for split in (HELD_OUT, SEEN):
+            real = self.real[split]
+            self._predicted[split] = self.sampling.predict(real.captions)
+            self.results["prior"][split] = measures.prior_cosines(
+                self._predicted[split],
+                measures.embed_images(self.cascade.embedder, real.images),
+                measures.embed_texts(self.cascade.embedder, real.captions),
+                real.captions,
+                seed=self.settings.seed,
+            )
+
+    def decoder(self) -> None:
+        """Fréchet distances to the validation pictures; keeps the generated pictures.
+
+        A distance depends on n, so the smaller set from true image embeddings stands beside equally
+        many of the others, as "prior_gap".
+        """
+        real, reference = self.real[SEEN], self.real[VALIDATION].images
+        n = min(len(real), len(reference))
+        few = min(self.settings.true_embeddings, n)
+        true = measures.embed_images(self.cascade.embedder, real.images[:few])
+        self._generated = {
+            split: self.sampling.decode(self._predicted[split], self.real[split].captions)
+            for split in (SEEN, HELD_OUT)
+        }
+        network = EfficientNetLite0().to(self.cascade.device)
+        features = {
+            name: extract(network, images[:n], progress=self.settings.progress)
+            for name, images in {
+                "reference": reference,
+                "real": real.images,
+                "prior": self._generated[SEEN],
+                "untrained": self.sampling.untrained(self._predicted[SEEN], real.captions),
+                "true_embedding": self.sampling.decode(true, real.captions[:few]),
+            }.items()
+        }
+
+        def distances(count: int, names: tuple[str, ...]) -> dict[str, Any]:
+            return {
+                **measures.frechet_distances(
+                    {name: features[name][:count] for name in names},
+                    features["reference"][:count],
+                    resamples=self.settings.resamples,
+                    seed=self.settings.seed,
+                ),
+                "n": count,
+            }
+
+        self.results["decoder"] = {
+            "fd_effnet_lite0": distances(n, ("real", "prior", "untrained")),
+            "prior_gap": distances(few, ("real", "prior", "true_embedding")),
+            "reference": VALIDATION,
+            "captions": SEEN,
+            "feature_size": network.size,
+        }
+
+    def judge(self) -> None:
+        """What the judge picks for generated pictures, beside the same for real ones."""
+        self.results["judge"] = {}
+        for split, generated in self._generated.items():
+            real = self.real[split]
+            asked = probes(real.metadata, self.concept_set) if self.concept_set else {}
+            self.results["judge"][split] = {
+                source: measures.judge_choices(
+                    self.judge_clip,
+                    images,
+                    real.captions,
+                    asked,
+                    among=self.settings.captions_among,
+                    seed=self.settings.seed,
+                )
+                for source, images in (("generated", generated), ("real", real.images))
+            }
+
+    def upsampler_256(self) -> None:
+        """PSNR and SSIM of 64 → 256 px."""
+        self._upsampler("upsampler_256", 256)
+
+    def upsampler_1024(self) -> None:
+        """PSNR and SSIM of 256 → 1024 px."""
+        self._upsampler("upsampler_1024", 1024)
+
+    def pictures(self) -> None:
+        """Contact sheets, and pictures of held-out captions in full size."""
+        size = 64
+        for larger, upsampler in list(MAKES.items())[1:]:
+            if not self.file(upsampler).is_file():
+                break
+            size = larger
+        if self.concept_set:
+            self.paths += gallery.single_objects(
+                self.sampling.text_to_image,
+                self.concept_set,
+                self.out,
+                size=min(size, 256),
+                most=self.settings.sheet_prompts,
+            )
+        real = self.real[HELD_OUT]
+        captions = real.take(gallery.varied(real, self.settings.large_pictures)).captions
+        self.paths += gallery.held_out(self.sampling.text_to_image, captions, self.out, size=size)
+
+    def _upsampler(self, stage: str, size: int) -> None:
+        true = read_real(self.root, SEEN, size, count=self.settings.upsampled[size]).images
+        low_res = bicubic(true, size // 4)
+        enlarged = self.sampling.enlarge(low_res, size)
+        self.results[stage] = measures.enlargement(enlarged, true, low_res)
+        self.paths += gallery.enlargements(enlarged, true, low_res, self.out, stage=stage)
+
+    def _parameters(self, name: str) -> int:
+        if name in ("clip", "judge"):
+            model: nn.Module = (self.cascade.embedder if name == "clip" else self.judge_clip).model
+        else:
+            model = self.cascade.stage(name)
+        return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,172 @@
+"""results.json, written whole or not at all, and the tables that are printed from it."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("unclip", "torch", "torchmetrics", "open_clip_torch", "timm", "pillow")
+
+
+def write_results(results: dict[str, Any], path: str | Path) -> Path:
+    """Write the results as strict JSON: beside their place first, then renamed into it.
+
+    A number that is not finite becomes null, which every JSON reader takes.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(results), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """Versions and the machine that computed on `device`, as they belong into every result."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else f"{device.type} {platform.machine()}"
+    return {"versions": versions, "device": name, "threads": torch.get_num_threads()}
+
+
+def table(rows: Sequence[Sequence[Any]], *, head: Sequence[str]) -> str:
+    """Columns padded to one width each: words to the left, numbers to the right."""
+    cells = [[_text(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    numeric = [all(_is_number(row[k]) for row in rows) for k in range(len(head))]
+
+    def line(words: Sequence[str]) -> str:
+        padded = [
+            word.rjust(width) if right else word.ljust(width)
+            for word, width, right in zip(words, widths, numeric, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    rule = ["─" * width for width in widths]
+    return "\n".join([line(head), line(rule), *(line(row) for row in cells)])
+
+
+def summary(results: dict[str, Any]) -> str:
+    """What is printed at the end: a line a stage, the key numbers, and where the pictures are."""
+    parts = [stage_table(results), *measure_tables(results)]
+    if left_out := results.get("left_out"):
+        parts.append("\n".join(f"left out: {name}: {why}" for name, why in left_out.items()))
+    if paths := results.get("paths"):
+        parts.append("\n".join(["pictures:", *(f"  {path}" for path in paths)]))
+    parts.append(f"evaluated in {_duration(results['seconds']['total'])}")
+    return "\n\n".join(parts)
+
+
+def stage_table(results: dict[str, Any]) -> str:
+    """A line a stage: how large it is, how long it trained, and the number that it is judged by."""
+    rows = [
+        [
+            name,
+            stage["parameters"] / 1e6,
+            stage["steps"],
+            stage["images"],
+            _duration(stage["seconds"]),
+            headline(name, results),
+        ]
+        for name, stage in results["stages"].items()
+    ]
+    return table(rows, head=["stage", "M parameters", "steps", "images", "trained", "result"])
+
+
+def headline(stage: str, results: dict[str, Any]) -> str:
+    """The number by which a stage is judged, in words; empty when it was not measured."""
+    clip = results.get("clip", {}).get(stage)
+    if clip:
+        among = clip["among"]
+        return f"recall@1 {clip['recall_at_1']:.3f}, @5 {clip['recall_at_5']:.3f} among {among}"
+    measured = results.get(stage)
+    if not measured or stage in ("clip", "judge"):
+        return ""
+    if stage == "prior":
+        split, cosines = next(iter(measured.items()))
+        return (
+            f"cosine {cosines['cosine']:.3f} on {split} (own z_t {cosines['cosine_text']:.3f}, "
+            f"shuffled {cosines['cosine_shuffled']:.3f})"
+        )
+    if stage == "decoder":
+        found = measured["fd_effnet_lite0"]
+        ours, real, untrained = (found[name]["distance"] for name in ("prior", "real", "untrained"))
+        return (
+            f"fd_effnet_lite0 {ours:.1f} (real {real:.1f}, untrained {untrained:.1f}) "
+            f"at n={found['n']}"
+        )
+    return (
+        f"PSNR {measured['psnr']:.2f} dB ({measured['psnr_gain']:+.2f} on bicubic), "
+        f"SSIM {measured['ssim']:.3f} (bicubic {measured['ssim_bicubic']:.3f})"
+    )
+
+
+def measure_tables(results: dict[str, Any]) -> list[str]:
+    """The Fréchet distances, and the judge's choices for generated pictures beside real ones."""
+    tables = []
+    if decoder := results.get("decoder"):
+        rows = [
+            [source, entry["distance"], entry["error"], found["n"]]
+            for found in (decoder["fd_effnet_lite0"], decoder["prior_gap"])
+            for source, entry in found.items()
+            if source != "n"
+        ]
+        tables.append(table(rows, head=["pictures", "fd_effnet_lite0", "±", "n"]))
+    rows = []
+    for split, sources in results.get("judge", {}).items():
+        for name, ours in sources["generated"].items():
+            true = sources["real"][name]
+            rows.append([name, ours["among"], split, ours["share"], ours["error"], true["share"]])
+            rows[-1].append(ours["n"])
+    if rows:
+        order = list(dict.fromkeys(row[0] for row in rows))
+        rows.sort(key=lambda row: order.index(row[0]))
+        head = ["judge picks its", "among", "captions of", "generated", "±", "real", "n"]
+        tables.append(table(rows, head=head))
+    return tables
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,132 @@
+"""Contact sheets: pictures in a grid with their captions under them, drawn by Pillow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_PAPER, _INK, _MARK = "white", "#222222", "#d2460a"
+
+
+class Tile(NamedTuple):
+    """One picture of a sheet."""
+
+    image: UInt8[Tensor, "3 height width"]
+    caption: str
+    marked: bool = False  # framed, its caption coloured
+
+
+def to_pil(image: UInt8[Tensor, "3 height width"]) -> Image.Image:
+    """A picture of bytes as Pillow's."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def contact_sheet(
+    tiles: Sequence[Tile],
+    *,
+    columns: int,
+    size: int = 128,
+    title: str = "",
+    lines: int = 2,
+    gap: int = 8,
+) -> Image.Image:
+    """The tiles row by row, each resized to `size` pixels, its caption wrapped below it.
+
+    The sheet is `columns` · (size + gap) + gap wide; `sheet_size` says how high.
+
+    Args:
+        tiles: at least one.
+        columns: pictures in a row.
+        size: side of a picture on the sheet.
+        title: written above the grid, when given.
+        lines: lines kept free for each caption; what does not fit ends in an ellipsis.
+        gap: pixels between tiles.
+
+    Raises:
+        ValueError: no tile, or a picture that is not [3, height, width] bytes.
+    """
+    if not tiles:
+        raise ValueError("a contact sheet needs at least one picture")
+    font = _caption_font(size)
+    top, line = _title_height(title, gap), _line_height(font)
+    sheet = Image.new("RGB", sheet_size(len(tiles), columns, size, title, lines, gap), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        room = sheet.width - 2 * gap
+        title_font = ImageFont.load_default(15)
+        draw.text((gap, gap), _wrap(title, title_font, room, 1)[0], _INK, title_font)
+    for index, tile in enumerate(tiles):
+        if tile.image.ndim != 3 or tile.image.shape[0] != 3:
+            raise ValueError(f"a picture is [3, height, width], not {list(tile.image.shape)}")
+        row, column = divmod(index, columns)
+        x = gap + column * (size + gap)
+        y = top + gap + row * (size + lines * line + gap)
+        picture = to_pil(tile.image).resize((size, size), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (x, y))
+        if tile.marked:
+            draw.rectangle((x - 3, y - 3, x + size + 2, y + size + 2), outline=_MARK, width=3)
+        colour = _MARK if tile.marked else _INK
+        for number, words in enumerate(_wrap(tile.caption, font, size, lines)):
+            draw.text((x, y + size + 2 + number * line), words, colour, font)
+    return sheet
+
+
+def sheet_size(
+    count: int, columns: int, size: int = 128, title: str = "", lines: int = 2, gap: int = 8
+) -> tuple[int, int]:
+    """Width and height in pixels of the sheet that `contact_sheet` draws."""
+    rows = -(-count // columns)
+    line = _line_height(_caption_font(size))
+    width = columns * (size + gap) + gap
+    return width, _title_height(title, gap) + rows * (size + lines * line + gap) + gap
+
+
+def save(picture: Image.Image, path: str | Path) -> Path:
+    """Write a PNG (lossless: JPEG would change what is measured or shown) and return its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")
+    picture.save(unfinished, format="PNG")
+    unfinished.replace(path)
+    return path
+
+
+def _caption_font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(min(max(size // 11, 10), 16))
+
+
+def _title_height(title: str, gap: int) -> int:
+    return 18 + gap if title else 0
+
+
+def _line_height(font: ImageFont.FreeTypeFont) -> int:
+    ascent, descent = font.getmetrics()
+    return ascent + descent + 1
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+    """The text in at most `lines` lines of `width` pixels; the last may end in an ellipsis."""
+    wrapped, words = [""], text.split()
+    while words:
+        longer = f"{wrapped[-1]} {words[0]}".strip()
+        if not wrapped[-1] or font.getlength(longer) <= width:
+            wrapped[-1] = longer
+            words.pop(0)
+        elif len(wrapped) < lines:
+            wrapped.append("")
+        else:
+            wrapped[-1] += " …"
+            break
+    return [_shorten(line, font, width) for line in wrapped]
+
+
+def _shorten(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    kept = line.rstrip("… ")
+    while kept and font.getlength(kept + "…") > width:
+        kept = kept[:-1]
+    return kept.rstrip() + "…"

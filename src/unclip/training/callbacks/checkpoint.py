@@ -1,0 +1,122 @@
+"""Checkpoints to continue from, on time and when a run is told to stop."""
+
+import shlex
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from unclip.training.callbacks.guard import NonFiniteError
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps last.ckpt: every so many steps, at the end, and when the run is interrupted.
+
+    Ctrl-C and SIGTERM end the run after the step at hand, saved, and it says how to continue; a
+    second Ctrl-C ends it at once. All ranks stop at the same step, whichever of them got the
+    signal.
+
+    Args:
+        folder: where last.ckpt goes.
+        every_steps: between two saves.
+    """
+
+    def __init__(self, folder: str | Path, *, every_steps: int):
+        super().__init__()
+        if every_steps < 1:
+            raise ValueError(f"every_steps is {every_steps}; it must be at least 1")
+        self.path = Path(folder) / "last.ckpt"
+        self.every_steps = every_steps
+        self._saved_step = 0
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over the signals, in place of Lightning's handler, which saves nothing."""
+        self._saved_step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+        rank_zero_only(print)(
+            "\nStopping after this step; Ctrl-C once more stops at once.", flush=True
+        )
+
+    def _release_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves where a multiple of `every_steps`, the last step, or a signal says so."""
+        step = trainer.global_step
+        due = step % self.every_steps == 0 or step == trainer.max_steps
+        stop = self._told_to_stop(trainer)
+        if due and step != self._saved_step:
+            self._save(trainer)
+        if stop:
+            self._stop(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Does not wait for the end of a validation."""
+        if not trainer.sanity_checking and self._told_to_stop(trainer):
+            self._stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what a run that stopped early has not."""
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+        self._release_signals()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Saves after an error, unless weights are in doubt or other ranks would wait for ever."""
+        self._release_signals()
+        if isinstance(exception, SystemExit | NonFiniteError) or trainer.world_size > 1:
+            return
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+        if self.path.exists():
+            self._say_how_to_continue()
+
+    def _told_to_stop(self, trainer: Trainer) -> bool:
+        told = self._signal is not None
+        return trainer.strategy.reduce_boolean_decision(told, all=False)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved_step = trainer.global_step
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Saves and ends the run; rank 0 alone with a code, lest a launcher kill it for a child."""
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+        if trainer.is_global_zero:
+            self._say_how_to_continue()
+        number = self._signal or signal.SIGTERM
+        raise SystemExit(128 + number if trainer.is_global_zero else 0)
+
+    def _say_how_to_continue(self) -> None:
+        words = [word for word in sys.argv if not word.startswith("resume=")]
+        print(f"Continue with: {shlex.join(['python', *words, f'resume={self.path}'])}", flush=True)

@@ -1,0 +1,98 @@
+"""What has to be there before a run: its data, and the stages that it builds on.
+
+Light to import: a run that lacks something ends in seconds.
+"""
+
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# What an upstream run takes over from the command line of the run that needs it.
+INHERITED = (
+    "scale=",
+    "bundle=",
+    "seed=",
+    "folders.",
+    "clip.",
+    "data=",
+    "data.root=",
+    "data.workers=",
+    "prepare.",
+    "logger=",
+    "trainer=",
+    "trainer.accelerator=",
+    "trainer.devices=",
+    "trainer.precision=",
+)
+
+# What tells a process that it is a rank; an upstream run is a job of its own.
+_RANK = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+@contextmanager
+def one_at_a_time(path: str | Path) -> Iterator[None]:
+    """Lets one process make what shall stand at `path`; the others wait, and find it made.
+
+    It holds between the processes of one machine, by a hidden file beside `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def ensure_data(prepare: Callable[[], Any] | None, done: str | Path | None) -> None:
+    """Makes the data set with `prepare` unless the file `done` says that it is there."""
+    if prepare is None or Path(done).exists():
+        return
+    with one_at_a_time(Path(done).parent):
+        if not Path(done).exists():
+            prepare()
+
+
+def ensure_upstream(
+    needs: Sequence[str], folder: str | Path, overrides: Sequence[str], *, train: bool
+) -> None:
+    """Checks that the bundle has the stages that a run builds on.
+
+    Args:
+        needs: names of stages.
+        folder: the bundle's.
+        overrides: this run's command line, of which an upstream run inherits scale, bundle, data
+            and hardware.
+        train: train what is missing, each in a process of its own.
+
+    Raises:
+        FileNotFoundError: naming the missing file and the command that makes it.
+        ChildProcessError: when an upstream run fails.
+    """
+    for stage in needs:
+        path = Path(folder) / f"{stage}.safetensors"
+        if path.exists():
+            continue
+        inherited = [word for word in overrides if word.startswith(INHERITED)]
+        words = [sys.argv[0], f"stage={stage}", *inherited]
+        command = shlex.join(["python", *words])
+        if not train:
+            raise FileNotFoundError(
+                f"{path} is missing. Train it with `{command}`, or add upstream=train to do that "
+                "first"
+            )
+        with one_at_a_time(path):
+            if not path.exists():
+                print(f"{path} is missing: {command}", flush=True)
+                _run(words, command)
+
+
+def _run(words: list[str], command: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in _RANK}
+    code = subprocess.run([sys.executable, *words], env=environment, check=False).returncode
+    if code:
+        raise ChildProcessError(f"`{command}` ended with code {code}")

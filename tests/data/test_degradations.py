@@ -1,0 +1,146 @@
+import math
+import time
+
+import pytest
+import torch
+
+from unclip.data.degradations import (
+    _blur,
+    _convolve,
+    bsr,
+    gaussian_blur,
+    gaussian_kernel,
+    named,
+)
+
+MILD = {"noise": (0.0, 0.0), "jpeg_quality": (100, 100)}
+
+
+def noise(size: int = 64, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def constant(colour=(200, 30, 90), size: int = 64) -> torch.Tensor:
+    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, size, size).clone()
+
+
+def test_kernel_is_the_closed_form():
+    edge = math.exp(-1 / (2 * 0.6**2))
+    total = (1 + 2 * edge) ** 2
+    kernel = gaussian_kernel(3, 0.6)
+    assert kernel[1, 1].item() == pytest.approx(1 / total, rel=1e-6)
+    assert kernel[0, 1].item() == pytest.approx(edge / total, rel=1e-6)
+    assert kernel[0, 0].item() == pytest.approx(edge**2 / total, rel=1e-6)
+    assert kernel.sum().item() == pytest.approx(1, rel=1e-6)
+    with pytest.raises(ValueError, match="odd"):
+        gaussian_kernel(4, 0.6)
+
+
+def test_blur_of_a_point_is_the_kernel():
+    image = torch.zeros(3, 36, 36, dtype=torch.uint8)
+    image[0, 16:20, 16:20] = 255  # one pixel of the small picture
+    low_res = gaussian_blur(image)
+    expected = torch.zeros(3, 9, 9)
+    expected[0, 3:6, 3:6] = 255 * gaussian_kernel(3, 0.6)
+    assert (low_res.float() - expected).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_downsizing_averages_and_keeps_the_mean(scale):
+    image = noise()
+    low_res = gaussian_blur(image, scale=scale, sigma=0)
+    side = 64 // scale
+    averages = image.double().reshape(3, side, scale, side, scale).mean((2, 4))
+    assert low_res.shape == (3, side, side) and low_res.dtype == torch.uint8
+    assert (low_res.double() - averages).abs().max() <= 0.5 + 1e-4
+    assert (low_res.double().mean((1, 2)) - image.double().mean((1, 2))).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("colour", [(200, 30, 90), (0, 0, 0), (255, 255, 255)])
+def test_constant_pictures_stay_constant(colour):
+    image, small = constant(colour), constant(colour, 16)
+    assert torch.equal(gaussian_blur(image), small)
+    for seed in range(8):
+        assert torch.equal(bsr(image, seed=seed, **MILD), small)
+    for seed in range(8):  # with noise and JPEG: the same colour to within a few levels
+        difference = bsr(image, seed=seed).double().mean((1, 2)) - small.double().mean((1, 2))
+        assert difference.abs().max() < 3
+
+
+def test_bsr_is_a_function_of_picture_and_seed():
+    image = noise()
+    before = image.clone()
+    torch.manual_seed(0)
+    results = [bsr(image, seed=seed) for seed in range(6)]
+    torch.manual_seed(1)
+    again = [bsr(image, seed=seed) for seed in range(6)]
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+    assert len({result.numpy().tobytes() for result in results}) == 6
+    assert torch.equal(image, before)
+    assert all(result.shape == (3, 16, 16) and result.dtype == torch.uint8 for result in results)
+
+
+def test_bsr_degrades_about_as_much_as_asked():
+    rows = torch.linspace(0, 255, 64)[None, :, None].expand(3, 64, 64).round().to(torch.uint8)
+    clean = gaussian_blur(rows, sigma=0).float()
+
+    def error(**options) -> float:
+        return (
+            sum((bsr(rows, seed=s, **options).float() - clean).std().item() for s in range(8)) / 8
+        )
+
+    assert error(**MILD) < error() < error(noise=(20.0, 20.0), jpeg_quality=(20, 30))
+
+
+def test_blurs_have_the_asked_width_and_direction():
+    point = torch.zeros(3, 65, 65)
+    point[:, 32, 32] = 1
+    offsets = torch.arange(65) - 32.0
+    for along, across, angle in [(2.0, 2.0, 0.3), (3.0, 1.0, 0.0), (3.0, 1.0, math.pi / 2)]:
+        spread = _blur(point, along, across, angle)[0]
+        assert spread.sum().item() == pytest.approx(1, rel=1e-5)
+        wide = (spread.sum(0) * offsets**2).sum().sqrt().item()
+        high = (spread.sum(1) * offsets**2).sum().sqrt().item()
+        x, y = (along, across) if angle < 1 else (across, along)
+        assert wide == pytest.approx(x, rel=0.03) and high == pytest.approx(y, rel=0.03)
+    tilted = _blur(point, 3.0, 1.0, math.pi / 4)[0]
+    covariance = (tilted * offsets[:, None] * offsets[None, :]).sum().item()
+    assert covariance == pytest.approx((9 - 1) / 2, rel=0.06)  # R diag(9, 1) Rᵀ at 45°
+
+
+def test_separable_blur_equals_the_full_one():
+    image = noise(32).float()
+    offsets = torch.arange(-6, 7.0)
+    line = torch.exp(-0.5 * (offsets / 2) ** 2)
+    full = torch.outer(line, line) / line.sum() ** 2
+    assert torch.allclose(_blur(image, 2.0, 2.0, 0.0), _convolve(image, full), atol=1e-3)
+
+
+def test_small_and_oblong_pictures():
+    image = noise(64)[:, :8, :32]
+    assert gaussian_blur(image).shape == (3, 2, 8)
+    assert gaussian_blur(image[:, :4, :4]).shape == (3, 1, 1)
+    for seed in range(10):
+        assert bsr(image, seed=seed).shape == (3, 2, 8)
+        assert bsr(image[:, :4, :4], seed=seed).shape == (3, 1, 1)
+    with pytest.raises(ValueError, match="4× smaller"):
+        gaussian_blur(noise(30))
+    with pytest.raises(ValueError, match="4× smaller"):
+        bsr(noise(30))
+
+
+def test_names():
+    assert named("bsr") is bsr
+    assert named(gaussian_blur) is gaussian_blur
+    with pytest.raises(ValueError, match="gaussian_blur"):
+        named("box")
+
+
+def test_blur_of_a_small_crop_is_cheap():
+    image = noise(64)
+    gaussian_blur(image)
+    start = time.process_time()
+    for _ in range(50):
+        gaussian_blur(image)
+    assert (time.process_time() - start) / 50 < 0.004  # about 0.15 ms; room for a busy machine

@@ -1,0 +1,375 @@
+import json
+import os
+import tarfile
+from collections import Counter
+
+import pytest
+import torch
+from make_shards import captions, encoded, keys, picture, sample, write_shard, write_shards
+from PIL import Image
+
+from unclip.data.embeddings import write_embeddings
+from unclip.data.loader import ShardLoader
+from unclip.data.reader import SampleReader
+from unclip.data.shards import open_shards
+
+CLIP = "0123456789abcdef"
+SIZES = [7, 13, 20, 1, 9]  # 50 samples, nothing divides anything
+READER = SampleReader(image_size=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("data") / "train" / "16", SIZES)
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("twins"), [30, 30, 30, 30], pairs=True)
+
+
+def drawn(batches, *, fillers=False) -> list[str]:
+    return [
+        key
+        for batch in batches
+        for key, valid in zip(batch["key"], batch["valid"].tolist(), strict=True)
+        if valid or fillers
+    ]
+
+
+def joined(lists) -> list:
+    return [item for items in lists for item in items]
+
+
+def ranks(folder, world_size, reader=READER, **options) -> list[ShardLoader]:
+    return [
+        ShardLoader(folder, reader, rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+
+
+# ------------------------------------------------------------------------------------- exactly once
+def check_passes(passes: list[list[dict]], loaders: list[ShardLoader], shuffle: bool) -> None:
+    assert {len(batches) for batches in passes} == {len(loaders[0])}
+    assert Counter(joined(map(drawn, passes))) == Counter(keys(SIZES))
+    if shuffle:
+        assert all(len(batch["key"]) == 4 for batch in joined(passes))
+        for batches in passes:  # fillers are less than a batch
+            assert len(drawn(batches, fillers=True)) - len(drawn(batches)) <= 4
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_every_sample_once_an_epoch_for_any_ranks_and_workers(folder, world_size, shuffle):
+    loaders = ranks(folder, world_size, batch_size=4, shuffle=shuffle)
+    for workers in (1, 2, 3, 11):
+        passes = [
+            joined(loader._dataset._batches(5, worker, workers) for worker in range(workers))
+            for loader in loaders
+        ]
+        check_passes(passes, loaders, shuffle)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 0), (1, 1), (2, 2)])
+def test_every_sample_once_an_epoch_with_real_workers(folder, world_size, workers):
+    for shuffle in (True, False):
+        loaders = ranks(folder, world_size, batch_size=4, shuffle=shuffle, workers=workers)
+        check_passes([list(loader) for loader in loaders], loaders, shuffle)
+
+
+def test_more_consumers_than_samples_or_shards(tmp_path):
+    folder = write_shards(tmp_path, [2])
+    for shuffle in (True, False):
+        loaders = ranks(folder, 5, batch_size=4, shuffle=shuffle, workers=0)
+        passes = [list(loader) for loader in loaders]
+        assert [len(batches) for batches in passes] == [1] * 5
+        assert Counter(joined(map(drawn, passes))) == Counter(keys([2]))
+        assert all(len(batches[0]["key"]) == (4 if shuffle else 1) for batches in passes)
+    (batch,) = ShardLoader(folder, READER, batch_size=16, workers=2)
+    assert batch["key"] == keys([2])
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_workers_that_inherit_nothing(folder, start_method, monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("WORKER", "0")):
+        monkeypatch.setenv(name, value)  # what is said to the loader holds, not the environment
+    here = ShardLoader(folder, READER, batch_size=4, shuffle=True, rank=1, world_size=2)
+    there = ShardLoader(
+        folder,
+        READER,
+        batch_size=4,
+        shuffle=True,
+        rank=1,
+        world_size=2,
+        workers=1,
+        start_method=start_method,
+    )
+    for epoch in range(2):
+        here.sampler.set_epoch(epoch)
+        there.sampler.set_epoch(epoch)
+        assert drawn(there) == drawn(here)
+
+
+# -------------------------------------------------------------------------------------------- order
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_differ_and_come_again(folder, workers):
+    def loader(seed=0):
+        reader = SampleReader(image_size=16, seed=seed)
+        return ShardLoader(folder, reader, batch_size=4, shuffle=True, workers=workers)
+
+    first, second = loader(), loader()
+    orders = {}
+    for epoch in (0, 1, 2, 1):
+        first.sampler.set_epoch(epoch)
+        order = drawn(first)
+        assert orders.setdefault(epoch, order) == order
+    assert len(set(map(tuple, orders.values()))) == 3
+    second.set_epoch(2)
+    assert drawn(second) == orders[2]
+    assert drawn(loader(seed=1)) != orders[0]
+
+
+def test_an_abandoned_epoch_leaves_no_trace(folder):
+    loader = ShardLoader(folder, READER, batch_size=4, shuffle=True, workers=1)
+    whole = drawn(loader)
+    next(iter(loader))
+    loader.set_epoch(1)
+    second = drawn(loader)
+    loader.set_epoch(0)
+    assert drawn(loader) == whole != second
+
+
+def test_epoch_may_be_set_after_the_iterator_is_made(folder):
+    loader = ShardLoader(folder, READER, batch_size=4, shuffle=True)
+    loader.set_epoch(3)
+    expected = drawn(loader)
+    loader.set_epoch(0)
+    iterator = iter(loader)
+    loader.set_epoch(3)  # as Lightning does when it resumes
+    assert drawn(iterator) == expected
+
+
+def test_loading_does_not_touch_the_global_generators(folder):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    list(ShardLoader(folder, READER, batch_size=4, shuffle=True))
+    list(ShardLoader(folder, READER, batch_size=4, shuffle=True, workers=1))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_without_shuffle_the_order_is_that_of_the_shards(folder):
+    expected = [keys(SIZES)[i : i + 8] for i in range(0, 50, 8)]
+    for workers in (0, 2):
+        loader = ShardLoader(folder, READER, batch_size=8, workers=workers)
+        assert [batch["key"] for batch in loader] == expected
+        assert len(loader) == len(expected) and loader.samples == 50
+        loader.set_epoch(4)
+        assert [batch["key"] for batch in loader] == expected
+
+
+def test_one_tar_or_some_of_them(folder):
+    one = ShardLoader(folder / "00001.tar", READER, batch_size=64)
+    assert drawn(one) == keys(SIZES)[7:20]
+    some = ShardLoader([folder / "00003.tar", folder / "00000.tar"], READER, batch_size=64)
+    assert drawn(some) == [*keys(SIZES)[40:41], *keys(SIZES)[:7]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_twins_are_in_one_batch(twins, workers):
+    loader = ShardLoader(twins, READER, batch_size=8, shuffle=True, workers=workers)
+    together = 0
+    for batch in loader:
+        together += sum(f"{key}-swap" in batch["key"] for key in batch["key"])
+    assert together >= 60 - 1 - workers  # all but what is cut between workers
+
+
+# ------------------------------------------------------------------------------ captions and images
+def test_captions_do_not_depend_on_workers_and_ranks(folder):
+    def chosen(world_size, workers, epoch):
+        found = {}
+        for loader in ranks(folder, world_size, batch_size=4, shuffle=True, workers=workers):
+            loader.set_epoch(epoch)
+            for batch in loader:
+                found |= dict(zip(batch["key"], batch["caption"], strict=True))
+        return found
+
+    first = chosen(1, 0, 1)
+    assert first == chosen(3, 0, 1) == chosen(1, 2, 1)
+    assert first != chosen(1, 0, 2)
+    assert all(caption in captions(key) for key, caption in first.items())
+    assert len({caption[-1] for caption in first.values()}) == 5
+    reader = SampleReader(image_size=16, caption="first")
+    for batch in ShardLoader(folder, reader, batch_size=16, shuffle=True):
+        assert batch["caption"] == [captions(key)[0] for key in batch["key"]]
+
+
+def test_batch(folder):
+    batch = next(iter(ShardLoader(folder, READER, batch_size=3)))
+    assert list(batch) == ["key", "caption", "image", "valid"]
+    assert batch["image"].shape == (3, 3, 16, 16) and batch["image"].dtype == torch.uint8
+    assert batch["image"][:, 0, 5, 5].tolist() == [0, 1, 2]
+    assert batch["valid"].dtype == torch.bool and batch["valid"].all()
+    reader = SampleReader(image_size=32, metadata=True)
+    batch = next(iter(ShardLoader(folder, reader, batch_size=2)))
+    assert batch["image"].shape == (2, 3, 32, 32)
+    assert [one["index"] for one in batch["metadata"]] == [0, 1]
+
+
+def position_picture(size: int) -> bytes:
+    image = Image.new("RGB", (size, size))
+    image.putdata([(x, y, 0) for y in range(size) for x in range(size)])
+    return encoded(image)
+
+
+def test_crops_and_their_low_res(tmp_path):
+    content = position_picture(64)
+    write_shard(tmp_path / "00000.tar", [sample(i) | {"png": content} for i in range(6)])
+    reader = SampleReader(image_size=64, crop=16, crops_per_image=4, degradation="gaussian_blur")
+    loader = ShardLoader(tmp_path, reader, batch_size=3, shuffle=True)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 8
+    assert Counter(drawn(batches)) == Counter(keys([6]) * 4)
+    corners = set()
+    for batch in batches:
+        assert len(set(batch["key"])) == 3  # a batch has different pictures
+        assert batch["image"].shape == (3, 3, 16, 16) and batch["low_res"].shape == (3, 3, 4, 4)
+        for image, low_res in zip(batch["image"], batch["low_res"], strict=True):
+            left, top = image[0, 0, 0].item(), image[1, 0, 0].item()
+            assert (image[0, 3].int() - left).tolist() == list(range(16))
+            assert (image[1, :, 3].int() - top).tolist() == list(range(16))
+            assert abs(low_res[0, 1, 1].item() - (left + 5.5)) <= 0.6  # the middle of its block
+            corners.add((left, top))
+    assert len(corners) > 20
+    loader.set_epoch(1)
+    other = {(b["image"][0, 0, 0, 0].item(), b["image"][0, 1, 0, 0].item()) for b in loader}
+    assert other - corners
+    reader = SampleReader(image_size=64, crop=16, random_crop=False)
+    batch = next(iter(ShardLoader(tmp_path, reader, batch_size=3)))
+    assert batch["image"][:, :2, 0, 0].tolist() == [[24, 24]] * 3
+
+
+def test_bad_arguments(folder):
+    for options in (
+        {"caption": "last"},
+        {"crop": 65},
+        {"crops_per_image": 2},
+        {"crops_per_image": 0},
+    ):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            SampleReader(**options)
+    with pytest.raises(ValueError, match="unknown"):
+        SampleReader(degradation="box")
+    for options in ({"batch_size": 0}, {"batch_size": 1, "rank": 2, "world_size": 2}):
+        with pytest.raises(ValueError, match="out of range"):
+            ShardLoader(folder, READER, **options)
+
+
+# --------------------------------------------------------------------------------------- embeddings
+def test_stored_embeddings_come_with_their_samples(tmp_path):
+    folder = write_shards(tmp_path, [5, 6])
+    with pytest.raises(FileNotFoundError, match=r"src/embed\.py"):
+        ShardLoader(folder, READER, batch_size=4, embeddings=CLIP)
+    for shard in open_shards(folder):
+        loader = ShardLoader(shard.path, READER, batch_size=4)
+        names = drawn(loader)
+        values = torch.tensor([[float(name), 1.0] for name in names])
+        order = torch.randperm(len(names))  # rows are found by key
+        write_embeddings(shard.path, CLIP, [names[i] for i in order], values[order])
+    reader = SampleReader(load_image=False)
+    loader = ShardLoader(folder, reader, batch_size=4, shuffle=True, embeddings=CLIP)
+    for batch in loader:
+        assert set(batch) == {"key", "caption", "valid", "image_embedding"}
+        assert batch["image_embedding"].dtype == torch.float32
+        assert batch["image_embedding"].tolist() == [[float(key), 1.0] for key in batch["key"]]
+    write_embeddings(folder / "00000.tar", CLIP, keys([4]), torch.zeros(4, 2))
+    loader = ShardLoader(folder, READER, batch_size=4, embeddings=CLIP)
+    assert drawn(loader) == [key for key in keys([11]) if key != keys([11])[4]]
+
+
+def test_without_images_no_picture_is_decoded(tmp_path):
+    rows = [sample(i) | {"png": b"not a picture"} for i in range(60)]
+    write_shard(tmp_path / "00000.tar", rows)
+    reader = SampleReader(load_image=False)
+    batches = list(ShardLoader(tmp_path, reader, batch_size=8, max_bad_fraction=0.0))
+    assert drawn(batches) == keys([60])
+    assert "image" not in batches[0]
+
+
+# -------------------------------------------------------------------------------------- bad samples
+def broken_rows(count: int, bad: set[int]) -> list[dict]:
+    kinds = [
+        {"png": b"corrupt"},
+        {"json": b"{"},
+        {"json": b'{"captions": []}'},
+        {"png": picture(1, 1)},
+        {"json": json.dumps({"captions": "a dog"}).encode(), "png": None},
+    ]
+    rows = []
+    for i in range(count):
+        row = sample(i) | (kinds[i % len(kinds)] if i in bad else {})
+        rows.append({name: value for name, value in row.items() if value is not None})
+    return rows
+
+
+def test_bad_samples_are_skipped_and_counted(tmp_path, caplog):
+    bad = {3, 4, 40, 41, 42}
+    write_shard(tmp_path / "00000.tar", broken_rows(120, bad))
+    good = [key for i, key in enumerate(keys([120])) if i not in bad]
+    for workers in (0, 2):
+        loader = ShardLoader(tmp_path, READER, batch_size=8, workers=workers, max_bad_fraction=0.2)
+        assert drawn(loader) == good
+    summary = caplog.records[-1].getMessage()
+    assert "skipped 5 of 120" in summary and "corrupt picture" in summary and "bad json" in summary
+    loaders = ranks(tmp_path, 2, batch_size=8, shuffle=True, max_bad_fraction=0.2)
+    passes = [list(loader) for loader in loaders]
+    assert [len(batches) for batches in passes] == [8, 8]
+    assert all(len(batch["key"]) == 8 for batch in joined(passes))
+    assert Counter(joined(map(drawn, passes))) == Counter(good)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_are_an_error(tmp_path, workers):
+    write_shard(tmp_path / "00000.tar", [sample(i) for i in range(40)])
+    write_shard(tmp_path / "00001.tar", broken_rows(60, set(range(0, 60, 6))))
+    loader = ShardLoader(tmp_path, READER, batch_size=8, workers=workers)
+    with pytest.raises(ValueError, match=r"(?s)are bad .*00001\.tar.*max_bad_fraction"):
+        list(loader)
+
+
+def test_ranks_keep_step_when_whole_batches_are_bad(tmp_path):
+    write_shard(tmp_path / "00000.tar", broken_rows(24, set(range(12, 24))))
+    for shuffle in (True, False):
+        loaders = ranks(tmp_path, 2, batch_size=4, shuffle=shuffle, max_bad_fraction=1.0)
+        passes = [list(loader) for loader in loaders]
+        assert [len(batches) for batches in passes] == [3, 3]
+        assert Counter(joined(map(drawn, passes))) == Counter(keys([12]))
+    write_shard(tmp_path / "00000.tar", broken_rows(10, set(range(10))))
+    with pytest.raises(ValueError, match="none of the 10 samples"):
+        list(ShardLoader(tmp_path, READER, batch_size=4, shuffle=True, max_bad_fraction=1.0))
+
+
+def test_a_shard_cut_off_under_way_keeps_the_count(tmp_path):
+    folder = write_shards(tmp_path, [20, 20])
+    loader = ShardLoader(folder, READER, batch_size=4, shuffle=True, max_bad_fraction=1.0)
+    assert len(list(loader)) == 10
+    os.truncate(folder / "00001.tar", 13 * 2048)
+    batches = list(loader)
+    assert len(batches) == 10 and all(len(batch["key"]) == 4 for batch in batches)
+    assert set(drawn(batches)) == set(keys([33]))
+
+
+def test_hostile_members_change_nothing(tmp_path):
+    marker = tmp_path / "executed"
+    evil = b"cposix\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR."
+    folder = tmp_path / "shards"
+    write_shard(
+        folder / "00000.tar",
+        [sample(i) | dict.fromkeys(("pickle", "pth", "pyd", "txt.gz"), evil) for i in range(5)],
+    )
+    with tarfile.open(folder / "00000.tar", "a") as archive:
+        for name in ("../../x.pkl", "/tmp/y.pyd"):
+            archive.addfile(tarfile.TarInfo(name))
+    for workers in (0, 1):
+        assert drawn(ShardLoader(folder, READER, batch_size=2, workers=workers)) == keys([5])
+    assert not marker.exists()

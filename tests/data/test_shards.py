@@ -1,0 +1,242 @@
+import io
+import json
+import os
+import struct
+import tarfile
+from pathlib import Path
+
+import pytest
+from make_shards import keys, picture, sample, write_shard, write_shards
+
+from unclip.data.bad_samples import BadSample, BadSamples
+from unclip.data.shards import (
+    PICTURE_BYTES,
+    Shard,
+    count_samples,
+    list_shards,
+    open_shards,
+    read_positions,
+    read_shard,
+)
+
+
+def read(shards, positions=None, **options):
+    positions = range(sum(shard.samples for shard in shards)) if positions is None else positions
+    return list(read_positions(shards, positions, **options))
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes, size: int | None = None):
+    member = tarfile.TarInfo(name)
+    member.size = len(content) if size is None else size
+    archive.addfile(member, io.BytesIO(content))
+
+
+# ------------------------------------------------------------------------------------------ index
+def test_index_is_written_trusted_and_renewed(tmp_path):
+    write_shards(tmp_path, [3, 5])
+    assert [shard.samples for shard in open_shards(tmp_path)] == [3, 5]
+    index = tmp_path / "index.json"
+    assert json.loads(index.read_text()) == {"00000.tar": 3, "00001.tar": 5}
+    index.write_text('{"00000.tar": 33, "00001.tar": 5}')
+    assert [shard.samples for shard in open_shards(tmp_path)] == [33, 5]  # trusted while newer
+    os.utime(index, (0, 0))
+    assert [shard.samples for shard in open_shards(tmp_path)] == [3, 5]
+    write_shard(tmp_path / "00002.tar", [sample(9)])
+    assert [shard.samples for shard in open_shards(tmp_path)] == [3, 5, 1]
+    assert open_shards(tmp_path / "00001.tar")[0].samples == 5
+    assert [s.samples for s in open_shards([tmp_path / "00001.tar", tmp_path / "00000.tar"])] == [
+        5,
+        3,
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_index_that_cannot_be_written_or_read_does_not_matter(tmp_path, monkeypatch):
+    write_shards(tmp_path, [3])
+    (tmp_path / "index.json").write_text("not json")
+    os.utime(tmp_path / "index.json", (0, 0))
+
+    def refuse(*args, **options):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    assert [shard.samples for shard in open_shards(tmp_path)] == [3]
+    assert (tmp_path / "index.json").read_text() == "not json"
+
+
+def test_missing_shards_name_folder_and_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*prepare.py emoji"):
+        list_shards(tmp_path / "train" / "64")
+    with pytest.raises(FileNotFoundError, match=r"00007.tar.*prepare.py emoji"):
+        list_shards(tmp_path / "00007.tar")
+    write_shards(tmp_path, [3, 2])
+    shards = open_shards(tmp_path)
+    (tmp_path / "00000.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"00000.tar.*prepare.py emoji"):
+        open_shards(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"00000.tar.*prepare.py emoji"):
+        read(shards)
+
+
+# ---------------------------------------------------------------------------------------- reading
+def test_positions_run_over_shards_and_start_again(tmp_path):
+    sizes = [3, 5, 1]
+    shards = open_shards(write_shards(tmp_path, sizes))
+    everything = keys(sizes)
+    assert [raw.key for _, raw in read(shards)] == everything
+    for start in range(0, 9, 2):
+        for stop in range(start, 24, 5):
+            rows = read(shards, range(start, stop))
+            assert [position for position, _ in rows] == list(range(start, stop))
+            assert [raw.key for _, raw in rows] == [everything[i % 9] for i in range(start, stop)]
+    rows = read(shards, range(9), wanted=lambda position: position % 4 == 3)
+    assert [raw.key for _, raw in rows] == [everything[3], everything[7]]
+
+
+def test_only_named_members_are_read(tmp_path):
+    marker = tmp_path / "executed"
+    evil = b"cposix\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR."
+    names = ["pickle", "pyd", "pkl", "pth", "npy", "txt.gz", "PY"]
+    path = write_shard(
+        tmp_path / "00000.tar",
+        [sample(0) | dict.fromkeys(names, evil), {"__key__": "1", "pickle": evil}, sample(2)],
+    )
+    rows = read(open_shards(path))
+    assert [raw.key for _, raw in rows] == ["00000000", "00000002"]
+    assert [set(raw.members) for _, raw in rows] == [{"png", "json"}] * 2
+    assert not marker.exists()
+
+
+def test_pictures_can_be_left_unread(tmp_path):
+    ((_, raw),) = read(open_shards(write_shards(tmp_path, [1])), pictures=False)
+    assert raw.members["png"] is None
+    assert json.loads(raw.members["json"])["index"] == 0
+
+
+def test_odd_names_are_only_keys(tmp_path):
+    path = tmp_path / "shards" / "00000.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as archive:
+        for name in ("../../x.PNG", "/etc/y.png", "a b/ü.png", "no_extension", "v.2.png"):
+            add(archive, name, picture(1))
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    rows = read(open_shards(path))
+    assert [raw.key for _, raw in rows] == ["../../x", "/etc/y", "a b/ü", "v"]
+    assert [list(raw.members) for _, raw in rows] == [["png"]] * 3 + [[]]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shards"]
+
+
+def test_oversize_and_sparse_members_are_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "00000.tar"
+    with tarfile.open(path, "w") as archive:
+        add(archive, "0.json", b" " * (2**20 + 1))
+        add(archive, "1.png", picture(1))
+        sparse = tarfile.TarInfo("2.png")  # GNU sparse, 200 GiB in name, nothing in the file
+        header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+        header[156:157] = tarfile.GNUTYPE_SPARSE
+        header[483:495] = b"\x80" + (200 * 2**30).to_bytes(11, "big")
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        archive.fileobj.write(header)
+        archive.offset += 512
+        add(archive, "3.png", picture(3))
+    monkeypatch.setattr("unclip.data.shards.PICTURE_BYTES", len(picture(3)))
+    rows = read(open_shards(path))
+    kinds = [raw.bad and raw.bad.kind for _, raw in rows]
+    assert kinds == ["oversize member", None, "oversize member", None]
+    assert PICTURE_BYTES == 64 * 2**20
+
+
+@pytest.mark.timeout(20)
+def test_forged_sizes_end_the_shard(tmp_path):
+    path = write_shards(tmp_path, [3]) / "00000.tar"
+    content = bytearray(path.read_bytes())
+    start = 4 * 512  # the header of the second sample's first member
+    content[start + 124 : start + 136] = b"\xff" * 4 + struct.pack(">q", -2048)
+    content[start + 148 : start + 156] = b" " * 8
+    content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
+    path.write_bytes(content)
+    assert count_samples(path) <= 3
+    rows = list(read_shard(Shard(path, 3), range(3)))
+    assert len(rows) == 3 and any(raw.bad for _, raw in rows)
+
+
+def test_shard_cut_anywhere_yields_every_place_and_the_whole_samples(tmp_path):
+    path = write_shards(tmp_path, [4]) / "00000.tar"
+    whole = path.read_bytes()
+    data_end = 4 * 4 * 512  # four samples of two members, each a header and a block
+    for cut in [*range(0, data_end + 1024, 256), 700, 1300]:
+        path.write_bytes(whole[:cut])
+        reports: list[str] = []
+
+        def note(shard, key, bad, reports=reports):
+            reports.append(bad.kind)
+
+        rows = list(read_shard(Shard(path, 4), range(4), report=note))
+        assert [place for place, _ in rows] == [0, 1, 2, 3]
+        complete = [raw for _, raw in rows if raw.bad is None and len(raw.members) == 2]
+        assert all(len(raw.members["png"]) == len(picture(1)) for raw in complete)
+        # 2048 bytes a sample; the last block of each holds the json and padding
+        assert len(complete) >= cut // 2048 if cut < data_end else len(complete) == 4
+        broken = any(raw.bad is not None or len(raw.members) < 2 for _, raw in rows)
+        assert broken or reports == ["truncated shard"] * (cut < data_end + 512)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"\x1f\x8b" + b"0" * 4096])
+def test_shard_that_is_no_tar(tmp_path, content):
+    path = tmp_path / "00000.tar"
+    path.write_bytes(content)
+    assert count_samples(path) == 0
+    rows = list(read_shard(Shard(path, 2), range(2)))
+    assert [raw.bad.kind for _, raw in rows] == ["truncated shard"] * 2
+
+
+def test_doubled_keys_and_members_are_counted(tmp_path):
+    path = tmp_path / "00000.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("0.png", "0.json", "0.png", "1.png", "1.json", "0.png", "0.json"):
+            add(archive, name, b"x")
+    reports = []
+    shards = open_shards(path)
+    assert shards[0].samples == 3
+    rows = read(shards, report=lambda shard, key, bad: reports.append(bad.kind))
+    assert [raw.bad and raw.bad.kind for _, raw in rows] == [None, None, "duplicate key"]
+    assert reports == ["duplicate key"]
+
+
+def test_index_that_gives_too_few_samples_is_an_error(tmp_path):
+    path = write_shards(tmp_path, [4]) / "00000.tar"
+    with pytest.raises(ValueError, match=r"index.json.*delete that file"):
+        list(read_shard(Shard(path, 3), range(3)))
+
+
+# ------------------------------------------------------------------------------------ bad samples
+def pass_over(counter: BadSamples, samples: int, bad: set[int]) -> None:
+    for i in range(samples):
+        if i in bad:
+            counter.record(Path("some/00003.tar"), str(i), BadSample("bad json"))
+        counter.saw()
+
+
+def test_too_many_bad_samples_name_the_shard_and_the_kinds():
+    with pytest.raises(ValueError, match=r"50 of 50 .*bad json: 50.*00003.tar.*max_bad_fraction"):
+        pass_over(BadSamples(0.01, 10**9), 1000, set(range(1000)))
+    with pytest.raises(ValueError, match="are bad"):
+        pass_over(BadSamples(0.01, 60), 60, {3})  # one of a short pass
+    with pytest.raises(ValueError, match="are bad"):
+        pass_over(BadSamples(0.01, 5000), 5000, set(range(0, 5000, 90)))
+    with pytest.raises(ValueError, match="are bad"):
+        pass_over(BadSamples(0.0, 100), 100, {99})
+
+
+def test_few_bad_samples_are_borne(caplog):
+    pass_over(BadSamples(0.01, 40), 40, set(range(40)))  # too few to judge
+    pass_over(BadSamples(0.01, 5000), 5000, {0, 1, 2})  # early, but few of all
+    caplog.clear()
+    counter = BadSamples(0.5, 10**6)
+    pass_over(counter, 6000, set(range(0, 6000, 3)))
+    counter.finish()
+    numbers = [record.args[0] for record in caplog.records]
+    assert numbers == [1, 1000, 2000, 2000]  # the first, each thousandth, the sum

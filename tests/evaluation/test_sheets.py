@@ -1,0 +1,56 @@
+import pytest
+import torch
+from PIL import Image
+
+from unclip.evaluation.sheets import Tile, contact_sheet, save, sheet_size, to_pil
+
+
+def flat(colour: tuple[int, int, int], size: int = 64) -> torch.Tensor:
+    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, size, size)
+
+
+def test_a_sheet_has_the_promised_size_and_every_tile_in_its_place():
+    colours = [(200, 10 * k, 30) for k in range(7)]
+    tiles = [Tile(flat(colour), f"picture {k}") for k, colour in enumerate(colours)]
+    sheet = contact_sheet(tiles, columns=3, size=96, title="Seven", gap=8)
+    assert sheet.size == sheet_size(7, 3, 96, "Seven", gap=8)
+    assert sheet.width == 3 * (96 + 8) + 8
+    row_height = (sheet_size(4, 3, 96)[1] - sheet_size(1, 3, 96)[1]) / 1
+    top = sheet_size(1, 3, 96, "Seven")[1] - sheet_size(1, 3, 96)[1] + 8
+    for k, colour in enumerate(colours):
+        row, column = divmod(k, 3)
+        centre = (8 + column * 104 + 48, int(top + row * row_height + 48))
+        assert sheet.getpixel(centre) == colour
+
+
+def test_a_marked_tile_is_framed_and_captions_stay_inside():
+    plain = contact_sheet([Tile(flat((0, 0, 255)), "")], columns=1, size=64)
+    marked = contact_sheet([Tile(flat((0, 0, 255)), "", marked=True)], columns=1, size=64)
+    assert plain.getpixel((7, 40)) == (255, 255, 255) != marked.getpixel((7, 40))
+    assert plain.getpixel((40, 40)) == marked.getpixel((40, 40)) == (0, 0, 255)
+    long = "an unusually long caption about very many things and then some more of it " * 3
+    sheet = contact_sheet(
+        [Tile(flat((0, 0, 0)), long), Tile(flat((0, 0, 0)), "")], columns=2, size=96
+    )
+    second = sheet.crop((8 + 96 + 8, 8 + 96 + 1, sheet.width, sheet.height))
+    assert second.getcolors() == [(second.width * second.height, (255, 255, 255))]
+
+
+def test_pixels_keep_their_channels():
+    image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    picture = to_pil(image)
+    assert picture.size == (7, 5)
+    assert picture.getpixel((6, 4)) == tuple(image[:, 4, 6].tolist())
+
+
+def test_saved_pictures_are_lossless_and_leave_nothing_beside(tmp_path):
+    image = torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8)
+    path = save(to_pil(image), tmp_path / "new" / "picture.png")
+    assert [entry.name for entry in path.parent.iterdir()] == ["picture.png"]
+    with Image.open(path) as read:
+        assert read.tobytes() == to_pil(image).tobytes()
+
+
+def test_a_sheet_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([], columns=2)

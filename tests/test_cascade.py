@@ -1,0 +1,296 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny_bundle
+import torch
+
+from unclip import bundle, cascade
+from unclip.cascade import Cascade, to_pixels
+
+PROMPTS = ["a red apple", "a dog above a cat", "two stars"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small take longer with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    return Cascade.load(folder, device="cpu")
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A bundle that a test may damage."""
+    return shutil.copytree(folder, tmp_path / "models" / "copied")
+
+
+def assert_alike(images, others):
+    """Equal but for the rounding of few pixels to the next of 256 levels."""
+    assert images.keys() == others.keys()
+    for size, image in images.items():
+        difference = (image.int() - others[size].int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 0.01
+
+
+class TestPictures:
+    def test_every_size_on_the_way_is_kept(self, tiny):
+        pictures = tiny.text_to_image(PROMPTS[:1], seeds=[0])
+        assert pictures.image_embedding.shape == (1, tiny_bundle.EMBEDDING_DIM)
+        assert list(pictures.images) == [64, 256, 1024]
+        for size, image in pictures.images.items():
+            assert image.shape == (1, 3, size, size)
+            assert image.dtype == torch.uint8
+            assert image.float().std() > 1
+
+    def test_the_size_decides_which_stages_run(self, tiny):
+        assert list(tiny.text_to_image(PROMPTS[:1], seeds=[0], size=64).images) == [64]
+        assert list(tiny.text_to_image(PROMPTS[:1], seeds=[0], size=256).images) == [64, 256]
+
+    @pytest.mark.parametrize("batch_size", [1, 2])
+    def test_pictures_do_not_depend_on_the_batch_size(self, tiny, batch_size):
+        whole = tiny.text_to_image(PROMPTS, seeds=[3, 1, 2], size=256)
+        parts = tiny.text_to_image(PROMPTS, seeds=[3, 1, 2], size=256, batch_size=batch_size)
+        torch.testing.assert_close(whole.image_embedding, parts.image_embedding)
+        assert_alike(whole.images, parts.images)
+
+    def test_a_seed_means_the_same_among_other_seeds_and_prompts(self, tiny):
+        among = tiny.text_to_image([*PROMPTS, PROMPTS[0]], seeds=[5, 9, 5, 9], size=64).images[64]
+        for row, (prompt, seed) in enumerate(zip(PROMPTS, [5, 9, 5], strict=True)):
+            alone = tiny.text_to_image([prompt], seeds=[seed], size=64).images[64]
+            assert_alike({64: alone}, {64: among[row : row + 1]})
+        assert not torch.equal(among[0], among[3])
+        again = tiny.text_to_image([*PROMPTS, PROMPTS[0]], seeds=[5, 9, 5, 9], size=64).images[64]
+        assert torch.equal(among, again)
+
+    def test_the_global_generator_has_no_part(self, tiny):
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        first = tiny.text_to_image(PROMPTS[:1], seeds=[0], size=64).images[64]
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(2)
+        assert torch.equal(first, tiny.text_to_image(PROMPTS[:1], seeds=[0], size=64).images[64])
+
+    def test_a_stage_and_a_seed_have_their_own_noise_for_good(self):
+        seeds = [
+            cascade._generator(seed, stage).initial_seed()
+            for seed in (0, 1, -1, 10**30)
+            for stage in ("prior", "decoder")
+        ]
+        assert len(set(seeds)) == len(seeds)
+        # sha256("0 prior"), first eight bytes: pictures stay what they are with the next version.
+        assert seeds[0] == 10591161104273443195
+
+    def test_guidance_and_steps_reach_their_stages(self, tiny):
+        def embedding_and_picture(**settings):
+            made = tiny.text_to_image(PROMPTS[:1], seeds=[0], size=64, **settings)
+            return made.image_embedding, made.images[64]
+
+        embedding, picture = embedding_and_picture()
+        for settings in ({"prior_guidance_scale": 4.0}, {"steps": {"prior": 5}}):
+            assert not torch.equal(embedding_and_picture(**settings)[0], embedding)
+        for settings in ({"guidance_scale": 4.0}, {"steps": {"decoder": 5}}):
+            other_embedding, other_picture = embedding_and_picture(**settings)
+            assert torch.equal(other_embedding, embedding)
+            assert not torch.equal(other_picture, picture)
+
+    def test_nothing_is_recorded_for_gradients(self, tiny):
+        pictures = tiny.text_to_image(PROMPTS[:1], seeds=[0], size=64)
+        assert not pictures.image_embedding.requires_grad
+        assert not any(p.is_inference() for p in tiny.stage("prior").parameters())
+
+
+class TestParts:
+    def test_text_to_image_is_prior_then_decode_then_upsample(self, tiny):
+        whole = tiny.text_to_image(PROMPTS, seeds=[0, 1, 2], size=256)
+        embedding = tiny.prior(PROMPTS, seeds=[0, 1, 2])
+        assert torch.equal(embedding, whole.image_embedding)
+        decoded = tiny.decode(embedding, PROMPTS, seeds=[0, 1, 2], size=64)
+        assert torch.equal(decoded.images[64], whole.images[64])
+        # An upsampler starts from the very pixels that are kept.
+        enlarged = tiny.upsample(decoded.images[64], seeds=[0, 1, 2], size=256)
+        assert torch.equal(enlarged[256], whole.images[256])
+
+    def test_the_decoder_sees_the_embedding(self, tiny):
+        images = [
+            tiny.decode(z, ["a dog"], seeds=[0], size=64).images[64]
+            for z in (torch.zeros(1, tiny_bundle.EMBEDDING_DIM), torch.ones(1, 8))
+        ]
+        assert not torch.equal(*images)
+
+    def test_decode_takes_an_empty_caption(self, tiny):
+        z = torch.zeros(1, tiny_bundle.EMBEDDING_DIM)
+        assert tiny.decode(z, [""], seeds=[0], size=64).images[64].shape == (1, 3, 64, 64)
+
+    def test_progress_counts_the_steps_of_all_batches(self, tiny):
+        calls = []
+        tiny.text_to_image(
+            PROMPTS,
+            seeds=[0, 1, 2],
+            size=256,
+            batch_size=2,
+            steps={"decoder": 3},
+            progress=lambda *call: calls.append(call),
+        )
+        expected = [("prior", step, 4) for step in (1, 2, 3, 4)]
+        expected += [("decoder", step, 6) for step in (1, 2, 3, 4, 5, 6)]
+        expected += [("upsampler_256", step, 4) for step in (1, 2, 3, 4)]
+        assert calls == expected
+
+    def test_stages_are_loaded_when_they_are_used(self, folder, monkeypatch):
+        loaded = []
+        monkeypatch.setattr(
+            cascade,
+            "load_stage",
+            lambda path, device: loaded.append(path.stem) or bundle.load_stage(path, device),
+        )
+        lazy = Cascade.load(folder, device="cpu")
+        assert loaded == []
+        for _ in range(2):
+            lazy.text_to_image(PROMPTS[:1], seeds=[0], size=64)
+            assert loaded == ["prior", "decoder"]
+
+    def test_a_clip_from_elsewhere(self, copied):
+        embedder = bundle.load_embedder(copied / "clip.safetensors")
+        (copied / "clip.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match="stage=clip"):
+            Cascade.load(copied, device="cpu").prior(["a dog"], seeds=[0])
+        joined = Cascade.load(copied, device="cpu", embedder=embedder)
+        assert joined.prior(["a dog"], seeds=[0]).shape == (1, tiny_bundle.EMBEDDING_DIM)
+
+
+class TestPixels:
+    def test_each_of_256_levels_comes_back(self):
+        levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 256, 256)
+        assert torch.equal(to_pixels(levels.float() / 127.5 - 1), levels)
+
+    def test_nearest_and_clamped(self):
+        values = torch.tensor([-7.0, -1.004, -0.9955, 0.0015, 1.004, 2.0]).reshape(1, 1, 1, 6)
+        assert to_pixels(values).flatten().tolist() == [0, 0, 1, 128, 255, 255]
+
+    def test_a_diverged_stage_is_named_so(self):
+        with pytest.raises(ValueError, match="not finite"):
+            to_pixels(torch.full((1, 3, 2, 2), float("nan")))
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("prompt", ["", "  ", "\n\t"])
+    def test_a_blank_prompt(self, tiny, prompt):
+        with pytest.raises(ValueError, match="a prompt is blank"):
+            tiny.text_to_image(["a dog", prompt], seeds=[0, 1], size=64)
+
+    def test_an_over_long_prompt_says_what_was_cut(self, tiny):
+        prompt = "apple " * 20 + "under a purple moon"
+        with pytest.warns(
+            UserWarning, match=r"too long .* cut off: '.*under a purple moon'"
+        ) as said:
+            tiny.text_to_image([prompt], seeds=[0], size=64)
+        assert len(said) == 1
+        assert tiny.embedder.tokenizer.cut(prompt) in str(said[0].message)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"prompts": "a dog"}, "prompts come as a list"),
+            ({"seeds": [0, 1]}, "2 seeds do not go with a caption of 1"),
+            ({"prompts": [], "seeds": []}, "at least one seed"),
+            ({"size": 128}, "size is 128; it can be 64, 256, 1024"),
+            ({"batch_size": 0}, "batch_size of 1 or more"),
+            ({"steps": {"upsampler": 3}}, "steps names 'upsampler'; it can name prior, decoder"),
+            ({"steps": {"prior": 2000}}, "steps is 2000"),
+        ],
+    )
+    def test_arguments_that_make_no_sense(self, tiny, settings, message):
+        settings = {"prompts": ["a dog"], "seeds": [0], "size": 64, **settings}
+        with pytest.raises(ValueError, match=message):
+            tiny.text_to_image(settings.pop("prompts"), **settings)
+
+    def test_embeddings_that_do_not_match(self, tiny):
+        with pytest.raises(ValueError, match="1 seeds do not go with a image_embedding of 2"):
+            tiny.decode(torch.zeros(2, 8), ["a dog"], seeds=[0], size=64)
+
+    @pytest.mark.parametrize("name", ["clip", "prior", "decoder", "upsampler_256"])
+    def test_a_missing_stage_is_named_before_any_work(self, copied, name):
+        (copied / f"{name}.safetensors").unlink()
+        partial = Cascade.load(copied, device="cpu")
+        calls = []
+        with pytest.raises(FileNotFoundError, match=f"{name}.*`python src/train.py stage={name}`"):
+            partial.text_to_image(["a dog"], seeds=[0], progress=lambda *call: calls.append(call))
+        assert not calls
+
+    def test_a_missing_upsampler_does_not_matter_to_small_pictures(self, copied):
+        (copied / "upsampler_1024.safetensors").unlink()
+        partial = Cascade.load(copied, device="cpu")
+        assert 256 in partial.text_to_image(["a dog"], seeds=[0], size=256).images
+
+    def test_no_such_bundle(self, tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match="holds no stage: make a bundle with `make demo`"
+        ):
+            Cascade.load(tmp_path / "nothing")
+
+    def test_a_stage_that_does_not_exist(self, tiny):
+        with pytest.raises(ValueError, match="there is no stage 'upsampler_4096'"):
+            tiny.stage("upsampler_4096")
+
+    def test_a_stage_of_another_clip(self, copied):
+        bundle.save_stage(
+            copied / "prior.safetensors",
+            tiny_bundle.stage("prior"),
+            recipe=tiny_bundle.recipe("prior"),
+            steps=1,
+            clip_fingerprint="0123456789abcdef",
+        )
+        own = bundle.read_metadata(copied / "clip.safetensors").clip_fingerprint
+        with pytest.raises(ValueError) as error:
+            Cascade.load(copied)
+        text = str(error.value)
+        assert "prior.safetensors was trained with CLIP 0123456789abcdef" in text
+        assert own in text
+        assert "`python src/train.py stage=prior`" in text
+        assert "bring back the clip.safetensors" in text
+
+    def test_a_file_under_another_stages_name(self, copied):
+        shutil.copy(copied / "decoder.safetensors", copied / "prior.safetensors")
+        with pytest.raises(ValueError, match=r"prior\.safetensors holds the stage decoder"):
+            Cascade.load(copied)
+
+    def test_a_decoder_of_another_size(self, copied):
+        recipe = {**tiny_bundle.recipe("decoder"), "image_size": 32}
+        bundle.save_stage(
+            copied / "decoder.safetensors",
+            bundle.build(recipe),
+            recipe=recipe,
+            steps=1,
+            clip_fingerprint=bundle.read_metadata(copied / "clip.safetensors").clip_fingerprint,
+        )
+        with pytest.raises(ValueError, match="has image_size 32; a cascade joins stages of"):
+            Cascade.load(copied, device="cpu").text_to_image(["a dog"], seeds=[0], size=64)
+
+
+@pytest.mark.slow
+def test_neither_lightning_nor_wandb_is_imported():
+    program = (
+        "import json, sys\n"
+        "from unclip.cascade import Cascade\n"
+        "names = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(json.dumps(sorted(names & {'lightning', 'pytorch_lightning', 'wandb'})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=200
+    )
+    assert json.loads(done.stdout) == []

@@ -1,0 +1,103 @@
+"""Every configuration composes, resolves and builds: all files of conf/ are used here."""
+
+import unclip  # isort: skip # noqa: F401
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, get_method
+from omegaconf import OmegaConf
+
+from unclip import bundle
+
+CONF = Path(__file__).parents[1] / "conf"
+STAGES = ("clip", "judge", "prior", "decoder", "upsampler_256", "upsampler_1024")
+SCALES = ("emoji", "quick", "karlo", "paper")
+
+# Table 3 of the paper, and the parameters of Karlo's networks, in millions.
+SIZES = {
+    ("prior", "karlo"): 1022,
+    ("decoder", "karlo"): 893,
+    ("upsampler_256", "karlo"): 691.6,
+    ("prior", "paper"): 1230,
+    ("decoder", "paper"): 2240,
+    ("upsampler_256", "paper"): 729.7,
+    ("upsampler_1024", "paper"): 282.1,
+}
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["run_folder=runs/test", "data.root=data/test", *overrides])
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def targets(part):
+    if isinstance(part, dict):
+        if "_target_" in part:
+            yield part["_target_"]
+        part = list(part.values())
+    if isinstance(part, list):
+        for child in part:
+            yield from targets(child)
+
+
+def find(target):
+    """The class or function of that name; an error where there is none."""
+    is_class = target.rpartition(".")[2][0].isupper()
+    return get_class(target) if is_class else get_method(target)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_builds_at_every_scale(stage, scale):
+    config = composed(f"stage={stage}", f"scale={scale}")
+    with torch.device("meta"):
+        built = bundle.build(config["model"])
+    word = "clip" if stage == "judge" else stage
+    assert built.name == word
+    assert built.needs_clip == config["needs_clip"]
+    if (stage, scale) in SIZES:
+        millions = sum(p.numel() for p in built.parameters()) / 1e6
+        assert millions == pytest.approx(SIZES[stage, scale], rel=0.02)
+    for target in targets(config):
+        find(target)
+
+
+def test_every_choice_composes():
+    """As many compositions as the largest group has choices, each with another of every group."""
+    groups = ("data", "embedder", "diffusion", "sampler", "optimizer", "schedule", "callbacks")
+    groups += ("logger", "trainer")
+    choices = {
+        group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in groups
+    }
+    for turn in range(max(len(names) for names in choices.values())):
+        chosen = [f"{group}={names[turn % len(names)]}" for group, names in choices.items()]
+        for target in targets(composed(*chosen)):
+            find(target)
+
+
+def test_every_row_belongs_to_a_stage_and_a_scale():
+    rows = {(path.parent.name, path.stem) for path in (CONF / "network").glob("*/*.yaml")}
+    assert rows == {(stage, scale) for stage in STAGES for scale in SCALES}
+
+
+def test_any_value_can_be_changed_and_a_typo_cannot():
+    config = composed("stage=prior", "trainer.max_steps=7", "network.width=256", "sampler=ddim")
+    assert config["trainer"]["max_steps"] == 7
+    assert config["model"]["network"]["width"] == 256
+    assert config["model"]["sampler"]["_target_"] == "unclip.diffusion.ddim"
+    with pytest.raises(hydra.errors.ConfigCompositionException, match="widht"):
+        composed("stage=prior", "network.widht=256")
+
+
+def test_stages_agree_on_the_clip():
+    for scale in ("emoji", "quick"):
+        network = composed("stage=clip", f"scale={scale}")["network"]
+        prior = composed("stage=prior", f"scale={scale}")["network"]
+        assert prior["embedding_dim"] == network["embed_dim"]
+        assert prior["text_width"] == network["text_width"]
+        assert prior["context_length"] == network["context_length"]

@@ -1,0 +1,268 @@
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_bundle
+import torch
+from PIL import Image
+
+from unclip.cascade import Cascade
+
+SCRIPT = Path(__file__).parents[1] / "src" / "sample.py"
+
+
+@pytest.fixture(scope="module")
+def sample():
+    spec = importlib.util.spec_from_file_location("sample_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small take longer with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(sample, model, tmp_path):
+    """Runs the script in this process, on the tiny bundle, at 64 pixels; returns its exit code."""
+
+    def run(*arguments: str) -> int:
+        default = ["--model", str(model), "--out", str(tmp_path / "out"), "--size", "64"]
+        return sample.main([*arguments[:1], *default, *arguments[1:]])
+
+    return run
+
+
+@pytest.fixture
+def made(tmp_path):
+    return lambda: sorted(path.name for path in (tmp_path / "out").iterdir())
+
+
+def child(*arguments, **keywords):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **keywords,
+    )
+
+
+class TestPictures:
+    @pytest.mark.slow
+    def test_as_a_program(self, model, tmp_path):
+        process = child(
+            "a red apple", "--model", model, "--count", 2, "--seed", 3, "--size", 256,
+            "--stages", "--out", tmp_path / "out",
+        )  # fmt: skip
+        output, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+        expected = [f"a-red-apple-seed{seed}-{size}.png" for size in (64, 256) for seed in (3, 4)]
+        expected.append("sheet.png")
+        assert [Path(line).name for line in output.splitlines()] == expected
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(expected)
+        for name in expected[:4]:
+            with Image.open(tmp_path / "out" / name) as image:
+                assert image.mode == "RGB"
+                assert image.size == ((64, 64) if "-64" in name else (256, 256))
+
+    def test_the_picture_is_the_cascades_and_tells_how_it_was_made(self, run, model, tmp_path):
+        assert run("A red apple!", "--seed", "5", "--guidance", "3", "--steps", "decoder=3") == 0
+        cascade = Cascade.load(model, device="cpu")
+        expected = cascade.text_to_image(
+            ["A red apple!"], seeds=[5], size=64, guidance_scale=3.0, steps={"decoder": 3}
+        ).images[64][0]
+        with Image.open(tmp_path / "out" / "a-red-apple-seed5-64.png") as image:
+            pixels = torch.tensor(list(image.convert("RGB").tobytes())).reshape(64, 64, 3)
+            story = dict(image.text)
+        assert torch.equal(pixels.permute(2, 0, 1), expected.long())
+        assert story["prompt"] == "A red apple!"
+        assert story["seed"] == "5"
+        assert story["Software"].startswith("unclip ")
+        settings = json.loads(story["settings"])
+        assert settings["size"] == 64
+        assert settings["guidance_scale"] == 3.0
+        assert settings["prior_guidance_scale"] is None
+        assert settings["steps"] == {"decoder": 3}
+        fingerprints = {name: data.fingerprint for name, data in cascade.metadata.items()}
+        assert json.loads(story["bundle"]) == {
+            name: fingerprints[name] for name in ("clip", "prior", "decoder")
+        }
+
+    def test_the_same_picture_is_written_over_and_another_is_not(self, run, made):
+        first, second = "a-dog-seed0-64.png", "a-dog-seed0-64-2.png"
+        assert run("a dog") == 0
+        assert run("a dog", "--batch-size", "1") == 0
+        assert made() == [first]
+        assert run("a dog", "--guidance", "4") == 0
+        assert made() == [second, first]
+        assert run("a dog", "--guidance", "4") == 0
+        assert run("a dog") == 0
+        assert made() == [second, first]
+        assert run("A dog!") == 0
+        assert len(made()) == 3
+
+    def test_a_file_that_is_no_picture_of_ours_is_kept(self, run, tmp_path, made):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "a-dog-seed0-64.png").write_text("mine")
+        assert run("a dog") == 0
+        assert (tmp_path / "out" / "a-dog-seed0-64.png").read_text() == "mine"
+        assert made() == ["a-dog-seed0-64-2.png", "a-dog-seed0-64.png"]
+
+    def test_several_prompts_and_a_file_of_prompts(self, run, tmp_path, made):
+        file = tmp_path / "prompts.txt"
+        file.write_text("ein Apfel\n\n  zwei Äpfel \n", encoding="utf-8")
+        assert run("a dog", "--prompts", str(file), "--batch-size", "2") == 0
+        names = ["a-dog-seed0-64.png", "ein-apfel-seed0-64.png", "zwei-apfel-seed0-64.png"]
+        assert made() == names
+
+    @pytest.mark.parametrize(
+        ("prompt", "expected"),
+        [
+            ("A red apple, to the left of a dog.", "a-red-apple-to-the-left-of-a-dog"),
+            ("../../etc/passwd", "etc-passwd"),
+            ("C:\\x\0y|*?<>", "c-x-y"),
+            ("日本", "picture"),
+            ("-rf", "rf"),
+            ("word " * 100, ("word-" * 12)[:-1]),
+        ],
+    )
+    def test_names_are_safe(self, sample, prompt, expected):
+        assert sample.slug(prompt) == expected
+
+    def test_a_prompt_may_be_the_name_of_the_command(self, run, made):
+        assert run("text", "text") == 0
+        assert made() == ["text-seed0-64.png"]
+
+    def test_the_sheet_has_a_row_a_prompt(self, run, tmp_path):
+        assert run("a dog", "--count", "3", "--stages") == 0
+        with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+            assert sheet.width > 3 * 64
+            assert sheet.height < 3 * 64
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((" ",), "error: a prompt is blank"),
+            (("a dog", "--model", "models/none"), "error: models/none holds no stage"),
+            (("a dog", "--prompts", "none.txt"), "none.txt"),
+            (("a dog", "--steps", "upsampler=3"), "error: steps names 'upsampler'"),
+            (("a dog", "--steps", "prior=100000"), "error: steps is 100000; it can be from 1"),
+            (("a dog", "--device", "tpu7"), "error: --device tpu7 cannot be used here"),
+            (("a dog", "--device", "cuda:99"), "error: --device cuda:99 cannot be used here"),
+        ],
+    )
+    def test_one_sentence_and_exit_code_2(self, run, capsys, arguments, message):
+        assert run(*arguments) == 2
+        errors = capsys.readouterr().err
+        assert message in errors
+        assert "Traceback" not in errors
+        assert len(errors.strip().splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("a dog", "--count", "0"), "'0' is not a whole number above 0"),
+            (("a dog", "--batch-size", "x"), "'x' is not a whole number above 0"),
+            (("a dog", "--steps", "16"), "'16' is not STAGE=N, such as decoder=16"),
+            (("a dog", "--size", "128"), "invalid choice: 128"),
+        ],
+    )
+    def test_the_parsers_own(self, run, capsys, arguments, message):
+        with pytest.raises(SystemExit) as stopped:
+            run(*arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+    def test_no_prompt(self, sample, capsys):
+        assert sample.main([]) == 2
+        assert "error: no prompt: try `python src/sample.py" in capsys.readouterr().err
+
+    def test_a_missing_stage(self, sample, tmp_path, capsys):
+        partial = tiny_bundle.write(tmp_path / "partial", names=("clip", "prior"))
+        assert sample.main(["a dog", "--model", str(partial), "--out", str(tmp_path / "o")]) == 2
+        errors = capsys.readouterr().err
+        assert (
+            "decoder.safetensors is missing: train it with `python src/train.py stage=d" in errors
+        )
+
+    def test_a_damaged_stage(self, sample, tmp_path, capsys):
+        broken = tiny_bundle.write(tmp_path / "broken")
+        file = broken / "prior.safetensors"
+        file.write_bytes(file.read_bytes()[:1000])
+        assert sample.main(["a dog", "--model", str(broken), "--out", str(tmp_path / "o")]) == 2
+        assert "prior.safetensors is truncated or not a safetensors" in capsys.readouterr().err
+
+    def test_an_over_long_prompt_is_a_warning(self, run, capsys, made):
+        assert run("apple " * 40 + "moon") == 0
+        assert "warning: a prompt is too long for this CLIP; cut off: '" in capsys.readouterr().err
+        assert len(made()) == 1
+
+    def test_too_little_memory(self, run, capsys, monkeypatch):
+        def fails(*arguments, **keywords):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+        monkeypatch.setattr(Cascade, "text_to_image", fails)
+        assert run("a dog") == 2
+        assert "not enough memory: try a smaller --batch-size" in capsys.readouterr().err
+
+    def test_a_picture_that_fails_to_be_written_leaves_no_part(self, run, made, monkeypatch):
+        def fails(*arguments):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(os, "replace", fails)
+        assert run("a dog") == 2
+        assert made() == []
+
+
+class TestControlC:
+    def test_finished_pictures_are_kept(self, run, made, capsys, monkeypatch):
+        original, calls = Cascade.text_to_image, []
+
+        def interrupted(self, *arguments, **keywords):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(self, *arguments, **keywords)
+
+        monkeypatch.setattr(Cascade, "text_to_image", interrupted)
+        assert run("a dog", "--count", "3", "--batch-size", "1") == 130
+        assert made() == ["a-dog-seed0-64.png"]
+        assert (
+            capsys.readouterr().err.strip() == "stopped; the pictures that were finished are kept"
+        )
+
+    @pytest.mark.slow
+    def test_as_a_signal(self, model, tmp_path):
+        process = child(
+            "a dog", "--model", model, "--out", tmp_path / "out", "--size", 64,
+            "--count", 100_000, "--batch-size", 1,
+        )  # fmt: skip
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+        names = [path.name for path in (tmp_path / "out").iterdir()]
+        assert names and all(name.endswith(".png") for name in names)

@@ -1,0 +1,151 @@
+"""train.py as users run it: real processes, tiny stages."""
+
+import csv
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_shards import write_shards
+
+from unclip.bundle import read_metadata
+
+TIMEOUT = 280
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data; models and runs gather in it."""
+    folder = tmp_path_factory.mktemp("train")
+    write_shards(folder / "data")
+    return folder
+
+
+def command(*words, script="train.py"):
+    """A command line, as keyword arguments of subprocess's functions."""
+    words = (
+        *(sys.executable, str(REPOSITORY / "src" / script)),
+        *("scale=quick", "data=folder", "data.root=data", "data.batch_size=8"),
+        *("trainer.accelerator=cpu", *words),
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {"args": words, "env": environment, "text": True}
+
+
+def run(place, *words, script="train.py"):
+    """Runs a script in `place`."""
+    settings = command(*words, script=script)
+    return subprocess.run(**settings, cwd=place, capture_output=True, timeout=TIMEOUT)
+
+
+def only(folder, pattern):
+    found = list(folder.glob(pattern))
+    assert len(found) == 1, found
+    return found[0]
+
+
+def losses(run_folder):
+    with open(run_folder / "logs" / "metrics.csv") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def test_missing_upstream_is_named_with_its_command(place):
+    result = run(place, "stage=decoder", "bundle=other")
+    assert result.returncode == 1
+    assert "models/other/clip.safetensors is missing" in result.stderr
+    assert "train.py stage=clip scale=quick data=folder data.root=data" in result.stderr
+    assert "bundle=other`" in result.stderr
+    assert "upstream=train" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_missing_checkpoint_is_an_error(place):
+    result = run(place, "stage=clip", "bundle=other", "resume=nowhere.ckpt")
+    assert result.returncode == 1
+    assert "nowhere.ckpt" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """A prior, and the CLIP that was trained first for it."""
+    result = run(place, "stage=prior", "upstream=train", "trainer.max_steps=12")
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.mark.slow
+def test_upstream_is_trained_first_and_embeddings_are_kept(place, trained):
+    clip = read_metadata(place / "models" / "quick" / "clip.safetensors")
+    prior = read_metadata(place / "models" / "quick" / "prior.safetensors")
+    assert prior.clip_fingerprint == clip.clip_fingerprint
+    assert prior.steps == 12
+    assert prior.extra["images"] == 12 * 8
+    assert {"seconds", "validation/cosine", "validation/cosine_shuffled"} <= prior.extra.keys()
+    for split in ("train", "val"):
+        stored = (place / "data" / split / "64").glob(f"*.{clip.clip_fingerprint}.safetensors")
+        assert len(list(stored)) == 2
+    last_line = trained.stdout.strip().splitlines()[-1]
+    assert last_line.startswith("prior · 12 steps") and "validation/cosine" in last_line
+    folder = only(place, "runs/quick/prior/*")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"] == prior.recipe
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+@pytest.mark.slow
+def test_embed_finds_nothing_left_to_do(place, trained):
+    result = run(place, script="embed.py")
+    assert result.returncode == 0, result.stderr
+    assert "embedded 0 shards" in result.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_decoder(place, trained):
+    result = run(
+        place,
+        *("stage=decoder", "trainer=ddp", "trainer.devices=2", "trainer.max_steps=40"),
+        *("trainer.validate_every_steps=40", "optimizer.lr=3e-3", "callbacks.ema.decay=0.5"),
+    )
+    assert result.returncode == 0, result.stderr
+    folder = only(place, "runs/quick/decoder/*")  # both ranks wrote into one
+    assert (folder / "train_ddp_process_1.log").exists()
+    falling = losses(folder)
+    assert sum(falling[-3:]) < 0.7 * sum(falling[:3])
+    samples = sorted(path.name for path in (folder / "samples").iterdir())
+    assert samples == ["0000000.png", "0000040.png", "captions.txt"]
+    assert read_metadata(place / "models" / "quick" / "decoder.safetensors").extra["images"] == 640
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_its_advice_continues(place):
+    """The signal reaches the data loader's worker too, as from a terminal."""
+    words = ("stage=judge", "data.workers=1", "callbacks.checkpoint.every_steps=3")
+    process = subprocess.Popen(
+        **command(*words, "trainer.max_steps=100000"),
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + TIMEOUT
+    while not list(place.glob("runs/quick/judge/*/last.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGINT, err
+    assert "Traceback" not in err
+    advice = shlex.split(out.strip().splitlines()[-1])
+    (path,) = (word.partition("=")[2] for word in advice if word.startswith("resume="))
+    step = torch.load(path, weights_only=True)["global_step"]
+    assert not (place / "models" / "quick" / "judge.safetensors").exists()
+    result = run(place, *words, f"trainer.max_steps={step + 2}", f"resume={path}")
+    assert result.returncode == 0, result.stderr
+    assert read_metadata(place / "models" / "quick" / "judge.safetensors").steps == step + 2

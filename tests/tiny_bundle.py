@@ -1,0 +1,116 @@
+"""Recipes of the smallest real stages, and bundles of them with random weights."""
+
+import copy
+from pathlib import Path
+
+import torch
+
+from unclip import bundle
+
+EMBEDDING_DIM, TEXT_WIDTH, CONTEXT_LENGTH = 8, 16, 24
+_SAMPLER = {"_target_": "unclip.diffusion.ddim", "_partial_": True, "steps": 2, "eta": 1.0}
+_DIFFUSION = {"_target_": "unclip.diffusion.GaussianDiffusion", "prediction": "x0"}
+_UNET = {
+    "_target_": "unclip.networks.UNet",
+    "channels": 8,
+    "multipliers": [1],
+    "blocks": 1,
+    "groups": 4,
+    "head_width": 4,
+}
+
+
+def _upsampler(name: str, patch: int) -> dict:
+    return {
+        "_target_": "unclip.stages.UpsamplerStage",
+        "network": {**_UNET, "in_channels": 6, "patch": patch},
+        "diffusion": _DIFFUSION,
+        "sampler": _SAMPLER,
+        "name": name,
+    }
+
+
+_RECIPES = {
+    "clip": {
+        "_target_": "unclip.stages.ClipStage",
+        "embed_dim": EMBEDDING_DIM,
+        "image_size": 16,
+        "patch_size": 8,
+        "vision_width": 16,
+        "vision_layers": 1,
+        "vision_head_width": 8,
+        "text_width": TEXT_WIDTH,
+        "text_layers": 1,
+        "text_heads": 2,
+        "context_length": CONTEXT_LENGTH,
+        "vocabulary_size": 520,
+    },
+    "prior": {
+        "_target_": "unclip.stages.PriorStage",
+        "network": {
+            "_target_": "unclip.networks.PriorTransformer",
+            "embedding_dim": EMBEDDING_DIM,
+            "text_width": TEXT_WIDTH,
+            "context_length": CONTEXT_LENGTH,
+            "width": 16,
+            "layers": 1,
+            "heads": 2,
+        },
+        "diffusion": _DIFFUSION,
+        "sampler": _SAMPLER,
+        "text_width": TEXT_WIDTH,
+        "guidance_scale": 1.5,
+    },
+    "decoder": {
+        "_target_": "unclip.stages.DecoderStage",
+        "network": {
+            **_UNET,
+            "attention_levels": [0],
+            "patch": 8,
+            "conditioning": {
+                "image_embedding": EMBEDDING_DIM,
+                "text_states": TEXT_WIDTH,
+                "context_width": 8,
+            },
+        },
+        "diffusion": _DIFFUSION,
+        "sampler": _SAMPLER,
+        "embedding_dim": EMBEDDING_DIM,
+        "text_width": TEXT_WIDTH,
+        "guidance_scale": 2.0,
+    },
+    "upsampler_256": _upsampler("upsampler_256", 16),
+    "upsampler_1024": _upsampler("upsampler_1024", 32),
+}
+
+
+def recipe(name: str) -> dict:
+    """A stage's recipe, a copy that may be changed."""
+    return copy.deepcopy(_RECIPES[name])
+
+
+def stage(name: str):
+    """A stage with random weights throughout, also where training starts from zero."""
+    built = bundle.build(recipe(name))
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return built
+
+
+def write(folder: Path, names=tuple(_RECIPES)) -> Path:
+    """A bundle of these stages."""
+    torch.manual_seed(0)
+    clip_fingerprint = None
+    for name in names:
+        bundle.save_stage(
+            bundle.stage_file(folder, name),
+            stage(name),
+            recipe=recipe(name),
+            steps=3,
+            clip_fingerprint=clip_fingerprint if name in ("prior", "decoder") else None,
+        )
+        if name == "clip":
+            written = bundle.read_metadata(bundle.stage_file(folder, name))
+            clip_fingerprint = written.clip_fingerprint
+    return folder

@@ -1,0 +1,142 @@
+"""A stage, data and a trainer small enough for tests of training itself."""
+
+import unclip  # isort: skip # noqa: F401 (first: it lets torchvision be imported)
+
+import functools
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import unclip.training.trainer as trainer_module
+from unclip.stages import Stage
+from unclip.training import optim
+from unclip.training.callbacks.checkpoint import RunCheckpoint
+from unclip.training.callbacks.guard import NonFiniteGuard
+from unclip.training.ema import EMA
+from unclip.training.module import StageModule
+from unclip.training.seeding import Seeding
+
+
+class TinyStage(Stage):
+    """Predicts an image's mean colour from noise and pixels; it has all that can go wrong: dropout,
+    a norm, a frozen weight and an integer buffer."""
+
+    name = "tiny"
+    needs_clip = False
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Dropout(0.1), nn.Conv2d(8, 3, 1)
+        )
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(3))
+        self.noises: list[float] = []
+        self.keys: list[str] = []
+
+    def loss(self, batch):
+        noise = torch.randn_like(batch["image"])
+        if self.training:
+            self.noises.append(noise.flatten()[0].item())
+            self.keys += batch["key"]
+        error = self.network(batch["image"] + 0.1 * noise) - batch["image"].mean(
+            (2, 3), keepdim=True
+        )
+        return {"loss": error.square().mean() * batch.get("factor", 1.0)}
+
+    def fit_statistics(self, batches):
+        images = torch.cat([batch["image"] for batch in batches])
+        self.mean.copy_(images.mean((0, 2, 3)))
+
+
+class Pictures(Dataset):
+    """Four-pixel pictures; sample `poisoned` makes its batch's loss NaN."""
+
+    def __init__(self, count, poisoned=None):
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randint(
+            0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8
+        )
+        self.poisoned = poisoned
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return index, self.images[index], self.poisoned
+
+
+def collate(samples):
+    indices, images, poisoned = zip(*samples, strict=True)
+    batch = {
+        "key": [f"{index:08d}" for index in indices],
+        "caption": ["a picture"] * len(indices),
+        "image": torch.stack(images),
+    }
+    if poisoned[0] in indices:
+        batch["factor"] = torch.tensor(float("nan"))
+    return batch
+
+
+class PictureData(LightningDataModule):
+    def __init__(self, poisoned=None):
+        super().__init__()
+        self.poisoned = poisoned
+
+    def train_dataloader(self):
+        return DataLoader(Pictures(64, self.poisoned), batch_size=4, collate_fn=collate)
+
+    def val_dataloader(self):
+        return DataLoader(Pictures(8), batch_size=4, collate_fn=collate)
+
+
+class Kit:
+    """Builds modules and trainers that differ in what a test is about."""
+
+    TinyStage, PictureData = TinyStage, PictureData
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def module(self, cls=StageModule, **settings):
+        torch.manual_seed(0)
+        defaults = {
+            "recipe": {"_target_": "tiny"},
+            "optimizer": functools.partial(optim.adamw, lr=1e-2),
+            "schedule": functools.partial(optim.cosine, warm_up_steps=2),
+        }
+        return cls(TinyStage(), **(defaults | settings))
+
+    def trainer(self, max_steps, *callbacks, folder=None, **settings):
+        folder = folder or self.folder
+        defaults = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "loggers": [],
+            "enable_progress_bar": False,
+            "gradient_clip_val": 1.0,
+            "validate_every_steps": 1000,
+            "num_sanity_val_steps": 0,
+        }
+        return trainer_module.build_trainer(
+            max_steps=max_steps, folder=folder, callbacks=callbacks, **(defaults | settings)
+        )
+
+    def callbacks(self, folder=None, every_steps=1000, decay=0.9):
+        folder = folder or self.folder
+        return [
+            EMA(decay),
+            Seeding(0),
+            NonFiniteGuard(folder),
+            RunCheckpoint(folder, every_steps=every_steps),
+        ]
+
+
+@pytest.fixture
+def kit(tmp_path):
+    trainer_module.quieten()
+    return Kit(tmp_path)

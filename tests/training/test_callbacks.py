@@ -1,0 +1,164 @@
+import csv
+import itertools
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from unclip.training.callbacks.export import Export
+from unclip.training.callbacks.grid import SampleGrid, contact_sheet
+from unclip.training.callbacks.progress import StepProgress
+from unclip.training.callbacks.throughput import Throughput
+from unclip.training.callbacks.validation import LastValidation
+from unclip.training.ema import EMA
+from unclip.training.module import StageModule
+from unclip.training.seeding import Seeding, sample_generators, seed_of
+from unclip.training.trainer import csv_logger, resolve_precision
+
+
+class Pictured(StageModule):
+    """Shows the first of its weights as the colour of its pictures."""
+
+    def preview(self, batch):
+        colour = self.stage.network[0].weight.flatten()[0].detach()
+        return {"real": batch["image"], "made": torch.full_like(batch["image"], colour)}
+
+
+def test_seeds_differ_by_every_part_and_are_the_same_everywhere():
+    assert seed_of(0, "prior", 3, 1) == seed_of(0, "prior", 3, 1)
+    parts = itertools.product((0, 1), ("prior", "decoder"), (1, 11), (1, 11))
+    assert len({seed_of(*part) for part in parts}) == 16
+    assert seed_of(1, 11) != seed_of(11, 1)
+    assert 0 <= seed_of("a") < 2**63
+
+
+def test_a_sample_has_its_generator_wherever_it_stands():
+    first, _ = sample_generators(["a", "b"], 0)
+    (again,) = sample_generators(["a"], 0)
+    assert torch.equal(torch.randn(3, generator=first), torch.randn(3, generator=again))
+
+
+def test_noise_does_not_depend_on_what_was_drawn_before(kit):
+    class Wasteful(StageModule):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            torch.randn(7)
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+
+    frugal, wasteful = kit.module(), kit.module(Wasteful)
+    for module in (frugal, wasteful):
+        kit.trainer(3, Seeding(0)).fit(module, kit.PictureData())
+    assert frugal.stage.noises == wasteful.stage.noises
+    assert len(set(frugal.stage.noises)) == 3
+
+
+def test_grids_show_the_averages_at_first_and_at_each_validation(kit, tmp_path):
+    ema, grid = EMA(0.5), SampleGrid(tmp_path / "samples", count=3)
+    module = kit.module(Pictured)
+    start = module.stage.network[0].weight.flatten()[0].item()
+    callbacks = [ema, LastValidation(), grid]
+    trainer = kit.trainer(5, *callbacks, validate_every_steps=3, num_sanity_val_steps=1)
+    trainer.fit(module, kit.PictureData())
+    files = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert files == ["0000000.png", "0000003.png", "0000005.png", "captions.txt"]
+    weights = {"0000000": start, "0000005": ema.weights["network.0.weight"].flatten()[0].item()}
+    for name, weight in weights.items():
+        with Image.open(tmp_path / "samples" / f"{name}.png") as sheet:
+            assert sheet.size == (3 * 6, 2 * 6)  # pictures of 4 pixels, a margin of 1 round each
+            assert sheet.getpixel((2, 8))[0] == pytest.approx((weight + 1) * 127.5, abs=1)
+    assert module.stage.training
+
+
+def test_rows_of_other_sizes_fill_the_sheet():
+    sheet = contact_sheet({"small": torch.ones(2, 3, 4, 4), "large": -torch.ones(2, 3, 8, 8)})
+    assert sheet.size == (20, 20)
+    assert sheet.getpixel((5, 5)) == (255, 255, 255)
+    assert sheet.getpixel((5, 15)) == (0, 0, 0)
+
+
+def test_stages_without_pictures_have_no_grid(kit, tmp_path):
+    trainer = kit.trainer(1, SampleGrid(tmp_path / "samples"), num_sanity_val_steps=1)
+    trainer.fit(kit.module(), kit.PictureData())
+    assert not (tmp_path / "samples").exists()
+
+
+def test_throughput_counts_training_alone(kit, tmp_path):
+    class SlowValidation(StageModule):
+        def validation_step(self, batch, batch_idx):
+            time.sleep(1.0)
+
+    throughput = Throughput()
+    settings = {"accumulate_grad_batches": 2, "log_every_n_steps": 2, "validate_every_steps": 2}
+    logger = csv_logger(tmp_path)
+    trainer = kit.trainer(4, throughput, loggers=[logger], limit_val_batches=1, **settings)
+    started = time.perf_counter()
+    trainer.fit(kit.module(SlowValidation), kit.PictureData())
+    assert throughput.images == 4 * 2 * 4
+    assert 0 < throughput.seconds < time.perf_counter() - started - 2.0
+    with open(tmp_path / "logs" / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/images_per_second"]]
+    assert float(rows[-1]["train/images"]) == 32
+    assert float(rows[-1]["train/images_per_second"]) > 0
+    assert {"train/loss", "train/learning_rate", "train/gradient_norm"} <= rows[0].keys()
+
+
+def test_progress_tells_a_log_how_far_it_is(kit, capsys):
+    progress = StepProgress(every_seconds_in_logs=0.0)
+    trainer = kit.trainer(3, Throughput(), progress, enable_progress_bar=True)
+    trainer.fit(kit.module(), kit.PictureData())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("tiny: step 3/3 · loss 0.")
+    assert "images/s" in lines[-1] and "ends about" in lines[-1]
+
+
+def test_progress_is_a_bar_on_a_terminal(kit, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = StepProgress(every_seconds=0.0)
+    trainer = kit.trainer(3, progress, enable_progress_bar=True)
+    trainer.fit(kit.module(), kit.PictureData())
+    assert "tiny: 100%" in capsys.readouterr().err
+
+
+def test_export_writes_the_averages_and_one_line(kit, tmp_path, monkeypatch, capsys):
+    saved = {}
+
+    def save_stage(path, stage, **about):
+        saved.update(about, path=path, weight=stage.network[0].weight.detach().clone())
+
+    monkeypatch.setattr("unclip.training.callbacks.export.save_stage", save_stage)
+    ema, export = EMA(0.5), Export(tmp_path / "tiny.safetensors", metric="validation/loss")
+    module = kit.module()
+    trainer = kit.trainer(5, ema, Throughput(), LastValidation(), export, validate_every_steps=2)
+    trainer.fit(module, kit.PictureData())
+    assert torch.equal(saved["weight"], ema.weights["network.0.weight"])
+    assert not torch.equal(saved["weight"], module.stage.network[0].weight)
+    assert saved["steps"] == 5
+    assert saved["recipe"] == {"_target_": "tiny"}
+    assert saved["extra"].keys() == {"seconds", "images", "validation/loss"}
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("tiny · 5 steps · 0:0")
+    assert "validation/loss" in line and line.endswith("tiny.safetensors")
+
+
+def test_nothing_is_exported_from_a_run_that_fails(kit, tmp_path, monkeypatch):
+    class Failing(StageModule):
+        def training_step(self, batch, batch_idx):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr("unclip.training.callbacks.export.save_stage", pytest.fail)
+    with pytest.raises(ZeroDivisionError):
+        kit.trainer(5, Export(tmp_path / "x.safetensors", metric="")).fit(
+            kit.module(Failing), kit.PictureData()
+        )
+
+
+def test_bf16_is_never_chosen_where_it_is_emulated(monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    assert resolve_precision("auto", "cpu") == "32-true"
+    assert resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"  # asked for by name
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    assert resolve_precision("auto", "cpu") == "bf16-mixed"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "bf16-mixed"

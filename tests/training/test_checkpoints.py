@@ -1,0 +1,194 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from unclip.training.callbacks.guard import NonFiniteError
+from unclip.training.checkpoint_io import AtomicCheckpointIO
+from unclip.training.module import StageModule
+
+
+def train(kit, steps, *, folder, resume=None, every_steps=1000, module=None, data=None, **settings):
+    callbacks = kit.callbacks(folder, every_steps=every_steps)
+    trainer = kit.trainer(steps, *callbacks, folder=folder, **settings)
+    module = module or kit.module()
+    trainer.fit(module, data or kit.PictureData(), ckpt_path=resume)
+    return module, callbacks[0], trainer
+
+
+def test_resumed_is_equal_to_uninterrupted(kit, tmp_path):
+    """Weights, averages and noise after 16 + 8 steps, across the epoch's end, are those of 24."""
+    whole, whole_ema, _ = train(kit, 24, folder=tmp_path / "whole")
+    train(kit, 24, folder=tmp_path / "cut", every_steps=16, module=(first := kit.module(Cut)))
+    path = tmp_path / "cut" / "last.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == 16
+    second, second_ema, trainer = train(kit, 24, folder=tmp_path / "again", resume=path)
+    assert trainer.global_step == 24
+    assert first.stage.noises[:16] + second.stage.noises == whole.stage.noises
+    assert first.stage.keys[: 16 * 4] + second.stage.keys == whole.stage.keys
+    for name, value in whole.stage.state_dict().items():
+        assert torch.equal(second.stage.state_dict()[name], value), name
+    for name, value in whole_ema.weights.items():
+        assert torch.equal(second_ema.weights[name], value), name
+    assert second_ema.updates == 24
+
+
+class Cut(StageModule):
+    """Ends abruptly in its 19th step."""
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == 18:
+            self.trainer.callbacks[-1].every_steps = 10**9  # what the exception saves is not wanted
+            self.trainer.callbacks[-1]._saved_step = 18
+            raise ZeroDivisionError
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.fixture(autouse=True)
+def expect_cut(monkeypatch):
+    """Lets `train` end where `Cut` does."""
+    from lightning.pytorch import Trainer
+
+    fit = Trainer.fit
+
+    def forgiving(self, module, *args, **settings):
+        if isinstance(module, Cut):
+            with pytest.raises(ZeroDivisionError):
+                fit(self, module, *args, **settings)
+        else:
+            fit(self, module, *args, **settings)
+
+    monkeypatch.setattr(Trainer, "fit", forgiving)
+
+
+def test_checkpoint_is_plain_and_says_what_it_is_of(kit, tmp_path):
+    train(kit, 2, folder=tmp_path)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert '"stage": "tiny"' in saved["unclip"]
+    assert "hyper_parameters" not in saved
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_the_last_step_is_saved_whatever_the_interval(kit, tmp_path):
+    train(kit, 5, folder=tmp_path, every_steps=3)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_an_error_is_saved_before_it_ends_the_run(kit, tmp_path):
+    class Failing(StageModule):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 3:
+                raise MemoryError
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(MemoryError):
+        train(kit, 9, folder=tmp_path, module=kit.module(Failing))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_a_whole_step_and_says_how_to_continue(kit, tmp_path, capsys, number):
+    class Signalled(StageModule):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 4:
+                os.kill(os.getpid(), number)
+            return super().training_step(batch, batch_idx)
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        train(kit, 9, folder=tmp_path, module=kit.module(Signalled))
+    assert stopped.value.code == 128 + number
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert f"resume={tmp_path}/last.ckpt" in capsys.readouterr().out
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_in_validation_saves_the_raw_weights(kit, tmp_path):
+    class Signalled(StageModule):
+        def validation_step(self, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    module = kit.module(Signalled)
+    with pytest.raises(SystemExit):
+        train(kit, 9, folder=tmp_path, module=module, validate_every_steps=4)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+    for name, parameter in module.stage.named_parameters():
+        assert torch.equal(saved["state_dict"][f"stage.{name}"], parameter)
+    _, _, trainer = train(kit, 9, folder=tmp_path / "again", resume=tmp_path / "last.ckpt")
+    assert trainer.global_step == 9
+
+
+def test_nan_stops_before_the_weights_and_writes_nothing(kit, tmp_path):
+    data = kit.PictureData(poisoned=21)  # in the sixth batch
+    module = kit.module()
+    with pytest.raises(NonFiniteError, match="step 5"):
+        train(kit, 9, folder=tmp_path, module=module, data=data, every_steps=4)
+    assert all(torch.isfinite(p).all() for p in module.stage.parameters())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+    assert '"00000021"' in (tmp_path / "nonfinite_5_0.json").read_text()
+
+
+def test_a_missing_checkpoint_never_starts_a_new_run(kit, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(kit, 2, folder=tmp_path, resume=tmp_path / "nowhere.ckpt")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(Exception, match="Weights only"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"step": torch.tensor(1)}, path)
+
+    def full(checkpoint, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        io.save_checkpoint({"step": torch.tensor(2)}, path)
+    assert io.load_checkpoint(path)["step"] == 1
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, {source!r})
+from unclip.training.checkpoint_io import AtomicCheckpointIO
+big = {{"weights": torch.zeros(4_000_000)}}
+print("ready", flush=True)
+while True:
+    AtomicCheckpointIO().save_checkpoint(big, {path!r})
+"""
+
+
+def test_a_kill_amid_writing_leaves_a_whole_file(tmp_path):
+    """Also where the temporary folder is on another disk, for which Lightning's writer is torn."""
+    path, source = tmp_path / "last.ckpt", os.path.abspath("src")
+    other_disk = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED.format(source=source, path=str(path))],
+        stdout=subprocess.PIPE,
+        env=os.environ | other_disk,
+    )
+    process.stdout.readline()
+    threading.Event().wait(0.5)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    loaded = AtomicCheckpointIO().load_checkpoint(path)
+    assert loaded["weights"].shape == (4_000_000,)

@@ -1,0 +1,109 @@
+import pytest
+import torch
+
+from unclip.training.ema import EMA, averaged_weights
+from unclip.training.module import StageModule
+
+
+class Recorder(EMA):
+    """Keeps the raw weights after each step."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.history = []
+
+    def on_train_batch_end(self, *args):
+        self.history.append({name: p.detach().clone() for name, p in self._parameters.items()})
+        super().on_train_batch_end(*args)
+
+
+def raw_weights(module):
+    return {name: p.detach().clone() for name, p in module.stage.named_parameters()}
+
+
+def test_average_has_its_closed_form_and_leaves_out_what_is_not_trained(kit):
+    module, ema = kit.module(), Recorder(0.8, warm_up=False)
+    start = raw_weights(module)
+    kit.trainer(5, ema).fit(module, kit.PictureData())
+    for name, average in ema.weights.items():
+        # a_k = d^k w_0 + (1 - d) Σ d^(k-i) w_i
+        expected = 0.8**5 * start[name]
+        for i, weights in enumerate(ema.history, start=1):
+            expected = expected + 0.2 * 0.8 ** (5 - i) * weights[name]
+        torch.testing.assert_close(average, expected)
+    trained = {name for name, p in module.stage.named_parameters() if p.requires_grad}
+    assert ema.weights.keys() == trained
+    assert "frozen" not in ema.weights
+
+
+def test_warm_up_forgets_the_start(kit):
+    module, ema = kit.module(), Recorder(0.999)
+    start = raw_weights(module)["network.0.weight"]
+    kit.trainer(1, ema).fit(module, kit.PictureData())
+    after = ema.history[0]["network.0.weight"]
+    torch.testing.assert_close(ema.weights["network.0.weight"], start.lerp(after, 1 - 2 / 11))
+
+
+def test_accumulated_batches_make_one_update(kit):
+    module, ema = kit.module(), EMA()
+    kit.trainer(3, ema, accumulate_grad_batches=2).fit(module, kit.PictureData())
+    assert ema.updates == 3
+
+
+def test_validation_sees_the_averages_and_training_goes_on_from_the_raw(kit):
+    seen = []
+
+    class Watcher(StageModule):
+        def validation_step(self, batch, batch_idx):
+            seen.append(raw_weights(self))
+
+    module, ema = kit.module(Watcher), Recorder(0.9)
+    trainer = kit.trainer(4, ema, validate_every_steps=4)
+    trainer.fit(module, kit.PictureData())
+    for name, average in ema.weights.items():
+        assert torch.equal(seen[-1][name], average)
+        assert torch.equal(raw_weights(module)[name], ema.history[-1][name])
+        assert not torch.equal(average, ema.history[-1][name])
+
+
+def test_swap_is_undone_by_an_exception(kit):
+    module, ema = kit.module(), EMA(0.9)
+    trainer = kit.trainer(3, ema)
+    trainer.fit(module, kit.PictureData())
+    before = raw_weights(module)
+    with pytest.raises(ZeroDivisionError), averaged_weights(trainer):
+        with averaged_weights(trainer):  # nested: swapped once
+            name = "network.0.weight"
+            assert torch.equal(module.stage.get_parameter(name), ema.weights[name]) is False
+            assert not torch.equal(module.stage.get_parameter(name), before[name])
+        raise ZeroDivisionError
+    assert all(torch.equal(before[name], p) for name, p in raw_weights(module).items())
+
+
+@pytest.mark.parametrize("save_inside", [False, True])
+def test_crash_in_validation_keeps_both_sets_in_their_places(kit, save_inside):
+    class Crashing(StageModule):
+        def validation_step(self, batch, batch_idx):
+            if save_inside:
+                self.trainer.save_checkpoint(kit.folder / "last.ckpt")
+            raise ZeroDivisionError
+
+    ema = Recorder(0.9)
+    callbacks = [ema, *kit.callbacks()[1:]]
+    trainer = kit.trainer(6, *callbacks, validate_every_steps=4)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(kit.module(Crashing), kit.PictureData())
+    saved = torch.load(kit.folder / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+    averages = saved["callbacks"]["Recorder"]["weights"]
+    for name, raw in ema.history[-1].items():
+        assert torch.equal(saved["state_dict"][f"stage.{name}"], raw)
+        assert torch.equal(averages[name], ema.weights[name])
+        assert not torch.equal(raw, averages[name])
+
+
+def test_a_checkpoint_of_another_network_is_refused(kit):
+    ema = EMA()
+    ema.load_state_dict({"updates": 1, "weights": {"other": torch.zeros(1)}})
+    with pytest.raises(ValueError, match="another network"):
+        kit.trainer(1, ema).fit(kit.module(), kit.PictureData())
