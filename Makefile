@@ -2,14 +2,13 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 RUN := $(BIN)/python
-MODEL ?= models/emoji
-HOURS ?= 2
 QUICK ?=
 SCALE := $(if $(QUICK),quick,emoji)
+METRICS := $(if $(QUICK),quick,offline)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test demo train-emoji data-emoji clean
+.PHONY: help setup lint format test data-emoji demo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,10 +36,11 @@ test: lint ## Lint, then run the tests
 data-emoji: setup ## Make the emoji scenes, set S
 	$(RUN) src/prepare.py emoji --set S
 
-demo: setup ## Train all stages on emoji scenes and draw: 30 minutes on two cores; QUICK=1 for 4
-	for stage in $(STAGES); do $(RUN) src/train.py stage=$$stage scale=$(SCALE) || exit 1; done
-	$(RUN) src/evaluate.py scale=$(SCALE) model=models/$(SCALE)
+demo: setup ## Train every stage on emoji scenes and draw: half an hour on two cores; QUICK=1: minutes
+	for stage in $(STAGES); do \
+		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train || exit 1; done
+	$(RUN) src/evaluate.py model=models/$(SCALE) data=emoji$(if $(QUICK),_quick) metrics=$(METRICS)
 
 clean: ## Remove caches; data, models and runs stay
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
-	rm -rf .ruff_cache .pytest_cache .import_linter_cache *.egg-info src/*.egg-info
+	rm -rf .ruff_cache .pytest_cache .import_linter_cache

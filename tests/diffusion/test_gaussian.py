@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+
 from unclip.diffusion.gaussian import GaussianDiffusion, discretised_log_likelihood, normal_kl
 
 PREDICTIONS = ["x0", "eps", "v"]
@@ -63,7 +64,9 @@ def test_posterior_is_bayes_rule():
     now, before = diffusion.alpha_bar[400].item(), diffusion.alpha_bar[399].item()
     alpha = now / before
     precision = alpha / (1 - alpha) + 1 / (1 - before)
-    mean = (math.sqrt(alpha) * -1.1 / (1 - alpha) + math.sqrt(before) * 0.3 / (1 - before)) / precision
+    mean = (
+        math.sqrt(alpha) * -1.1 / (1 - alpha) + math.sqrt(before) * 0.3 / (1 - before)
+    ) / precision
     posterior = diffusion.posterior(x0, x_t, t)
     assert posterior.mean.item() == pytest.approx(mean, rel=1e-5)
     assert posterior.log_variance.item() == pytest.approx(-math.log(precision), rel=1e-5)

@@ -1,8 +1,10 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+
 from unclip.diffusion import GaussianDiffusion, ddim, ddpm, dpm_solver_pp_2m, randn
 from unclip.diffusion.gaussian import Prediction
 
@@ -69,7 +71,7 @@ def test_error_falls_at_the_solver_s_order(sampler, order, generators):
             generators=generators(1),
         )
         errors.append((out - exact_solution(x_T, diffusion, last)).square().mean().sqrt().item())
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine > 0.75 * 2**order
 
 
@@ -83,7 +85,11 @@ def test_ddim_equals_diffusers(prediction, generators):
     diffusion = GaussianDiffusion(prediction=prediction)
     x_T = torch.randn(2, 3, 8, 8)
     ours = ddim(
-        diffusion.denoiser(noisy_network, clip=1.0), x_T, diffusion, steps=10, generators=generators(2)
+        diffusion.denoiser(noisy_network, clip=1.0),
+        x_T,
+        diffusion,
+        steps=10,
+        generators=generators(2),
     )
     theirs = DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",

@@ -1,8 +1,10 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
+
 from unclip.diffusion.schedule import (
     cosine_alpha_bar,
     linear_alpha_bar,
@@ -33,7 +35,7 @@ def test_spacings_descend_from_the_last_timestep(spacing, steps):
     timesteps = spacing(cosine_alpha_bar(1000), steps)
     assert timesteps[0] == 999
     assert timesteps[-1] >= 0
-    assert all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
+    assert all(a > b for a, b in pairwise(timesteps))
     assert len(timesteps) <= steps
 
 

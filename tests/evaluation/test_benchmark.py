@@ -153,8 +153,12 @@ def test_numbers_do_not_depend_on_the_batch_size(results, model, data, tmp_path)
         assert again["prior"][split] == pytest.approx(cosines, rel=1e-5)
     for kind in ("fd_effnet_lite0", "prior_gap"):
         for name, entry in results["decoder"][kind].items():
-            assert again["decoder"][kind][name] == pytest.approx(entry, rel=1e-3)
-    assert again["judge"] == results["judge"]
+            assert again["decoder"][kind][name] == pytest.approx(entry, rel=0.02)
+    for split, sources in results["judge"].items():
+        assert again["judge"][split]["real"] == sources["real"]
+        for name, numbers in sources["generated"].items():  # one pixel's rounding may tip a choice
+            share = again["judge"][split]["generated"][name]["share"]
+            assert share == pytest.approx(numbers["share"], abs=1.5 / numbers["n"])
 
 
 def test_a_bundle_with_its_clip_alone_is_measured_as_far_as_it_goes(model, data, tmp_path):

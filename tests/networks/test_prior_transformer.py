@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from unclip.networks import PriorTransformer
 
 SIZES = dict(embedding_dim=8, text_width=12, context_length=5, width=16, layers=3, heads=2)
@@ -22,7 +23,7 @@ def test_several_noises_in_one_pass_equal_separate_passes():
 
 
 def test_equals_plain_causal_attention_over_the_whole_sequence():
-    """The two halves against one pass of the same weights over all tokens, nothing cached or skipped."""
+    """The two halves against one pass of the same weights over all tokens."""
     net, given = PriorTransformer(**SIZES), caption()
     x_t, t = torch.randn(2, 8), torch.tensor([10, 900])
     x = torch.cat(

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from unclip.networks import UNet
 
 CONDITIONING = {"image_embedding": 8, "text_states": 12, "context_width": 16}
@@ -85,7 +86,9 @@ def test_a_size_that_does_not_fit_names_the_stride():
         ),
         # Karlo's 64 → 256 network
         (
-            dict(channels=320, multipliers=[1, 2, 3, 4], blocks=3, in_channels=6, scale_shift=False),
+            dict(
+                channels=320, multipliers=[1, 2, 3, 4], blocks=3, in_channels=6, scale_shift=False
+            ),
             691.579523,
         ),
         # the paper's 64 → 256 and 256 → 1024 networks, as ADM's classes count them

@@ -1,11 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
+
 from unclip.diffusion import GaussianDiffusion, ddim, dpm_solver_pp_2m
 from unclip.networks import PriorTransformer, UNet
 from unclip.stages import DecoderStage, PriorStage, UpsamplerStage
 from unclip.stages.conditioning import Standardise
-
-from functools import partial
 
 D, W, L = 8, 12, 5
 

@@ -20,8 +20,9 @@ class Prediction(NamedTuple):
     Attributes:
         x0: the clean sample.
         eps: the noise.
-        variance_fraction: for a learned-range variance, where log σ² lies between its lower bound (0,
-            fixed_small) and its upper bound (1, fixed_large), per element; None for a fixed one.
+        variance_fraction: for a learned-range variance, where log σ² lies between its lower bound
+            (0, fixed_small) and its upper bound (1, fixed_large), per element; None for a fixed
+            one.
     """
 
     x0: Tensor
@@ -45,8 +46,9 @@ class GaussianDiffusion(nn.Module):
         prediction: what the network's output is: x0, eps or v (Salimans & Ho 2022, appendix D).
         variance: of a reverse step; "learned_range" takes a second half of output channels
             (Nichol & Dhariwal 2021, eq. 15).
-        loss_weight: "simple" is the plain mean square in the network's own prediction; "velocity" and
-            "min_snr" weigh the error of x0 by min(SNR + 1, γ) and min(SNR, γ), whatever is predicted.
+        loss_weight: "simple" is the plain mean square in the network's own prediction; "velocity"
+            and "min_snr" weigh the error of x0 by min(SNR + 1, γ) and min(SNR, γ), whatever is
+            predicted.
         gamma: γ, the largest weight (Hang et al. 2023).
     """
 
@@ -79,7 +81,9 @@ class GaussianDiffusion(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Moves the table between devices but never to another dtype."""
-        self.alpha_bar = self.alpha_bar.to(device=fn(torch.empty(0, device=self.alpha_bar.device)).device)
+        self.alpha_bar = self.alpha_bar.to(
+            device=fn(torch.empty(0, device=self.alpha_bar.device)).device
+        )
         return self
 
     @property
@@ -135,9 +139,7 @@ class GaussianDiffusion(nn.Module):
         signal, sigma = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
         return self._at(signal, t, x0) * noise - self._at(sigma, t, x0) * x0
 
-    def read(
-        self, output: Tensor, x_t: Tensor, t: Tensor, clip: float | None = None
-    ) -> Prediction:
+    def read(self, output: Tensor, x_t: Tensor, t: Tensor, clip: float | None = None) -> Prediction:
         """The network's output as x0, eps and variance fraction, in float32.
 
         Args:
@@ -169,7 +171,7 @@ class GaussianDiffusion(nn.Module):
         return Prediction(x0, eps, fraction)
 
     def denoiser(self, network, clip: float | None = None):
-        """`denoise(x_t, t) -> Prediction` for a sampler, from `network(x_t, timesteps) -> output`."""
+        """`denoise(x_t, t) -> Prediction` for a sampler, from `network(x_t, timesteps)`."""
 
         def denoise(x_t: Tensor, t: int) -> Prediction:
             timesteps = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
@@ -180,8 +182,8 @@ class GaussianDiffusion(nn.Module):
     def weight(self, t: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The factor on the mean square error of the network's own prediction.
 
-        An error of x0 is one of eps times 1/√SNR and one of v times 1/√(SNR + 1); dividing the wanted
-        weight of x0's squared error by these makes one rule serve all three predictions.
+        An error of x0 is one of eps times 1/√SNR and one of v times 1/√(SNR + 1); dividing the
+        wanted weight of x0's squared error by these makes one rule serve all three predictions.
         """
         if self.loss_weight == "simple":
             return torch.ones(len(t), device=t.device)
@@ -193,7 +195,7 @@ class GaussianDiffusion(nn.Module):
     def loss(
         self, output: Tensor, x0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
     ) -> dict[str, Float[Tensor, " batch"]]:
-        """The loss of each sample and its parts: "loss", "mse" and, with a learned variance, "vb"."""
+        """Each sample's "loss" and its parts: "mse" and, with a learned variance, "vb"."""
         output = output.float()
         mean_output = output.chunk(2, dim=1)[0] if self.learns_variance else output
         mse = (mean_output - self.target(x0, noise, t)).square().flatten(1).mean(dim=1)
@@ -204,7 +206,7 @@ class GaussianDiffusion(nn.Module):
         return {"loss": loss + vb * (self.timesteps / 1000), "mse": mse, "vb": vb}
 
     def log_variance_bounds(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """log of fixed_small, β̃_t (its value at 0 that at 1), and of fixed_large, β_t."""
+        """Log of fixed_small, β̃_t (its value at 0 that at 1), and of fixed_large, β_t."""
         previous = torch.cat([torch.ones_like(self.alpha_bar[:1]), self.alpha_bar[:-1]])
         beta = 1 - self.alpha_bar / previous
         small = beta * (1 - previous) / (1 - self.alpha_bar)
@@ -237,11 +239,15 @@ class GaussianDiffusion(nn.Module):
         mean = self.posterior(prediction.x0, x_t.float(), t).mean
         kl = normal_kl(true.mean, true.log_variance, mean, log_variance)
         nll = -discretised_log_likelihood(x0, mean, 0.5 * log_variance)
-        bound = torch.where(self._at(torch.arange(self.timesteps, device=t.device), t, kl) == 0, nll, kl)
+        bound = torch.where(
+            self._at(torch.arange(self.timesteps, device=t.device), t, kl) == 0, nll, kl
+        )
         return bound.flatten(1).mean(dim=1) / math.log(2)
 
 
-def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:
+def normal_kl(
+    mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor
+) -> Tensor:
     """KL(N(mean_1, σ_1²) ‖ N(mean_2, σ_2²)) in nats, elementwise."""
     return 0.5 * (
         log_variance_2
@@ -253,7 +259,7 @@ def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_varian
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log P of an 8-bit value `x` in [-1, 1] under N(mean, exp(log_scale)²) rounded to 256 levels."""
+    """Log P of an 8-bit value `x` in [-1, 1] under N(mean, exp(log_scale)²) rounded to 8 bits."""
     centred, inverse = x - mean, torch.exp(-log_scale)
     upper = inverse * (centred + 1 / 255)
     lower = inverse * (centred - 1 / 255)

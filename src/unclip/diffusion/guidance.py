@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022), wrapped around a network before a sampler sees it."""
+"""Classifier-free guidance (Ho & Salimans 2022), wrapped around a network."""
 
 from collections.abc import Callable
 
@@ -25,8 +25,8 @@ def guided(
         condition: tensors, one row a sample.
         null: the same keys for the unconditional half.
         scale: s; 1 is no guidance.
-        channels: how many of the output's first channels are guided; the others, a learned variance,
-            are the conditional half's. None guides all.
+        channels: how many of the output's first channels are guided; the others, a learned
+            variance, are the conditional half's. None guides all.
     """
     if scale == 1:
         return prepare(**condition)

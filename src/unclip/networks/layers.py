@@ -18,7 +18,7 @@ def zero_(module: nn.Module) -> nn.Module:
 def timestep_embedding(
     t: Float[Tensor, " batch"], width: int, max_period: float = 10_000.0
 ) -> Float[Tensor, "batch width"]:
-    """Sinusoids of the timestep, cosines first (Vaswani et al. 2017; ADM's order). Width is even."""
+    """Sinusoids of the timestep, cosines first (Vaswani et al. 2017, in ADM's order)."""
     half = width // 2
     frequencies = torch.exp(
         -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
@@ -35,6 +35,7 @@ class TimestepMLP(nn.Sequential):
         self.sinusoids = sinusoids
 
     def forward(self, t: Tensor) -> Float[Tensor, "batch width"]:
+        """Embeds timesteps `B`."""
         embedding = timestep_embedding(t, self.sinusoids)
         return super().forward(embedding.to(self[0].weight.dtype))
 

@@ -1,8 +1,9 @@
 """The diffusion prior's causal transformer over [text, z_t, t, noised z_i, query] (section 2.2).
 
-Attention is causal and t comes after the text, so the prefix [text, z_t] never depends on the diffusion
-step. The network is therefore written in two halves: `prefix` runs once a caption, `suffix` runs the
-three tokens that remain once a step, or for several noises of one caption at once.
+Attention is causal and t comes after the text, so the prefix [text, z_t] never depends on the
+diffusion step. The network is therefore written in two halves: `prefix` runs once a caption,
+`suffix` runs the three tokens that remain once a step, or for several noises of one caption at
+once.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ SUFFIX = 3  # timestep, noised image embedding, query
 
 
 class Prefix(NamedTuple):
-    """Keys and values of the text, one `B H L+1 d` tensor a layer, and which of them may be seen."""
+    """Keys and values of the text, `B H L+1 d` a layer, and which of them may be seen."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -114,7 +115,7 @@ class PriorTransformer(nn.Module):
         x_t: Float[Tensor, "batch noises dim"],
         t: Float[Tensor, "batch noises"],
     ) -> Float[Tensor, "batch noises dim"]:
-        """The prediction for each of several noised embeddings of a caption, none seeing another."""
+        """The prediction for each of a caption's noised embeddings, none seeing another."""
         batch, noises, _ = x_t.shape
         time = self.time(t.reshape(-1)).unflatten(0, (batch, noises))
         tokens = [time, self.image_in(x_t), self.query.expand(batch, noises, -1)]

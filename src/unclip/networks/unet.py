@@ -1,8 +1,8 @@
 """The ADM U-Net of the decoder and the upsamplers, with joint [context; image] attention.
 
-Layout and initialisation follow ADM (Dhariwal & Nichol 2021) and GLIDE (Nichol et al. 2021); the two
-ways in which an image embedding enters follow the unCLIP paper, section 2.1. It knows nothing of
-diffusion.
+Layout and initialisation follow ADM (Dhariwal & Nichol 2021) and GLIDE (Nichol et al. 2021); the
+two ways in which an image embedding enters follow the unCLIP paper, section 2.1. It knows nothing
+of diffusion.
 """
 
 from collections.abc import Sequence
@@ -102,7 +102,9 @@ class AttentionBlock(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention where there is any."""
 
-    def __init__(self, blocks: list[ResBlock], attention: list[nn.Module], resampler: ResBlock | None):
+    def __init__(
+        self, blocks: list[ResBlock], attention: list[nn.Module], resampler: ResBlock | None
+    ):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(attention)
@@ -110,10 +112,10 @@ class Level(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Turns an image embedding and a caption into context tokens and an addition to the time embedding.
+    """Image embedding and caption as context tokens and as part of the time embedding.
 
-    The image embedding becomes `image_tokens` tokens before the text's, and is added, projected, to the
-    time embedding; so is the text's pooled embedding (section 2.1; GLIDE for the text).
+    The image embedding becomes `image_tokens` tokens before the text's, and is added, projected,
+    to the time embedding; so is the text's pooled embedding (section 2.1; GLIDE for the text).
 
     Args:
         image_embedding: D, the embeddings' width.
@@ -163,12 +165,12 @@ class UNet(nn.Module):
         blocks: residual blocks a level (one more on the way up).
         attention_levels: which levels, from 0, have attention; with any, the middle has it too.
         head_width: channels of an attention head.
-        conditioning: sizes of image embedding and text, as `Conditioning` takes them; None for a network
-            that sees images alone.
+        conditioning: sizes of image embedding and text, as `Conditioning` takes them; None for a
+            network that sees images alone.
         in_channels: of the input, 3, or 6 when a low-resolution image is concatenated.
         out_channels: 3, or 6 with a learned variance.
-        patch: side of the pixel-unshuffle front end; 1 is the paper's network. With a larger one the
-            network can only predict x0: eps does not fit through it.
+        patch: side of the pixel-unshuffle front end; 1 is the paper's network. With a larger one
+            the network can only predict x0: eps does not fit through it.
         scale_shift: AdaGN in the residual blocks.
         dropout: in the residual blocks.
         groups: of the group norms.

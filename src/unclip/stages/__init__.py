@@ -1,4 +1,4 @@
-"""Stages: network × diffusion × conditioning. Torch alone; nothing of training, files or configs."""
+"""Stages: network × diffusion × conditioning. Nothing of training, files or configs."""
 
 from unclip.stages.base import DiffusionStage, Stage
 from unclip.stages.clip import ClipStage

@@ -1,4 +1,4 @@
-"""What every stage is: a torch module that has a loss and can sample. Nothing of training or files."""
+"""What every stage is: a torch module that has a loss and can sample."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """"loss", a differentiable scalar, and detached scalars that are worth logging."""
+        """A differentiable scalar, "loss", and detached scalars that are worth logging."""
         raise NotImplementedError
 
     def sample(
@@ -42,8 +42,8 @@ class Stage(nn.Module):
     ) -> Tensor:
         """One sample a row of `condition`, its noise from that row's CPU generator.
 
-        `guidance_scale` and `steps` stand in for the stage's own; `callback(step, steps, x0)` is called
-        after each evaluation of the network.
+        `guidance_scale` and `steps` stand in for the stage's own; `callback(step, steps, x0)` is
+        called after each evaluation of the network.
         """
         raise NotImplementedError
 

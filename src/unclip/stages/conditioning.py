@@ -28,7 +28,12 @@ class Standardise(nn.Module):
 
     def __init__(self, dim: int, scaling: Scaling):
         super().__init__()
-        scales = {"statistics": 1.0, "paper": PAPER_SCALE * dim**0.5, "sqrt_d": dim**0.5, "none": 1.0}
+        scales = {
+            "statistics": 1.0,
+            "paper": PAPER_SCALE * dim**0.5,
+            "sqrt_d": dim**0.5,
+            "none": 1.0,
+        }
         if scaling not in scales:
             raise ValueError(f"scaling is {scaling!r}; it can be {', '.join(scales)}")
         self.scaling = scaling
@@ -64,8 +69,8 @@ def fit_scalings(batches: Iterable[dict[str, Any]], image: Standardise, text: St
 class NullText(nn.Module):
     """The caption that stands for no caption: two tokens' states and an embedding, learned.
 
-    Two, since CLIP's own empty caption has two tokens (start, end) whose states are constants; a public
-    model's null text fits here.
+    Two, since CLIP's own empty caption has two tokens (start, end) whose states are constants; a
+    public model's null text fits here.
 
     Args:
         embedding_dim: D.

@@ -34,8 +34,8 @@ class DecoderStage(DiffusionStage):
         drop_image_embedding: how often training drops z_i (section 2.1: 10%).
         drop_text: how often training drops the caption (section 2.1: 50%).
         guidance_scale: of sampling; 1 is none.
-        draft_size: side of the linear first guess of the picture which the network then takes as three
-            more input channels (`unclip.stages.draft`); None, as in the paper, for none.
+        draft_size: side of the linear first guess of the picture which the network then takes as
+            three more input channels (`unclip.stages.draft`); None, as in the paper, for none.
     """
 
     name = "decoder"

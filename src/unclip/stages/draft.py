@@ -1,8 +1,9 @@
 """A linear first guess of the picture that an image embedding stands for.
 
-Where a decoder can only be trained for some thousand steps, what it learns last is where things are: at
-high noise a U-Net must paint a layout out of a vector. The best linear map from embedding to picture has
-a closed form, so the network is handed that map's picture as more input channels and starts from it.
+Where a decoder can only be trained for some thousand steps, what it learns last is where things
+are: at high noise a U-Net must paint a layout out of a vector. The best linear map from embedding
+to picture has a closed form, so the network is handed that map's picture as more input channels and
+starts from it.
 """
 
 import torch
@@ -52,4 +53,3 @@ class LinearDraft(nn.Module):
         small = F.pad(z, (0, 1), value=1.0) @ self.weight
         small = small.unflatten(1, (3, self.size, self.size))
         return F.interpolate(small, size=image_size, mode="bilinear", align_corners=False)
-

@@ -46,7 +46,7 @@ class UpsamplerStage(DiffusionStage):
     def enlarge(
         self, low_res: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 scaled_height scaled_width"]:
-        """Bicubic enlargement, within [-1, 1]; also the baseline that the stage is measured against."""
+        """Bicubic enlargement, within [-1, 1]; also the baseline of the stage's validation."""
         return F.interpolate(
             low_res, scale_factor=float(self.scale), mode="bicubic", align_corners=False
         ).clamp(-1, 1)
