@@ -3,12 +3,13 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 RUN := $(BIN)/python
 QUICK ?=
+HOURS ?= 2
 SCALE := $(if $(QUICK),quick,emoji)
 METRICS := $(if $(QUICK),quick,offline)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test data-emoji demo clean
+.PHONY: help setup lint format test data-emoji demo train-emoji clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +41,12 @@ demo: setup ## Train every stage on emoji scenes and draw: half an hour on two c
 	for stage in $(STAGES); do \
 		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train || exit 1; done
 	$(RUN) src/evaluate.py model=models/$(SCALE) data=emoji$(if $(QUICK),_quick) metrics=$(METRICS)
+
+train-emoji: setup ## Train every stage on set M, 64 concepts, for HOURS hours on two cores
+	for stage in $(STAGES); do \
+		$(RUN) src/train.py stage=$$stage scale=emoji_m upstream=train trainer.effort=$(HOURS) \
+		|| exit 1; done
+	$(RUN) src/evaluate.py model=models/emoji_m data=emoji_m
 
 clean: ## Remove caches; data, models and runs stay
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -3,6 +3,8 @@ import unclip  # isort: skip  # noqa: F401 (first: it lets torchvision be import
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tests are many small tensors: threads would only wait for each other
+
 
 @pytest.fixture(autouse=True)
 def seeded():

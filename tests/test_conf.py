@@ -15,7 +15,7 @@ from unclip import bundle
 
 CONF = Path(__file__).parents[1] / "conf"
 STAGES = ("clip", "judge", "prior", "decoder", "upsampler_256", "upsampler_1024")
-SCALES = ("emoji", "quick", "karlo", "paper")
+SCALES = ("emoji", "emoji_m", "quick", "karlo", "paper")
 
 # Table 3 of the paper, and the parameters of Karlo's networks, in millions.
 SIZES = {

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+import zlib
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def write_split(folder, split: str, size: int, count: int) -> None:
     drawn = [s for index in range(count) for s in scenes("S", seed=0, split=split, index=index)]
     with tarfile.open(path / "00000.tar", "w") as shard:
         for scene in drawn[:count]:
-            generator = torch.Generator().manual_seed(hash((split, scene.index)) % 2**32)
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{split}/{scene.key}".encode()))
             pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
             png = io.BytesIO()
             Image.fromarray(pixels.numpy()).resize((size, size)).save(png, format="PNG")
@@ -150,10 +151,11 @@ def test_numbers_do_not_depend_on_the_batch_size(results, model, data, tmp_path)
     assert again["left_out"].keys() == {"upsampler_256", "upsampler_1024"}
     assert "stage=upsampler_256" in again["left_out"]["upsampler_256"]
     for split, cosines in results["prior"].items():
-        assert again["prior"][split] == pytest.approx(cosines, rel=1e-5)
+        assert again["prior"][split] == pytest.approx(cosines, abs=1e-5)
     for kind in ("fd_effnet_lite0", "prior_gap"):
-        for name, entry in results["decoder"][kind].items():
-            assert again["decoder"][kind][name] == pytest.approx(entry, rel=0.02)
+        for name in results["decoder"][kind].keys() - {"n"}:
+            ours, theirs = (found["decoder"][kind][name]["distance"] for found in (again, results))
+            assert ours == pytest.approx(theirs, rel=0.01)
     for split, sources in results["judge"].items():
         assert again["judge"][split]["real"] == sources["real"]
         for name, numbers in sources["generated"].items():  # one pixel's rounding may tip a choice

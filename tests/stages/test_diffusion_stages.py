@@ -58,6 +58,26 @@ def decoder(**options) -> DecoderStage:
     )
 
 
+def drafting_decoder() -> DecoderStage:
+    network = unet(
+        conditioning=dict(image_embedding=D, text_states=W, context_width=16),
+        attention_levels=[1],
+        in_channels=6,
+    )
+    stage = DecoderStage(
+        network,
+        GaussianDiffusion(prediction="x0"),
+        partial(ddim, steps=3),
+        embedding_dim=D,
+        text_width=W,
+        image_size=8,
+        scaling="statistics",
+        draft_size=4,
+    )
+    stage.fit_statistics([embedded_batch(50), embedded_batch(30)])
+    return stage
+
+
 def upsampler(**options) -> UpsamplerStage:
     return UpsamplerStage(
         unet(in_channels=6),
@@ -75,7 +95,7 @@ def shaken(stage):
     return stage.eval()
 
 
-@pytest.mark.parametrize("make", [prior, decoder, upsampler])
+@pytest.mark.parametrize("make", [prior, decoder, drafting_decoder, upsampler])
 def test_loss_is_a_scalar_and_reaches_every_parameter(make):
     """Both branches of every drop stay in the graph, or DDP would wait for a missing gradient."""
     stage = shaken(make())
@@ -86,7 +106,7 @@ def test_loss_is_a_scalar_and_reaches_every_parameter(make):
     assert [name for name, p in stage.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("make", [prior, decoder, upsampler])
+@pytest.mark.parametrize("make", [prior, decoder, drafting_decoder, upsampler])
 def test_a_sample_does_not_depend_on_its_batch(make, generators):
     stage, batch = shaken(make()), embedded_batch()
     condition = stage.condition(batch)
@@ -178,7 +198,7 @@ def test_an_upsampler_takes_any_size_and_no_guidance(generators):
         )
 
 
-@pytest.mark.parametrize("make", [prior, decoder, upsampler])
+@pytest.mark.parametrize("make", [prior, decoder, drafting_decoder, upsampler])
 def test_overfits_one_batch(make, generators):
     """A few steps on one batch lower the loss by more than half."""
     stage, batch = make(), embedded_batch()

@@ -114,6 +114,7 @@ class Kit:
     def trainer(self, max_steps, *callbacks, folder=None, **settings):
         folder = folder or self.folder
         defaults = {
+            "effort": 1.0,
             "accelerator": "cpu",
             "devices": 1,
             "loggers": [],

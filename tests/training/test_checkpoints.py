@@ -2,7 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 
 import pytest
 import torch
@@ -170,7 +170,6 @@ import sys, torch
 sys.path.insert(0, {source!r})
 from unclip.training.checkpoint_io import AtomicCheckpointIO
 big = {{"weights": torch.zeros(4_000_000)}}
-print("ready", flush=True)
 while True:
     AtomicCheckpointIO().save_checkpoint(big, {path!r})
 """
@@ -182,13 +181,13 @@ def test_a_kill_amid_writing_leaves_a_whole_file(tmp_path):
     other_disk = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED.format(source=source, path=str(path))],
-        stdout=subprocess.PIPE,
         env=os.environ | other_disk,
     )
-    process.stdout.readline()
-    threading.Event().wait(0.5)
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)  # by now amid a later write, most likely
     process.kill()
     process.wait()
-    process.stdout.close()
     loaded = AtomicCheckpointIO().load_checkpoint(path)
     assert loaded["weights"].shape == (4_000_000,)

@@ -26,6 +26,7 @@ INHERITED = (
     "prepare.",
     "logger=",
     "trainer=",
+    "trainer.effort=",
     "trainer.accelerator=",
     "trainer.devices=",
     "trainer.precision=",

@@ -71,6 +71,7 @@ def keep_freed_memory() -> None:
 def build_trainer(
     *,
     max_steps: int,
+    effort: float = 1.0,
     folder: str | Path,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
@@ -85,6 +86,7 @@ def build_trainer(
 
     Args:
         max_steps: how long to train.
+        effort: multiplies `max_steps`, so that one number lengthens every stage of a scale.
         folder: the run's folder.
         callbacks: in the order in which their hooks are called.
         loggers: may be empty.
@@ -95,8 +97,9 @@ def build_trainer(
         accumulate_grad_batches: batches of a step.
         settings: anything else that Lightning's Trainer takes.
     """
+    max_steps = round(max_steps * effort)
     if max_steps < 1:
-        raise ValueError(f"trainer.max_steps is {max_steps}; it must be at least 1")
+        raise ValueError(f"trainer.max_steps × effort is {max_steps}; it must be at least 1")
     return Trainer(
         max_steps=max_steps,
         max_epochs=-1,
