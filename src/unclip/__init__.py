@@ -3,8 +3,8 @@
 from typing import Any
 
 from unclip import _torchvision as _torchvision  # first: what comes after imports torchvision
+from unclip._version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["Cascade", "__version__"]
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-import unclip
+from unclip._version import __version__
 from unclip.clip import ClipEmbedder, fingerprint
 from unclip.stages import ClipStage, Stage
 
@@ -127,7 +127,7 @@ def save_stage(
             "unclip_format": str(FORMAT),
             "stage": stage.name,
             "recipe": json.dumps(recipe),
-            "version": unclip.__version__,
+            "version": __version__,
             "steps": str(int(steps)),
             "extra": json.dumps(dict(extra or {})),
             "fingerprint": own,
