@@ -21,33 +21,29 @@ def concept_set(root: str | Path) -> str | None:
 def probes(metadata: Sequence[dict[str, Any]], name: str) -> dict[str, Probe]:
     """What pictures of one object can be asked, given what each picture's json says.
 
-    "concept": which of all concepts of set `name` it is ("an apple"). "colour": which of the
-    colours, where the object was recoloured ("a red apple").
+    "concept": which of all concepts of set `name` an object in its own colours is ("an apple").
+    "concept_recoloured": which one a recoloured object is, its colour being told ("a blue apple");
+    asked as the former, a judge may rightly know apples to be red. "colour": which of the colours a
+    recoloured object has, its concept being told. All held-out single objects are recoloured.
     """
-    singles = {
-        row: scene["objects"][0]
-        for row, scene in enumerate(metadata)
-        if len(scene.get("objects", ())) == 1
-    }
-    recoloured = {row: item for row, item in singles.items() if item["colour"] is not None}
     known, colours = concepts(name), list(COLOURS)
-    names = [article(concept.name) for concept in known]
     places = {concept.hexcode: place for place, concept in enumerate(known)}
-    return {
-        "concept": Probe(
-            rows=list(singles),
-            choices=[names for _ in singles],
-            answers=[places[item["concept"]] for item in singles.values()],
-        ),
-        "colour": Probe(
-            rows=list(recoloured),
-            choices=[
-                [article(f"{colour} {item['name']}") for colour in colours]
-                for item in recoloured.values()
-            ],
-            answers=[colours.index(item["colour"]) for item in recoloured.values()],
-        ),
-    }
+    asked = {kind: Probe([], [], []) for kind in ("concept", "concept_recoloured", "colour")}
+    for row, scene in enumerate(metadata):
+        if len(scene.get("objects", ())) != 1:
+            continue
+        (item,) = scene["objects"]
+        colour, place = item["colour"], places[item["concept"]]
+        names = [_noun(colour, concept.name) for concept in known]
+        asked["concept" if colour is None else "concept_recoloured"].add(row, names, place)
+        if colour is not None:
+            paints = [_noun(other, item["name"]) for other in colours]
+            asked["colour"].add(row, paints, colours.index(colour))
+    return asked
+
+
+def _noun(colour: str | None, name: str) -> str:
+    return article(name if colour is None else f"{colour} {name}")
 
 
 def sheet_prompts(name: str, *, most: int = 18, seed: int = 0) -> dict[str, list[Prompt]]:

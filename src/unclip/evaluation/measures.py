@@ -27,6 +27,12 @@ class Probe(NamedTuple):
     choices: list[list[str]]  # the texts that each may be nearest to, equally many for all
     answers: list[int]  # the index of the right one
 
+    def add(self, row: int, choices: list[str], answer: int) -> None:
+        """Ask it of one more picture."""
+        self.rows.append(row)
+        self.choices.append(choices)
+        self.answers.append(answer)
+
 
 def embed_images(
     embedder: ClipEmbedder, images: UInt8[Tensor, "count 3 height width"], batch_size: int = 64
