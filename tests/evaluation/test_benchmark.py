@@ -31,7 +31,8 @@ TINY = dict(
     pictures=10,
     held_out=8,
     true_embeddings=6,
-    upsampled={256: 2, 1024: 1},
+    upsampled_256=2,
+    upsampled_1024=1,
     recall_among=4,
     captions_among=4,
     resamples=2,
@@ -132,7 +133,7 @@ def test_every_number_of_the_demo_is_there(results, tmp_path):
     assert results["seconds"]["total"] > 0 and results["settings"]["pictures"] == 10
     write_results(results, tmp_path / "results.json")
     read = json.loads((tmp_path / "results.json").read_text())
-    assert read["settings"]["upsampled"] == {"256": 2, "1024": 1}
+    assert read["settings"]["upsampled_1024"] == 1
     assert "judge" in summary(read)
 
 

@@ -27,7 +27,8 @@ class Benchmark:
         pictures: of the seen compositions, for the Fréchet distance and the judge: n on both sides.
         held_out: pictures of held-out compositions, for the judge.
         true_embeddings: pictures of true image embeddings, for the distance that the prior costs.
-        upsampled: true renders that each upsampler is measured on.
+        upsampled_256: true renders that the first upsampler is measured on.
+        upsampled_1024: the second one's.
         recall_among: candidates of CLIP's retrieval recall.
         captions_among: captions that the judge chooses from.
         guidance_scale: the decoder's; None is its own.
@@ -46,7 +47,8 @@ class Benchmark:
     pictures: int = 500
     held_out: int = 128
     true_embeddings: int = 200
-    upsampled: Mapping[int, int] = field(default_factory=lambda: {256: 48, 1024: 8})
+    upsampled_256: int = 48
+    upsampled_1024: int = 8
     recall_among: int = 64
     captions_among: int = 16
     guidance_scale: float | None = None

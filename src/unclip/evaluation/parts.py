@@ -176,11 +176,11 @@ class Parts:
 
     def upsampler_256(self) -> None:
         """PSNR and SSIM of 64 → 256 px."""
-        self._upsampler("upsampler_256", 256)
+        self._upsampler("upsampler_256", 256, self.settings.upsampled_256)
 
     def upsampler_1024(self) -> None:
         """PSNR and SSIM of 256 → 1024 px."""
-        self._upsampler("upsampler_1024", 1024)
+        self._upsampler("upsampler_1024", 1024, self.settings.upsampled_1024)
 
     def pictures(self) -> None:
         """Contact sheets, and pictures of held-out captions in full size."""
@@ -201,8 +201,8 @@ class Parts:
         captions = real.take(gallery.varied(real, self.settings.large_pictures)).captions
         self.paths += gallery.held_out(self.sampling.text_to_image, captions, self.out, size=size)
 
-    def _upsampler(self, stage: str, size: int) -> None:
-        true = read_real(self.root, SEEN, size, count=self.settings.upsampled[size]).images
+    def _upsampler(self, stage: str, size: int, count: int) -> None:
+        true = read_real(self.root, SEEN, size, count=count).images
         low_res = bicubic(true, size // 4)
         enlarged = self.sampling.enlarge(low_res, size)
         self.results[stage] = measures.enlargement(enlarged, true, low_res)
