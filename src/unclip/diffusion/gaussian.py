@@ -205,18 +205,21 @@ class GaussianDiffusion(nn.Module):
         vb = self.variational_bound(output, x0, x_t, t)
         return {"loss": loss + vb * (self.timesteps / 1000), "mse": mse, "vb": vb}
 
+    def _steps(self) -> tuple[Tensor, Tensor]:
+        """ᾱ_{t-1}, which is 1 before the first step, and β_t."""
+        previous = torch.cat([torch.ones_like(self.alpha_bar[:1]), self.alpha_bar[:-1]])
+        return previous, 1 - self.alpha_bar / previous
+
     def log_variance_bounds(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Log of fixed_small, β̃_t (its value at 0 that at 1), and of fixed_large, β_t."""
-        previous = torch.cat([torch.ones_like(self.alpha_bar[:1]), self.alpha_bar[:-1]])
-        beta = 1 - self.alpha_bar / previous
+        previous, beta = self._steps()
         small = beta * (1 - previous) / (1 - self.alpha_bar)
         small = torch.cat([small[1:2], small[1:]])
         return self._at(small.log(), t, like), self._at(beta.log(), t, like)
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
         """q(x_{t-1} | x_t, x0) (Ho et al. 2020, eq. 6-7)."""
-        previous = torch.cat([torch.ones_like(self.alpha_bar[:1]), self.alpha_bar[:-1]])
-        beta = 1 - self.alpha_bar / previous
+        previous, beta = self._steps()
         from_x0 = beta * previous.sqrt() / (1 - self.alpha_bar)
         from_x_t = (1 - previous) * (1 - beta).sqrt() / (1 - self.alpha_bar)
         mean = self._at(from_x0, t, x_t) * x0 + self._at(from_x_t, t, x_t) * x_t
@@ -239,9 +242,7 @@ class GaussianDiffusion(nn.Module):
         mean = self.posterior(prediction.x0, x_t.float(), t).mean
         kl = normal_kl(true.mean, true.log_variance, mean, log_variance)
         nll = -discretised_log_likelihood(x0, mean, 0.5 * log_variance)
-        bound = torch.where(
-            self._at(torch.arange(self.timesteps, device=t.device), t, kl) == 0, nll, kl
-        )
+        bound = torch.where((t == 0).reshape(-1, *([1] * (kl.ndim - 1))), nll, kl)
         return bound.flatten(1).mean(dim=1) / math.log(2)
 
 
