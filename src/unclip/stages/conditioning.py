@@ -1,7 +1,7 @@
 """How embeddings and text are scaled for a network, and dropped for classifier-free guidance."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, Literal
 
@@ -56,14 +56,12 @@ class Standardise(nn.Module):
         return z * self.std + self.mean
 
 
-def fit_scalings(batches: Iterable[dict[str, Any]], image: Standardise, text: Standardise) -> None:
-    """Fits the scalings of image and text embeddings over the first batches of a data set."""
-    images, texts = [], []
-    for batch in islice(batches, STATISTICS_BATCHES):
-        images.append(batch["image_embedding"])
-        texts.append(batch["text_embedding"])
-    image.fit(torch.cat(images))
-    text.fit(torch.cat(texts))
+def gather(
+    batches: Iterable[dict[str, Any]], *read: Callable[[dict[str, Any]], Tensor]
+) -> list[Tensor]:
+    """What each of `read` takes from the first batches of a data set, joined over the batches."""
+    rows = [[take(batch) for take in read] for batch in islice(batches, STATISTICS_BATCHES)]
+    return [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
 class NullText(nn.Module):

@@ -1,7 +1,7 @@
 """The decoder P(x | z_i, caption) (section 2.1)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float
@@ -11,11 +11,11 @@ from unclip.diffusion import GaussianDiffusion, guided, randn
 from unclip.networks import UNet
 from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses, timestep_quartiles
 from unclip.stages.conditioning import (
-    STATISTICS_BATCHES,
     NullText,
     Scaling,
     Standardise,
     drop,
+    gather,
 )
 from unclip.stages.draft import LinearDraft
 
@@ -69,16 +69,14 @@ class DecoderStage(DiffusionStage):
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Mean and standard deviation of the embeddings, and the draft where there is one."""
-        images, texts, pictures = [], [], []
-        for batch in islice(batches, STATISTICS_BATCHES):
-            images.append(batch["image_embedding"])
-            texts.append(batch["text_embedding"])
-            if self.draft is not None:
-                pictures.append(self.draft.shrink(batch["image"]))
-        self.image_scaling.fit(torch.cat(images))
-        self.text_scaling.fit(torch.cat(texts))
+        read = [itemgetter("image_embedding"), itemgetter("text_embedding")]
         if self.draft is not None:
-            self.draft.fit(self.image_scaling(torch.cat(images)), torch.cat(pictures))
+            read.append(lambda batch: self.draft.shrink(batch["image"]))
+        image, text, *pictures = gather(batches, *read)
+        self.image_scaling.fit(image)
+        self.text_scaling.fit(text)
+        if self.draft is not None:
+            self.draft.fit(self.image_scaling(image), *pictures)
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """Standardised embeddings, text states and mask."""

@@ -1,6 +1,7 @@
 """The diffusion prior P(z_i | caption) (section 2.2)."""
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from torch import Tensor
 from unclip.diffusion import GaussianDiffusion, guided, randn
 from unclip.networks import PriorTransformer
 from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses
-from unclip.stages.conditioning import NullText, Scaling, Standardise, drop, fit_scalings
+from unclip.stages.conditioning import NullText, Scaling, Standardise, drop, gather
 
 
 class PriorStage(DiffusionStage):
@@ -60,7 +61,9 @@ class PriorStage(DiffusionStage):
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Mean and standard deviation of the image and text embeddings."""
-        fit_scalings(batches, self.image_scaling, self.text_scaling)
+        image, text = gather(batches, itemgetter("image_embedding"), itemgetter("text_embedding"))
+        self.image_scaling.fit(image)
+        self.text_scaling.fit(text)
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """Text states, mask and standardised embedding."""
