@@ -6,49 +6,15 @@ diffusion step. The network is therefore written in two halves: `prefix` runs on
 once.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unclip.networks.layers import TimestepMLP, attend, split_heads
+from unclip.networks.causal import Block, Prefix, run_prefix
+from unclip.networks.layers import TimestepMLP
 
 SUFFIX = 3  # timestep, noised image embedding, query
-
-
-class Prefix(NamedTuple):
-    """Keys and values of the text, `B H L+1 d` a layer, and which of them may be seen."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    mask: Bool[Tensor, "batch length"]
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block whose keys and values are handed to it."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of `x`, heads split."""
-        q, k, v = self.qkv(self.norm_attention(x)).chunk(3, dim=2)
-        return split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads)
-
-    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """The block's output at the queries of `x`."""
-        x = x + self.out(attend(q, k, v, mask))
-        return x + self.mlp(self.norm_mlp(x))
 
 
 class PriorTransformer(nn.Module):
@@ -95,19 +61,8 @@ class PriorTransformer(nn.Module):
         x = torch.cat(
             [self.text_in(text_states), self.text_embedding_in(text_embedding)[:, None]], dim=1
         )
-        length = x.shape[1]
-        x = x + self.positions[:, :length]
-        seen = F.pad(text_mask, (0, 1), value=True)
-        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        mask = (causal & seen[:, None, :])[:, None]
-        keys, values = [], []
-        for i, block in enumerate(self.blocks):
-            q, k, v = block.project(x)
-            keys.append(k)
-            values.append(v)
-            if i + 1 < len(self.blocks):
-                x = block(x, q, k, v, mask)
-        return Prefix(keys, values, seen)
+        x = x + self.positions[:, : x.shape[1]]
+        return run_prefix(self.blocks, x, F.pad(text_mask, (0, 1), value=True))
 
     def suffix(
         self,
