@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unclip.stages.linear import ridge_regression
+
 
 class LinearDraft(nn.Module):
     """Ridge regression of a small picture on an embedding; fitted, not trained.
@@ -18,7 +20,7 @@ class LinearDraft(nn.Module):
     Args:
         dim: D, width of the (standardised) embedding.
         size: height and width of the picture that is predicted.
-        ridge: added to the diagonal of the embeddings' second moments, in samples.
+        ridge: as `ridge_regression` takes it.
     """
 
     def __init__(self, dim: int, size: int, ridge: float = 10.0):
@@ -32,19 +34,13 @@ class LinearDraft(nn.Module):
         """A picture at the size that is predicted, averaged by area."""
         return F.interpolate(image, size=self.size, mode="area")
 
-    @torch.no_grad()
     def fit(
         self,
         z: Float[Tensor, "count dim"],
         pictures: Float[Tensor, "count 3 {self.size} {self.size}"],
     ) -> None:
-        """Solves the normal equations in float64; the bias is not shrunk."""
-        inputs = F.pad(z, (0, 1), value=1.0).double()
-        penalty = torch.full((inputs.shape[1],), self.ridge, dtype=torch.float64, device=z.device)
-        penalty[-1] = 0
-        gram = inputs.T @ inputs + penalty.diag()
-        moments = inputs.float().T @ pictures.flatten(1)
-        self.weight.copy_(torch.linalg.solve(gram, moments.double()))
+        """Solves the normal equations."""
+        self.weight.copy_(ridge_regression(z, pictures.flatten(1), self.ridge))
 
     def forward(
         self, z: Float[Tensor, "batch dim"], image_size: int

@@ -1,0 +1,21 @@
+import numpy as np
+import torch
+
+from unclip.stages.linear import LinearPrior, ridge_regression
+
+
+def test_ridge_regression_equals_least_squares_on_padded_data():
+    """Ridge is least squares with √ridge · identity as further samples that the bias ignores."""
+    x, y = torch.randn(50, 4) + 1, torch.randn(50, 3)
+    extra = np.concatenate([np.sqrt(7.0) * np.eye(4), np.zeros((4, 1))], axis=1)
+    inputs = np.concatenate([np.concatenate([x.numpy(), np.ones((50, 1))], axis=1), extra])
+    targets = np.concatenate([y.numpy(), np.zeros((4, 3))])
+    solution, *_ = np.linalg.lstsq(inputs, targets, rcond=None)
+    np.testing.assert_allclose(ridge_regression(x, y, 7.0).numpy(), solution, atol=1e-5)
+
+
+def test_a_linear_world_is_recovered():
+    world, z_t = torch.randn(6, 6), torch.randn(4000, 6)
+    prior = LinearPrior(6, ridge=0.1)
+    prior.fit(z_t, z_t @ world + 2)
+    torch.testing.assert_close(prior(z_t[:5]), z_t[:5] @ world + 2, atol=1e-2, rtol=1e-3)
