@@ -1,4 +1,4 @@
-"""Prepare a data set: `python src/prepare.py emoji` (see data/README.md)."""
+"""Prepare a data set: `python src/prepare.py emoji`, or `folder DIR OUT` (see data/README.md)."""
 
 import argparse
 import sys
@@ -11,6 +11,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="DATA SET")
     _add_emoji(commands)
+    _add_folder(commands)
+    _add_coco(commands)
     options = parser.parse_args(arguments)
     try:
         print(options.function(options))
@@ -58,6 +60,67 @@ def _emoji(options: argparse.Namespace) -> Path:
         workers=options.workers,
         overwrite=options.overwrite,
     )
+
+
+def _add_folder(commands) -> None:
+    parser = commands.add_parser(
+        "folder",
+        help="your own pictures with captions in .txt, .json or a table metadata.*",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="DIR", help="the folder of pictures")
+    _add_own(parser)
+    parser.add_argument("--caption-column", help="of the tables (captions, caption or text)")
+    parser.set_defaults(function=_folder, extra="parquet")
+
+
+def _add_coco(commands) -> None:
+    parser = commands.add_parser(
+        "coco",
+        help="COCO's captions: DIR has annotations/, train2017/ and val2017/ (or 2014)",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="DIR", help="where COCO was unpacked")
+    _add_own(parser)
+    parser.set_defaults(function=_coco, extra="parquet")
+
+
+def _add_own(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="the data set's folder")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[64, 256, 1024], help="sides in pixels"
+    )
+    parser.add_argument("--val", type=int, metavar="N", help="pictures held out (5%%)")
+    parser.add_argument("--shard-size", type=int, default=1000, help="pictures of a shard")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, help="processes (default: one a core; 0: none)")
+    parser.add_argument("--overwrite", action="store_true", help="replace other settings' data")
+
+
+def _folder(options: argparse.Namespace) -> str:
+    from unclip.data.own import read_folder
+
+    if options.out.resolve().is_relative_to(options.source.resolve()):
+        raise ValueError(f"{options.out} lies in {options.source}: choose a folder elsewhere")
+    return _build(options, read_folder(options.source, options.caption_column))
+
+
+def _coco(options: argparse.Namespace) -> str:
+    from unclip.data.own import read_coco
+
+    return _build(options, read_coco(options.source))
+
+
+def _build(options: argparse.Namespace, found) -> str:
+    from unclip.data.own import Settings, build
+
+    settings = Settings(
+        sizes=tuple(options.sizes),
+        val=options.val,
+        shard_size=options.shard_size,
+        seed=options.seed,
+    )
+    return build(found, options.out, settings, workers=options.workers, overwrite=options.overwrite)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,9 @@ on where it stopped: a file appears under its name only when it is whole.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +16,12 @@ from tqdm import tqdm
 
 from unclip.data.emoji.catalogue import SETS, concepts
 from unclip.data.emoji.coco import TEST_SPLITS, write_annotations, write_pictures
-from unclip.data.emoji.files import whole_file
 from unclip.data.emoji.licence import write_licence
 from unclip.data.emoji.scenes import SPLITS
 from unclip.data.emoji.shards import SHARDS, shard_indices, write_shard
 from unclip.data.emoji.sheet import write_sheet
+from unclip.data.files import whole_file
+from unclip.data.parallel import run_jobs
 
 GENERATOR = 2  # raise it with every change of what is generated
 UNFINISHED, FINISHED = "building.json", "dataset.json"
@@ -202,24 +200,11 @@ def _coco_jobs(root: Path, concept_set: str, seed: int, counts: Counts) -> Itera
 
 
 def _run(jobs: list[Job], workers: int | None, progress: bool) -> None:
-    workers = (os.cpu_count() or 1) if workers is None else workers
     total = sum(job.scenes for job in jobs)
+    calls = [(job.function, job.arguments) for job in jobs]
     with tqdm(total=total, desc="emoji scenes", unit="scene", disable=not progress) as bar:
-        if workers == 0:
-            for job in jobs:
-                job.function(*job.arguments)
-                bar.update(job.scenes)
-            return
-        # Spawned, so that no state of this process (threads, locks) reaches the workers.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(job.function, *job.arguments): job for job in jobs}
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update(futures[future].scenes)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for number, _ in run_jobs(calls, workers):
+            bar.update(jobs[number].scenes)
 
 
 def _finish(root: Path, settings: dict) -> None:

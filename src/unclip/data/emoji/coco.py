@@ -11,11 +11,11 @@ from pathlib import Path
 
 from unclip.data.emoji.captions import captions
 from unclip.data.emoji.catalogue import concepts
-from unclip.data.emoji.files import whole_file
 from unclip.data.emoji.licence import LICENCE, LICENCE_URL
 from unclip.data.emoji.render import area, place, scene_png
 from unclip.data.emoji.scenes import CANVAS, Scene
 from unclip.data.emoji.shards import scenes_of
+from unclip.data.files import whole_file
 
 PICTURE_SIZE = 256
 TEST_SPLITS = ("test_seen", "test_held_out")

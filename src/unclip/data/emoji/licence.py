@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unclip.data.emoji.files import whole_file
+from unclip.data.files import whole_file
 
 LICENCE = "CC BY-SA 4.0"
 LICENCE_URL = "https://creativecommons.org/licenses/by-sa/4.0/"

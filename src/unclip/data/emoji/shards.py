@@ -7,9 +7,9 @@ from pathlib import Path
 import webdataset
 
 from unclip.data.emoji.captions import captions
-from unclip.data.emoji.files import whole_file
 from unclip.data.emoji.render import place, scene_png
 from unclip.data.emoji.scenes import CANVAS, Scene, scenes
+from unclip.data.files import whole_file
 
 SHARDS = {"train": 16, "val": 4, "test_seen": 4, "test_held_out": 4}
 

@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw
 
 from unclip.data.emoji.captions import captions
 from unclip.data.emoji.catalogue import BACKGROUNDS, COLOURS, concepts
-from unclip.data.emoji.files import whole_file
 from unclip.data.emoji.render import scene_png
 from unclip.data.emoji.scenes import Item, Scene
 from unclip.data.emoji.shards import scenes_of
+from unclip.data.files import whole_file
 
 CELL, PICTURE, TEXT = 72, 128, 68  # pixels: a coloured object, a scene, the caption below it
 COLUMNS, MOST_CONCEPTS, SCENES = 10, 64, 40
