@@ -129,3 +129,39 @@ def test_the_table_keeps_its_precision():
     diffusion = GaussianDiffusion().to(torch.bfloat16)
     assert diffusion.alpha_bar.dtype == torch.float64
     assert not diffusion.state_dict()
+
+
+def test_spacing_takes_sections_and_lists_and_says_what_does_not_fit():
+    diffusion = GaussianDiffusion()
+    assert diffusion.spacing("10,10,3,2,2", 27)[:2] == [999, 800]
+    assert diffusion.spacing([3, 997, 500], 3) == [997, 500, 3]
+    with pytest.raises(ValueError, match="steps is 8, but the spacing 10,10,3,2,2 has 27"):
+        diffusion.spacing("10,10,3,2,2", 8)
+    with pytest.raises(ValueError, match="from 0 to 999"):
+        diffusion.spacing([1000, 3], 2)
+
+
+def test_dynamic_threshold_is_imagen_s():
+    """s is the percentile of |x0|, at least the bound; x0 is clipped to ±s and divided by s."""
+    diffusion = GaussianDiffusion(prediction="x0")
+    calm, wild = torch.linspace(-0.9, 0.9, 101), torch.linspace(-4, 4, 101)
+    x0, t = torch.stack([calm, wild]), torch.tensor([500, 500])
+    read = diffusion.read(x0, torch.randn(2, 101), t, clip=1.0, percentile=0.5)
+    torch.testing.assert_close(read.x0[0], calm)
+    torch.testing.assert_close(read.x0[1], wild.clamp(-2, 2) / 2)
+
+
+def test_an_analytic_variance_s_error_is_measured_by_timestep_and_kept():
+    diffusion = GaussianDiffusion(variance="analytic")
+    t = torch.randint(0, 1000, (50_000,))
+    diffusion.fit_error(t, t.float() / 1000 + 0.1 * torch.randn(50_000))
+    expected = torch.arange(1000, dtype=torch.float64) / 1000
+    torch.testing.assert_close(diffusion.x0_error, expected, atol=0.02, rtol=0)
+    assert set(diffusion.state_dict()) == {"x0_error"}
+    with pytest.raises(ValueError, match="every hundredth"):
+        diffusion.fit_error(torch.tensor([3]), torch.tensor([1.0]))
+
+
+def test_pure_noise_and_eps_exclude_each_other():
+    with pytest.raises(ValueError, match="not eps"):
+        GaussianDiffusion(prediction="eps", zero_terminal_snr=True)

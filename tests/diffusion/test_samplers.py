@@ -2,10 +2,25 @@ import math
 from itertools import pairwise
 
 import pytest
+import scipy.stats
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+)
 
-from unclip.diffusion import GaussianDiffusion, ddim, ddpm, dpm_solver_pp_2m, randn
+from unclip.diffusion import (
+    GaussianDiffusion,
+    ddim,
+    ddim_invert,
+    ddpm,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_2m_sde,
+    randn,
+    unipc,
+)
 from unclip.diffusion.gaussian import Prediction
 
 MEAN, DEVIATION = 0.7, 0.4
@@ -43,6 +58,9 @@ def exact_solution(x_T, diffusion, t_last):
         (ddim, 100, {"eta": 0.0}),
         (ddim, 250, {"eta": 1.0}),
         (dpm_solver_pp_2m, 20, {}),
+        (dpm_solver_pp_2m_sde, 50, {}),
+        (unipc, 20, {}),
+        (unipc, 20, {"spacing": "karras"}),
     ],
 )
 def test_samples_have_the_data_s_distribution(sampler, steps, options, generators):
@@ -55,7 +73,7 @@ def test_samples_have_the_data_s_distribution(sampler, steps, options, generator
     assert x0.std().item() == pytest.approx(DEVIATION, abs=0.02)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver_pp_2m, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver_pp_2m, 2), (unipc, 2)])
 def test_error_falls_at_the_solver_s_order(sampler, order, generators):
     diffusion = GaussianDiffusion(timesteps=20_000)
     x_T = torch.linspace(-2, 2, 101)[None]
@@ -156,7 +174,7 @@ def test_each_generator_makes_its_own_sample(generators):
 
 def test_callback_sees_every_step(generators):
     diffusion = GaussianDiffusion()
-    for sampler in (ddpm, ddim, dpm_solver_pp_2m):
+    for sampler in (ddpm, ddim, dpm_solver_pp_2m, dpm_solver_pp_2m_sde, unipc):
         seen = []
         sampler(
             optimal_denoiser(diffusion),
@@ -167,3 +185,184 @@ def test_callback_sees_every_step(generators):
             callback=lambda step, steps, x0, seen=seen: seen.append((step, steps, x0.shape)),
         )
         assert seen == [(k + 1, 6, torch.Size([1, 4])) for k in range(6)]
+
+
+MIXTURE = ((0.3, -0.8, 0.1), (0.7, 0.5, 0.2))  # weight, mean, deviation
+
+
+def mixture_denoiser(diffusion):
+    """E[x0 | x_t] for a mixture of two normals, weighed by their likelihoods of x_t."""
+
+    def denoise(x_t, t):
+        alpha_bar = diffusion.alpha_bar[t].item()
+        likelihoods, means = [], []
+        for weight, mean, deviation in MIXTURE:
+            variance = alpha_bar * deviation**2 + 1 - alpha_bar
+            off = x_t.double() - math.sqrt(alpha_bar) * mean
+            likelihoods.append(weight / math.sqrt(variance) * torch.exp(-(off**2) / (2 * variance)))
+            means.append(mean + math.sqrt(alpha_bar) * deviation**2 / variance * off)
+        x0 = sum(p * m for p, m in zip(likelihoods, means, strict=True)) / sum(likelihoods)
+        x0 = x0.float()
+        return Prediction(x0, (x_t - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar), None)
+
+    return denoise
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [(ddpm, 500), (ddim, 250), (dpm_solver_pp_2m, 60), (dpm_solver_pp_2m_sde, 100), (unipc, 60)],
+)
+def test_samples_of_a_mixture_pass_kolmogorov_s_test(sampler, steps, generators):
+    diffusion = GaussianDiffusion()
+    own = generators(4)
+    out = sampler(
+        mixture_denoiser(diffusion), randn((500,), own), diffusion, steps=steps, generators=own
+    )
+
+    def distribution(x):
+        return sum(w * scipy.stats.norm.cdf(x, m, s) for w, m, s in MIXTURE)
+
+    assert scipy.stats.kstest(out.flatten().numpy(), distribution).statistic < 0.04
+
+
+@pytest.mark.parametrize("sampler", [dpm_solver_pp_2m, unipc])
+def test_solvers_equal_diffusers(sampler, generators):
+    diffusion = GaussianDiffusion(prediction="eps")
+    x_T, steps = torch.randn(2, 3, 8, 8), 20
+    # away from t = 999, where a float32 schedule has lost α
+    timesteps = torch.linspace(950, 10, steps).round().long()
+    theirs = {
+        dpm_solver_pp_2m: DPMSolverMultistepScheduler(
+            beta_schedule="squaredcos_cap_v2", final_sigmas_type="zero"
+        ),
+        unipc: UniPCMultistepScheduler(beta_schedule="squaredcos_cap_v2", final_sigmas_type="zero"),
+    }[sampler]
+    x = at_timesteps(theirs, timesteps, x_T)
+    ours = sampler(
+        diffusion.denoiser(noisy_network),
+        x_T,
+        diffusion,
+        steps=steps,
+        spacing=timesteps.tolist(),
+        generators=generators(2),
+    )
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+
+
+def test_the_stochastic_solver_equals_diffusers_with_the_same_noise(generators, monkeypatch):
+    diffusion = GaussianDiffusion(prediction="eps")
+    x_T, steps, noise = torch.randn(2, 3, 8, 8), 20, generators(2)
+    timesteps = torch.linspace(950, 10, steps).round().long()
+    theirs = DPMSolverMultistepScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        final_sigmas_type="zero",
+        algorithm_type="sde-dpmsolver++",
+    )
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_dpmsolver_multistep.randn_tensor",
+        lambda shape, **_: randn(shape[1:], noise),
+    )
+    x = at_timesteps(theirs, timesteps, x_T)
+    ours = dpm_solver_pp_2m_sde(
+        diffusion.denoiser(noisy_network),
+        x_T,
+        diffusion,
+        steps=steps,
+        spacing=timesteps.tolist(),
+        generators=generators(2),
+    )
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+
+
+def at_timesteps(scheduler, timesteps, x):
+    """What a scheduler of diffusers makes of `x` over exactly these timesteps."""
+    scheduler.set_timesteps(len(timesteps))
+    alpha_bar = GaussianDiffusion().alpha_bar
+    scheduler.timesteps = timesteps
+    sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()[timesteps].float()
+    scheduler.sigmas = torch.cat([sigmas, torch.zeros(1)])
+    for t in timesteps:
+        x = scheduler.step(noisy_network(x, t.expand(len(x))), t, x).prev_sample
+    return x
+
+
+def test_inversion_finds_the_noise_that_ddim_starts_from(generators):
+    diffusion = GaussianDiffusion()
+    denoise = mixture_denoiser(diffusion)
+    x0 = torch.cat([torch.linspace(-1, -0.6, 50), torch.linspace(0.2, 0.9, 50)])[None]
+
+    def there_and_back(steps, iterations=1):
+        run = {"steps": steps, "spacing": "log_snr"}
+        x_T = ddim_invert(denoise, x0, diffusion, iterations=iterations, **run)
+        return ddim(denoise, x_T, diffusion, generators=generators(1), **run)
+
+    def error(*run):
+        return (there_and_back(*run) - x0).abs().mean().item()
+
+    errors = [error(steps) for steps in (25, 50, 100)]
+    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
+    assert error(25, 5) < 0.002 < 0.05 * errors[0]
+
+
+def test_inversion_of_normal_data_is_the_flow_s_own(generators):
+    """For N(μ, σ²) the flow is affine: an image so many σ off goes to as many deviations of x_T."""
+    diffusion = GaussianDiffusion()
+    x0 = torch.linspace(-1, 2, 31)[None]
+    x_T = ddim_invert(optimal_denoiser(diffusion), x0, diffusion, steps=500, iterations=3)
+    first = diffusion.alpha_bar[-1].item()
+    deviation = math.sqrt(first * DEVIATION**2 + 1 - first)
+    expected = math.sqrt(first) * MEAN + deviation * (x0 - MEAN) / DEVIATION
+    torch.testing.assert_close(x_T, expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("sampler", [ddpm, ddim, dpm_solver_pp_2m, dpm_solver_pp_2m_sde, unipc])
+def test_pure_noise_as_the_last_step_is_finite(sampler, generators):
+    diffusion = GaussianDiffusion(schedule="linear", prediction="v", zero_terminal_snr=True)
+    own = generators(8)
+    out = sampler(
+        optimal_denoiser(diffusion), randn((500,), own), diffusion, steps=250, generators=own
+    )
+    assert out.mean().item() == pytest.approx(MEAN, abs=0.03)
+    assert out.std().item() == pytest.approx(DEVIATION, abs=0.04)
+
+
+def test_analytic_variance_beats_the_fixed_ones_in_few_steps(generators):
+    """With the optimal denoiser's error the chain's deviation is right at any number of steps."""
+    found = {}
+    for variance in ("fixed_small", "fixed_large", "analytic"):
+        diffusion = GaussianDiffusion(variance=variance)
+        if variance == "analytic":
+            t = torch.arange(1000)
+            alpha_bar = diffusion.alpha_bar
+            error = DEVIATION**2 * (1 - alpha_bar) / (alpha_bar * DEVIATION**2 + 1 - alpha_bar)
+            diffusion.fit_error(t, error)
+        own = generators(16)
+        timesteps = [999, 700, 450, 250, 100, 1]
+        out = ddpm(
+            optimal_denoiser(diffusion),
+            randn((1000,), own),
+            diffusion,
+            steps=len(timesteps),
+            spacing=timesteps,
+            generators=own,
+        )
+        found[variance] = abs(out.std().item() - DEVIATION)
+    assert found["analytic"] < 0.01
+    assert min(found["fixed_small"], found["fixed_large"]) > 2 * found["analytic"]
+
+
+def test_a_callback_can_end_the_sampling(generators):
+    def callback(step, steps, x0):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    diffusion = GaussianDiffusion()
+    with pytest.raises(KeyboardInterrupt):
+        unipc(
+            optimal_denoiser(diffusion),
+            torch.randn(1, 4),
+            diffusion,
+            steps=6,
+            generators=generators(1),
+            callback=callback,
+        )

@@ -101,3 +101,31 @@ def test_published_sizes(arguments, millions):
         net = UNet(**arguments)
     count = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     assert count == pytest.approx(millions, rel=1e-9 if millions in (691.579523,) else 2e-4)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_prepared_network_gives_what_a_whole_pass_gives(patch):
+    options = dict(conditioning=CONDITIONING, attention_levels=[0, 1], in_channels=6, patch=patch)
+    net = randomised(UNet(**TINY, **options))
+    given, constant = condition(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        network = net.prepare(constant=constant, **given)
+        for t in (0, 400, 999):
+            x, times = torch.randn(2, 3, 8, 8), torch.full((2,), t)
+            whole = net(x, times, constant=constant, **given)
+            joined = net(torch.cat([x, constant], dim=1), times, **given)
+            assert torch.equal(whole, joined)
+            torch.testing.assert_close(network(x, times), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prepared_network_reads_its_condition_once():
+    net = randomised(UNet(**TINY, conditioning=CONDITIONING, attention_levels=[1]))
+    read = []
+    for module in [net.conditioning, *net._attention_blocks()]:
+        part = module if module is net.conditioning else module.context_kv
+        part.register_forward_hook(lambda *_: read.append(1))
+    network = net.prepare(**condition())
+    once = len(read)
+    for t in (1, 2, 3):
+        network(torch.randn(2, 3, 8, 8), torch.full((2,), t))
+    assert len(read) == once == 1 + len(list(net._attention_blocks()))

@@ -3,8 +3,8 @@ from functools import partial
 import pytest
 import torch
 
-from unclip.diffusion import GaussianDiffusion, ddim, dpm_solver_pp_2m
-from unclip.networks import PriorTransformer, UNet
+from unclip.diffusion import GaussianDiffusion, ddim, ddpm, dpm_solver_pp_2m
+from unclip.networks import PriorTransformer, TextTransformer, UNet
 from unclip.stages import DecoderStage, PriorStage, UpsamplerStage
 from unclip.stages.conditioning import Standardise
 
@@ -21,7 +21,20 @@ def embedded_batch(count: int = 4) -> dict:
         "text_embedding": torch.nn.functional.normalize(torch.randn(count, D), dim=1),
         "text_states": torch.randn(count, L, W),
         "text_mask": torch.arange(L)[None].expand(count, -1) < 4,
+        "tokens": torch.randint(0, 20, (count, L)),
     }
+
+
+def text_encoder(layers: int) -> TextTransformer:
+    return TextTransformer(vocabulary_size=20, context_length=L, width=W, layers=layers, heads=2)
+
+
+def reading_prior() -> PriorStage:
+    return prior(text_encoder=text_encoder(0))
+
+
+def reading_decoder() -> DecoderStage:
+    return decoder(text_encoder=text_encoder(2))
 
 
 def prior(**options) -> PriorStage:
@@ -88,6 +101,9 @@ def upsampler(**options) -> UpsamplerStage:
     )
 
 
+STAGES = [prior, reading_prior, decoder, reading_decoder, drafting_decoder, upsampler]
+
+
 def shaken(stage):
     """Random weights everywhere, so that zero-initialised branches take part."""
     for parameter in stage.parameters():
@@ -95,7 +111,7 @@ def shaken(stage):
     return stage.eval()
 
 
-@pytest.mark.parametrize("make", [prior, decoder, drafting_decoder, upsampler])
+@pytest.mark.parametrize("make", STAGES)
 def test_loss_is_a_scalar_and_reaches_every_parameter(make):
     """Both branches of every drop stay in the graph, or DDP would wait for a missing gradient."""
     stage = shaken(make())
@@ -106,7 +122,7 @@ def test_loss_is_a_scalar_and_reaches_every_parameter(make):
     assert [name for name, p in stage.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("make", [prior, decoder, drafting_decoder, upsampler])
+@pytest.mark.parametrize("make", STAGES)
 def test_a_sample_does_not_depend_on_its_batch(make, generators):
     stage, batch = shaken(make()), embedded_batch()
     condition = stage.condition(batch)
@@ -198,7 +214,7 @@ def test_an_upsampler_takes_any_size_and_no_guidance(generators):
         )
 
 
-@pytest.mark.parametrize("make", [prior, decoder, drafting_decoder, upsampler])
+@pytest.mark.parametrize("make", STAGES)
 def test_overfits_one_batch(make, generators):
     """A few steps on one batch lower the loss by more than half."""
     stage, batch = make(), embedded_batch()
@@ -211,3 +227,44 @@ def test_overfits_one_batch(make, generators):
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) / 10 < 0.5 * sum(losses[:5]) / 5
+
+
+def test_text_and_image_embedding_may_have_scales_of_their_own(generators):
+    """At equal scales it is plain guidance; at text scale 0 the caption makes no difference."""
+    stage = shaken(decoder(guidance_scale=2.0))
+    batch = embedded_batch(2)
+    condition = stage.condition(batch)
+
+    def sample(given, **settings):
+        for name, value in settings.items():
+            setattr(stage, name, value)
+        return stage.sample(given, generators=generators(2))
+
+    plain = sample(condition)
+    torch.testing.assert_close(sample(condition, text_guidance_scale=2.0), plain)
+    assert not torch.allclose(sample(condition, text_guidance_scale=5.0), plain)
+    other = stage.condition({**batch, "text_states": torch.randn(2, L, W)})
+    textless = sample(condition, text_guidance_scale=0.0)
+    torch.testing.assert_close(sample(other, text_guidance_scale=0.0), textless)
+
+
+def test_an_interval_guides_only_its_timesteps(generators):
+    stage = shaken(decoder(guidance_scale=3.0))
+    condition = stage.condition(embedded_batch(2))
+    guided = stage.sample(condition, generators=generators(2))
+    plain = stage.sample(condition, generators=generators(2), guidance_scale=1)
+    stage.guidance_interval = (0, 999)
+    torch.testing.assert_close(stage.sample(condition, generators=generators(2)), guided)
+    stage.guidance_interval = (2000, 3000)
+    torch.testing.assert_close(stage.sample(condition, generators=generators(2)), plain)
+
+
+def test_an_analytic_prior_learns_its_error_from_the_trained_network(generators):
+    stage = prior(noises=4)
+    stage.diffusion = GaussianDiffusion(prediction="x0", variance="analytic")
+    stage.fit_variance(embedded_batch(64) for _ in range(20))
+    error = stage.diffusion.x0_error
+    assert error.isfinite().all() and (error > 0).all()
+    stage.sampler = partial(ddpm, steps=10)
+    z = stage.sample(stage.condition(embedded_batch()), generators=generators(4))
+    assert z.isfinite().all()

@@ -1,16 +1,21 @@
 """Diffusion: pure mathematics on tensors. It knows nothing of networks, text or training."""
 
 from unclip.diffusion.gaussian import GaussianDiffusion, Prediction
-from unclip.diffusion.guidance import guided
+from unclip.diffusion.guidance import guided, within
 from unclip.diffusion.noise import randn
-from unclip.diffusion.samplers import ddim, ddpm, dpm_solver_pp_2m
+from unclip.diffusion.samplers import ddim, ddim_invert, ddpm
+from unclip.diffusion.solvers import dpm_solver_pp_2m, dpm_solver_pp_2m_sde, unipc
 
 __all__ = [
     "GaussianDiffusion",
     "Prediction",
     "ddim",
+    "ddim_invert",
     "ddpm",
     "dpm_solver_pp_2m",
+    "dpm_solver_pp_2m_sde",
     "guided",
     "randn",
+    "unipc",
+    "within",
 ]

@@ -1,16 +1,23 @@
 """The Gaussian diffusion process: targets, readings and losses. It has no parameters."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from unclip.diffusion.schedule import SCHEDULES, SPACINGS
+from unclip.diffusion.schedule import (
+    SCHEDULES,
+    SPACINGS,
+    sectioned_spacing,
+)
+from unclip.diffusion.schedule import zero_terminal_snr as zero_snr
 
 PredictionType = Literal["x0", "eps", "v"]
-VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
+VarianceType = Literal["fixed_small", "fixed_large", "learned_range", "analytic"]
 LossWeight = Literal["simple", "velocity", "min_snr"]
 
 
@@ -45,14 +52,18 @@ class GaussianDiffusion(nn.Module):
         timesteps: T; t runs from 0 to T-1.
         prediction: what the network's output is: x0, eps or v (Salimans & Ho 2022, appendix D).
         variance: of a reverse step; "learned_range" takes a second half of output channels
-            (Nichol & Dhariwal 2021, eq. 15).
+            (Nichol & Dhariwal 2021, eq. 15); "analytic" is the best that does not depend on x_t
+            (Bao et al. 2022), from the network's error, which `fit_error` has to be told.
         loss_weight: "simple" is the plain mean square in the network's own prediction; "velocity"
             and "min_snr" weigh the error of x0 by min(SNR + 1, γ) and min(SNR, γ), whatever is
             predicted.
         gamma: γ, the largest weight (Hang et al. 2023).
+        zero_terminal_snr: makes x_{T-1} pure noise (Lin et al. 2024); not for eps, which then says
+            nothing of x0.
     """
 
     alpha_bar: Tensor
+    x0_error: Tensor | None
 
     def __init__(
         self,
@@ -63,12 +74,17 @@ class GaussianDiffusion(nn.Module):
         variance: VarianceType = "fixed_small",
         loss_weight: LossWeight = "simple",
         gamma: float = 5.0,
+        zero_terminal_snr: bool = False,
     ):
         super().__init__()
         for name, value, known in (
             ("schedule", schedule, SCHEDULES),
             ("prediction", prediction, ("x0", "eps", "v")),
-            ("variance", variance, ("fixed_small", "fixed_large", "learned_range")),
+            (
+                "variance",
+                variance,
+                ("fixed_small", "fixed_large", "learned_range", "analytic"),
+            ),
             ("loss_weight", loss_weight, ("simple", "velocity", "min_snr")),
         ):
             if value not in known:
@@ -77,13 +93,21 @@ class GaussianDiffusion(nn.Module):
         self.variance = variance
         self.loss_weight = loss_weight
         self.gamma = gamma
-        self.register_buffer("alpha_bar", SCHEDULES[schedule](timesteps), persistent=False)
+        alpha_bar = SCHEDULES[schedule](timesteps)
+        if zero_terminal_snr:
+            if prediction == "eps":
+                raise ValueError("zero_terminal_snr goes with prediction x0 or v, not eps")
+            alpha_bar = zero_snr(alpha_bar)
+        error = torch.zeros(timesteps, dtype=torch.float64) if variance == "analytic" else None
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+        self.register_buffer("x0_error", error)
 
     def _apply(self, fn, recurse=True):
-        """Moves the table between devices but never to another dtype."""
-        self.alpha_bar = self.alpha_bar.to(
-            device=fn(torch.empty(0, device=self.alpha_bar.device)).device
-        )
+        """Moves the tables between devices but never to another dtype."""
+        device = fn(torch.empty(0, device=self.alpha_bar.device)).device
+        self.alpha_bar = self.alpha_bar.to(device)
+        if self.x0_error is not None:
+            self.x0_error = self.x0_error.to(device)
         return self
 
     @property
@@ -96,17 +120,32 @@ class GaussianDiffusion(nn.Module):
         """Whether the network has a second half of output channels."""
         return self.variance == "learned_range"
 
-    def spacing(self, name: str, steps: int) -> list[int]:
+    def spacing(self, name: str | Sequence[int], steps: int) -> list[int]:
         """The timesteps, descending, that a sampler with that many steps visits.
 
+        Args:
+            name: a spacing; counts by section, such as "10,10,3,2,2"; or the timesteps themselves.
+            steps: how many.
+
         Raises:
-            ValueError: for an unknown spacing, or steps outside 1..T.
+            ValueError: for an unknown spacing, or steps that it cannot give.
         """
-        if name not in SPACINGS:
-            raise ValueError(f"spacing is {name!r}; it can be {', '.join(SPACINGS)}")
         if not 1 <= steps <= self.timesteps:
             raise ValueError(f"steps is {steps}; it can be from 1 to {self.timesteps}")
-        return SPACINGS[name](self.alpha_bar.cpu(), steps)
+        if not isinstance(name, str):
+            timesteps = sorted(set(name), reverse=True)
+        elif name in SPACINGS:
+            return SPACINGS[name](self.alpha_bar.cpu(), steps)
+        elif name.replace(",", "").isdecimal():
+            timesteps = sectioned_spacing(self.alpha_bar, [int(n) for n in name.split(",")])
+        else:
+            known = ", ".join(SPACINGS)
+            raise ValueError(f"spacing is {name!r}; it can be {known}, or like 10,10,3,2,2")
+        if len(timesteps) != steps:
+            raise ValueError(f"steps is {steps}, but the spacing {name} has {len(timesteps)}")
+        if not 0 <= timesteps[-1] <= timesteps[0] < self.timesteps:
+            raise ValueError(f"timesteps go from 0 to {self.timesteps - 1}, not as in {name}")
+        return timesteps
 
     def draw_timesteps(self, batch: int, device: torch.device) -> Int64[Tensor, " batch"]:
         """Uniform timesteps, one from each of `batch` equal parts of [0, T), in random order.
@@ -139,7 +178,14 @@ class GaussianDiffusion(nn.Module):
         signal, sigma = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
         return self._at(signal, t, x0) * noise - self._at(sigma, t, x0) * x0
 
-    def read(self, output: Tensor, x_t: Tensor, t: Tensor, clip: float | None = None) -> Prediction:
+    def read(
+        self,
+        output: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        clip: float | None = None,
+        percentile: float | None = None,
+    ) -> Prediction:
         """The network's output as x0, eps and variance fraction, in float32.
 
         Args:
@@ -147,6 +193,9 @@ class GaussianDiffusion(nn.Module):
             x_t: the noisy sample.
             t: its timesteps, one a sample.
             clip: bound of |x0|; eps is then made consistent with the clipped x0.
+            percentile: where more than this share of a sample's |x0| lies beyond `clip`, in [0, 1],
+                x0 is scaled to that bound as well as clipped (dynamic thresholding, Saharia et al.
+                2022, section 2.3).
         """
         output, x_t, fraction = output.float(), x_t.float(), None
         if self.learns_variance:
@@ -161,7 +210,7 @@ class GaussianDiffusion(nn.Module):
         else:
             x0 = signal * x_t - sigma * output
         if clip is not None:
-            x0 = x0.clamp(-clip, clip)
+            x0 = threshold(x0, clip, percentile)
         if self.prediction == "eps" and clip is None:
             eps = output
         elif self.prediction == "v" and clip is None:
@@ -170,14 +219,34 @@ class GaussianDiffusion(nn.Module):
             eps = (x_t - signal * x0) / sigma
         return Prediction(x0, eps, fraction)
 
-    def denoiser(self, network, clip: float | None = None):
+    def denoiser(self, network, clip: float | None = None, percentile: float | None = None):
         """`denoise(x_t, t) -> Prediction` for a sampler, from `network(x_t, timesteps)`."""
 
         def denoise(x_t: Tensor, t: int) -> Prediction:
             timesteps = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
-            return self.read(network(x_t, timesteps), x_t, timesteps, clip)
+            return self.read(network(x_t, timesteps), x_t, timesteps, clip, percentile)
 
         return denoise
+
+    @torch.no_grad()
+    def fit_error(self, t: Int64[Tensor, " count"], error: Float[Tensor, " count"]) -> None:
+        """Tells an analytic variance how far x0 is off: its mean square error at each timestep.
+
+        Args:
+            t: timesteps that `error` was measured at, any number and order.
+            error: mean square error of x0, a sample.
+
+        The table is smoothed over a hundredth of T, in which there must be a measurement.
+        """
+        bins = min(100, self.timesteps)
+        where = t * bins // self.timesteps
+        count = torch.bincount(where, minlength=bins).to(self.alpha_bar.device)
+        total = torch.bincount(where, error.double(), minlength=bins).to(self.alpha_bar.device)
+        if not count.all():
+            raise ValueError("fit_error needs errors from every hundredth of the timesteps")
+        centre = (torch.arange(bins) + 0.5) * self.timesteps / bins
+        table = np.interp(np.arange(self.timesteps) + 0.5, centre, (total / count).cpu())
+        self.x0_error.copy_(torch.from_numpy(table))
 
     def weight(self, t: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The factor on the mean square error of the network's own prediction.
@@ -244,6 +313,15 @@ class GaussianDiffusion(nn.Module):
         nll = -discretised_log_likelihood(x0, mean, 0.5 * log_variance)
         bound = torch.where((t == 0).reshape(-1, *([1] * (kl.ndim - 1))), nll, kl)
         return bound.flatten(1).mean(dim=1) / math.log(2)
+
+
+def threshold(x0: Tensor, clip: float, percentile: float | None = None) -> Tensor:
+    """|x0| brought below `clip`: cut, or scaled where too much of a sample lies beyond it."""
+    if percentile is None:
+        return x0.clamp(-clip, clip)
+    bound = torch.quantile(x0.abs().flatten(1), percentile, dim=1).clamp(min=clip)
+    bound = bound.reshape(-1, *([1] * (x0.ndim - 1)))
+    return x0.clamp(-bound, bound) * (clip / bound)
 
 
 def normal_kl(

@@ -1,7 +1,9 @@
-"""Samplers: one function an algorithm, from noise x_T to x0.
+"""Samplers by Markov chain and by DDIM: one function an algorithm, from noise x_T to x0.
 
 Each takes `denoise(x_t, t) -> Prediction` and knows nothing of text, guidance or parameterisation.
-All end at x0: the last evaluation's x0 is the sample.
+All end at x0: the last evaluation's x0 is the sample. `spacing` is a name or list of timesteps as
+`GaussianDiffusion.spacing` takes it; `callback(step, steps, x0)` is called after each evaluation,
+and what it raises ends the sampling.
 """
 
 import math
@@ -18,7 +20,8 @@ Callback = Callable[[int, int, Tensor], None]
 Generators = Sequence[torch.Generator]
 
 
-def _report(callback: Callback | None, step: int, steps: int, x0: Tensor) -> None:
+def report(callback: Callback | None, step: int, steps: int, x0: Tensor) -> None:
+    """Tells the callback, where there is one, that evaluation `step`, from 0, is done."""
     if callback is not None:
         callback(step + 1, steps, x0)
 
@@ -30,29 +33,33 @@ def ddpm(
     *,
     steps: int,
     generators: Generators,
-    spacing: str = "linear",
+    spacing: str | Sequence[int] = "linear",
     callback: Callback | None = None,
 ) -> Tensor:
-    """Ancestral sampling over any timestep list, with the diffusion's variance (Ho et al. 2020)."""
+    """Ancestral sampling over any timestep list, with the diffusion's variance (Ho et al. 2020).
+
+    An analytic variance is that of the posterior, widened by what the network does not know of x0
+    (Bao et al. 2022, theorem 1).
+    """
     alpha_bar = diffusion.alpha_bar.tolist()
     timesteps = diffusion.spacing(spacing, steps)
     x = x_T
     for i, t in enumerate(timesteps):
         prediction = denoise(x, t)
-        _report(callback, i, len(timesteps), prediction.x0)
+        report(callback, i, len(timesteps), prediction.x0)
         if i + 1 == len(timesteps):
             return prediction.x0
         now, then = alpha_bar[t], alpha_bar[timesteps[i + 1]]
         beta = 1 - now / then
         small = beta * (1 - then) / (1 - now)
-        mean = (
-            beta * math.sqrt(then) / (1 - now) * prediction.x0
-            + (1 - then) * math.sqrt(1 - beta) / (1 - now) * x
-        )
+        from_x0 = beta * math.sqrt(then) / (1 - now)
+        mean = from_x0 * prediction.x0 + (1 - then) * math.sqrt(1 - beta) / (1 - now) * x
         if prediction.variance_fraction is not None:
             fraction = prediction.variance_fraction
             log_variance = fraction * math.log(beta) + (1 - fraction) * math.log(small)
             deviation = torch.exp(0.5 * log_variance)
+        elif diffusion.variance == "analytic":
+            deviation = math.sqrt(small + from_x0**2 * diffusion.x0_error[t].item())
         else:
             deviation = math.sqrt(beta if diffusion.variance == "fixed_large" else small)
         x = mean + deviation * randn(x.shape[1:], generators, x.device)
@@ -66,7 +73,7 @@ def ddim(
     *,
     steps: int,
     generators: Generators,
-    spacing: str = "linear",
+    spacing: str | Sequence[int] = "linear",
     eta: float = 0.0,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -76,7 +83,7 @@ def ddim(
     x = x_T
     for i, t in enumerate(timesteps):
         prediction = denoise(x, t)
-        _report(callback, i, len(timesteps), prediction.x0)
+        report(callback, i, len(timesteps), prediction.x0)
         if i + 1 == len(timesteps):
             return prediction.x0
         now, then = alpha_bar[t], alpha_bar[timesteps[i + 1]]
@@ -87,36 +94,42 @@ def ddim(
     return x
 
 
-def dpm_solver_pp_2m(
+def ddim_invert(
     denoise: Denoise,
-    x_T: Tensor,
+    x0: Tensor,
     diffusion: GaussianDiffusion,
     *,
     steps: int,
-    generators: Generators,
-    spacing: str = "log_snr",
+    spacing: str | Sequence[int] = "linear",
+    iterations: int = 1,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one evaluation a step.
+    """The noise x_T from which `ddim` with the same timesteps returns `x0` (paper, section 3.1).
 
-    The first step is of first order, and so is the one before the last where steps are few.
+    Each step solves DDIM's own step for its start, x_t = r x_s + (σ_t - r σ_s) ε(x_t, t) with
+    r = √(ᾱ_t/ᾱ_s), by fixed-point iteration. One iteration is the usual inversion, whose error
+    falls with the number of steps; a few more bring it to that of rounding.
+
+    Args:
+        denoise: the denoiser of the sampling that shall return to `x0`.
+        x0: the clean sample.
+        diffusion: its process.
+        steps: of `ddim`.
+        spacing: of `ddim`.
+        iterations: network evaluations a step.
+        callback: `callback(evaluation, evaluations, x_t's x0)`.
     """
-    timesteps = diffusion.spacing(spacing, steps)
     alpha_bar = diffusion.alpha_bar.tolist()
-    alpha = [math.sqrt(alpha_bar[t]) for t in timesteps]
-    sigma = [math.sqrt(1 - alpha_bar[t]) for t in timesteps]
-    lam = [math.log(a / s) for a, s in zip(alpha, sigma, strict=True)]
-    x, previous = x_T, None
+    timesteps = diffusion.spacing(spacing, steps)[::-1]
+    x, then = x0, 1.0
     for i, t in enumerate(timesteps):
-        x0 = denoise(x, t).x0
-        _report(callback, i, len(timesteps), x0)
-        if i + 1 == len(timesteps):
-            return x0
-        h = lam[i + 1] - lam[i]
-        D = x0
-        if previous is not None and not (i + 2 == len(timesteps) and len(timesteps) < 15):
-            r = (lam[i] - lam[i - 1]) / h
-            D = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous
-        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * D
-        previous = x0
+        now = alpha_bar[t]
+        ratio = math.sqrt(now / then)
+        noise = math.sqrt(1 - now) - ratio * math.sqrt(1 - then)
+        guess = x
+        for k in range(iterations):
+            prediction = denoise(guess, t)
+            guess = ratio * x + noise * prediction.eps
+            report(callback, i * iterations + k, len(timesteps) * iterations, prediction.x0)
+        x, then = guess, now
     return x

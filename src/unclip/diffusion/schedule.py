@@ -1,7 +1,7 @@
 """Noise schedules and the timesteps that a sampler visits, in float64."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float64
@@ -34,6 +34,17 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 }
 
 
+def zero_terminal_snr(alpha_bar: Float64[Tensor, " timesteps"]) -> Float64[Tensor, " timesteps"]:
+    """√ᾱ shifted and scaled so that the last is 0 and the first stays (Lin et al. 2024, alg. 1)."""
+    root = alpha_bar.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+
+
+def log_snr(alpha_bar: Tensor) -> Tensor:
+    """Log ᾱ / (1 - ᾱ), which is -∞ at pure noise."""
+    return torch.log(alpha_bar) - torch.log1p(-alpha_bar)
+
+
 def _descending(timesteps: list[int]) -> list[int]:
     """The list made strictly decreasing and kept at or above 0, its first element unchanged."""
     kept = timesteps[:1]
@@ -57,6 +68,27 @@ def trailing_spacing(alpha_bar: Tensor, steps: int) -> list[int]:
     return _descending([max(round(total * (1 - k / steps)) - 1, 0) for k in range(steps)])
 
 
+def leading_spacing(alpha_bar: Tensor, steps: int) -> list[int]:
+    """Every ⌊T / steps⌋-th from 0 up, read downwards: ADM's and GLIDE's "ddimN".
+
+    The first of them lies up to a stride below T-1.
+    """
+    stride = len(alpha_bar) // steps
+    return [k * stride for k in reversed(range(steps))]
+
+
+def _nearest(alpha_bar: Tensor, targets: Tensor) -> list[int]:
+    """T-1, and then the timesteps whose log-SNR is nearest to all but the first of `targets`."""
+    distance = (log_snr(alpha_bar)[None, :] - targets[:, None]).abs()
+    return _descending([len(alpha_bar) - 1, *distance.argmin(dim=1).tolist()[1:]])
+
+
+def _log_snr_range(alpha_bar: Tensor, lowest: float, highest: float) -> tuple[float, float]:
+    """The schedule's log-SNR at pure noise and at the image, cut off where nothing happens."""
+    ends = log_snr(alpha_bar[[-1, 0]])
+    return max(ends[0].item(), lowest), min(ends[1].item(), highest)
+
+
 def log_snr_spacing(
     alpha_bar: Tensor, steps: int, lowest: float = -7.0, highest: float = 7.0
 ) -> list[int]:
@@ -65,17 +97,44 @@ def log_snr_spacing(
     The ends of a schedule, where log-SNR runs away and nothing happens, are cut off at `lowest` and
     `highest`; the first timestep is T-1 all the same, since sampling starts from pure noise.
     """
-    log_snr = torch.log(alpha_bar) - torch.log1p(-alpha_bar)
-    if steps == 1:
-        return [len(alpha_bar) - 1]
-    low, high = max(log_snr[-1].item(), lowest), min(log_snr[0].item(), highest)
-    targets = torch.linspace(low, high, steps, dtype=alpha_bar.dtype)
-    nearest = (log_snr[None, :] - targets[:, None]).abs().argmin(dim=1).tolist()
-    return _descending([len(alpha_bar) - 1, *nearest[1:]])
+    low, high = _log_snr_range(alpha_bar, lowest, highest)
+    return _nearest(alpha_bar, torch.linspace(low, high, steps, dtype=alpha_bar.dtype))
+
+
+def karras_spacing(
+    alpha_bar: Tensor, steps: int, rho: float = 7.0, lowest: float = -9.0, highest: float = 9.0
+) -> list[int]:
+    """Evenly in σ^(1/ρ), σ the noise beside a signal of 1 (Karras et al. 2022, eq. 5)."""
+    low, high = _log_snr_range(alpha_bar, lowest, highest)
+    ends = [math.exp(-0.5 * end / rho) for end in (low, high)]
+    sigma = torch.linspace(*ends, steps, dtype=alpha_bar.dtype) ** rho
+    return _nearest(alpha_bar, -2 * sigma.log())
 
 
 SPACINGS: dict[str, Callable[[Tensor, int], list[int]]] = {
     "linear": linear_spacing,
     "trailing": trailing_spacing,
+    "leading": leading_spacing,
     "log_snr": log_snr_spacing,
+    "karras": karras_spacing,
 }
+
+
+def sectioned_spacing(alpha_bar: Tensor, counts: Sequence[int]) -> list[int]:
+    """`counts` timesteps, evenly, from each of as many equal sections of [0, T), noise last.
+
+    GLIDE's "10,10,3,2,2" spends twenty of 27 steps on the half that is nearest to the image.
+
+    Raises:
+        ValueError: if a section is asked for more timesteps than it has.
+    """
+    timesteps, start = [], 0
+    size, longer = divmod(len(alpha_bar), len(counts))
+    for section, count in enumerate(counts):
+        length = size + (section < longer)
+        if not 1 <= count <= length:
+            raise ValueError(f"a section of {length} timesteps cannot give {count}")
+        stride = (length - 1) / max(count - 1, 1)
+        timesteps += [start + round(k * stride) for k in range(count)]
+        start += length
+    return timesteps[::-1]

@@ -5,7 +5,9 @@ two ways in which an image embedding enters follow the unCLIP paper, section 2.1
 of diffusion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +70,20 @@ class ResBlock(nn.Module):
         return self.skip(self._resample(x)) + self.conv_out(self.dropout(F.silu(h)))
 
 
+class Context(NamedTuple):
+    """What an attention block attends to beside the image: keys and values of one block.
+
+    Attributes:
+        keys: `B heads L d`.
+        values: likewise.
+        mask: true at tokens that may be seen, `B L`; None where all may.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+
+
 class AttentionBlock(nn.Module):
     """Image positions attend to [context; image] under one softmax (GLIDE)."""
 
@@ -79,22 +95,27 @@ class AttentionBlock(nn.Module):
         self.context_kv = None if context_width is None else nn.Linear(context_width, 2 * channels)
         self.out = zero_(nn.Linear(channels, channels))
 
-    def forward(
+    def read(
         self,
-        x: Float[Tensor, "batch channels height width"],
-        context: Float[Tensor, "batch length context_width"] | None,
-        context_mask: Bool[Tensor, "batch length"] | None,
+        tokens: Float[Tensor, "batch length context_width"],
+        mask: Bool[Tensor, "batch length"] | None,
+    ) -> Context:
+        """Keys and values of the context, the same at every sampling step."""
+        keys, values = self.context_kv(tokens).chunk(2, dim=2)
+        return Context(split_heads(keys, self.heads), split_heads(values, self.heads), mask)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], context: Context | None
     ) -> Float[Tensor, "batch channels height width"]:
-        """`context_mask` is true at tokens that may be seen."""
+        """`context` is what `read` made of it; None where there is none."""
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(tokens).chunk(3, dim=2))
         mask = None
-        if self.context_kv is not None:
-            context_k, context_v = self.context_kv(context).chunk(2, dim=2)
-            k = torch.cat([split_heads(context_k, self.heads), k], dim=2)
-            v = torch.cat([split_heads(context_v, self.heads), v], dim=2)
-            if context_mask is not None:
-                mask = F.pad(context_mask, (0, tokens.shape[1]), value=True)[:, None, None]
+        if context is not None:
+            k = torch.cat([context.keys, k], dim=2)
+            v = torch.cat([context.values, v], dim=2)
+            if context.mask is not None:
+                mask = F.pad(context.mask, (0, tokens.shape[1]), value=True)[:, None, None]
         out = self.out(attend(q, k, v, mask))
         return x + out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
@@ -167,7 +188,8 @@ class UNet(nn.Module):
         head_width: channels of an attention head.
         conditioning: sizes of image embedding and text, as `Conditioning` takes them; None for a
             network that sees images alone.
-        in_channels: of the input, 3, or 6 when a low-resolution image is concatenated.
+        in_channels: of the input, 3, or 6 with a low-resolution image or a draft as its constant
+            half.
         out_channels: 3, or 6 with a learned variance.
         patch: side of the pixel-unshuffle front end; 1 is the paper's network. With a larger one
             the network can only predict x0: eps does not fit through it.
@@ -255,52 +277,107 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(groups, width)
         self.conv_out = zero_(nn.Conv2d(width, out_channels * patch**2, 3, padding=1))
 
+    def prepare(
+        self,
+        *,
+        constant: Float[Tensor, "batch constant_channels height width"] | None = None,
+        **condition: Tensor,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """`network(x_t, t)` with all that does not depend on either computed once.
+
+        That is the conditioning, the context's keys and values in every attention block, and what
+        the first convolution makes of the constant channels.
+
+        Args:
+            constant: the input's last channels, such as a low-resolution image.
+            condition: what `Conditioning` takes; nothing for a network without it.
+        """
+        addition, contexts = None, {}
+        if self.conditioning is not None:
+            addition, tokens, mask = self.conditioning(**condition)
+            contexts = {block: block.read(tokens, mask) for block in self._attention_blocks()}
+        first = self.conv_in
+        if constant is not None:
+            own = (self.in_channels - constant.shape[1]) * self.patch**2
+            first = _SplitConvolution(self.conv_in, own, F.pixel_unshuffle(constant, self.patch))
+        return partial(self._run, first, addition, contexts)
+
     def forward(
         self,
         x_t: Float[Tensor, "batch channels height width"],
         t: Float[Tensor, " batch"],
+        *,
+        constant: Float[Tensor, "batch constant_channels height width"] | None = None,
         **condition: Tensor,
     ) -> Float[Tensor, "batch out_channels height width"]:
-        """The network's output at `x_t`.
+        """The network's output at `x_t`, as `prepare` makes it.
 
         Args:
-            x_t: the noisy image; with a low-resolution image, both concatenated.
+            x_t: the noisy image.
             t: timesteps.
-            condition: what `Conditioning` takes; nothing for a network without it.
+            constant: the input's channels that follow x_t's.
+            condition: what `Conditioning` takes.
 
         Raises:
             ValueError: if height or width do not fit the network's stride.
         """
+        if constant is not None:
+            x_t = torch.cat([x_t, constant], dim=1)
+        return self.prepare(**condition)(x_t, t)
+
+    def _attention_blocks(self) -> Iterator[AttentionBlock]:
+        return (module for module in self.modules() if isinstance(module, AttentionBlock))
+
+    def _run(
+        self,
+        first: Callable[[Tensor], Tensor],
+        addition: Tensor | None,
+        contexts: dict[AttentionBlock, Context],
+        x_t: Tensor,
+        t: Tensor,
+    ) -> Tensor:
         if x_t.shape[2] % self.stride or x_t.shape[3] % self.stride:
             raise ValueError(
                 f"an image of {x_t.shape[2]}×{x_t.shape[3]} does not fit this U-Net: "
                 f"its sides must be multiples of {self.stride}"
             )
-        embedding, context, context_mask = self.time(t), None, None
-        if self.conditioning is not None:
-            addition, context, context_mask = self.conditioning(**condition)
-            embedding = embedding + addition
+        embedding = self.time(t) if addition is None else self.time(t) + addition
 
-        h = self.conv_in(F.pixel_unshuffle(x_t, self.patch))
+        def through(level: Level, i: int, h: Tensor) -> Tensor:
+            h = level.blocks[i](h, embedding)
+            if level.attention:
+                h = level.attention[i](h, contexts.get(level.attention[i]))
+            return h
+
+        h = first(F.pixel_unshuffle(x_t, self.patch))
         skips = [h]
         for level in self.down:
-            for i, res_block in enumerate(level.blocks):
-                h = res_block(h, embedding)
-                if level.attention:
-                    h = level.attention[i](h, context, context_mask)
+            for i in range(len(level.blocks)):
+                h = through(level, i, h)
                 skips.append(h)
             if level.resampler is not None:
                 h = level.resampler(h, embedding)
                 skips.append(h)
         h = self.middle[0](h, embedding)
         if self.middle_attention is not None:
-            h = self.middle_attention(h, context, context_mask)
+            h = self.middle_attention(h, contexts.get(self.middle_attention))
         h = self.middle[1](h, embedding)
         for level in self.up:
-            for i, res_block in enumerate(level.blocks):
-                h = res_block(torch.cat([h, skips.pop()], dim=1), embedding)
-                if level.attention:
-                    h = level.attention[i](h, context, context_mask)
+            for i in range(len(level.blocks)):
+                h = through(level, i, torch.cat([h, skips.pop()], dim=1))
             if level.resampler is not None:
                 h = level.resampler(h, embedding)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+
+
+class _SplitConvolution:
+    """A convolution of [x; constant] that has its constant part done beforehand."""
+
+    def __init__(self, convolution: nn.Conv2d, channels: int, constant: Tensor):
+        weight = convolution.weight
+        self.weight, self.padding = weight[:, :channels].contiguous(), convolution.padding
+        rest = weight[:, channels:].contiguous()
+        self.part = F.conv2d(constant, rest, convolution.bias, padding=self.padding)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=self.padding) + self.part

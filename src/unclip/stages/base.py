@@ -50,6 +50,9 @@ class Stage(nn.Module):
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fits what the stage needs to know of the data before training; most need nothing."""
 
+    def fit_variance(self, batches: Iterable[Batch]) -> None:
+        """Fits what sampling needs to know of the trained network; most need nothing."""
+
 
 class DiffusionStage(Stage):
     """A stage that is a network joined to a diffusion process and sampled by a sampler.
@@ -74,13 +77,14 @@ class DiffusionStage(Stage):
         noise: Tensor,
         *,
         clip: float | None,
+        percentile: float | None = None,
         generators: Sequence[torch.Generator],
         steps: int | None,
         callback: Callback | None,
     ) -> Tensor:
         override = {} if steps is None else {"steps": steps}
         return self.sampler(
-            self.diffusion.denoiser(network, clip),
+            self.diffusion.denoiser(network, clip, percentile),
             noise,
             self.diffusion,
             generators=generators,

@@ -94,6 +94,15 @@ class NullText(nn.Module):
         }
 
 
+def text_states(
+    batch: dict[str, Any], encoder: nn.Module | None
+) -> Float[Tensor, "batch length text_width"]:
+    """CLIP's hidden states of a batch's captions, or those of an encoder of the stage's own."""
+    if encoder is None:
+        return batch["text_states"]
+    return encoder(batch["tokens"], batch["text_mask"])
+
+
 def drop(
     condition: dict[str, Tensor], null: dict[str, Tensor], dropped: Bool[Tensor, " batch"]
 ) -> dict[str, Tensor]:

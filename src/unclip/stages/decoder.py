@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unclip.diffusion import GaussianDiffusion, guided, randn
-from unclip.networks import UNet
+from unclip.diffusion import GaussianDiffusion, guided, randn, within
+from unclip.networks import TextTransformer, UNet
 from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses, timestep_quartiles
 from unclip.stages.conditioning import (
     NullText,
@@ -16,8 +16,11 @@ from unclip.stages.conditioning import (
     Standardise,
     drop,
     gather,
+    text_states,
 )
 from unclip.stages.draft import LinearDraft
+
+CHANNELS = 3
 
 
 class DecoderStage(DiffusionStage):
@@ -29,11 +32,17 @@ class DecoderStage(DiffusionStage):
         sampler: a sampler of `unclip.diffusion` with its steps bound.
         embedding_dim: D of the CLIP.
         text_width: width of the text states.
+        text_encoder: makes the text states of tokens, trained with the stage; None takes CLIP's.
         image_size: height and width of a sample.
         scaling: how embeddings are brought to unit variance.
         drop_image_embedding: how often training drops z_i (section 2.1: 10%).
         drop_text: how often training drops the caption (section 2.1: 50%).
         guidance_scale: of sampling; 1 is none.
+        text_guidance_scale: of the caption, where the image embedding's shall be another; None is
+            `guidance_scale`.
+        guidance_interval: first and last timestep at which sampling is guided; None is all.
+        guidance_rescale: how far guidance is kept from raising contrast, from 0 to 1.
+        threshold_percentile: of dynamic thresholding; None clips x0 to [-1, 1].
         draft_size: side of the linear first guess of the picture which the network then takes as
             three more input channels (`unclip.stages.draft`); None, as in the paper, for none.
     """
@@ -49,11 +58,16 @@ class DecoderStage(DiffusionStage):
         *,
         embedding_dim: int,
         text_width: int,
+        text_encoder: TextTransformer | None = None,
         image_size: int = 64,
         scaling: Scaling = "none",
         drop_image_embedding: float = 0.1,
         drop_text: float = 0.5,
         guidance_scale: float = 1.0,
+        text_guidance_scale: float | None = None,
+        guidance_interval: tuple[int, int] | None = None,
+        guidance_rescale: float = 0.0,
+        threshold_percentile: float | None = None,
         draft_size: int | None = None,
     ):
         super().__init__(network, diffusion, sampler)
@@ -64,8 +78,13 @@ class DecoderStage(DiffusionStage):
         self.draft = None if draft_size is None else LinearDraft(embedding_dim, draft_size)
         self.image_size = image_size
         self.drop_image_embedding = drop_image_embedding
+        self.text_encoder = text_encoder
         self.drop_text = drop_text
         self.guidance_scale = guidance_scale
+        self.text_guidance_scale = text_guidance_scale
+        self.guidance_interval = guidance_interval
+        self.guidance_rescale = guidance_rescale
+        self.threshold_percentile = threshold_percentile
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Mean and standard deviation of the embeddings, and the draft where there is one."""
@@ -83,7 +102,7 @@ class DecoderStage(DiffusionStage):
         return {
             "image_embedding": self.image_scaling(batch["image_embedding"]),
             "text_embedding": self.text_scaling(batch["text_embedding"]),
-            "text_states": batch["text_states"],
+            "text_states": text_states(batch, self.text_encoder),
             "text_mask": batch["text_mask"],
         }
 
@@ -107,16 +126,33 @@ class DecoderStage(DiffusionStage):
         noise = torch.randn_like(x0)
         t = self.diffusion.draw_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
-        output = self._prepare(**self._dropped(self.condition(batch)))(x_t, t)
+        output = self.network(x_t, t, **self._inputs(**self._dropped(self.condition(batch))))
         losses = self.diffusion.loss(output, x0, noise, x_t, t)
         quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
         return {**mean_losses(losses), **quartiles}
 
-    def _prepare(self, **condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def _inputs(self, **condition: Tensor) -> dict[str, Tensor]:
+        """What the network takes beside x_t and t."""
         if self.draft is None:
-            return lambda x_t, t: self.network(x_t, t, **condition)
-        draft = self.draft(condition["image_embedding"], self.image_size)
-        return lambda x_t, t: self.network(torch.cat([x_t, draft], dim=1), t, **condition)
+            return condition
+        return {"constant": self.draft(condition["image_embedding"], self.image_size), **condition}
+
+    def _prepare(self, **condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        return self.network.prepare(**self._inputs(**condition))
+
+    def guided(
+        self, condition: dict[str, Tensor], guidance_scale: float | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """`network(x_t, t)` under a condition, guided as in sampling; None is the stage's scale."""
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        text_scale = scale if self.text_guidance_scale is None else self.text_guidance_scale
+        null = self.null(condition)
+        without_text = {**null, "image_embedding": condition["image_embedding"]}
+        branches = [(text_scale, condition), (scale - text_scale, without_text), (1 - scale, null)]
+        network = guided(self._prepare, branches, channels=CHANNELS, rescale=self.guidance_rescale)
+        if self.guidance_interval is None or scale == text_scale == 1:
+            return network
+        return within(self.guidance_interval, network, self._prepare(**condition))
 
     @torch.no_grad()
     def sample(
@@ -130,13 +166,12 @@ class DecoderStage(DiffusionStage):
     ) -> Float[Tensor, "batch 3 height width"]:
         """Images in [-1, 1]."""
         device = condition["image_embedding"].device
-        noise = randn((3, self.image_size, self.image_size), generators, device)
-        scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        network = guided(self._prepare, condition, self.null(condition), scale, channels=3)
+        noise = randn((CHANNELS, self.image_size, self.image_size), generators, device)
         return self._sample(
-            network,
+            self.guided(condition, guidance_scale),
             noise.to(memory_format=torch.channels_last),
             clip=1.0,
+            percentile=self.threshold_percentile,
             generators=generators,
             steps=steps,
             callback=callback,

@@ -1,6 +1,7 @@
 """The diffusion prior P(z_i | caption) (section 2.2)."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from operator import itemgetter
 
 import torch
@@ -8,9 +9,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.diffusion import GaussianDiffusion, guided, randn
-from unclip.networks import PriorTransformer
+from unclip.networks import PriorTransformer, TextTransformer
 from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses
-from unclip.stages.conditioning import NullText, Scaling, Standardise, drop, gather
+from unclip.stages.conditioning import (
+    NullText,
+    Scaling,
+    Standardise,
+    drop,
+    gather,
+    text_states,
+)
+
+VARIANCE_BATCHES = 100
 
 
 class PriorStage(DiffusionStage):
@@ -21,6 +31,7 @@ class PriorStage(DiffusionStage):
         diffusion: predicts x0 in the paper.
         sampler: a sampler of `unclip.diffusion` with its steps bound.
         text_width: width of the text states.
+        text_encoder: makes the text states of tokens, trained with the stage; None takes CLIP's.
         scaling: how embeddings are brought to unit variance.
         drop_text: how often training drops the caption, for guidance.
         noises: noised embeddings trained on a caption and pass; they share the caption's prefix.
@@ -40,6 +51,7 @@ class PriorStage(DiffusionStage):
         sampler: Callable[..., Tensor],
         *,
         text_width: int,
+        text_encoder: TextTransformer | None = None,
         scaling: Scaling = "statistics",
         drop_text: float = 0.1,
         noises: int = 1,
@@ -52,6 +64,7 @@ class PriorStage(DiffusionStage):
         self.image_scaling = Standardise(network.embedding_dim, scaling)
         self.text_scaling = Standardise(network.embedding_dim, scaling)
         self.null_text = NullText(network.embedding_dim, text_width)
+        self.text_encoder = text_encoder
         self.drop_text = drop_text
         self.noises = noises
         self.candidates = candidates
@@ -68,7 +81,7 @@ class PriorStage(DiffusionStage):
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """Text states, mask and standardised embedding."""
         return {
-            "text_states": batch["text_states"],
+            "text_states": text_states(batch, self.text_encoder),
             "text_mask": batch["text_mask"],
             "text_embedding": self.text_scaling(batch["text_embedding"]),
         }
@@ -82,6 +95,10 @@ class PriorStage(DiffusionStage):
         condition = self.condition(batch)
         dropped = torch.rand(len(batch["caption"]), device=condition["text_mask"].device)
         condition = drop(condition, self.null(condition), dropped < self.drop_text)
+        return mean_losses(self.diffusion.loss(*self._noised(batch, condition)))
+
+    def _noised(self, batch: Batch, condition: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The output on noised embeddings, and their x0, noise, x_t and t, `B · noises` rows."""
         x0 = self.image_scaling(batch["image_embedding"]).repeat_interleave(self.noises, dim=0)
         noise = torch.randn_like(x0)
         t = self.diffusion.draw_timesteps(len(x0), x0.device)
@@ -90,7 +107,20 @@ class PriorStage(DiffusionStage):
         output = self.network.suffix(
             prefix, x_t.unflatten(0, (-1, self.noises)), t.unflatten(0, (-1, self.noises))
         )
-        return mean_losses(self.diffusion.loss(output.flatten(0, 1), x0, noise, x_t, t))
+        return output.flatten(0, 1), x0, noise, x_t, t
+
+    @torch.no_grad()
+    def fit_variance(self, batches: Iterable[Batch]) -> None:
+        """For an analytic variance, how far x0 is off at each timestep."""
+        if self.diffusion.variance != "analytic":
+            return
+        timesteps, errors = [], []
+        for batch in islice(batches, VARIANCE_BATCHES):
+            output, x0, _, x_t, t = self._noised(batch, self.condition(batch))
+            predicted = self.diffusion.read(output, x_t, t, self.clip).x0
+            timesteps.append(t)
+            errors.append((predicted - x0).square().mean(dim=1))
+        self.diffusion.fit_error(torch.cat(timesteps), torch.cat(errors))
 
     def _prepare(self, **caption: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         prefix = self.network.prefix(**caption)
@@ -110,9 +140,9 @@ class PriorStage(DiffusionStage):
         text_embedding = self.text_scaling.invert(condition["text_embedding"])
         noise = randn((self.candidates, text_embedding.shape[1]), generators, text_embedding.device)
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        network = guided(self._prepare, condition, self.null(condition), scale)
+        branches = [(scale, condition), (1 - scale, self.null(condition))]
         sampled = self._sample(
-            network,
+            guided(self._prepare, branches),
             noise,
             clip=self.clip,
             generators=generators,

@@ -57,14 +57,13 @@ class UpsamplerStage(DiffusionStage):
 
     def _prepare(self, low_res: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         enlarged = self.enlarge(low_res)
+        network = self.network.prepare(constant=enlarged)
+        return lambda x_t, t: self._output(network(x_t, t), enlarged)
 
-        def network(x_t: Tensor, t: Tensor) -> Tensor:
-            output = self.network(torch.cat([x_t, enlarged], dim=1), t)
-            if not self.residual:
-                return output
-            return torch.cat([output[:, :3] + enlarged, output[:, 3:]], dim=1)
-
-        return network
+    def _output(self, output: Tensor, enlarged: Tensor) -> Tensor:
+        if not self.residual:
+            return output
+        return torch.cat([output[:, :3] + enlarged, output[:, 3:]], dim=1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The diffusion loss on `image`, given `low_res`."""
@@ -72,7 +71,8 @@ class UpsamplerStage(DiffusionStage):
         noise = torch.randn_like(x0)
         t = self.diffusion.draw_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
-        output = self._prepare(**self.condition(batch))(x_t, t)
+        enlarged = self.enlarge(**self.condition(batch))
+        output = self._output(self.network(x_t, t, constant=enlarged), enlarged)
         losses = self.diffusion.loss(output, x0, noise, x_t, t)
         quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
         return {**mean_losses(losses), **quartiles}

@@ -87,13 +87,14 @@ class StageModule(LightningModule):
             type(self.stage).fit_statistics is not Stage.fit_statistics
             and self.trainer.is_global_zero
         ):
-            self.stage.fit_statistics(self._training_batches())
+            self.stage.fit_statistics(self.training_batches())
         if self.trainer.world_size > 1:
             for buffer in self.stage.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     @torch.no_grad()
-    def _training_batches(self) -> Iterator[Batch]:
+    def training_batches(self) -> Iterator[Batch]:
+        """This rank's batches from the first on, prepared, for what is fitted and not trained."""
         for batch in self.trainer.datamodule.train_dataloader():
             yield self.prepare(self.transfer_batch_to_device(batch, self.device, 0))
 

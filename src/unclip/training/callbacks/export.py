@@ -57,6 +57,7 @@ class Export(Callback):
             effort["images"] = throughput.images
         embedder = pl_module.embedder
         with averaged_weights(trainer):
+            pl_module.stage.fit_variance(pl_module.training_batches())
             save_stage(
                 self.path,
                 pl_module.stage,
