@@ -22,8 +22,8 @@ SIZES = {
     ("prior", "karlo"): 1022,
     ("decoder", "karlo"): 893,
     ("upsampler_256", "karlo"): 691.6,
-    ("prior", "paper"): 1230,
-    ("decoder", "paper"): 2240,
+    ("prior", "paper"): 1335,
+    ("decoder", "paper"): 3554,
     ("upsampler_256", "paper"): 729.7,
     ("upsampler_1024", "paper"): 282.1,
 }
