@@ -19,7 +19,10 @@ from hydra.utils import instantiate
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from unclip._version import __version__
 from unclip.clip import ClipEmbedder, fingerprint
@@ -27,6 +30,9 @@ from unclip.stages import ClipStage, Stage
 
 FORMAT = 1
 STAGES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+
+# The parts of stages that compute in the dtype that is asked for.
+_NETWORKS = ("network.", "last_network.", "text_encoder.", "model.")
 
 # What a recipe from elsewhere may ask for. Nothing in these packages touches files or the network.
 _BUILDABLE = ("unclip.diffusion", "unclip.networks", "unclip.stages")
@@ -154,10 +160,21 @@ def read_metadata(path: str | Path) -> StageMetadata:
 
 
 @torch.inference_mode(False)  # the weights outlive the mode that they happen to be loaded under
-def load_stage(path: str | Path, device: torch.device | str = "cpu") -> Stage:
+def load_stage(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Stage:
     """The stage that a file holds, frozen and in eval mode.
 
-    Its sizes are compared with the file's before anything is allocated.
+    Its sizes are compared with the file's before anything is allocated. On a CPU, in float32, its
+    weights are the file's own pages, read from the disk when they are first used; elsewhere they
+    are brought over one by one.
+
+    Args:
+        path: the file.
+        device: where the stage shall lie.
+        dtype: of its networks; what scales their inputs and reads their outputs stays float32.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -166,17 +183,26 @@ def load_stage(path: str | Path, device: torch.device | str = "cpu") -> Stage:
     path = Path(path)
     metadata, shapes = _read_header(path)
     _check_fit(path, metadata.recipe, shapes)
-    stage = build(metadata.recipe)
+    with _weightless():
+        stage = build(metadata.recipe)
+    tensors = {}
     try:
-        stage.load_state_dict(load_file(path))
+        for key, tensor in load_file(path).items():
+            network = key.startswith(_NETWORKS) and tensor.is_floating_point()
+            tensors[key] = tensor.to(device, dtype if network else tensor.dtype)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    stage.load_state_dict(tensors, assign=True)
     return stage.to(device).requires_grad_(False).eval()
 
 
 @torch.inference_mode(False)
-def load_embedder(path: str | Path, device: torch.device | str = "cpu") -> ClipEmbedder:
-    """The frozen CLIP that a CLIP stage's file holds.
+def load_embedder(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ClipEmbedder:
+    """The frozen CLIP that a CLIP stage's file holds, computing in `dtype`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -185,7 +211,7 @@ def load_embedder(path: str | Path, device: torch.device | str = "cpu") -> ClipE
     stage = load_stage(path)
     if not isinstance(stage, ClipStage):
         raise ValueError(f"{path} holds the stage {stage.name}, not a CLIP")
-    embedder = stage.embedder()
+    embedder = stage.embedder(dtype=dtype, share=True)
     written = read_metadata(path).clip_fingerprint
     if embedder.fingerprint != written:
         raise ValueError(
@@ -193,6 +219,33 @@ def load_embedder(path: str | Path, device: torch.device | str = "cpu") -> ClipE
             "bring the file back from where it came"
         )
     return embedder.to(device)
+
+
+def initialise(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> None:
+    """Gives a stage the weights of a file, for training to start from.
+
+    Args:
+        stage: of the same sizes; what its recipe says else may differ.
+        path: a stage's file.
+        clip_fingerprint: of the CLIP that the stage will be trained with; None for any.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming what does not fit.
+    """
+    path = Path(path)
+    metadata, found = _read_header(path)
+    if metadata.stage != stage.name:
+        raise ValueError(f"{path} holds the stage {metadata.stage}, not {stage.name}")
+    wanted = {key: _described(tensor) for key, tensor in stage.state_dict().items()}
+    _check_same(path, wanted, found)
+    known = None not in (clip_fingerprint, metadata.clip_fingerprint)
+    if known and clip_fingerprint != metadata.clip_fingerprint:
+        raise ValueError(
+            f"{path} was trained with CLIP {metadata.clip_fingerprint}, and this run has "
+            f"{clip_fingerprint}: take the clip.safetensors beside it"
+        )
+    stage.load_state_dict(load_file(path))
 
 
 def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -268,6 +321,16 @@ def _check_fit(path: Path, recipe: Mapping[str, Any], found: Mapping[str, str]) 
     if not isinstance(stage, Stage):
         raise ValueError(f"{path}: the recipe builds a {type(stage).__name__}, not a stage")
     wanted = {key: _described(tensor) for key, tensor in stage.state_dict().items()}
+    _check_same(path, wanted, found)
+    unsaved = sum(b.nbytes for key, b in stage.named_buffers() if key not in wanted)
+    if unsaved > _MOST_UNSAVED_BYTES:
+        raise ValueError(
+            f"{path}: the recipe builds tables of {unsaved} bytes, which are not believed"
+        )
+
+
+def _check_same(path: Path, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Compares the tensors that a recipe builds with those that a file has."""
     for kind, keys in (
         ("lacks", wanted.keys() - found.keys()),
         ("has, against its recipe,", found.keys() - wanted.keys()),
@@ -278,11 +341,22 @@ def _check_fit(path: Path, recipe: Mapping[str, Any], found: Mapping[str, str]) 
     for key in sorted(wanted):
         if wanted[key] != found[key]:
             raise ValueError(f"{path}: {key} is {found[key]}, and its recipe builds {wanted[key]}")
-    unsaved = sum(b.nbytes for key, b in stage.named_buffers() if key not in wanted)
-    if unsaved > _MOST_UNSAVED_BYTES:
-        raise ValueError(
-            f"{path}: the recipe builds tables of {unsaved} bytes, which are not believed"
-        )
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """Modules made inside have their tables, but no memory for parameters: a file brings those."""
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None):
+        if parameter is None:
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -102,6 +102,7 @@ class ClipStage(Stage):
         self.image_mean = tuple(image_mean)
         self.image_std = tuple(image_std)
         self.normalize = normalize
+        self.quick_gelu = quick_gelu
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -158,15 +159,19 @@ class ClipStage(Stage):
         }
 
     @torch.inference_mode(False)
-    def embedder(self) -> ClipEmbedder:
-        """A frozen copy of this CLIP as the other stages use it; training on does not change it."""
+    def embedder(self, dtype: torch.dtype = torch.float32, *, share: bool = False) -> ClipEmbedder:
+        """This CLIP, frozen, as the other stages use it.
+
+        It is a copy, which training on does not change, unless it is to `share` the weights.
+        """
         return ClipEmbedder(
-            copy.deepcopy(self.model),
+            self.model if share else copy.deepcopy(self.model),
             self.tokenizer,
             image_mean=self.image_mean,
             image_std=self.image_std,
             fingerprint=fingerprint(self.state_dict()),
             normalize=self.normalize,
+            dtype=dtype,
         )
 
 
