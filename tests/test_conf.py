@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from unclip import bundle
 
 CONF = Path(__file__).parents[1] / "conf"
-STAGES = ("clip", "judge", "prior", "decoder", "upsampler_256", "upsampler_1024")
+STAGES = ("clip", "judge", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
 SCALES = ("emoji", "emoji_m", "quick", "karlo", "paper")
 
 # Table 3 of the paper, and the parameters of Karlo's networks, in millions.
@@ -23,6 +23,7 @@ SIZES = {
     ("decoder", "karlo"): 893,
     ("upsampler_256", "karlo"): 691.6,
     ("prior", "paper"): 1335,
+    ("prior_ar", "paper"): 2115,
     ("decoder", "paper"): 3554,
     ("upsampler_256", "paper"): 729.7,
     ("upsampler_1024", "paper"): 282.1,
@@ -97,7 +98,8 @@ def test_any_value_can_be_changed_and_a_typo_cannot():
 def test_stages_agree_on_the_clip():
     for scale in ("emoji", "quick"):
         network = composed("stage=clip", f"scale={scale}")["network"]
-        prior = composed("stage=prior", f"scale={scale}")["network"]
-        assert prior["embedding_dim"] == network["embed_dim"]
-        assert prior["text_width"] == network["text_width"]
-        assert prior["context_length"] == network["context_length"]
+        for stage in ("prior", "prior_ar"):
+            prior = composed(f"stage={stage}", f"scale={scale}")["network"]
+            assert prior["embedding_dim"] == network["embed_dim"]
+            assert prior["text_width"] == network["text_width"]
+            assert prior["context_length"] == network["context_length"]

@@ -161,6 +161,15 @@ def test_prior_keeps_the_candidate_nearest_to_the_text(generators):
     assert (chosen >= (first * batch["text_embedding"]).sum(1) - 1e-5).all()
 
 
+def test_prior_fits_a_linear_map_where_it_is_to_have_one():
+    stage, batch = prior(linear_baseline=True), embedded_batch(400)
+    batch["image_embedding"] = batch["text_embedding"].flip(1)
+    stage.fit_statistics([batch])
+    predicted = stage.linear(stage.condition(batch)["text_embedding"])
+    torch.testing.assert_close(predicted, batch["image_embedding"], atol=0.05, rtol=0)
+    assert prior().linear is None
+
+
 def test_prior_s_null_drops_the_text_alone():
     stage = prior()
     condition = stage.condition(embedded_batch())

@@ -16,6 +16,8 @@ def test_ridge_regression_equals_least_squares_on_padded_data():
 
 def test_a_linear_world_is_recovered():
     world, z_t = torch.randn(6, 6), torch.randn(4000, 6)
-    prior = LinearPrior(6, ridge=0.1)
+    prior = LinearPrior(6, normalise=False, ridge=0.1)
     prior.fit(z_t, z_t @ world + 2)
     torch.testing.assert_close(prior(z_t[:5]), z_t[:5] @ world + 2, atol=1e-2, rtol=1e-3)
+    prior.normalise = True
+    torch.testing.assert_close(prior(z_t).norm(dim=1), torch.ones(4000))

@@ -7,13 +7,20 @@ import torch
 import torch.nn.functional as F
 
 from unclip.diffusion import GaussianDiffusion, ddim
-from unclip.networks import PriorTransformer, UNet
-from unclip.stages import ClipStage, DecoderStage, PriorStage, UpsamplerStage
+from unclip.networks import ARTransformer, PriorTransformer, UNet
+from unclip.stages import (
+    AutoregressivePriorStage,
+    ClipStage,
+    DecoderStage,
+    PriorStage,
+    UpsamplerStage,
+)
 from unclip.training import optim
 from unclip.training.clip import ClipModule
 from unclip.training.decoder import DecoderModule
 from unclip.training.module import StageModule
 from unclip.training.prior import PriorModule
+from unclip.training.prior_ar import AutoregressivePriorModule
 from unclip.training.upsampler import UpsamplerModule
 
 DIM, WIDTH, LENGTH = 8, 16, 6
@@ -90,6 +97,28 @@ def test_a_perfect_prior_has_cosine_one():
     assert measured["cosine"] == pytest.approx(1.0)
     expected = F.cosine_similarity(truth.roll(1, 0), truth).mean()
     torch.testing.assert_close(measured["cosine_shuffled"], expected)
+
+
+def test_a_prior_stands_beside_a_linear_map_and_its_own_codes():
+    network = ARTransformer(
+        embedding_dim=DIM,
+        text_width=WIDTH,
+        context_length=LENGTH,
+        components=DIM,
+        buckets=64,
+        width=16,
+        layers=1,
+        heads=2,
+    )
+    stage = AutoregressivePriorStage(network, text_width=WIDTH).eval()
+    module = AutoregressivePriorModule(stage, embedder=FakeEmbedder(), **TRAINING)
+    batch = module.prepare(batch_of(200))
+    batch["image_embedding"] = batch["text_embedding"].flip(1)
+    stage.fit_statistics([batch])
+    measured = module.measure(batch)
+    assert measured["cosine_linear"] > 0.98
+    assert measured["cosine_codes"] > 0.98
+    assert abs(measured["cosine"]) < 0.2 and abs(measured["cosine_text"]) < 0.2
 
 
 def decoder():

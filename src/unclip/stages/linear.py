@@ -33,12 +33,13 @@ class LinearPrior(nn.Module):
 
     Args:
         dim: D.
+        normalise: make predictions unit vectors.
         ridge: as `ridge_regression` takes it.
     """
 
-    def __init__(self, dim: int, ridge: float = 10.0):
+    def __init__(self, dim: int, *, normalise: bool, ridge: float = 10.0):
         super().__init__()
-        self.ridge = ridge
+        self.normalise, self.ridge = normalise, ridge
         self.register_buffer("weight", torch.zeros(dim + 1, dim))
 
     def fit(
@@ -51,4 +52,5 @@ class LinearPrior(nn.Module):
 
     def forward(self, text_embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """The image embedding that is to be expected of a standardised z_t, in CLIP's space."""
-        return F.pad(text_embedding, (0, 1), value=1.0) @ self.weight
+        z = F.pad(text_embedding, (0, 1), value=1.0) @ self.weight
+        return F.normalize(z, dim=-1) if self.normalise else z

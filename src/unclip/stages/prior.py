@@ -19,6 +19,7 @@ from unclip.stages.conditioning import (
     gather,
     text_states,
 )
+from unclip.stages.linear import LinearPrior
 
 VARIANCE_BATCHES = 100
 
@@ -33,12 +34,15 @@ class PriorStage(DiffusionStage):
         text_width: width of the text states.
         text_encoder: makes the text states of tokens, trained with the stage; None takes CLIP's.
         scaling: how embeddings are brought to unit variance.
+        text_scaling: how z_t is, where that is another way; None is `scaling`.
+        learn_null_text: train the caption that stands for none; else it is CLIP's empty one.
         drop_text: how often training drops the caption, for guidance.
         noises: noised embeddings trained on a caption and pass; they share the caption's prefix.
         candidates: samples drawn a caption, of which the one with the largest z_i · z_t is kept.
         guidance_scale: of sampling; 1 is none.
         clip: bound of the standardised x0 while sampling.
         normalise: make samples unit vectors, as the CLIP's embeddings are.
+        linear_baseline: also fit the linear map that a prior has to beat.
     """
 
     name = "prior"
@@ -53,17 +57,22 @@ class PriorStage(DiffusionStage):
         text_width: int,
         text_encoder: TextTransformer | None = None,
         scaling: Scaling = "statistics",
+        text_scaling: Scaling | None = None,
+        learn_null_text: bool = True,
         drop_text: float = 0.1,
         noises: int = 1,
         candidates: int = 2,
         guidance_scale: float = 1.0,
         clip: float | None = None,
         normalise: bool = True,
+        linear_baseline: bool = False,
     ):
         super().__init__(network, diffusion, sampler)
         self.image_scaling = Standardise(network.embedding_dim, scaling)
-        self.text_scaling = Standardise(network.embedding_dim, scaling)
-        self.null_text = NullText(network.embedding_dim, text_width)
+        self.text_scaling = Standardise(network.embedding_dim, text_scaling or scaling)
+        self.null_text = NullText(network.embedding_dim, text_width, learned=learn_null_text)
+        linear = LinearPrior(network.embedding_dim, normalise=normalise)
+        self.linear = linear if linear_baseline else None
         self.text_encoder = text_encoder
         self.drop_text = drop_text
         self.noises = noises
@@ -73,10 +82,16 @@ class PriorStage(DiffusionStage):
         self.normalise = normalise
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
-        """Mean and standard deviation of the image and text embeddings."""
+        """Mean and standard deviation of the image and text embeddings, and the linear map."""
         image, text = gather(batches, itemgetter("image_embedding"), itemgetter("text_embedding"))
         self.image_scaling.fit(image)
         self.text_scaling.fit(text)
+        if self.linear is not None:
+            self.linear.fit(self.text_scaling(text), image)
+
+    def fit_null_text(self, empty: Batch) -> None:
+        """Takes CLIP's empty caption for none, unless that is learned."""
+        self.null_text.fit(self.condition(empty))
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """Text states, mask and standardised embedding."""
