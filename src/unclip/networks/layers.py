@@ -15,6 +15,11 @@ def zero_(module: nn.Module) -> nn.Module:
     return module
 
 
+def as_float(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Real numbers in `dtype`; masks and ids as they are."""
+    return x.to(dtype) if x.is_floating_point() else x
+
+
 def timestep_embedding(
     t: Float[Tensor, " batch"], width: int, max_period: float = 10_000.0
 ) -> Float[Tensor, "batch width"]:

@@ -58,9 +58,10 @@ class PriorTransformer(nn.Module):
         text_embedding: Float[Tensor, "batch dim"],
     ) -> Prefix:
         """Keys and values of [text, z_t]: all that a caption contributes, whatever t and x_t."""
-        x = torch.cat(
-            [self.text_in(text_states), self.text_embedding_in(text_embedding)[:, None]], dim=1
-        )
+        dtype = self.query.dtype
+        states = self.text_in(text_states.to(dtype))
+        embedding = self.text_embedding_in(text_embedding.to(dtype))
+        x = torch.cat([states, embedding[:, None]], dim=1)
         x = x + self.positions[:, : x.shape[1]]
         return run_prefix(self.blocks, x, F.pad(text_mask, (0, 1), value=True))
 
@@ -73,7 +74,11 @@ class PriorTransformer(nn.Module):
         """The prediction for each of a caption's noised embeddings, none seeing another."""
         batch, noises, _ = x_t.shape
         time = self.time(t.reshape(-1)).unflatten(0, (batch, noises))
-        tokens = [time, self.image_in(x_t), self.query.expand(batch, noises, -1)]
+        tokens = [
+            time,
+            self.image_in(x_t.to(self.query.dtype)),
+            self.query.expand(batch, noises, -1),
+        ]
         x = torch.stack(tokens, dim=2) + self.positions[:, None, -SUFFIX:]  # (B, N, 3, W)
         x = x.flatten(1, 2)
         own = torch.block_diag(*[torch.ones(SUFFIX, SUFFIX).tril()] * noises).bool().to(x.device)

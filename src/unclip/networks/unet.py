@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unclip.networks.layers import TimestepMLP, attend, split_heads, zero_
+from unclip.networks.layers import TimestepMLP, as_float, attend, split_heads, zero_
 
 
 class ResBlock(nn.Module):
@@ -292,12 +292,14 @@ class UNet(nn.Module):
             constant: the input's last channels, such as a low-resolution image.
             condition: what `Conditioning` takes; nothing for a network without it.
         """
-        addition, contexts = None, {}
+        addition, contexts, dtype = None, {}, self.conv_in.weight.dtype
         if self.conditioning is not None:
+            condition = {name: as_float(value, dtype) for name, value in condition.items()}
             addition, tokens, mask = self.conditioning(**condition)
             contexts = {block: block.read(tokens, mask) for block in self._attention_blocks()}
         first = self.conv_in
         if constant is not None:
+            constant = constant.to(dtype)
             own = (self.in_channels - constant.shape[1]) * self.patch**2
             first = _SplitConvolution(self.conv_in, own, F.pixel_unshuffle(constant, self.patch))
         return partial(self._run, first, addition, contexts)
@@ -341,6 +343,7 @@ class UNet(nn.Module):
                 f"an image of {x_t.shape[2]}×{x_t.shape[3]} does not fit this U-Net: "
                 f"its sides must be multiples of {self.stride}"
             )
+        x_t = x_t.to(self.conv_in.weight.dtype)
         embedding = self.time(t) if addition is None else self.time(t) + addition
 
         def through(level: Level, i: int, h: Tensor) -> Tensor:

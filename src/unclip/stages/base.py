@@ -50,6 +50,9 @@ class Stage(nn.Module):
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fits what the stage needs to know of the data before training; most need nothing."""
 
+    def fit_null_text(self, empty: Batch) -> None:
+        """Takes CLIP's features of an empty caption, where the stage asks for them."""
+
     def fit_variance(self, batches: Iterable[Batch]) -> None:
         """Fits what sampling needs to know of the trained network; most need nothing."""
 

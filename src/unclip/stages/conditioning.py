@@ -65,7 +65,7 @@ def gather(
 
 
 class NullText(nn.Module):
-    """The caption that stands for no caption: two tokens' states and an embedding, learned.
+    """The caption that stands for no caption: two tokens' states and an embedding.
 
     Two, since CLIP's own empty caption has two tokens (start, end) whose states are constants; a
     public model's null text fits here.
@@ -73,14 +73,24 @@ class NullText(nn.Module):
     Args:
         embedding_dim: D.
         text_width: width of the text states.
+        learned: train them; else `fit` sets them.
     """
 
     TOKENS = 2
 
-    def __init__(self, embedding_dim: int, text_width: int):
+    def __init__(self, embedding_dim: int, text_width: int, *, learned: bool = True):
         super().__init__()
-        self.embedding = nn.Parameter(torch.zeros(1, embedding_dim))
-        self.states = nn.Parameter(torch.zeros(1, self.TOKENS, text_width))
+        self.learned = learned
+        embedding, states = torch.zeros(1, embedding_dim), torch.zeros(1, self.TOKENS, text_width)
+        self.embedding = nn.Parameter(embedding, requires_grad=learned)
+        self.states = nn.Parameter(states, requires_grad=learned)
+
+    @torch.no_grad()
+    def fit(self, empty: dict[str, Tensor]) -> None:
+        """Takes the text tensors of a condition with the empty caption, unless it is learned."""
+        if not self.learned:
+            self.states.copy_(empty["text_states"][:, : self.TOKENS])
+            self.embedding.copy_(empty["text_embedding"])
 
     def like(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """The text tensors of `condition` for no caption."""

@@ -35,6 +35,7 @@ class DecoderStage(DiffusionStage):
         text_encoder: makes the text states of tokens, trained with the stage; None takes CLIP's.
         image_size: height and width of a sample.
         scaling: how embeddings are brought to unit variance.
+        learn_null_text: train the caption that stands for none; else it is CLIP's empty one.
         drop_image_embedding: how often training drops z_i (section 2.1: 10%).
         drop_text: how often training drops the caption (section 2.1: 50%).
         guidance_scale: of sampling; 1 is none.
@@ -61,6 +62,7 @@ class DecoderStage(DiffusionStage):
         text_encoder: TextTransformer | None = None,
         image_size: int = 64,
         scaling: Scaling = "none",
+        learn_null_text: bool = True,
         drop_image_embedding: float = 0.1,
         drop_text: float = 0.5,
         guidance_scale: float = 1.0,
@@ -74,7 +76,7 @@ class DecoderStage(DiffusionStage):
         self.image_scaling = Standardise(embedding_dim, scaling)
         self.text_scaling = Standardise(embedding_dim, scaling)
         self.null_image_embedding = nn.Parameter(torch.zeros(1, embedding_dim))
-        self.null_text = NullText(embedding_dim, text_width)
+        self.null_text = NullText(embedding_dim, text_width, learned=learn_null_text)
         self.draft = None if draft_size is None else LinearDraft(embedding_dim, draft_size)
         self.image_size = image_size
         self.drop_image_embedding = drop_image_embedding
@@ -97,14 +99,21 @@ class DecoderStage(DiffusionStage):
         if self.draft is not None:
             self.draft.fit(self.image_scaling(image), *pictures)
 
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """Standardised embeddings, text states and mask."""
+    def fit_null_text(self, empty: Batch) -> None:
+        """Takes CLIP's empty caption for none, unless that is learned."""
+        self.null_text.fit(self._text(empty))
+
+    def _text(self, batch: Batch) -> dict[str, Tensor]:
         return {
-            "image_embedding": self.image_scaling(batch["image_embedding"]),
             "text_embedding": self.text_scaling(batch["text_embedding"]),
             "text_states": text_states(batch, self.text_encoder),
             "text_mask": batch["text_mask"],
         }
+
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """Standardised embeddings, text states and mask."""
+        image = self.image_scaling(batch["image_embedding"])
+        return {"image_embedding": image, **self._text(batch)}
 
     def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """Neither image embedding nor caption."""

@@ -22,6 +22,10 @@ class UpsamplerStage(DiffusionStage):
         name: "upsampler_256" or "upsampler_1024".
         scale: the enlargement.
         residual: the network's x0 is what has to be added to the enlarged low-resolution image.
+        antialias: enlarge with the antialiasing bicubic kernel and past [-1, 1], as Karlo does.
+        last_network: another network for the last step, at t = 0, which it takes trained: how Karlo
+            trained its own, with adversarial and perceptual losses, was not published. None for
+            `network` throughout.
     """
 
     needs_clip = False
@@ -35,6 +39,8 @@ class UpsamplerStage(DiffusionStage):
         name: str,
         scale: int = 4,
         residual: bool = False,
+        antialias: bool = False,
+        last_network: UNet | None = None,
     ):
         super().__init__(network, diffusion, sampler)
         if residual and diffusion.prediction != "x0":
@@ -42,14 +48,21 @@ class UpsamplerStage(DiffusionStage):
         self.name = name
         self.scale = scale
         self.residual = residual
+        self.antialias = antialias
+        self.last_network = None if last_network is None else last_network.requires_grad_(False)
 
     def enlarge(
         self, low_res: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 scaled_height scaled_width"]:
-        """Bicubic enlargement, within [-1, 1]; also the baseline of the stage's validation."""
-        return F.interpolate(
-            low_res, scale_factor=float(self.scale), mode="bicubic", align_corners=False
-        ).clamp(-1, 1)
+        """Bicubic enlargement; also the baseline of the stage's validation."""
+        enlarged = F.interpolate(
+            low_res,
+            scale_factor=float(self.scale),
+            mode="bicubic",
+            align_corners=False,
+            antialias=self.antialias,
+        )
+        return enlarged if self.antialias else enlarged.clamp(-1, 1)
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """The low-resolution image."""
@@ -58,7 +71,15 @@ class UpsamplerStage(DiffusionStage):
     def _prepare(self, low_res: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         enlarged = self.enlarge(low_res)
         network = self.network.prepare(constant=enlarged)
-        return lambda x_t, t: self._output(network(x_t, t), enlarged)
+        last = None
+        if self.last_network is not None:
+            last = self.last_network.prepare(constant=enlarged)
+
+        def output(x_t: Tensor, t: Tensor) -> Tensor:
+            now = network if last is None or t[0] > 0 else last
+            return self._output(now(x_t, t), enlarged)
+
+        return output
 
     def _output(self, output: Tensor, enlarged: Tensor) -> Tensor:
         if not self.residual:

@@ -28,6 +28,7 @@ class StageModule(LightningModule):
         schedule: `factor(step, max_steps)` on the learning rate.
         embedder: the frozen CLIP for stages that need one. It is a plain object: neither moved,
             saved, averaged nor wrapped with the module.
+        fitted: the stage's statistics are there already, with weights that a run starts from.
         name: what the run calls the stage; a judge is a stage "clip" by another name.
         seed: of the noise that validation samples start from.
 
@@ -43,6 +44,7 @@ class StageModule(LightningModule):
         optimizer: Callable[[list[dict]], Optimizer],
         schedule: Callable[[int, int], float],
         embedder: ClipEmbedder | None = None,
+        fitted: bool = False,
         name: str | None = None,
         seed: int = 0,
     ):
@@ -54,6 +56,7 @@ class StageModule(LightningModule):
         self.stage = stage.to(memory_format=torch.channels_last)
         self.recipe = recipe
         self.embedder = embedder
+        self.fitted = fitted
         self.name = name or stage.name
         self.seed = seed
         self.last_loss = torch.zeros(())
@@ -80,9 +83,11 @@ class StageModule(LightningModule):
         return self.prepare(batch)
 
     def on_fit_start(self) -> None:
-        """Fits the stage's statistics on rank 0 and hands them to all, unless resuming."""
-        if self.trainer.ckpt_path is not None:
+        """Fits the stage's statistics on rank 0 and hands them to all, unless it has them."""
+        if self.trainer.ckpt_path is not None or self.fitted:
             return
+        if self.embedder is not None:
+            self.stage.fit_null_text(self.embedder.to(self.device).text([""])._asdict())
         if (
             type(self.stage).fit_statistics is not Stage.fit_statistics
             and self.trainer.is_global_zero
