@@ -2,6 +2,7 @@ import io
 import json
 import tarfile
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,17 +21,18 @@ from unclip.evaluation.benchmark import Benchmark
 from unclip.evaluation.emoji_probes import probes, sheet_prompts
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.gallery import varied
+from unclip.evaluation.parts import Given
 from unclip.evaluation.pictures import bicubic
 from unclip.evaluation.real import read_real
 from unclip.evaluation.report import summary, write_results
-from unclip.evaluation.sampling import freshly_built
+from unclip.evaluation.sampling import Sampling, Settings, freshly_built
 
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt is too long")
 
 TINY = dict(
     pictures=10,
     held_out=8,
-    true_embeddings=6,
+    prior_gap=6,
     upsampled_256=2,
     upsampled_1024=1,
     recall_among=4,
@@ -38,10 +40,13 @@ TINY = dict(
     resamples=2,
     sheet_prompts=2,
     large_pictures=1,
-    batch_size=4,
-    device="cpu",
-    progress=False,
 )
+SETTINGS = Settings(batch_size=4, progress=False)
+
+
+def measured(model, data, out, *, settings=SETTINGS, given=None):
+    cascade = Cascade.load(model, device="cpu")
+    return Benchmark(**TINY, settings=settings)(cascade, data, out, given=given)
 
 
 def metadata_of(scene) -> dict:
@@ -100,7 +105,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(model, data, tmp_path_factory):
-    return Benchmark(**TINY)(model, data, tmp_path_factory.mktemp("out"))
+    return measured(model, data, tmp_path_factory.mktemp("out"))
 
 
 def test_every_number_of_the_demo_is_there(results, tmp_path):
@@ -108,11 +113,14 @@ def test_every_number_of_the_demo_is_there(results, tmp_path):
     for name in ("clip", "judge"):
         assert {"recall_at_1", "recall_at_5", "among", "n"} <= results["clip"][name].keys()
     for split in ("test_held_out", "test_seen"):
-        assert results["prior"][split].keys() == {"cosine", "cosine_text", "cosine_shuffled", "n"}
+        numbers = results["prior"][split]
+        assert numbers.keys() >= {"cosine", "cosine_text", "cosine_shuffled", "n", "recall_at_1"}
     distances, gap = (results["decoder"][name] for name in ("fd_effnet_lite0", "prior_gap"))
     assert distances.keys() == {"real", "prior", "untrained", "n"}
-    assert gap.keys() == {"real", "prior", "true_embedding", "n"}
-    assert (distances["n"], gap["n"]) == (TINY["pictures"], TINY["true_embeddings"])
+    starts = {"real", "prior", "true_embedding", "text_embedding", "caption_alone"}
+    assert gap.keys() == {*starts, "n"}
+    assert all(gap[start].keys() == {"distance", "error", "kid", "judge"} for start in starts)
+    assert (distances["n"], gap["n"]) == (TINY["pictures"], TINY["prior_gap"])
     for split, sources in results["judge"].items():
         assert sources.keys() == {"generated", "real"}
         for answers in sources.values():
@@ -129,7 +137,6 @@ def test_every_number_of_the_demo_is_there(results, tmp_path):
     assert results["stages"]["judge"]["seconds"] == 12.5
     assert results["stages"]["judge"]["images"] == 80
     assert results["stages"]["decoder"]["steps"] == 3
-    assert {"torch", "unclip"} <= results["versions"].keys()
     assert results["seconds"]["total"] > 0 and results["settings"]["pictures"] == 10
     write_results(results, tmp_path / "results.json")
     read = json.loads((tmp_path / "results.json").read_text())
@@ -150,7 +157,7 @@ def test_numbers_do_not_depend_on_the_batch_size(results, model, data, tmp_path)
     (tmp_path / "bundle").mkdir()
     for name in ("clip", "judge", "prior", "decoder"):
         (tmp_path / "bundle" / f"{name}.safetensors").symlink_to(model / f"{name}.safetensors")
-    again = Benchmark(**{**TINY, "batch_size": 3})(tmp_path / "bundle", data, tmp_path)
+    again = measured(tmp_path / "bundle", data, tmp_path, settings=replace(SETTINGS, batch_size=3))
     assert again["left_out"].keys() == {"upsampler_256", "upsampler_1024"}
     assert "stage=upsampler_256" in again["left_out"]["upsampler_256"]
     for split, cosines in results["prior"].items():
@@ -168,7 +175,7 @@ def test_numbers_do_not_depend_on_the_batch_size(results, model, data, tmp_path)
 
 def test_a_bundle_with_its_clip_alone_is_measured_as_far_as_it_goes(model, data, tmp_path):
     (tmp_path / "clip.safetensors").symlink_to(model / "clip.safetensors")
-    results = Benchmark(**TINY)(tmp_path, data, tmp_path)
+    results = measured(tmp_path, data, tmp_path)
     assert results["clip"].keys() == {"clip"}
     assert results["left_out"].keys() >= {"prior", "decoder", "judge", "pictures"}
 
@@ -177,12 +184,26 @@ def test_the_models_own_clip_is_no_judge(model, data, tmp_path):
     (tmp_path / "clip.safetensors").symlink_to(model / "clip.safetensors")
     (tmp_path / "judge.safetensors").symlink_to(model / "clip.safetensors")
     with pytest.raises(ValueError, match="own CLIP"):
-        Benchmark(**TINY)(tmp_path, data, tmp_path)
+        measured(tmp_path, data, tmp_path)
 
 
 def test_missing_data_is_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="src/prepare"):
-        Benchmark(**TINY)(model, tmp_path / "nothing", tmp_path)
+        measured(model, tmp_path / "nothing", tmp_path)
+
+
+def test_pictures_that_are_there_are_not_made_again(results, model, data, tmp_path):
+    real = read_real(data, "test_seen", 64, count=TINY["pictures"])
+    sampling = Sampling(SETTINGS, Cascade.load(model, device="cpu"))
+    images = sampling.text_to_image(real.captions, size=64)
+    again = measured(model, data, tmp_path, given=Given(images, {}))
+    assert again["decoder"]["fd_effnet_lite0"] == results["decoder"]["fd_effnet_lite0"]
+
+
+def test_the_caption_alone_is_what_training_drops_the_image_embedding_to(model):
+    cascade = Cascade.load(model, device="cpu")
+    decoder, null = cascade.stage("decoder"), Sampling(SETTINGS, cascade).null_embedding()
+    torch.testing.assert_close(decoder.image_scaling(null), decoder.null_image_embedding)
 
 
 def test_a_fresh_decoder_is_repeatable_and_leaves_the_random_state_alone(model):
@@ -249,7 +270,15 @@ def test_prior_cosines_on_constructed_embeddings():
     true = torch.eye(6)
     captions_ = [f"caption {k}" for k in range(6)]
     perfect = measures.prior_cosines(2 * true, true, -true, captions_)
-    assert perfect == {"cosine": 1.0, "cosine_text": -1.0, "cosine_shuffled": 0.0, "n": 6}
+    assert perfect == {
+        "cosine": 1.0,
+        "cosine_text": -1.0,
+        "cosine_shuffled": 0.0,
+        "recall_at_1": 1.0,
+        "recall_text_at_1": 0.0,
+        "among": 6,
+        "n": 6,
+    }
 
 
 def test_recall_counts_a_repeated_caption_once():

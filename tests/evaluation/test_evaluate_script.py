@@ -8,6 +8,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
 from unclip.evaluation.benchmark import Benchmark
+from unclip.evaluation.evaluation import Evaluation
+from unclip.evaluation.metrics import Frechet, Kernel
+from unclip.evaluation.sampling import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,18 +27,46 @@ def composed(*overrides: str):
         return compose("evaluate", list(overrides))
 
 
-def test_the_offline_metrics_are_the_benchmarks_own_defaults():
-    cfg = composed()
-    assert instantiate(cfg.metrics, _convert_="all") == Benchmark()
-    assert cfg.out == cfg.model and cfg.data.root
+def evaluation(*overrides: str) -> Evaluation:
+    return instantiate(composed(*overrides).evaluation, _convert_="all")
+
+
+def test_the_configurations_values_are_the_codes_own_defaults():
+    made = evaluation()
+    assert made.benchmark == Benchmark() and made.settings == Settings()
+    assert made.metrics["frechet"] == Frechet(network="effnet_lite0")
+    assert made.metrics["kernel"] == Kernel(network="effnet_lite0")
+    assert made.benchmark.draws_as(made.protocol)  # so that no picture is made twice
 
 
 def test_the_command_line_reaches_the_benchmark():
-    cfg = composed("metrics=quick", "guidance=1.5", "steps.decoder=8", "seed=3", "device=cpu")
-    quick = instantiate(cfg.metrics, _convert_="all")
-    assert quick.pictures < Benchmark().pictures
-    assert quick.guidance_scale == 1.5 and quick.prior_guidance_scale is None
-    assert quick.steps == {"decoder": 8} and quick.seed == 3 and quick.device == "cpu"
+    quick = evaluation("metrics=quick", "guidance=1.5", "steps.decoder=8", "seed=3", "device=cpu")
+    assert quick.protocol.count == quick.benchmark.pictures < Benchmark().pictures
+    assert quick.settings.guidance_scale == 1.5 and quick.settings.prior_guidance_scale is None
+    assert quick.benchmark.settings == quick.settings
+    assert quick.settings.steps == {"decoder": 8} and quick.settings.seed == 3
+    assert quick.device == "cpu" and quick.benchmark.draws_as(quick.protocol)
+
+
+@pytest.mark.parametrize("metrics", ["offline", "quick", "full"])
+@pytest.mark.parametrize("data", ["emoji", "emoji_m", "emoji_quick", "coco", "folder"])
+def test_every_choice_is_one_that_builds(data, metrics):
+    made = evaluation(f"data={data}", f"metrics={metrics}", "data.root=data/x")
+    assert {metric.network for metric in made.metrics.values()} <= made.networks.keys()
+    assert made.protocol.resolution == (256 if data == "coco" else 64)
+
+
+def test_the_coco_protocol_is_the_papers():
+    protocol = evaluation("data=coco").protocol
+    assert (protocol.split, protocol.count, protocol.reference) == ("val2014", 30000, "val2014")
+    assert protocol.reference_count is None and protocol.resolution == 256
+    assert protocol.network == "inception" and protocol.captions == "one_per_image"
+
+
+def test_coco_lies_where_the_environment_says(monkeypatch):
+    assert composed("data=coco").data.root == "data/coco"
+    monkeypatch.setenv("COCO_ROOT", "/elsewhere/coco")
+    assert composed("data=coco").data.root == "/elsewhere/coco"
 
 
 def test_a_missing_bundle_ends_in_one_sentence(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from unclip.evaluation.report import summary, table, write_results
+from unclip.evaluation.report import by_reason, summary, table, write_results
+
+STARTS = ("real", "true_embedding", "prior", "text_embedding", "caption_alone")
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def results() -> dict:
         "clip": {"clip": {"recall_at_1": 0.75, "recall_at_5": 1.0, "among": 64, "n": 64}},
         "decoder": {
             "fd_effnet_lite0": {"real": entry, "prior": entry, "untrained": entry, "n": 500},
-            "prior_gap": {"real": entry, "true_embedding": entry, "n": 200},
+            "prior_gap": {start: {**entry, "kid": 1.5} for start in STARTS} | {"n": 66},
         },
         "judge": {"test_seen": {"generated": {"caption": share}, "real": {"caption": share}}},
         "left_out": {"upsampler_1024": "no such file"},
@@ -67,6 +69,7 @@ def test_the_summary_says_what_was_measured_and_what_not(results):
         "12 min 05 s",
         "recall@1 0.750",
         "fd_effnet_lite0 100.0 (real 100.0, untrained 100.0) at n=500",
+        "caption alone",
         "left out: upsampler_1024: no such file",
         "models/x/pictures/single_objects.png",
         "1 min 01 s",
@@ -76,3 +79,8 @@ def test_the_summary_says_what_was_measured_and_what_not(results):
 
 def test_a_summary_of_an_empty_bundle_has_no_numbers_to_show():
     assert "evaluated in 1 s" in summary({"stages": {}, "seconds": {"total": 1.0}})
+
+
+def test_what_lacks_one_file_is_said_once():
+    missing = dict.fromkeys(("fid", "kid"), "fetch the weights") | {"cmmd": "fetch a CLIP"}
+    assert by_reason(missing) == {"fetch the weights": "fid, kid", "fetch a CLIP": "cmmd"}

@@ -46,16 +46,12 @@ class EfficientNetLite0(nn.Module):
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 size size"]:
         """The network's input, in [-1, 1] (its mean and standard deviation are both 0.5)."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"features take uint8 pictures [batch, 3, height, width], not {images.dtype} "
-                f"{list(images.shape)}: convert with unclip.evaluation.pictures.to_uint8"
-            )
-        pixels = images.float() / 255
-        if pixels.shape[-2:] != (self.size, self.size):
-            side = (self.size, self.size)
-            pixels = F.interpolate(pixels, side, mode="bicubic", antialias=True).clamp(0, 1)
-        return pixels * 2 - 1
+        return resized(images, self.size) * 2 - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what decides about the features: weights and input size."""
+        return f"{_SHA256[:8]}-{self.size}"
 
     @torch.no_grad()
     def forward(
@@ -66,6 +62,30 @@ class EfficientNetLite0(nn.Module):
             pixels = self.prepare(images).to(memory_format=torch.channels_last)
             hidden = self.network.bn1(self.network.conv_stem(pixels))  # activation is in bn1
             return self.network.blocks(hidden).mean(dim=(2, 3))  # (B, 320)
+
+
+def check_bytes(images: Tensor) -> None:
+    """Refuses what is not a batch of pictures as bytes, which no feature network would notice.
+
+    Raises:
+        ValueError: it is not uint8, or not [batch, 3, height, width].
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"features take uint8 pictures [batch, 3, height, width], not {images.dtype} "
+            f"{list(images.shape)}: convert with unclip.evaluation.pictures.to_uint8"
+        )
+
+
+def resized(
+    images: UInt8[Tensor, "batch 3 height width"], size: int
+) -> Float[Tensor, "batch 3 size size"]:
+    """Bytes as pixels in [0, 1], resized bicubically with antialiasing where they must be."""
+    check_bytes(images)
+    pixels = images.float() / 255
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return pixels
 
 
 def load_efficientnet_lite0(weights: str | Path | None = None) -> nn.Module:
@@ -114,13 +134,16 @@ def match_by_position(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> d
 
 
 def extract(
-    network: EfficientNetLite0,
+    network: nn.Module,
     images: UInt8[Tensor, "count 3 height width"],
     *,
     batch_size: int = 50,
     progress: bool = False,
 ) -> Float[Tensor, "count features"]:
-    """Features of many pictures, on the CPU, computed in batches where the network lives."""
+    """Features of many pictures, on the CPU, computed in batches where the network lives.
+
+    The network is a `FeatureNetwork` (`unclip.evaluation.networks`).
+    """
     device = next(network.parameters()).device
     batches = images.split(batch_size)
     bar = tqdm(batches, desc="features", unit="batch", leave=False, disable=not progress)

@@ -80,19 +80,31 @@ def prior_cosines(
     text_embedding: Float[Tensor, "count dim"],
     captions: Sequence[str],
     *,
+    among: int = 64,
     seed: int = 0,
 ) -> Numbers:
     """Mean cosines to the true image embedding z_i, and how well they retrieve it.
 
     `cosine` is the prediction's; `cosine_text` that of the caption's own z_t, which a prior has to
     beat; `cosine_shuffled` that of a prediction from another caption, which shows how much of the
-    cosine all pictures share.
+    cosine all pictures share. `recall_at_1` is how often the true embedding is the nearest to the
+    prediction among `among` others, `recall_text_at_1` how often it is the nearest to z_t; pictures
+    with one and the same caption count once.
     """
+    rows = {caption: row for row, caption in reversed(list(enumerate(captions)))}
+    first = sorted(rows.values())
+    among = min(among, len(first))
+    recall = {
+        name: recall_at(true[first], guess[first], k=(1,), among=among)["text_to_image_at_1"]
+        for name, guess in (("recall_at_1", predicted), ("recall_text_at_1", text_embedding))
+    }
     shuffled = predicted[distractors(captions, count=1, seed=seed)[:, 0]]
     return {
         "cosine": float(F.cosine_similarity(predicted, true).mean()),
         "cosine_text": float(F.cosine_similarity(text_embedding, true).mean()),
         "cosine_shuffled": float(F.cosine_similarity(shuffled, true).mean()),
+        **{name: float(value) for name, value in recall.items()},
+        "among": among,
         "n": len(captions),
     }
 

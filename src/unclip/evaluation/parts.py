@@ -2,8 +2,9 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from unclip.bundle import load_embedder, read_metadata, stage_file, train_command
@@ -12,9 +13,11 @@ from unclip.clip import ClipEmbedder
 from unclip.evaluation import gallery, measures
 from unclip.evaluation.emoji_probes import concept_set, probes
 from unclip.evaluation.features import EfficientNetLite0, extract
+from unclip.evaluation.metrics import Kernel
 from unclip.evaluation.pictures import bicubic
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.sampling import Sampling
+from unclip.evaluation.scores import Evidence
 
 if TYPE_CHECKING:
     from unclip.evaluation.benchmark import Benchmark
@@ -24,6 +27,7 @@ NEEDS = {
     "clip": ("clip",),
     "prior": ("clip", "prior"),
     "decoder": ("clip", "prior", "decoder"),
+    "prior_gap": ("clip", "prior", "decoder"),
     "judge": ("clip", "prior", "decoder", "judge"),
     "upsampler_256": ("upsampler_256",),
     "upsampler_1024": ("upsampler_1024",),
@@ -31,19 +35,42 @@ NEEDS = {
 }
 
 
+class Given(NamedTuple):
+    """Pictures of the seen compositions' captions that another part of an evaluation has made.
+
+    Attributes:
+        images: the decoder's, of 64 px.
+        features: EfficientNet-Lite0's of them ("prior"), of the pictures that they stand for
+            ("real") and of the validation's ("reference"); empty where nobody has asked for them.
+    """
+
+    images: UInt8[Tensor, "count 3 64 64"]
+    features: dict[str, Float[Tensor, "count features"]]
+
+
 class Parts:
     """One benchmark of one bundle: a method a part, their results side by side."""
 
-    def __init__(self, settings: "Benchmark", cascade: Cascade, root: Path, out: Path) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        benchmark: "Benchmark",
+        cascade: Cascade,
+        root: Path,
+        out: Path,
+        given: Given | None = None,
+    ) -> None:
+        self.benchmark = benchmark
+        self.seed = benchmark.settings.seed
         self.cascade = cascade
-        self.sampling = Sampling(settings, cascade)
+        self.sampling = Sampling(benchmark.settings, cascade)
+        self.given = given
         self.root = root
         self.out = out
         self.results: dict[str, Any] = {}
         self.paths: list[Path] = []
         self.concept_set = concept_set(root)
         self._predicted: dict[str, Tensor] = {}  # image embeddings by split
+        self._features: dict[str, Tensor] = {}  # EfficientNet-Lite0's by what they show
         self._generated: dict[str, Tensor] = {}  # pictures by split
 
     def file(self, stage: str) -> Path:
@@ -53,11 +80,11 @@ class Parts:
     @cached_property
     def real(self) -> dict[str, Real]:
         """64 px renders of each split: as many of the validation's as of the seen compositions."""
-        settings = self.settings
+        benchmark = self.benchmark
         wanted = {
-            VALIDATION: max(settings.pictures, settings.recall_among),
-            SEEN: settings.pictures,
-            HELD_OUT: settings.held_out,
+            VALIDATION: max(benchmark.pictures, benchmark.recall_among),
+            SEEN: benchmark.pictures,
+            HELD_OUT: benchmark.held_out,
         }
         return {split: read_real(self.root, split, 64, count=n) for split, n in wanted.items()}
 
@@ -91,7 +118,7 @@ class Parts:
 
     def clip(self) -> None:
         """Retrieval recall of the model's CLIP and of the judge."""
-        among, real = self.settings.recall_among, self.real[VALIDATION]
+        among, real = self.benchmark.recall_among, self.real[VALIDATION]
         recall = {"clip": measures.clip_recall(self.cascade.embedder, real, among=among)}
         if self.file("judge").is_file():
             recall["judge"] = measures.clip_recall(self.judge_clip, real, among=among)
@@ -108,53 +135,91 @@ class Parts:
                 measures.embed_images(self.cascade.embedder, real.images),
                 measures.embed_texts(self.cascade.embedder, real.captions),
                 real.captions,
-                seed=self.settings.seed,
+                among=self.benchmark.recall_among,
+                seed=self.seed,
             )
 
     def decoder(self) -> None:
-        """Fréchet distances to the validation pictures; keeps the generated pictures.
-
-        A distance depends on n, so the smaller set from true image embeddings stands beside equally
-        many of the others, as "prior_gap".
-        """
+        """Fréchet distances to the validation pictures; keeps the generated pictures."""
         real, reference = self.real[SEEN], self.real[VALIDATION].images
         n = min(len(real), len(reference))
-        few = min(self.settings.true_embeddings, n)
-        true = measures.embed_images(self.cascade.embedder, real.images[:few])
         self._generated = {
-            split: self.sampling.decode(self._predicted[split], self.real[split].captions)
-            for split in (SEEN, HELD_OUT)
+            SEEN: self._decode(SEEN) if self.given is None else self.given.images,
+            HELD_OUT: self._decode(HELD_OUT),
         }
-        network = EfficientNetLite0().to(self.cascade.device)
+        untrained = self.sampling.untrained(
+            self._predicted[SEEN], real.captions, steps=self.benchmark.untrained_steps
+        )
+        self._features |= {} if self.given is None else self.given.features
         features = {
-            name: extract(network, images[:n], progress=self.settings.progress)
+            name: self._extract(name, images[:n])
             for name, images in {
                 "reference": reference,
                 "real": real.images,
                 "prior": self._generated[SEEN],
-                "untrained": self.sampling.untrained(self._predicted[SEEN], real.captions),
-                "true_embedding": self.sampling.decode(true, real.captions[:few]),
+                "untrained": untrained,
             }.items()
         }
-
-        def distances(count: int, names: tuple[str, ...]) -> dict[str, Any]:
-            return {
-                **measures.frechet_distances(
-                    {name: features[name][:count] for name in names},
-                    features["reference"][:count],
-                    resamples=self.settings.resamples,
-                    seed=self.settings.seed,
-                ),
-                "n": count,
-            }
-
         self.results["decoder"] = {
-            "fd_effnet_lite0": distances(n, ("real", "prior", "untrained")),
-            "prior_gap": distances(few, ("real", "prior", "true_embedding")),
+            "fd_effnet_lite0": {
+                **measures.frechet_distances(
+                    {name: features[name] for name in ("real", "prior", "untrained")},
+                    features["reference"],
+                    resamples=self.benchmark.resamples,
+                    seed=self.seed,
+                ),
+                "n": n,
+            },
             "reference": VALIDATION,
             "captions": SEEN,
-            "feature_size": network.size,
+            "feature_size": self.network.size,
         }
+
+    def prior_gap(self) -> None:
+        """What a decoder makes of each thing that it can start from (section 5.1).
+
+        The true image embedding z_i, the prior's, the caption's own z_t in its place, and the
+        caption alone, as GLIDE has it. Distances depend on n, so that all are of equally many
+        pictures, the first of the seen compositions.
+        """
+        real = self.real[SEEN]
+        few = min(self.benchmark.prior_gap, len(real), len(self._generated[SEEN]))
+        captions = real.captions[:few]
+        embedder = self.cascade.embedder
+        starts = {
+            "true_embedding": measures.embed_images(embedder, real.images[:few]),
+            "text_embedding": measures.embed_texts(embedder, captions),
+            "caption_alone": self.sampling.null_embedding().expand(few, -1),
+        }
+        images = {
+            "real": real.images[:few],
+            "prior": self._generated[SEEN][:few],
+            **{name: self.sampling.decode(z, captions) for name, z in starts.items()},
+        }
+        known = {name: self._features[name][:few] for name in ("real", "prior")}
+        features = known | {
+            name: self._extract(name, images[name]) for name in images if name not in known
+        }
+        gap = measures.frechet_distances(
+            features,
+            self._features["reference"][:few],
+            resamples=self.benchmark.resamples,
+            seed=self.seed,
+        )
+        for name, numbers in gap.items():
+            numbers["kid"] = self._kid(features[name])
+        if self.file("judge").is_file():
+            for name, numbers in gap.items():
+                shares = measures.judge_choices(
+                    self.judge_clip,
+                    images[name],
+                    captions,
+                    {},
+                    among=self.benchmark.captions_among,
+                    seed=self.seed,
+                )
+                numbers["judge"] = shares["caption"]["share"]
+        self.results["decoder"]["prior_gap"] = {**gap, "n": few}
 
     def judge(self) -> None:
         """What the judge picks for generated pictures, beside the same for real ones."""
@@ -168,19 +233,19 @@ class Parts:
                     images,
                     real.captions,
                     asked,
-                    among=self.settings.captions_among,
-                    seed=self.settings.seed,
+                    among=self.benchmark.captions_among,
+                    seed=self.seed,
                 )
                 for source, images in (("generated", generated), ("real", real.images))
             }
 
     def upsampler_256(self) -> None:
         """PSNR and SSIM of 64 → 256 px."""
-        self._upsampler("upsampler_256", 256, self.settings.upsampled_256)
+        self._upsampler("upsampler_256", 256, self.benchmark.upsampled_256)
 
     def upsampler_1024(self) -> None:
         """PSNR and SSIM of 256 → 1024 px."""
-        self._upsampler("upsampler_1024", 1024, self.settings.upsampled_1024)
+        self._upsampler("upsampler_1024", 1024, self.benchmark.upsampled_1024)
 
     def pictures(self) -> None:
         """Contact sheets, and pictures of held-out captions in full size."""
@@ -195,17 +260,54 @@ class Parts:
                 self.concept_set,
                 self.out,
                 size=min(size, 256),
-                most=self.settings.sheet_prompts,
+                most=self.benchmark.sheet_prompts,
             )
         real = self.real[HELD_OUT]
-        captions = real.take(gallery.varied(real, self.settings.large_pictures)).captions
+        captions = real.take(gallery.varied(real, self.benchmark.large_pictures)).captions
         self.paths += gallery.held_out(self.sampling.text_to_image, captions, self.out, size=size)
+
+    @cached_property
+    def network(self) -> EfficientNetLite0:
+        """What distances are measured in."""
+        return EfficientNetLite0().to(self.cascade.device)
+
+    def _decode(self, split: str) -> Tensor:
+        return self.sampling.decode(self._predicted[split], self.real[split].captions)
+
+    def _kid(self, features: Tensor) -> float:
+        network = self.network.name
+        evidence = Evidence(
+            {network: features}, {network: self._features["reference"]}, seed=self.seed
+        )
+        (score,) = Kernel(network=network)(evidence).values()
+        return score.value
+
+    def _extract(self, name: str, images: Tensor) -> Tensor:
+        """Features of the pictures, computed once."""
+        if name not in self._features or len(self._features[name]) != len(images):
+            progress = self.benchmark.settings.progress
+            self._features[name] = extract(self.network, images, progress=progress)
+        return self._features[name]
 
     def _upsampler(self, stage: str, size: int, count: int) -> None:
         true = read_real(self.root, SEEN, size, count=count).images
         low_res = bicubic(true, size // 4)
         enlarged = self.sampling.enlarge(low_res, size)
-        self.results[stage] = measures.enlargement(enlarged, true, low_res)
+        numbers = measures.enlargement(enlarged, true, low_res)
+        if len(true) > 1:
+            sets = {"true": true, "upsampler": enlarged, "bicubic": bicubic(low_res, size)}
+            progress = self.benchmark.settings.progress
+            features = {
+                name: extract(self.network, images, batch_size=8, progress=progress)
+                for name, images in sets.items()
+            }
+            numbers["fd_effnet_lite0"] = measures.frechet_distances(
+                {name: features[name] for name in ("upsampler", "bicubic")},
+                features["true"],
+                resamples=self.benchmark.resamples,
+                seed=self.seed,
+            )
+        self.results[stage] = numbers
         self.paths += gallery.enlargements(enlarged, true, low_res, self.out, stage=stage)
 
     def _parameters(self, name: str) -> int:

@@ -46,7 +46,7 @@ def surroundings(device: torch.device) -> dict[str, Any]:
 
 def table(rows: Sequence[Sequence[Any]], *, head: Sequence[str]) -> str:
     """Columns padded to one width each: words to the left, numbers to the right."""
-    cells = [[_text(value) for value in row] for row in rows]
+    cells = [[cell_text(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     numeric = [all(_is_number(row[k]) for row in rows) for k in range(len(head))]
 
@@ -63,13 +63,46 @@ def table(rows: Sequence[Sequence[Any]], *, head: Sequence[str]) -> str:
 
 def summary(results: dict[str, Any]) -> str:
     """What is printed at the end: a line a stage, the key numbers, and where the pictures are."""
-    parts = [stage_table(results), *measure_tables(results)]
+    parts = [*score_table(results)]
+    if results.get("stages"):
+        parts.append(stage_table(results))
+    parts += measure_tables(results)
+    if missing := by_reason(results.get("not_available", {})):
+        parts.append("\n".join(f"not available: {names}: {why}" for why, names in missing.items()))
     if left_out := results.get("left_out"):
         parts.append("\n".join(f"left out: {name}: {why}" for name, why in left_out.items()))
     if paths := results.get("paths"):
         parts.append("\n".join(["pictures:", *(f"  {path}" for path in paths)]))
     parts.append(f"evaluated in {_duration(results['seconds']['total'])}")
     return "\n\n".join(parts)
+
+
+def by_reason(not_available: dict[str, str]) -> dict[str, str]:
+    """The names that share a reason, in one line each."""
+    names: dict[str, list[str]] = {}
+    for name, why in not_available.items():
+        names.setdefault(why, []).append(name)
+    return {why: ", ".join(shared) for why, shared in names.items()}
+
+
+def score_rows(results: dict[str, Any]) -> list[list[Any]]:
+    """The protocol's scores: name, value, error, interval, the same of real pictures, counts."""
+    rows = []
+    for name, score in results.get("scores", {}).items():
+        low, high = score["interval"] or (None, None)
+        rows.append([name, score["value"], score["error"], low, high, score["real"]])
+        rows[-1] += [score["better"], score["n"], score["n_reference"], score["n_real"]]
+    return rows
+
+
+SCORE_HEAD = ["score", "value", "±", "95% from", "to", "real", "better", "n", "against", "n real"]
+
+
+def score_table(results: dict[str, Any]) -> list[str]:
+    """The protocol's scores, under the key that says what they compare with."""
+    if not (rows := score_rows(results)):
+        return []
+    return [f"{results['key']}\n{table(rows, head=SCORE_HEAD)}"]
 
 
 def stage_table(results: dict[str, Any]) -> str:
@@ -120,13 +153,15 @@ def measure_tables(results: dict[str, Any]) -> list[str]:
     """The Fréchet distances, and the judge's choices for generated pictures beside real ones."""
     tables = []
     if decoder := results.get("decoder"):
+        found = decoder["fd_effnet_lite0"]
         rows = [
             [source, entry["distance"], entry["error"], found["n"]]
-            for found in (decoder["fd_effnet_lite0"], decoder["prior_gap"])
             for source, entry in found.items()
             if source != "n"
         ]
         tables.append(table(rows, head=["pictures", "fd_effnet_lite0", "±", "n"]))
+        if gap := decoder.get("prior_gap"):
+            tables.append(table(gap_rows(gap), head=GAP_HEAD))
     rows = []
     for split, sources in results.get("judge", {}).items():
         for name, ours in sources["generated"].items():
@@ -139,6 +174,26 @@ def measure_tables(results: dict[str, Any]) -> list[str]:
         head = ["judge picks its", "among", "captions of", "generated", "±", "real", "n"]
         tables.append(table(rows, head=head))
     return tables
+
+
+_STARTS = {
+    "real": "(real pictures)",
+    "true_embedding": "true z_i",
+    "prior": "the prior's z_i",
+    "text_embedding": "z_t in its place",
+    "caption_alone": "caption alone",
+}
+
+
+GAP_HEAD = ["decoder from", "fd_effnet_lite0", "±", "kid", "judge", "n"]
+
+
+def gap_rows(gap: dict[str, Any]) -> list[list[Any]]:
+    """What the decoder makes of each thing that it can start from."""
+    return [
+        [words, *(gap[name].get(key) for key in ("distance", "error", "kid", "judge")), gap["n"]]
+        for name, words in _STARTS.items()
+    ]
 
 
 def _finite(value: Any) -> Any:
@@ -157,7 +212,8 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A value as a table shows it."""
     if value is None:
         return "–"
     if isinstance(value, float):

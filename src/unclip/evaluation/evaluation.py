@@ -1,0 +1,166 @@
+"""One evaluation: draw prompts, make pictures or take them, score them, measure the stages."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unclip.cascade import Cascade
+from unclip.evaluation.benchmark import Benchmark
+from unclip.evaluation.folder import PictureFolder
+from unclip.evaluation.generation import generate
+from unclip.evaluation.networks import FeatureNetwork
+from unclip.evaluation.parts import Given
+from unclip.evaluation.protocol import Protocol
+from unclip.evaluation.ranks import Ranks
+from unclip.evaluation.report import surroundings
+from unclip.evaluation.sampling import Settings
+from unclip.evaluation.scores import Metric
+from unclip.evaluation.scoring import Scored, Scorer
+from unclip.evaluation.sources import open_source
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found; only rank 0 has one.
+
+    Attributes:
+        results: what results.json holds.
+        folder: the pictures.
+        scored: the scores with what they rest on.
+    """
+
+    results: dict[str, Any]
+    folder: PictureFolder
+    scored: Scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Pictures by a protocol and their scores; then each stage by itself.
+
+    Args:
+        protocol: which pictures, measured against which.
+        metrics: by any name; None leaves one out.
+        networks: a constructor for each feature network's name.
+        settings: how pictures are sampled.
+        benchmark: measures the stages one by one, on shards; None leaves that out.
+        cache: where features of real pictures are kept.
+        device: None is a GPU if there is one.
+    """
+
+    protocol: Protocol
+    metrics: Mapping[str, Metric | None]
+    networks: Mapping[str, Callable[[], FeatureNetwork]]
+    settings: Settings = field(default_factory=Settings)
+    benchmark: Benchmark | None = None
+    cache: str | Path = "runs/references"
+    device: str | None = None
+
+    def __call__(
+        self,
+        *,
+        data: str | Path,
+        out: str | Path,
+        model: str | Path | None = None,
+        generated: str | Path | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
+    ) -> Outcome | None:
+        """Evaluates a bundle, or pictures that are there already.
+
+        Args:
+            data: the folder of the data.
+            out: takes samples/ and pictures/.
+            model: the bundle's folder; not opened where `generated` is given.
+            generated: a folder of pictures, ours or anybody's.
+            ranks: the processes that share the work; the first gets the outcome.
+
+        Raises:
+            FileNotFoundError: bundle, data or pictures are missing.
+            ValueError: one of them is damaged, or a CLIP that shall judge is the model's own.
+        """
+        started = time.perf_counter()
+        cascade = None
+        if generated is None:
+            cascade = Cascade.load(model, device=ranks.device(self.device))
+        source = open_source(data, self.protocol.split, self.protocol)
+        reference = source
+        if self.protocol.reference != self.protocol.split:
+            reference = open_source(data, self.protocol.reference, self.protocol)
+        drawn = self.protocol.draw(source.items)
+        fingerprint = f"{source.fingerprint}{reference.fingerprint}"
+        if cascade is not None:
+            folder = generate(
+                cascade,
+                drawn,
+                self.protocol,
+                self.settings,
+                Path(out) / "samples",
+                data=fingerprint,
+                ranks=ranks,
+            )
+        else:
+            folder = PictureFolder.read(Path(generated))
+        sampled = time.perf_counter()
+        scored = self._scorer()(
+            folder, reference, source, drawn, own_clip=folder.settings.get("clip"), ranks=ranks
+        )
+        if not ranks.first:
+            return None
+        seconds = {"sample": sampled - started, "score": time.perf_counter() - sampled}
+        results = {
+            "format": FORMAT,
+            "model": None if generated else str(model),
+            "generated": str(folder.path),
+            "data": str(data),
+            "protocol": self.protocol.describe(),
+            "key": self.protocol.key(fingerprint, len(folder.rows)),
+            "n": len(folder.rows),
+            "n_reference": len(reference.items[: self.protocol.reference_count]),
+            "scores": {name: score.plain() for name, score in scored.scores.items()},
+            "not_available": scored.not_available,
+            "seed": self.settings.seed,
+            "sampling": asdict(self.settings),
+            "made_with": folder.settings,
+        }
+        if cascade is not None and self.benchmark is not None:
+            given = self._given(folder, scored)
+            measured = self.benchmark(cascade, data, out, given=given)
+            results |= measured | {"seconds": seconds | measured["seconds"]}
+        results["seconds"] = {
+            name: round(value, 1) for name, value in (seconds | results.get("seconds", {})).items()
+        } | {"total": round(time.perf_counter() - started, 1)}
+        results |= surroundings(ranks.device(self.device))
+        return Outcome(results, folder, scored)
+
+    def _scorer(self) -> Scorer:
+        return Scorer(
+            protocol=self.protocol,
+            metrics=self.metrics,
+            networks=self.networks,
+            cache=Path(self.cache),
+            device=self.device,
+            seed=self.settings.seed,
+            progress=self.settings.progress,
+        )
+
+    def _given(self, folder: PictureFolder, scored: Scored) -> Given | None:
+        """What the benchmark would make and measure a second time, where it is the same."""
+        if not self.benchmark.draws_as(self.protocol) or scored.evidence is None:
+            return None
+        images: Tensor = folder.load(range(len(folder.rows)), self.protocol)
+        evidence, name = scored.evidence, "effnet_lite0"
+        features: dict[str, torch.Tensor] = {}
+        if name in evidence.generated:
+            features = {
+                "prior": evidence.generated[name],
+                "reference": evidence.reference[name],
+                "real": evidence.paired[name],
+            }
+        return Given(images, features)

@@ -1,0 +1,77 @@
+"""The processes that share one evaluation: who takes which part, and how rank 0 gets all of it.
+
+Plain torch.distributed over gloo, as `torchrun` starts it. A list is cut into the same blocks
+whatever the number of processes, and rank r takes block r, r + world, …: what is computed from a
+block does not depend on who computes it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+_LONGEST_WAIT = timedelta(days=7)  # ranks finish their samples hours apart
+
+
+class Ranks(NamedTuple):
+    """This process among its like."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def blocks(self, count: int, size: int) -> list[range]:
+        """This rank's share of 0..count - 1, in blocks of `size`."""
+        starts = range(self.rank * size, count, self.world * size)
+        return [range(start, min(start + size, count)) for start in starts]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Every rank's value, on rank 0; None on the others."""
+        if self.world == 1:
+            return [value]
+        gathered = [None] * self.world if self.first else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def wait(self) -> None:
+        """Goes on when every rank has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def device(self, name: str | None) -> torch.device:
+        """Where this rank computes; None is its own GPU if there is one."""
+        if name is not None:
+            return torch.device(name)
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """This process's place, by what `torchrun` put into the environment; alone without it."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield Ranks()
+        return
+    dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    try:
+        yield Ranks(dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
