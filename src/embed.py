@@ -21,8 +21,7 @@ def main(cfg: DictConfig) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         embedder = build(config["embedder"]["build"]).to(device)
         data = build(config["data"])()
-        folders = [data.folder(split) for split in (data.train_split, data.val_split) if split]
-        shards = embed_shards(embedder, folders, workers=data.workers)
+        shards = embed_shards(embedder, data.sources(), workers=data.workers)
     except (FileNotFoundError, ChildProcessError) as error:  # their text says what to do
         raise SystemExit(f"embed.py: {error}") from None
     print(f"embedded {shards} shards of {data.root} with CLIP {embedder.fingerprint}")

@@ -65,15 +65,16 @@ def train(config: dict[str, Any]) -> float | None:
         seed=config["seed"],
     )
     stored = embedder is not None and config["stored_embeddings"]
-    data = build(config["data"])(embeddings=embedder.fingerprint if stored else None)
+    features = {"embeddings": embedder.fingerprint} if stored else {"load_image": True}
+    data = build(config["data"])(**features)
     trainer = build(config["trainer"])(
         callbacks=[build(callback) for callback in config["callbacks"].values()],
         loggers=[build(logger) for logger in config["logger"].values()],
     )
     if stored:
-        folders = [data.folder(split) for split in (data.train_split, data.val_split) if split]
-        with one_at_a_time(data.root):
-            embed_shards(embedder.to(trainer.strategy.root_device), folders, workers=data.workers)
+        with one_at_a_time(data.home):
+            embedder.to(trainer.strategy.root_device)
+            embed_shards(embedder, data.sources(), workers=data.workers)
     for logger in trainer.loggers:
         logger.log_hyperparams(config)
     trainer.fit(module, data, ckpt_path=config["resume"])

@@ -99,7 +99,9 @@ def _fits(shard: Path, fingerprint: str) -> bool:
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("shard") == _digest(shard)
+            # A shard elsewhere that is not in the cache now is not fetched to be compared.
+            digest = (file.metadata() or {}).get("shard")
+            return digest == _digest(shard) if shard.is_file() else digest is not None
     except SafetensorError:
         return False
 

@@ -8,23 +8,31 @@ from lightning import LightningDataModule
 from unclip.data.degradations import Degradation
 from unclip.data.loader import ShardLoader
 from unclip.data.reader import SampleReader
-from unclip.data.shards import open_shards
+from unclip.data.remote import is_url, list_remote
+from unclip.data.shards import flat_shards, open_shards
 
 
 class ShardDataModule(LightningDataModule):
-    """Batches from the shards ROOT/SPLIT/SIZE/*.tar; see `ShardLoader` and `SampleReader`.
+    """Batches from shards; see `ShardLoader` and `SampleReader`.
+
+    The shards are ROOT/SPLIT/SIZE/*.tar or, with `val_shards`, all of one folder, as img2dataset
+    leaves them. They may lie elsewhere: see `unclip.data.remote`.
 
     Training shuffles, draws captions and crops, and has full batches. Validation goes in the
     shards' order, takes each sample's first caption and the middle crop, and is the same each
     time. Rank and world size come from the trainer, when there is one.
 
     Args:
-        root: the data set's folder.
+        root: the data set's folder; with `val_shards` also a pattern /folder/{00000..00099}.tar.
+            A URL goes through `cache`.
         image_size: width and height of the pictures.
         batch_size: samples in a batch of one rank.
         shard_size: the SIZE folder that is read; None for `image_size`.
         train: name of the training split.
         val: name of the validation split; None for no validation.
+        val_shards: how many shards are held out, the last, where ROOT has no splits and sizes.
+        cache: the folder for shards that are fetched from a URL.
+        cache_gib: how large the cache may grow; None for no bound.
         val_batch_size: None for `batch_size`.
         workers: reading processes of each loader; 0 reads in the training process.
         seed: of order, captions, crops and degradations.
@@ -49,6 +57,9 @@ class ShardDataModule(LightningDataModule):
         shard_size: int | None = None,
         train: str = "train",
         val: str | None = "val",
+        val_shards: int | None = None,
+        cache: str | Path | None = None,
+        cache_gib: float | None = None,
         val_batch_size: int | None = None,
         workers: int = 1,
         seed: int = 0,
@@ -64,7 +75,13 @@ class ShardDataModule(LightningDataModule):
         start_method: str | None = None,
     ):
         super().__init__()
-        self.root = Path(root)
+        if is_url(root) and cache is None:
+            raise ValueError(
+                f"data.root={root} is a URL: set data.cache to a folder for its shards"
+            )
+        self.root = str(root)
+        self.val_shards = val_shards
+        self.cache, self.cache_gib = cache, cache_gib
         self.size = str(image_size if shard_size is None else shard_size)
         self.train_split, self.val_split = train, val
         self.batch_size = batch_size
@@ -91,12 +108,35 @@ class ShardDataModule(LightningDataModule):
         Raises:
             FileNotFoundError: naming the folder without shards and the command that makes them.
         """
-        for split in filter(None, (self.train_split, self.val_split)):
-            open_shards(self.folder(split))
+        for source in self.sources():
+            open_shards(source)
 
-    def folder(self, split: str) -> Path:
-        """Where the shards of a split stand."""
-        return self.root / split / self.size
+    @property
+    def home(self) -> Path:
+        """The local folder of the shards and of what is kept beside them."""
+        if is_url(self.root):
+            return Path(self.cache)
+        root = Path(self.root)
+        return root.parent if root.suffix == ".tar" else root
+
+    def sources(self) -> list[Path | list[Path]]:
+        """Where the shards of the training and validation splits stand."""
+        return [self.source(split) for split in (self.train_split, self.val_split) if split]
+
+    def source(self, split: str) -> Path | list[Path]:
+        """Where the shards of a split stand: a folder, or all of them."""
+        if self.val_shards is not None:
+            shards = flat_shards(self.root, self.cache, self.cache_gib)
+            held_out = len(shards) - self.val_shards
+            if not 0 < held_out <= len(shards):
+                raise ValueError(
+                    f"data.val_shards={self.val_shards} of the {len(shards)} shards of {self.root} "
+                    "leaves none to train on"
+                )
+            return shards[held_out:] if split == self.val_split else shards[:held_out]
+        if is_url(self.root):
+            return list_remote(f"{self.root}/{split}/{self.size}", self.cache, self.cache_gib)
+        return Path(self.root) / split / self.size
 
     def train_dataloader(self) -> ShardLoader:
         """The loader of this rank's share of the training split."""
@@ -112,7 +152,7 @@ class ShardDataModule(LightningDataModule):
         self, split: str, reader: SampleReader, batch_size: int, *, shuffle: bool
     ) -> ShardLoader:
         return ShardLoader(
-            self.folder(split),
+            self.source(split),
             reader,
             batch_size=batch_size,
             shuffle=shuffle,

@@ -15,9 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from braceexpand import braceexpand
 from webdataset.tariterators import group_by_keys
 
 from unclip.data.bad_samples import PREPARE, BadSample
+from unclip.data.remote import fetch, is_known, is_url, list_remote, stated_counts
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("json", "txt")
@@ -39,7 +41,10 @@ def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: there are none.
+        ValueError: a URL, which has to go through `unclip.data.remote.list_remote`.
     """
+    if is_url(source):
+        raise ValueError(f"{source}: shards elsewhere are read by way of a cache: set data.cache")
     if not isinstance(source, (str, Path)):
         paths = [Path(path) for path in source]
         where = "the list of shards"
@@ -49,9 +54,22 @@ def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
     if not paths:
         raise FileNotFoundError(f"no shards (*.tar) in {where}: make them with `{PREPARE}`")
     for path in paths:
-        if not path.is_file():
+        if not is_known(path):
             raise missing_shard(path)
     return paths
+
+
+def flat_shards(
+    root: str, cache: str | Path | None = None, cache_gib: float | None = None
+) -> list[Path]:
+    """The shards of one folder, of a pattern /folder/{00000..00099}.tar, or of a URL of either.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if is_url(root):
+        return list_remote(root, cache, cache_gib)
+    return list_shards(list(braceexpand(root)) if "{" in root else root)
 
 
 def missing_shard(path: Path) -> FileNotFoundError:
@@ -65,8 +83,9 @@ def open_shards(source: str | Path | Sequence[str | Path]) -> list[Shard]:
     """The shards of a source with their sample counts.
 
     Counts come from FOLDER/index.json (`{"00000.tar": 500, …}`) where that knows every shard and
-    is no older than any; otherwise the shards are counted (headers only) and the index is written
-    beside them, atomically, unless the folder is read-only.
+    is no older than any. Else img2dataset's NAME_stats.json are believed, other shards are counted
+    (headers only), and the index is written beside them, atomically, unless the folder is
+    read-only.
 
     Raises:
         FileNotFoundError: no shards, or a shard named by the index is missing.
@@ -78,14 +97,14 @@ def open_shards(source: str | Path | Sequence[str | Path]) -> list[Shard]:
         index = _read_index(folder)
         if isinstance(source, (str, Path)) and Path(source) == folder:
             for name in index:
-                if not (folder / name).is_file():
+                if not is_known(folder / name):
                     raise FileNotFoundError(
                         f"shard {name} of {folder / INDEX} is missing: make it with `{PREPARE}`, "
                         f"or delete {INDEX} if the data set has become smaller"
                     )
         stale = [path for path in wanted if path.name not in index or _newer(path, folder / INDEX)]
         if stale:
-            index |= {path.name: _count(path, path.stat().st_mtime_ns) for path in stale}
+            index |= {path.name: count for path, count in _counted(stale)}
             _write_index(folder, index)
         counts |= {path: index[path.name] for path in wanted}
     return [Shard(path, counts[path]) for path in paths]
@@ -95,6 +114,14 @@ def count_samples(path: Path) -> int:
     """Samples in a shard, by its headers; what is cut off or broken ends the count."""
     with open(path, "rb") as file:
         return sum(1 for _ in _headers(file, path, lambda key, bad: None))
+
+
+def _counted(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
+    stated = dict(stated_counts(paths))
+    for path in paths:
+        if path not in stated:
+            fetch(path)
+        yield path, stated[path] if path in stated else _count(path, path.stat().st_mtime_ns)
 
 
 @lru_cache
@@ -113,6 +140,8 @@ def _read_index(folder: Path) -> dict[str, int]:
 
 
 def _newer(path: Path, index: Path) -> bool:
+    if not path.is_file():  # elsewhere
+        return False
     return not index.is_file() or path.stat().st_mtime > index.stat().st_mtime
 
 
@@ -193,6 +222,7 @@ def read_shard(
         elif report is not None:
             report(shard.path, key, bad)
 
+    fetch(shard.path)
     try:
         file = open(shard.path, "rb", buffering=2**18)  # noqa: SIM115 (closed below)
     except FileNotFoundError:
@@ -203,7 +233,8 @@ def read_shard(
             if place >= shard.samples:
                 raise ValueError(
                     f"{shard.path} holds more than the {shard.samples} samples that "
-                    f"{shard.path.parent / INDEX} gives it: delete that file, it is made anew"
+                    f"{shard.path.parent / INDEX} gives it: delete that file (and the shard's "
+                    "_stats.json, if it has one), it is made anew"
                 )
             doubled = key in seen
             seen.add(key)

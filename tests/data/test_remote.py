@@ -1,0 +1,186 @@
+"""Shards elsewhere: a local web server stands for all of them; nothing else is reached."""
+
+import functools
+import http.server
+import json
+import subprocess
+import threading
+
+import pytest
+from make_shards import write_shards
+
+from unclip.data import remote
+from unclip.data.loader import ShardLoader
+from unclip.data.module import ShardDataModule
+from unclip.data.reader import SampleReader
+from unclip.data.shards import list_shards, open_shards
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    asked: list[str]
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        if "short" in self.path:  # a connection that breaks off
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(b"x" * 100)
+            return
+        super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """(folder that is served, its URL, what was asked for)."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    monkeypatch.setattr(Server, "asked", [], raising=False)
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    handler = functools.partial(Server, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}", Server.asked
+    server.shutdown()
+    server.server_close()
+
+
+def keys(loader):
+    return sorted(key for batch in loader for key in batch["key"])
+
+
+def test_a_data_set_on_a_server_is_read_as_if_it_were_here(served, tmp_path):
+    folder, url, asked = served
+    for split, sizes in (("train", [5, 7]), ("val", [3])):
+        write_shards(folder / split / "16", sizes)
+    settings = {"image_size": 16, "batch_size": 4, "workers": 0}
+    here = ShardDataModule(folder, **settings)
+    there = ShardDataModule(url, cache=tmp_path / "cache", **settings)
+    assert keys(there.train_dataloader()) == keys(here.train_dataloader())
+    assert keys(there.val_dataloader()) == keys(here.val_dataloader())
+    fetched = [path for path in asked if path.endswith(".tar")]
+    assert len(fetched) == len(set(fetched)) == 3  # each once
+    again = ShardDataModule(url, cache=tmp_path / "cache", **settings)
+    assert len(again.train_dataloader()) == len(here.train_dataloader())
+    assert [path for path in asked if path.endswith(".tar")] == fetched
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_img2dataset_leaves_is_read_as_it_is(served, tmp_path, workers):
+    folder, url, asked = served
+    write_shards(folder, [5, 7, 3])
+    for number, samples in enumerate((5, 7, 3)):
+        stats = {"count": 10, "successes": samples, "failed_to_download": 10 - samples}
+        (folder / f"{number:05d}_stats.json").write_text(json.dumps(stats))
+        (folder / f"{number:05d}.parquet").write_bytes(b"not looked at")
+    pattern = f"{url}/{{00000..00002}}.tar"
+    for root in (str(folder), url, pattern, f"{folder}/{{00000..00002}}.tar"):
+        data = ShardDataModule(
+            root,
+            image_size=16,
+            batch_size=4,
+            workers=workers,
+            val_shards=1,
+            cache=tmp_path / "cache",
+        )
+        train = data.train_dataloader()
+        assert len(train) == 3
+        if root == url:  # the counts came from the statistics
+            assert not [path for path in asked if path.endswith(".tar")]
+        assert keys(train) == [f"{n:08}" for n in range(12)]
+        assert keys(data.val_dataloader()) == [f"{n:08}" for n in range(12, 15)]
+
+
+def test_holding_out_everything_is_an_error(tmp_path):
+    write_shards(tmp_path, [2, 2])
+    with pytest.raises(ValueError, match="leaves none to train on"):
+        ShardDataModule(tmp_path, val_shards=2).train_dataloader()
+
+
+def test_the_cache_makes_room(served, tmp_path):
+    folder, url, _ = served
+    write_shards(folder, [6, 6, 6])
+    size = (folder / "00000.tar").stat().st_size
+    paths = remote.list_remote(url, tmp_path / "cache", 2.5 * size / 2**30)
+    loader = ShardLoader(paths, SampleReader(image_size=16), batch_size=6)
+    for _ in range(2):  # a shard that had to go comes again
+        assert keys(loader) == [f"{n:08}" for n in range(18)]
+        assert sum(path.is_file() for path in paths) == 2
+    assert all(path.parent == tmp_path / "cache" for path in paths)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "pipe:touch MARK",
+        "file:///etc/passwd",
+        "simplecache::s3://bucket/a.tar",
+        "https://name:key@host/a.tar",
+        "https://host/a.tar?X-Amz-Signature=abc",
+        "ssh://host/a.tar",
+    ],
+)
+def test_addresses_that_run_or_tell_something_are_refused(url, tmp_path, monkeypatch):
+    mark = tmp_path / "mark"
+    url = url.replace("MARK", str(mark))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    for act in (
+        lambda: remote.list_remote(url, tmp_path / "cache"),
+        lambda: ShardDataModule(url, val_shards=1, cache=tmp_path / "cache").train_dataloader(),
+        lambda: list_shards(url),
+        lambda: open_shards(url),
+    ):
+        with pytest.raises(ValueError, match=r"environment|no place to read|by way of a cache"):
+            act()
+    assert not mark.exists() and not (tmp_path / "cache").exists()
+
+
+def test_a_refusal_does_not_repeat_the_secret():
+    for url in ("https://name:secret@host/a.tar", "https://host/a.tar?Signature=secret"):
+        with pytest.raises(ValueError, match="host") as refused:
+            remote.check_url(url)
+        assert "secret" not in str(refused.value)
+
+
+def test_names_from_elsewhere_stay_in_the_cache(tmp_path):
+    for url in (
+        "http://host/..%2f..%2fx.tar",
+        "s3://b/a/.hidden.tar",
+        "s3://b/" + "y" * 900 + ".tar",
+    ):
+        (path,) = remote.list_remote(url, tmp_path / "cache")
+        assert path.parent == tmp_path / "cache" and len(path.name) < 90
+        assert not path.name.startswith(".")
+
+
+def test_equal_names_of_two_places_do_not_meet(tmp_path):
+    one, other = (remote.list_remote(f"s3://{b}/0.tar", tmp_path)[0] for b in "ab")
+    assert one != other
+
+
+def test_nothing_half_read_is_left_when_a_server_fails(served, tmp_path):
+    _, url, asked = served
+    (path,) = remote.list_remote(f"{url}/short.tar", tmp_path / "cache")
+    with pytest.raises(ConnectionError, match=r"short\.tar cannot be read after 5 attempts"):
+        remote.fetch(path)
+    assert len(asked) >= 5
+    assert not path.exists() and not list(path.parent.glob("*.tmp"))
+    (path,) = remote.list_remote(f"{url}/nowhere.tar", tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        remote.fetch(path)
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9/"):
+        remote.fetch(remote.list_remote("http://127.0.0.1:9/a.tar", tmp_path / "cache")[0])
+
+
+def test_a_missing_store_is_named(tmp_path, monkeypatch):
+    import fsspec
+
+    def absent(url, **_):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
+    with pytest.raises(ValueError, match=r"s3fs.*\[cloud\]"):
+        remote.list_remote("s3://bucket/folder", tmp_path)
