@@ -4,12 +4,14 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 QUICK ?=
 HOURS ?= 2
+COCO_ROOT ?= data/coco
+MODEL ?= models/emoji
 SCALE := $(if $(QUICK),quick,emoji)
 METRICS := $(if $(QUICK),quick,offline)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test data-emoji demo train-emoji clean
+.PHONY: help setup lint format test data-emoji data-coco eval-coco demo train-emoji clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +38,13 @@ test: lint ## Lint, then run the tests
 
 data-emoji: setup ## Make the emoji scenes, set S
 	$(RUN) src/prepare.py emoji --set S
+
+data-coco: setup ## Fetch MS-COCO val2014 into COCO_ROOT: 7 GB, resumable, checked
+	$(RUN) src/prepare.py coco --out $(COCO_ROOT)
+
+eval-coco: setup ## Evaluate MODEL on COCO_ROOT as papers do: 30,000 captions, 256 px
+	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco metrics=full \
+		out=$(MODEL)/coco
 
 demo: setup ## Train every stage on emoji scenes and draw: half an hour on two cores; QUICK=1: minutes
 	for stage in $(STAGES); do \

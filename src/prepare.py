@@ -11,6 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="DATA SET")
     _add_emoji(commands)
+    _add_coco(commands)
     _add_folder(commands)
     _add_coco(commands)
     options = parser.parse_args(arguments)
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mend = f"pip install -e '.[{options.extra}]'"
         print(f"prepare.py: {error.name} is not installed: {mend}", file=sys.stderr)
         return 2
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"prepare.py: {error}", file=sys.stderr)
         return 2
     return 0
@@ -121,6 +122,19 @@ def _build(options: argparse.Namespace, found) -> str:
         seed=options.seed,
     )
     return build(found, options.out, settings, workers=options.workers, overwrite=options.overwrite)
+
+
+def _add_coco(commands) -> None:
+    parser = commands.add_parser("coco", help="fetch MS-COCO's val2014, to evaluate on: 7 GB")
+    parser.add_argument("--out", type=Path, default=Path("data/coco"), help="the folder")
+    parser.add_argument("--source", help="a mirror with the same files")
+    parser.set_defaults(function=_coco, extra="evaluation")
+
+
+def _coco(options: argparse.Namespace) -> str:
+    from unclip.data.coco import SOURCE, fetch
+
+    return fetch(options.out, source=options.source or SOURCE)
 
 
 if __name__ == "__main__":
