@@ -40,7 +40,7 @@ data-emoji: setup ## Make the emoji scenes, set S
 	$(RUN) src/prepare.py emoji --set S
 
 data-coco: setup ## Fetch MS-COCO val2014 into COCO_ROOT: 7 GB, resumable, checked
-	$(RUN) src/prepare.py coco --out $(COCO_ROOT)
+	$(RUN) src/prepare.py fetch-coco --out $(COCO_ROOT)
 
 eval-coco: setup ## Evaluate MODEL on COCO_ROOT as papers do: 30,000 captions, 256 px
 	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco metrics=full \

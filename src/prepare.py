@@ -11,9 +11,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="DATA SET")
     _add_emoji(commands)
-    _add_coco(commands)
     _add_folder(commands)
     _add_coco(commands)
+    _add_fetch_coco(commands)
     options = parser.parse_args(arguments)
     try:
         print(options.function(options))
@@ -124,14 +124,14 @@ def _build(options: argparse.Namespace, found) -> str:
     return build(found, options.out, settings, workers=options.workers, overwrite=options.overwrite)
 
 
-def _add_coco(commands) -> None:
-    parser = commands.add_parser("coco", help="fetch MS-COCO's val2014, to evaluate on: 7 GB")
+def _add_fetch_coco(commands) -> None:
+    parser = commands.add_parser("fetch-coco", help="MS-COCO's val2014, to evaluate on: 7 GB")
     parser.add_argument("--out", type=Path, default=Path("data/coco"), help="the folder")
     parser.add_argument("--source", help="a mirror with the same files")
-    parser.set_defaults(function=_coco, extra="evaluation")
+    parser.set_defaults(function=_fetch_coco, extra="evaluation")
 
 
-def _coco(options: argparse.Namespace) -> str:
+def _fetch_coco(options: argparse.Namespace) -> str:
     from unclip.data.coco import SOURCE, fetch
 
     return fetch(options.out, source=options.source or SOURCE)
