@@ -3,12 +3,13 @@
 import unclip  # isort: skip # noqa: F401 (first: torchvision then imports beside a CPU torch)
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import TQDMProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from train import build, prepare
-from unclip.training.embeddings import embed_shards
+from unclip.training.embeddings import ShardEmbedding
+from unclip.training.trainer import quieten
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="embed")
@@ -16,15 +17,21 @@ def main(cfg: DictConfig) -> None:
     """Embeds the training and validation splits; what is there already is left alone."""
     cfg.run_folder = HydraConfig.get().runtime.output_dir
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    quieten()
     try:
         prepare(config, HydraConfig.get().overrides.task)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        embedder = build(config["embedder"]["build"]).to(device)
+        embedder = build(config["embedder"]["build"])
         data = build(config["data"])()
-        shards = embed_shards(embedder, data.sources(), workers=data.workers)
+        module = ShardEmbedding(embedder, data.sources(), workers=data.workers)
+        trainer = build(config["trainer"])(callbacks=[TQDMProgressBar()], loggers=[])
+        trainer.predict(module, return_predictions=False)
     except (FileNotFoundError, ChildProcessError) as error:  # their text says what to do
         raise SystemExit(f"embed.py: {error}") from None
-    print(f"embedded {shards} shards of {data.root} with CLIP {embedder.fingerprint}")
+    rate = f", {module.images / module.seconds:.0f} images/s" if module.images else ""
+    print(
+        f"rank {trainer.global_rank}: embedded {module.shards} shards of {data.root} "
+        f"with CLIP {embedder.fingerprint}{rate}"
+    )
 
 
 if __name__ == "__main__":

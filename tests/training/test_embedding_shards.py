@@ -1,0 +1,85 @@
+"""Embedding on several devices, and what training makes of stored embeddings."""
+
+import unclip  # isort: skip # noqa: F401
+
+import shutil
+from types import SimpleNamespace
+
+import torch
+from lightning.pytorch import Trainer
+from tiny_shards import write_shards
+
+from unclip.data.embeddings import read_embeddings
+from unclip.data.module import ShardDataModule
+from unclip.training.embeddings import ShardEmbedding, embed_shards
+
+
+class MeanColour:
+    """An embedder whose embedding is the mean colour."""
+
+    fingerprint, image_size, device = "0123456789abcdef", 32, torch.device("cpu")
+    embedding_dim = 3
+
+    def to(self, device):
+        return self
+
+    def image(self, image):
+        return image.float().mean((2, 3)) / 255
+
+    def __call__(self, batch):
+        batch = dict(batch)
+        if "image_embedding" not in batch:
+            batch["image_embedding"] = self.image(batch["image"])
+        return batch
+
+
+def stored(root, embedder):
+    found = {}
+    for shard in sorted(root.glob("*/64/*.tar")):
+        rows, table = read_embeddings(shard, embedder.fingerprint)
+        found[shard.relative_to(root)] = {key: table[row].tolist() for key, row in rows.items()}
+    return found
+
+
+def test_ranks_embed_disjoint_shards_that_together_are_all(tmp_path):
+    root = write_shards(tmp_path / "data", shards=3)
+    alone = tmp_path / "alone"
+    shutil.copytree(root, alone)
+    embedder = MeanColour()
+    embed_shards(embedder, [alone / "train" / "64", alone / "val" / "64"])
+    parts = []
+    for rank in range(2):
+        module = ShardEmbedding(embedder, [root / "train" / "64", root / "val" / "64"])
+        module._trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        parts.append([path.parent.parent.name + path.name for path in module.predict_dataloader()])
+        for shard in module.predict_dataloader():
+            module.predict_step(shard, 0)
+        assert not list(module.predict_dataloader())  # what is done is not done again
+    assert len(parts[0]) == len(parts[1]) == 3 and not set(parts[0]) & set(parts[1])
+    assert stored(root, embedder) == stored(alone, embedder)
+
+
+def test_a_trainer_embeds(tmp_path):
+    root = write_shards(tmp_path / "data")
+    module = ShardEmbedding(MeanColour(), [root / "train" / "64"], batch_size=5)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    for expected in (24, 24):  # the second time there is nothing left
+        trainer.predict(module, return_predictions=False)
+        assert module.images == expected and module.shards == 2
+
+
+def test_stored_embeddings_are_those_of_the_fly(tmp_path):
+    """Equal but for float16's rounding, so the loss is the same."""
+    root = write_shards(tmp_path / "data")
+    embedder = MeanColour()
+    embed_shards(embedder, [root / "train" / "64", root / "val" / "64"])
+    batches = []
+    for embeddings in (embedder.fingerprint, None):
+        data = ShardDataModule(root, batch_size=24, workers=0, embeddings=embeddings)
+        (batch,) = data.train_dataloader()
+        batches.append(embedder(batch))
+    kept, fresh = batches
+    assert kept["key"] == fresh["key"]
+    assert torch.allclose(kept["image_embedding"], fresh["image_embedding"], atol=5e-4)
