@@ -11,7 +11,7 @@ METRICS := $(if $(QUICK),quick,offline)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test data-emoji data-coco eval-coco demo train-emoji clean
+.PHONY: help setup lint format test data-emoji data-coco eval-coco demo train-emoji bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,9 @@ train-emoji: setup ## Train every stage on set M, 64 concepts, for HOURS hours o
 		$(RUN) src/train.py stage=$$stage scale=emoji_m upstream=train trainer.effort=$(HOURS) \
 		|| exit 1; done
 	$(RUN) src/evaluate.py model=models/emoji_m data=emoji_m
+
+bench: setup ## Time training and sampling beside diffusers, GLIDE and DALLE2-pytorch: ten minutes
+	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
 
 clean: ## Remove caches; data, models and runs stay
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
