@@ -124,15 +124,16 @@ def test_samples(root):
                 *("relation", "held_out", "index"),
             }
             assert len(description["captions"]) == 5
-            assert description["index"] == int(key.removesuffix("-swap"))
+            assert description["index"] == int(key.partition("-")[0])
             indices.add(description["index"])
             for thing in description["objects"]:
                 x, y, width, height = thing["box"]
                 assert min(x, y) >= 0 and max(x + width, y + height) <= 1
     assert indices == set(range(48))
     assert keys == sorted(keys) and len(keys) == len(set(keys))
-    twins = [at for at, key in enumerate(keys) if key.endswith("-swap")]
-    assert twins and all(keys[at - 1] == keys[at].removesuffix("-swap") for at in twins)
+    twins = [at for at, key in enumerate(keys) if "-" in key]
+    assert {keys[at].partition("-")[2] for at in twins} == {"swap", "other"}
+    assert all(keys[at - 1] == keys[at].partition("-")[0] for at in twins)
 
 
 def test_larger_pictures_show_the_first_of_the_same_scenes(root):

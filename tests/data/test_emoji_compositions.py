@@ -116,7 +116,8 @@ def test_held_out_split_has_every_kind_that_can_be_held_out():
 def test_shares_of_pictures_are_as_asked():
     kinds = Counter(scene.kind for scene in _scenes("M", "train", 4000))
     shares = {kind: count / kinds.total() for kind, count in kinds.items()}
-    expected = {"single": 0.4, "recoloured": 0.2, "pair": 0.2, "count": 0.1, "coloured_pair": 0.1}
+    weights = {"single": 40, "recoloured": 40, "pair": 20, "count": 10, "coloured_pair": 10}
+    expected = {kind: weight / 120 for kind, weight in weights.items()}
     assert shares == pytest.approx(expected, abs=0.025)
 
 
@@ -140,6 +141,26 @@ def test_a_twin_has_its_objects_in_each_others_place():
         for first, second in (scene.items, twin.items):
             axis = "y" if scene.relation == "above" else "x"
             assert getattr(first, axis) + (first.extent + second.extent) / 2 < getattr(second, axis)
+
+
+def test_a_recoloured_object_s_twin_is_another_one_in_its_place():
+    groups = [scenes("S", seed=0, split="train", index=index) for index in range(200)]
+    groups = [group for group in groups if group[0].kind == "recoloured"]
+    assert len(groups) > 20
+    for scene, twin in groups:
+        (item,), (other,) = scene.items, twin.items
+        assert other.concept != item.concept and other._replace(concept=item.concept) == item
+        assert twin.key == f"{scene.key}-other" and not is_held_out(twin)
+        assert twin.background == scene.background
+
+
+def test_test_splits_have_no_such_twins():
+    for split in ("val", "test_seen", "test_held_out"):
+        assert all(
+            len(scenes("S", seed=0, split=split, index=index)) == 1
+            for index in range(200)
+            if scenes("S", seed=0, split=split, index=index)[0].kind == "recoloured"
+        )
 
 
 def test_no_object_has_the_colour_of_its_background():

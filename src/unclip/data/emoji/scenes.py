@@ -68,7 +68,12 @@ class Scene(NamedTuple):
 
 
 def scenes(name: str, *, seed: int, split: str, index: int) -> tuple[Scene, ...]:
-    """The scene at `index`; a pair is followed by its twin with the two objects swapped."""
+    """The scene at `index`, followed by its twin where it has one.
+
+    A twin differs in what CLIP finds hard, and the two of them stand in one batch: of a pair the
+    objects are swapped; in training, a recoloured object is another one in the same place and
+    colour.
+    """
     draw = random.Random(f"{seed}/{name}/{split}/{index}")
     held_out = split == "test_held_out"
     weights = KIND_WEIGHTS[name]
@@ -78,7 +83,11 @@ def scenes(name: str, *, seed: int, split: str, index: int) -> tuple[Scene, ...]
     taken = {item.colour or item.concept.colour for item in items}
     background = draw.choice([colour for colour in BACKGROUNDS if colour not in taken])
     scene = Scene(f"{index:08d}", index, kind, items, relation, background, held_out)
-    return (scene,) if relation is None else (scene, _twin(scene))
+    if relation is not None:
+        return scene, _swapped(scene)
+    if kind == "recoloured" and split == "train":
+        return scene, _another(scene, name, draw)
+    return (scene,)
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -91,11 +100,23 @@ def is_held_out(scene: Scene) -> bool:
     return is_count_held_out(concepts_[0], len(concepts_))
 
 
-def _twin(scene: Scene) -> Scene:
+def _swapped(scene: Scene) -> Scene:
     """The same scene with its two objects in each other's place."""
     first, second = scene.items
     swapped = (second._replace(x=first.x, y=first.y), first._replace(x=second.x, y=second.y))
     return scene._replace(key=f"{scene.key}-swap", items=swapped)
+
+
+def _another(scene: Scene, name: str, draw: random.Random) -> Scene:
+    """The same scene with another concept that may be seen in its object's colour."""
+    (item,) = scene.items
+    others = [
+        concept
+        for concept, colour in cells(name, held_out=False)
+        if colour == item.colour and concept != item.concept
+    ]
+    other = item._replace(concept=draw.choice(others))
+    return scene._replace(key=f"{scene.key}-other", items=(other,))
 
 
 def _single(name: str, held_out: bool, draw: random.Random):
