@@ -347,7 +347,7 @@ def _quietly(metric: type, **settings):
     """A torchmetrics metric without its warning that it keeps features, which lie here anyway."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
-        return metric(**settings)
+        return metric(sync_on_compute=False, **settings)  # rank 0 has all features
 
 
 @contextmanager

@@ -124,6 +124,11 @@ class ClipNetwork(nn.Module):
         self.num_features = embedder.embedding_dim
         self.fingerprint = embedder.fingerprint
         self.model = embedder.model  # so that .to(device) moves it
+        self.eval()
+
+    def train(self, mode: bool = True) -> "ClipNetwork":
+        """Stay in eval mode."""
+        return super().train(False)
 
     @torch.no_grad()
     def forward(

