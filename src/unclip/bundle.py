@@ -6,6 +6,7 @@ define, no larger than the tensors that lie beside it.
 
 import importlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -194,6 +195,23 @@ def load_stage(
         raise ValueError(f"{path} cannot be read: {error}") from error
     stage.load_state_dict(tensors, assign=True)
     return stage.to(device).requires_grad_(False).eval()
+
+
+def weight_bytes(path: str | Path, dtype: torch.dtype = torch.float32) -> int:
+    """What a stage takes in memory once `load_stage` has loaded it in `dtype`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged.
+    """
+    shapes = _read_header(Path(path))[1]
+    total = 0
+    for key, described in shapes.items():
+        kind, _, shape = described.partition(" ")
+        network = key.startswith(_NETWORKS) and kind == "float"
+        each = dtype.itemsize if network else torch.float32.itemsize
+        total += each * math.prod(json.loads(shape))
+    return total
 
 
 @torch.inference_mode(False)

@@ -25,8 +25,10 @@ from unclip.bundle import (
     read_metadata,
     stage_file,
     train_command,
+    weight_bytes,
 )
 from unclip.clip import ClipEmbedder
+from unclip.memory import check_fits
 from unclip.stages import Stage
 
 MAKES = {64: "decoder", 256: "upsampler_256", 1024: "upsampler_1024"}
@@ -60,7 +62,8 @@ class Cascade:
     not pictures. `progress(stage, step, steps)`: called after each sampler step, over all batches.
 
     All raise `FileNotFoundError` for a stage that the bundle lacks, with the command that trains
-    it, and `ValueError` for arguments that make no sense together.
+    it, `ValueError` for arguments that make no sense together, and `MemoryError`, before anything
+    is loaded, for stages that will not fit.
     """
 
     def __init__(
@@ -69,12 +72,18 @@ class Cascade:
         metadata: Mapping[str, StageMetadata],
         device: torch.device | str,
         embedder: ClipEmbedder | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ):
         self.folder = folder
         self.metadata = dict(metadata)
         self.device = torch.device(device)
+        self.dtype = dtype
+        self.offload = offload
+        self._clip_device = torch.device("cpu") if offload else self.device
         self._stages: dict[str, Stage] = {}
-        self._embedder = None if embedder is None else embedder.to(self.device)
+        self._embedder = None if embedder is None else embedder.to(self._clip_device)
 
     @classmethod
     def load(
@@ -83,6 +92,8 @@ class Cascade:
         *,
         device: torch.device | str | None = None,
         embedder: ClipEmbedder | None = None,
+        dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ) -> "Cascade":
         """Opens a bundle: reads what its files say of themselves, and their weights when needed.
 
@@ -90,6 +101,9 @@ class Cascade:
             path: the folder, `models/NAME`.
             device: None is a GPU if there is one.
             embedder: a CLIP in place of the bundle's, such as the public one it was trained with.
+            dtype: of the networks, such as bfloat16 or float16 for large ones on a GPU.
+            offload: keep one stage at a time on the device, each read anew when it is its turn, and
+                the CLIP on the CPU.
 
         Raises:
             FileNotFoundError: if it holds no stage.
@@ -108,21 +122,26 @@ class Cascade:
         for name, written in metadata.items():
             _check_belongs(files[name], name, written, clip)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(folder, metadata, device, embedder)
+        return cls(folder, metadata, device, embedder, dtype=dtype, offload=offload)
 
     @property
     def embedder(self) -> ClipEmbedder:
         """The bundle's CLIP."""
         if self._embedder is None:
             self._require("clip")
-            self._embedder = load_embedder(stage_file(self.folder, "clip"), self.device)
+            path = stage_file(self.folder, "clip")
+            self._embedder = load_embedder(path, self._clip_device, self.dtype)
         return self._embedder
+
+    def weight_bytes(self, *names: str) -> dict[str, int]:
+        """The memory that stages take, by their names."""
+        return {name: weight_bytes(stage_file(self.folder, name), self.dtype) for name in names}
 
     def stage(self, name: str) -> Stage:
         """A stage by its name."""
         if name not in self._stages:
             self._require(name)
-            stage = load_stage(stage_file(self.folder, name), self.device)
+            stage = load_stage(stage_file(self.folder, name), self.device, self.dtype)
             for attribute, value in _JOINTS.get(name, {}).items():
                 if (own := getattr(stage, attribute)) != value:
                     raise ValueError(
@@ -266,7 +285,8 @@ class Cascade:
         """A stage's batch: captions encoded, 8-bit pictures in [-1, 1]."""
         for key, value in list(batch.items()):
             if key == "caption":
-                batch.update(self.embedder.text(value)._asdict())
+                text = self.embedder.text(value)._asdict()
+                batch.update({name: part.to(self.device) for name, part in text.items()})
             else:
                 value = value.to(self.device)
                 batch[key] = value.float() / 127.5 - 1 if value.dtype == torch.uint8 else value
@@ -281,6 +301,12 @@ class Cascade:
                     f"{stage_file(self.folder, name)} is missing: "
                     f"train it with `{train_command(name)}`"
                 )
+        missing = [name for name in names if name not in self._stages and name != "clip"]
+        if self.offload and missing:
+            self._stages.clear()
+        check_fits(self.weight_bytes(*missing), self.device, together=not self.offload)
+        if "clip" in names and self._embedder is None:
+            check_fits(self.weight_bytes("clip"), self._clip_device, together=True)
 
 
 def stages_for(size: int) -> list[str]:

@@ -1,0 +1,57 @@
+"""Large models: dtypes, one stage at a time, and a word before what will not fit."""
+
+import pytest
+import tiny_bundle
+import torch
+
+from unclip import Cascade, bundle, memory
+
+RUN = {"seeds": [0, 1], "size": 256, "steps": {"prior": 2, "decoder": 2, "upsampler_256": 2}}
+PROMPTS = ["a red fox", "a blue house"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def test_weight_bytes_are_those_that_are_loaded(folder):
+    for name in ("prior", "decoder"):
+        path = bundle.stage_file(folder, name)
+        for dtype in (torch.float32, torch.bfloat16):
+            stage = bundle.load_stage(path, dtype=dtype)
+            held = sum(tensor.nbytes for tensor in stage.state_dict().values())
+            assert bundle.weight_bytes(path, dtype) == held
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_draw_nearly_the_same(folder, dtype):
+    plain = Cascade.load(folder, device="cpu").text_to_image(PROMPTS, **RUN)
+    other = Cascade.load(folder, device="cpu", dtype=dtype).text_to_image(PROMPTS, **RUN)
+    difference = (plain.images[256].float() - other.images[256].float()).abs()
+    assert difference.mean() < (4 if dtype == torch.bfloat16 else 0.01)
+
+
+def test_offload_keeps_one_stage_and_draws_the_same(folder):
+    plain = Cascade.load(folder, device="cpu").text_to_image(PROMPTS, **RUN)
+    cascade = Cascade.load(folder, device="cpu", offload=True)
+    pictures = cascade.text_to_image(PROMPTS, **RUN)
+    assert torch.equal(pictures.images[256], plain.images[256])
+    assert list(cascade._stages) == ["upsampler_256"]
+
+
+def test_what_will_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
+    sizes = Cascade.load(folder, device="cpu").weight_bytes("prior", "decoder")
+    monkeypatch.setattr(memory, "free_memory", lambda device: max(sizes.values()) + 1)
+    cascade = Cascade.load(folder, device="cpu")
+    with pytest.raises(MemoryError, match=r"prior .* decoder .* offload"):
+        cascade.text_to_image(PROMPTS, **{**RUN, "size": 64})
+    assert not cascade._stages
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    with pytest.raises(MemoryError, match="one at a time"):
+        Cascade.load(folder, device="cpu", offload=True).stage("prior")
+
+
+def test_the_cpu_says_how_much_is_free():
+    free = memory.free_memory(torch.device("cpu"))
+    assert free is None or 2**20 < free < 2**50
