@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
-from setting import DecoderSize, PriorSize, Problem, Setting
+from setting import Problem, Setting
 from torch import Tensor, nn
 
 # stage → contender → the module and class of it; ours comes first, peers are measured against it
@@ -79,9 +79,13 @@ class Contender:
         """A whole guided sample of one prompt, by the project's own sampler."""
         raise NotImplementedError
 
+    def _mode(self, *, training: bool) -> None:
+        if self.modules.training != training:  # it walks through all modules
+            self.modules.train(training)
+
     def train(self) -> None:
         """Forward, backward and optimizer step."""
-        self.modules.train()
+        self._mode(training=True)
         with self.setting.autocast():
             prediction = self.predict()
         F.mse_loss(prediction.float(), self.target()).backward()
@@ -91,7 +95,7 @@ class Contender:
     @torch.inference_mode()
     def step(self) -> None:
         """One evaluation while sampling, all prompts prepared before."""
-        self.modules.eval()
+        self._mode(training=False)
         with self.setting.autocast():
             if self._step is None:
                 self._step = self.prepare()
@@ -100,17 +104,15 @@ class Contender:
     @torch.inference_mode()
     def sample(self) -> None:
         """One guided sample from its prompt to its end."""
-        self.modules.eval()
+        self._mode(training=False)
         with self.setting.autocast():
             self.draw(self.problem.first())
 
 
-def build(stage: str, name: str, size: DecoderSize | PriorSize, setting: Setting) -> Contender:
-    """A contender by its name."""
+def find(stage: str, name: str) -> type[Contender]:
+    """A contender's class by its name; imports its project."""
     module, cls = CONTENDERS[stage][name]
-    torch.set_num_threads(setting.threads)
-    torch.set_float32_matmul_precision("high")
-    return getattr(importlib.import_module(module), cls)(size, setting)
+    return getattr(importlib.import_module(module), cls)
 
 
 def not_installed(name: str) -> str | None:

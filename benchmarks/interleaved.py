@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from contender import build
+from contender import find
 from machine import PeakMemory
 from setting import DecoderSize, PriorSize, Setting
 
@@ -121,8 +121,11 @@ def _serve(
     """The process's own loop: builds the contender, then does what it is told."""
     warnings.simplefilter("ignore", FutureWarning)
     try:
-        peak = PeakMemory(setting.device)  # before there is anything
-        contender = build(stage, name, size, setting)
+        torch.set_num_threads(setting.threads)
+        torch.set_float32_matmul_precision("high")
+        contender_class = find(stage, name)
+        peak = PeakMemory(setting.device)  # before there is anything but code
+        contender = contender_class(size, setting)
         connection.send(
             {
                 "parameters": contender.parameters,

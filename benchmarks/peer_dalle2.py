@@ -26,20 +26,22 @@ class Decoder(Contender):
             Unet,
             image_embed_dim=size.embedding_dim,
             text_embed_dim=size.embedding_dim,
-            cond_dim=size.context_width,
             dim_mults=size.multipliers,
             num_resnet_blocks=size.blocks,
             self_attn=tuple(level in size.attention_levels for level in levels),
-            attn_dim_head=size.head_width,
-            attn_heads=8,
             max_text_len=size.tokens,
             cond_on_text_encodings=True,
             cond_on_image_embeds=True,
             channels_out=6,
         )
-        network = nearest(
-            make, ({"dim": 8 * k} for k in range(1, 17)), _count(ours.decoder_network(size))
-        ).to(setting.device)
+        choices = [
+            {"dim": dim, "cond_dim": context_width}
+            for dim, context_width in product(
+                (size.channels - 8, size.channels, size.channels + 8),
+                (size.context_width // 4, size.context_width // 2, size.context_width),
+            )
+        ]
+        network = nearest(make, choices, _count(ours.decoder_network(size))).to(setting.device)
         optimizer = get_optimizer(network.parameters())
         super().__init__(network, optimizer, problem, setting)
         self.diffusion = Diffusion(
