@@ -2,6 +2,7 @@
 
 import unclip  # isort: skip # noqa: F401 (first: torchvision then imports beside a CPU torch)
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,12 @@ def train(config: dict[str, Any]) -> float | None:
     for logger in trainer.loggers:
         logger.log_hyperparams(config)
     trainer.fit(module, data, ckpt_path=config["resume"])
-    objective = trainer.callback_metrics.get(config["objective"])
-    return None if objective is None else float(objective)
+    measured = trainer.callback_metrics.get(config["objective"])
+    objective = None if measured is None else float(measured)
+    if trainer.is_global_zero:  # where a sweep finds it
+        result = {"name": config["objective"], "value": objective}
+        Path(config["run_folder"], "objective.json").write_text(json.dumps(result) + "\n")
+    return objective
 
 
 def build(config: Any) -> Any:
