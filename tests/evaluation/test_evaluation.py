@@ -28,6 +28,7 @@ from unclip.evaluation.networks import ClipNetwork, judge
 from unclip.evaluation.protocol import Protocol
 from unclip.evaluation.ranks import Ranks, joined
 from unclip.evaluation.sampling import Sampling, Settings
+from unclip.evaluation.scores import Metric, mean_score
 from unclip.evaluation.sources import open_source
 
 COUNT = 20
@@ -111,6 +112,7 @@ def test_an_evaluation_says_all_that_its_numbers_rest_on(evaluation, model, data
     results = outcome.results
     assert results["n"] == COUNT and results["n_reference"] == 24
     assert results["key"].startswith("tiny-64-n20-")
+    assert results["scores"]["fd_patches"]["n_real"] == COUNT  # of the other split, all of them
     for score in results["scores"].values():
         assert score["n"] == COUNT and score["real"] is not None and score["interval"]
     made = results["made_with"]
@@ -385,3 +387,33 @@ def test_a_line_for_every_picture(evaluation, model, data, tmp_path):
     mean = sum(float(row["clip_score_judge"]) for row in rows) / COUNT
     assert mean == pytest.approx(values(outcome)["clip_score_judge"], rel=1e-4)
     assert {"precision_patches", "r_precision_judge"} <= rows[0].keys()
+
+
+class Count(Metric):
+    """A measure of the pictures themselves, as a probe would be."""
+
+    needs_prompts = True
+
+    def __call__(self, evidence):
+        images = evidence.pictures.load(range(evidence.pictures.count))
+        assert len(images) == len(evidence.prompts) == len(evidence.about)
+        asked = [about.get("tag") for about in evidence.about]
+        right = torch.tensor([float(tag == "known") for tag in asked])
+        return {"share": mean_score(right, seed=0, better="higher")}
+
+
+def test_a_metric_of_its_own_sees_pictures_prompts_and_what_is_known_of_them(
+    evaluation, model, tmp_path
+):
+    lines = [{"prompt": f"a red square {k}", "tag": "known" if k else "other"} for k in range(4)]
+    (tmp_path / "probe.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    protocol = replace(
+        PROTOCOL, format="prompts", split="probe", reference="probe", repeats=2, count=4
+    )
+    run = replace(evaluation, protocol=protocol, metrics=evaluation.metrics | {"count": Count()})
+    outcome = run(data=tmp_path, out=tmp_path, model=model)
+    assert values(outcome)["share"] == 6 / 8
+    assert outcome.results["scores"]["clip_score_judge"]["n"] == 8
+    assert outcome.scored.not_available.keys() == {"frechet", "kernel", "manifold"}
+    pictures = outcome.folder.load(range(2), protocol)
+    assert not torch.equal(pictures[0], pictures[1])  # each repeat has noise of its own

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 import torch
 from PIL import Image
+from tiny_shards import write_shards
 
 from unclip.evaluation.protocol import Item, Protocol
 from unclip.evaluation.sources import open_source, prepare, stack
@@ -39,6 +40,7 @@ def test_every_setting_is_hashed():
         reference="train",
         reference_count=5,
         network="effnet_lite0",
+        repeats=4,
         seed=1,
     )
     keys |= {protocol(**{name: value}).key("data", 20) for name, value in changes.items()}
@@ -153,3 +155,27 @@ def test_the_resize_is_pillows_antialiased_lanczos(factor):
     noise = Image.effect_noise((32 * factor, 32 * factor), 80).convert("RGB")
     expected = noise.resize((32, 32), Image.Resampling.LANCZOS)
     assert prepare(noise, protocol())[1, 4, 9] == expected.getpixel((9, 4))[1]
+
+
+def test_prompts_alone_are_read_with_all_that_their_line_says(tmp_path):
+    alone = protocol(format="prompts", split="geneval", captions="first", repeats=2)
+    with pytest.raises(FileNotFoundError, match=r"geneval\.jsonl"):
+        open_source(tmp_path, "geneval", alone)
+    lines = [{"tag": "colors", "prompt": f"a photo of {k} dogs", "include": []} for k in range(3)]
+    file = tmp_path / "geneval.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    source = open_source(tmp_path, "geneval", alone)
+    assert not source.has_pictures and source.items[1].about == lines[1]
+    drawn = alone.draw(source.items)
+    assert [prompt.id for prompt in drawn[:3]] == ["00000-0", "00000-1", "00001-0"]
+    assert [prompt.item for prompt in drawn] == [0, 0, 1, 1, 2, 2]
+    file.write_text("no json")
+    with pytest.raises(ValueError, match="line 1"):
+        open_source(tmp_path, "geneval", alone)
+
+
+def test_shards_say_what_is_in_a_scene(tmp_path):
+    shards = protocol(format="shards", split="val", resolution=64)
+    root = write_shards(tmp_path, splits=("val",), pictures=6)
+    items = open_source(root, "val", shards).items
+    assert items[1].about["captions"] == list(items[1].captions)

@@ -20,7 +20,7 @@ from unclip.evaluation.ranks import Ranks
 from unclip.evaluation.report import surroundings
 from unclip.evaluation.sampling import Settings
 from unclip.evaluation.scores import Metric
-from unclip.evaluation.scoring import Scored, Scorer
+from unclip.evaluation.scoring import Material, Scored, Scorer
 from unclip.evaluation.sources import open_source
 
 FORMAT = 2
@@ -108,9 +108,9 @@ class Evaluation:
         else:
             folder = PictureFolder.read(Path(generated))
         sampled = time.perf_counter()
-        scored = self._scorer()(
-            folder, reference, source, drawn, own_clip=folder.settings.get("clip"), ranks=ranks
-        )
+        material = Material(folder, source, reference, drawn)
+        scorer = self._scorer()
+        scored = scorer(material, own_clip=folder.settings.get("clip"), ranks=ranks)
         if not ranks.first:
             return None
         seconds = {"sample": sampled - started, "score": time.perf_counter() - sampled}
@@ -122,7 +122,7 @@ class Evaluation:
             "protocol": self.protocol.describe(),
             "key": self.protocol.key(fingerprint, len(folder.rows)),
             "n": len(folder.rows),
-            "n_reference": len(reference.items[: self.protocol.reference_count]),
+            "n_reference": len(scorer.reference(material)),
             "scores": {name: score.plain() for name, score in scored.scores.items()},
             "not_available": scored.not_available,
             "seed": self.settings.seed,

@@ -35,6 +35,7 @@ class Frechet(Metric):
 
     network: str
     resamples: int = 10
+    needs_reference = True
 
     def __call__(self, evidence: Evidence) -> dict[str, Score]:
         """The distance, with the real pictures' own as its floor."""
@@ -67,6 +68,7 @@ class Kernel(Metric):
     network: str
     subsets: int = 100
     subset_size: int = 1000
+    needs_reference = True
 
     def __call__(self, evidence: Evidence) -> dict[str, Score]:
         """The distance; its error is the subsets' spread, scaled from their size to the whole."""
@@ -119,6 +121,7 @@ class Cmmd(Metric):
     network: str
     sigma: float = 10.0
     resamples: int = 10
+    needs_reference = True
 
     def __call__(self, evidence: Evidence) -> dict[str, Score]:
         """The discrepancy."""
@@ -172,6 +175,7 @@ class Manifold(Metric):
 
     network: str
     neighbours: int = 3
+    needs_reference = True
 
     def __call__(self, evidence: Evidence) -> dict[str, Score]:
         """The four shares."""

@@ -2,18 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from unclip.data.choosing import seeded
 
 
 class Item(NamedTuple):
-    """A real picture as a source lists it."""
+    """A real picture as a source lists it, or a prompt that has none.
+
+    Attributes:
+        id: its name.
+        captions: at least one.
+        about: what else the source says of it, such as the objects in the scene.
+    """
 
     id: str
     captions: tuple[str, ...]
+    about: Mapping[str, Any] = MappingProxyType({})
 
 
 class Prompt(NamedTuple):
@@ -33,7 +41,8 @@ class Protocol:
 
     Args:
         name: such as "coco14-30k".
-        format: how the data lie, "shards" (ROOT/SPLIT/SIZE/*.tar) or "coco" (COCO's folders).
+        format: how the data lie, "shards" (ROOT/SPLIT/SIZE/*.tar), "coco" (COCO's folders) or
+            "prompts" (ROOT/SPLIT.jsonl, a line {"prompt": …} each, as GenEval's; no pictures).
         split: whose captions are drawn, such as "val2014".
         captions: "one_per_image" draws `count` different pictures and one caption of each, "any"
             draws `count` of all captions, so that a picture may come twice; "first" takes the
@@ -45,11 +54,12 @@ class Protocol:
         reference: the split that the pictures are measured against.
         reference_count: its first pictures; None is the whole split.
         network: the feature network of the headline number.
+        repeats: pictures of each prompt, each with noise of its own.
         seed: of the draw.
     """
 
     name: str
-    format: Literal["shards", "coco"]
+    format: Literal["shards", "coco", "prompts"]
     split: str
     captions: Literal["one_per_image", "any", "first"]
     count: int
@@ -59,11 +69,12 @@ class Protocol:
     reference: str
     reference_count: int | None = None
     network: str
+    repeats: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         choices = {
-            "format": ("shards", "coco"),
+            "format": ("shards", "coco", "prompts"),
             "captions": ("one_per_image", "any", "first"),
             "crop": ("centre", "none"),
             "filter": ("lanczos", "bicubic"),
@@ -71,7 +82,7 @@ class Protocol:
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"protocol.{name} is {value!r}; it can be {', '.join(known)}")
-        for name in ("count", "resolution", "reference_count"):
+        for name in ("count", "resolution", "reference_count", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"protocol.{name} is {value}; it is at least 1")
@@ -105,7 +116,14 @@ class Protocol:
             chosen = [Prompt(item.id, self._one(item), k) for k, item in enumerate(items)]
         if self.captions != "first":
             seeded("protocol", self.seed, self.split).shuffle(chosen)
-        return chosen[: self.count]
+        chosen = chosen[: self.count]
+        if self.repeats == 1:
+            return chosen
+        return [
+            prompt._replace(id=f"{prompt.id}-{number}")
+            for prompt in chosen
+            for number in range(self.repeats)
+        ]
 
     def _one(self, item: Item) -> str:
         chance = seeded("protocol", self.seed, self.split, item.id)

@@ -1,7 +1,7 @@
 """What a metric is: features in, named scores out, each with its error and its like for real."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -48,6 +48,18 @@ class Score(NamedTuple):
         return {**values, "about": dict(self.about)}
 
 
+class Pictures(NamedTuple):
+    """Pictures that are decoded when they are asked for.
+
+    Attributes:
+        count: how many there are.
+        load: some of them, given their indices in ascending order: uint8 `N 3 size size`.
+    """
+
+    count: int
+    load: Callable[[Sequence[int]], Tensor]
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What the metrics see: features by network, rows in the order of the prompts.
@@ -59,6 +71,9 @@ class Evidence:
         paired: the real picture of each prompt; empty where that is not known.
         texts: the prompts' embeddings, by CLIP; empty where there are no prompts.
         prompts: the prompts themselves.
+        about: what the source says of each prompt's scene, such as its objects.
+        pictures: the generated pictures themselves.
+        real_pictures: those of the reference set.
         logits: classifiers of features, by network.
         seed: of everything that is drawn.
     """
@@ -69,20 +84,27 @@ class Evidence:
     paired: Mapping[str, Float[Tensor, "n features"]] = field(default_factory=dict)
     texts: Mapping[str, Float[Tensor, "n features"]] = field(default_factory=dict)
     prompts: list[str] | None = None
+    about: list[Mapping[str, Any]] | None = None
+    pictures: Pictures | None = None
+    real_pictures: Pictures | None = None
     logits: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     seed: int = 0
 
 
 class Metric(ABC):
-    """One measure in one network's features.
+    """One measure: in one network's features, or of the pictures themselves.
+
+    A new one is a subclass and an entry in conf/metrics.
 
     Attributes:
-        network: the name of a `FeatureNetwork`.
+        network: the name of a `FeatureNetwork`; None for a measure that looks at the pictures.
         needs_prompts: whether it asks what the pictures should show.
+        needs_reference: whether it compares features with those of a reference set.
     """
 
-    network: str
+    network: str | None = None
     needs_prompts = False
+    needs_reference = False
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> dict[str, Score]:

@@ -13,8 +13,37 @@ from unclip.evaluation.networks import ClipNetwork, FeatureNetwork
 from unclip.evaluation.protocol import Prompt, Protocol
 from unclip.evaluation.ranks import Ranks
 from unclip.evaluation.references import features_of, real_features
-from unclip.evaluation.scores import Evidence, Metric, Score
-from unclip.evaluation.sources import Source
+from unclip.evaluation.scores import Evidence, Metric, Pictures, Score
+from unclip.evaluation.sources import Source, stack
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is measured.
+
+    Attributes:
+        folder: the pictures.
+        source: the split whose captions were drawn.
+        reference: the split that the pictures are measured against; may be the same object.
+        drawn: the prompts, of `source`.
+    """
+
+    folder: PictureFolder
+    source: Source
+    reference: Source
+    drawn: Sequence[Prompt]
+
+    @property
+    def items(self) -> list[int] | None:
+        """The item of `source` that each picture stands for; None where a picture has none."""
+        place = {prompt.id: prompt.item for prompt in self.drawn}
+        found = [place.get(picture.id) for picture in self.folder.rows]
+        return None if None in found else found
+
+    def about(self) -> list[Mapping[str, Any]] | None:
+        """What the source says of each picture's scene beside the caption."""
+        items = self.items
+        return None if items is None else [self.source.items[item].about for item in items]
 
 
 @dataclass
@@ -56,10 +85,7 @@ class Scorer:
 
     def __call__(
         self,
-        folder: PictureFolder,
-        reference: Source,
-        source: Source,
-        drawn: Sequence[Prompt],
+        material: Material,
         *,
         own_clip: str | None,
         ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
@@ -67,10 +93,7 @@ class Scorer:
         """The scores of all metrics; one whose network's file is missing is named with the reason.
 
         Args:
-            folder: the pictures.
-            reference: the split that they are measured against.
-            source: the split whose captions were drawn.
-            drawn: the prompts, of `source`.
+            material: pictures, prompts and what they are measured against.
             own_clip: fingerprint of the CLIP that the pictures were made with, if it is known.
             ranks: the processes that share the work; only the first gets scores.
 
@@ -83,7 +106,8 @@ class Scorer:
         parts: dict[str, dict[str, Any]] = {
             kind: {} for kind in ("generated", "reference", "real", "paired", "texts", "logits")
         }
-        for name in dict.fromkeys(metric.network for metric in metrics.values()):
+        names = dict.fromkeys(metric.network for metric in metrics.values())
+        for name in (name for name in names if name is not None):
             try:
                 network = self._build(name, own_clip).to(ranks.device(self.device))
             except FileNotFoundError as error:
@@ -91,13 +115,23 @@ class Scorer:
                     if metric.network == name:
                         scored.not_available[key] = str(error)
                 continue
-            found = self._features(network, folder, reference, source, drawn, ranks)
+            found = self._features(network, material, ranks)
             for kind, value in found.items():
                 if value is not None:
                     parts[kind][name] = value
         if not ranks.first:
             return scored
-        scored.evidence = Evidence(**parts, prompts=folder.prompts, seed=self.seed)
+        folder, reference = material.folder, material.reference
+        scored.evidence = Evidence(
+            **parts,
+            prompts=folder.prompts,
+            about=material.about(),
+            pictures=Pictures(len(folder.rows), lambda rows: folder.load(rows, self.protocol)),
+            real_pictures=Pictures(
+                len(self.reference(material)), lambda rows: stack(reference, rows, self.protocol)
+            ),
+            seed=self.seed,
+        )
         for key, metric in metrics.items():
             if key not in scored.not_available:
                 self._measure(key, metric, scored)
@@ -105,11 +139,14 @@ class Scorer:
 
     def _measure(self, key: str, metric: Metric, scored: Scored) -> None:
         evidence = scored.evidence
-        if metric.needs_prompts and metric.network not in evidence.texts:
+        if metric.needs_prompts and evidence.prompts is None:
             scored.not_available[key] = (
                 "no caption is known: put a manifest.jsonl beside the pictures, a line "
                 '{"id": …, "prompt": …} each'
             )
+            return
+        if metric.needs_reference and metric.network not in evidence.reference:
+            scored.not_available[key] = "the protocol has prompts alone: nothing to compare with"
             return
         try:
             scored.scores |= metric(evidence)
@@ -128,17 +165,18 @@ class Scorer:
             )
         return network
 
+    def reference(self, material: Material) -> range:
+        """The pictures of the reference set."""
+        if not material.reference.has_pictures:
+            return range(0)
+        return range(len(material.reference.items))[: self.protocol.reference_count]
+
     def _features(
-        self,
-        network: FeatureNetwork,
-        folder: PictureFolder,
-        reference: Source,
-        source: Source,
-        drawn: Sequence[Prompt],
-        ranks: Ranks,
+        self, network: FeatureNetwork, material: Material, ranks: Ranks
     ) -> dict[str, Any]:
         """All that a network says; the values are those of rank 0."""
         run = {"ranks": ranks, "device": ranks.device(self.device), "progress": self.progress}
+        folder, source, items = material.folder, material.source, material.items
 
         def real(of: Source, indices: Sequence[int]) -> Tensor | None:
             return real_features(network, of, indices, self.protocol, self.cache, **run)
@@ -147,28 +185,29 @@ class Scorer:
             return folder.load(block, self.protocol)
 
         ours = features_of(network, generated, len(folder.rows), **run)
-        count = self.protocol.reference_count
-        against = real(reference, range(len(reference.items))[:count])
-        place = {prompt.id: prompt.item for prompt in drawn}
-        items = sorted(set(place.values()))
-        same = source.fingerprint == reference.fingerprint
-        of_prompts = against if same and count is None else real(source, items)
+        reference = self.reference(material)
+        against = real(material.reference, reference) if len(reference) else None
+        same = source is material.reference
+        drawn = sorted({prompt.item for prompt in material.drawn})
+        if same and drawn and drawn[-1] < len(reference):
+            drawn, of_drawn = list(reference), against
+        else:
+            of_drawn = real(source, drawn) if source.has_pictures else None
         if not ranks.first:
             return {}
-        row = {item: k for k, item in enumerate(items)}
-        if same and count is None:
-            row = {item: item for item in items}
-        matched = all(picture.id in place for picture in folder.rows)
+        row = {item: k for k, item in enumerate(drawn)}
+        if same or of_drawn is None:
+            pair = None if against is None else _halves(against, len(ours), self.seed)
+        else:
+            pair = of_drawn[: len(ours)], against
         texts = isinstance(network, ClipNetwork) and folder.prompts is not None
         return {
             "generated": ours,
             "reference": against,
-            "real": _halves(against, len(ours), self.seed)
-            if same
-            else (of_prompts[: len(ours)], against),
-            "paired": of_prompts[[row[place[picture.id]] for picture in folder.rows]]
-            if matched
-            else None,
+            "real": pair,
+            "paired": None
+            if items is None or of_drawn is None
+            else of_drawn[[row[item] for item in items]],
             "texts": network.texts(folder.prompts) if texts else None,
             "logits": _logits(network),
         }

@@ -7,7 +7,6 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -33,11 +32,13 @@ class Source(ABC):
     """The pictures of one split.
 
     Attributes:
+        has_pictures: False where there are prompts alone.
         items: every picture, in an order of its own.
         fingerprint: of ids, captions and sizes in bytes, whatever folder they lie in.
         stamp: the same with the files' times: what is cached by it notices a change.
     """
 
+    has_pictures = True
     items: list[Item]
     fingerprint: str
     stamp: str
@@ -61,6 +62,8 @@ def open_source(root: str | Path, split: str, protocol: Protocol) -> Source:
     """
     if protocol.format == "coco":
         return CocoSource(Path(root), split)
+    if protocol.format == "prompts":
+        return PromptSource(Path(root) / f"{split}.jsonl")
     return ShardSource(Path(root) / split / str(protocol.resolution))
 
 
@@ -124,16 +127,14 @@ class ShardSource(Source):
         self._shards = open_shards(folder)
         files = [shard.path for shard in self._shards]
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        self.fingerprint = _digest([str(folder.name)], [stat[:2] for stat in stats])
-        self.stamp = _digest([str(folder.name)], stats)
-
-    @cached_property
-    def items(self) -> list[Item]:
-        """Every sample's key and captions."""
-        return [
-            Item(raw.key, tuple(decode_captions(raw.members, decode_metadata(raw.members))))
-            for raw in self._read(range(sum(shard.samples for shard in self._shards)), False)
-        ]
+        rows = self._read(range(sum(shard.samples for shard in self._shards)), False)
+        self.items = []
+        for raw in rows:
+            about = decode_metadata(raw.members)
+            self.items.append(Item(raw.key, tuple(decode_captions(raw.members, about)), about))
+        captions = [item[:2] for item in self.items]
+        self.fingerprint = _digest(folder.name, captions, [stat[:2] for stat in stats])
+        self.stamp = _digest(folder.name, captions, stats)
 
     def pictures(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         """The pictures of some items."""
@@ -157,6 +158,35 @@ class ShardSource(Source):
             raise ValueError(
                 f"a sample of {folder} is damaged ({bad.kind}): write it again with src/prepare.py"
             ) from bad
+
+
+class PromptSource(Source):
+    """Prompts without pictures: a file with a JSON object a line, each with its "prompt".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is something else.
+    """
+
+    has_pictures = False
+
+    def __init__(self, file: Path) -> None:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: put a JSON line with a prompt each there")
+        self.items = []
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+            try:
+                about = json.loads(line)
+                self.items.append(Item(f"{number:05d}", (str(about["prompt"]),), about))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f'line {number + 1} of {file} is not {{"prompt": …}}: {error!r}'
+                ) from error
+        self.fingerprint = self.stamp = _digest([item.captions for item in self.items])
+
+    def pictures(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        """There are none."""
+        raise ValueError("prompts alone have no pictures")
 
 
 def open_picture(path: Path) -> Image.Image:
