@@ -21,11 +21,12 @@ BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
 def main(cfg: DictConfig) -> float | None:
     """Trains the stage that the command line names and returns its validation metric."""
     hydra_config = HydraConfig.get()
-    cfg.run_folder = hydra_config.runtime.output_dir
+    resumed = cfg.resume and str(Path(cfg.resume).absolute().parent)  # one run, one folder
+    cfg.run_folder = resumed or hydra_config.runtime.output_dir
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    OmegaConf.save(config, Path(cfg.run_folder) / "config.yaml")
     try:
         prepare(config, hydra_config.overrides.task)
+        OmegaConf.save(config, Path(cfg.run_folder) / "config.yaml")
         return train(config)
     except (FileNotFoundError, ChildProcessError) as error:  # their text says what to do
         raise SystemExit(f"train.py: {error}") from None
@@ -45,6 +46,7 @@ def train(config: dict[str, Any]) -> float | None:
     """Builds what the configuration says and fits it."""
     from unclip import bundle
     from unclip.training.embeddings import check_sizes, embed_shards
+    from unclip.training.provenance import code_version
     from unclip.training.trainer import keep_freed_memory, quieten
 
     quieten()
@@ -77,7 +79,7 @@ def train(config: dict[str, Any]) -> float | None:
             embedder.to(trainer.strategy.root_device)
             embed_shards(embedder, data.sources(), workers=data.workers)
     for logger in trainer.loggers:
-        logger.log_hyperparams(config)
+        logger.log_hyperparams({**config, "code": code_version()})
     trainer.fit(module, data, ckpt_path=config["resume"])
     measured = trainer.callback_metrics.get(config["objective"])
     objective = None if measured is None else float(measured)

@@ -12,9 +12,10 @@ from unclip.training.callbacks.progress import StepProgress
 from unclip.training.callbacks.throughput import Throughput
 from unclip.training.callbacks.validation import LastValidation
 from unclip.training.ema import EMA
+from unclip.training.logs import CsvLogger
 from unclip.training.module import StageModule
 from unclip.training.seeding import Seeding, sample_generators, seed_of
-from unclip.training.trainer import csv_logger, resolve_precision
+from unclip.training.trainer import resolve_precision
 
 
 class Pictured(StageModule):
@@ -89,7 +90,7 @@ def test_throughput_counts_training_alone(kit, tmp_path):
 
     throughput = Throughput()
     settings = {"accumulate_grad_batches": 2, "log_every_n_steps": 2, "validate_every_steps": 2}
-    logger = csv_logger(tmp_path)
+    logger = CsvLogger(tmp_path)
     trainer = kit.trainer(4, throughput, loggers=[logger], limit_val_batches=1, **settings)
     started = time.perf_counter()
     trainer.fit(kit.module(SlowValidation), kit.PictureData())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unclip.diffusion import GaussianDiffusion, guided, randn
 from unclip.networks import PriorTransformer, TextTransformer
-from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses
+from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses, timestep_quartiles
 from unclip.stages.conditioning import (
     NullText,
     Scaling,
@@ -110,7 +110,10 @@ class PriorStage(DiffusionStage):
         condition = self.condition(batch)
         dropped = torch.rand(len(batch["caption"]), device=condition["text_mask"].device)
         condition = drop(condition, self.null(condition), dropped < self.drop_text)
-        return mean_losses(self.diffusion.loss(*self._noised(batch, condition)))
+        *noised, t = self._noised(batch, condition)
+        losses = self.diffusion.loss(*noised, t)
+        quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
+        return {**mean_losses(losses), **quartiles}
 
     def _noised(self, batch: Batch, condition: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The output on noised embeddings, and their x0, noise, x_t and t, `B · noises` rows."""

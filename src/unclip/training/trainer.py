@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from unclip.training.checkpoint_io import AtomicCheckpointIO
@@ -22,7 +21,6 @@ _IRRELEVANT = (
     ".*does not have many workers.*",
     ".*module\\(s\\) in eval mode at the start of training.*",
     ".*IterableDataset.*has `__len__` defined.*",
-    ".*Experiment logs directory.*exists and is not empty.*",
     ".*The number of training batches.*is smaller than the logging interval.*",
     ".*GPU available but not used.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
@@ -118,17 +116,3 @@ def build_trainer(
         plugins=[AtomicCheckpointIO()],
         **settings,
     )
-
-
-def csv_logger(folder: str | Path) -> CSVLogger:
-    """Metrics as FOLDER/logs/metrics.csv."""
-    return CSVLogger(folder, name=None, version="logs", flush_logs_every_n_steps=50)
-
-
-def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
-    """Weights & Biases; without an account's key it writes its files offline and asks nothing."""
-    from lightning.pytorch.loggers import WandbLogger
-
-    key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
-    offline = os.environ.get("WANDB_MODE") == "offline" or not key
-    return WandbLogger(save_dir=folder, project=project, name=name, offline=offline)
