@@ -23,6 +23,8 @@ FORMAT = 1
 MEASURES = ("step", "sample", "train")  # training last: its memory would stay
 MOST_ROUNDS, QUICK_ROUNDS = 30, 2
 HERE = Path(__file__).parent
+OURS = "unclip"
+QUICK_OUT = Path("runs/bench_quick.json")
 
 
 def main() -> None:
@@ -87,6 +89,8 @@ def measure_stage(
             workers.append(worker)
         except Failed as error:
             missing[worker.name] = str(error)
+    if OURS in missing:
+        raise SystemExit(missing[OURS])
     about = {worker.name: worker.about for worker in workers}
     found: list[Row] = []
     try:
@@ -97,8 +101,10 @@ def measure_stage(
             items = 1 if measure == "sample" else size.batch
             part = rows(stage, measure, timings, about, items=items, judged=judged)
             print(f"\n{heading(stage, measure, size, setting)}\n")
-            print(table([cells(row) for row in part], head=HEAD))
+            print(table([cells(row) for row in part], head=HEAD), flush=True)
             found += part
+    except Failed as error:
+        missing[stage] = str(error)  # what was measured before it stays
     finally:
         for worker in started:
             worker.close()
@@ -148,8 +154,13 @@ def parse() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="torch.compile everyone; default: on a GPU alone",
     )
-    parser.add_argument("--out", type=Path, default=HERE / "results.json")
-    return parser.parse_args()
+    parser.add_argument(
+        "--out", type=Path, help="default: benchmarks/results.json, or runs/ if quick"
+    )
+    arguments = parser.parse_args()
+    if arguments.out is None:
+        arguments.out = QUICK_OUT if arguments.quick else HERE / "results.json"
+    return arguments
 
 
 if __name__ == "__main__":
