@@ -120,7 +120,7 @@ def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
             f"wandb is offline; `wandb sync {Path(folder) / 'wandb'}/offline-run-*` sends it later",
             flush=True,
         )
-    return WandbLogger(
+    logger = WandbLogger(
         save_dir=folder,
         project=project,
         name=name,
@@ -128,6 +128,8 @@ def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
         offline=offline,
         settings=wandb.Settings(console="off", silent=True),
     )
+    logger._wandb_init.pop("anonymous", None)  # wandb warns of it, whatever its value
+    return logger
 
 
 def _kept_id(path: Path) -> str:

@@ -1,0 +1,85 @@
+"""Builds the W&B workspace of a project: `python src/dashboard.py ENTITY --project unclip`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+STEP = "trainer/global_step"
+
+# What each stage is judged by, and what it is compared with.
+VALIDATION = {
+    "CLIP: recall": ["text_to_image_at_1", "image_to_text_at_1", "text_to_image_at_5"],
+    "Prior: cosine": ["cosine", "cosine_text", "cosine_shuffled"],
+    "Decoder: loss": ["loss"],
+    "Decoder: Fréchet distance": ["fd_effnet_lite0"],
+    "Upsamplers: PSNR": ["psnr", "psnr_bicubic"],
+    "Upsamplers: gain over bicubic": ["psnr_gain"],
+}
+TRAINING = {
+    "Loss": ["loss"],
+    "Loss by quartile of the timesteps": ["loss_q0", "loss_q1", "loss_q2", "loss_q3"],
+    "Parts of the loss": ["mse", "vb"],
+    "Gradient norm": ["gradient_norm"],
+    "Learning rate": ["learning_rate"],
+}
+MACHINE = {
+    "Images a second": ["images_per_second"],
+    "Images": ["images"],
+    "Memory (GiB)": ["memory_gib"],
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Saves the workspace and prints its address, or prints what would be saved."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("entity", help="your W&B user or team")
+    parser.add_argument("--project", default="unclip", help="as in logger.wandb.project")
+    parser.add_argument("--name", default="unclip", help="of the workspace")
+    parser.add_argument("--print", action="store_true", help="print it; needs no account")
+    options = parser.parse_args(arguments)
+    try:
+        workspace = build(options.entity, options.project, options.name)
+    except ModuleNotFoundError as error:
+        print(f"dashboard.py: {error.name} is missing: pip install -e '.[workspace]'")
+        return 2
+    if options.print:
+        print(json.dumps(json.loads(workspace._to_model().model_dump_json()), indent=1))
+        return 0
+    workspace.save()
+    print(workspace.url)
+    return 0
+
+
+def build(entity: str, project: str, name: str):
+    """The workspace: validation, samples, training, machine, and how the runs' settings differ."""
+    from wandb_workspaces import workspaces
+    from wandb_workspaces.reports import v2 as panels
+
+    def plots(prefix: str, titles: dict[str, list[str]]) -> list:
+        return [
+            panels.LinePlot(title=title, x=STEP, y=[f"{prefix}/{metric}" for metric in metrics])
+            for title, metrics in titles.items()
+        ]
+
+    sections = {
+        "Validation": plots("validation", VALIDATION),
+        "Samples": [panels.MediaBrowser(media_keys=["samples"], num_columns=1)],
+        "Training": plots("train", TRAINING),
+        "Machine": plots("train", MACHINE),
+        "Settings": [panels.RunComparer(diff_only="split")],
+    }
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=name,
+        sections=[
+            workspaces.Section(name=title, panels=content, is_open=title != "Settings")
+            for title, content in sections.items()
+        ],
+        auto_generate_panels=True,  # evaluations' scores, whose names depend on the protocol
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
