@@ -10,14 +10,8 @@ from make_shards import encoded, picture
 from PIL import Image, PngImagePlugin
 
 from unclip.data.bad_samples import BadSample
-from unclip.data.decoding import (
-    decode_captions,
-    decode_metadata,
-    decode_picture,
-    find_picture,
-    fit,
-    to_tensor,
-)
+from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
+from unclip.data.pictures import fit, to_tensor
 
 
 def kind_of(function, *args, **options) -> str:

@@ -9,19 +9,14 @@ import json
 import warnings
 from collections.abc import Mapping
 
-import numpy as np
-import torch
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
 
 from unclip.data.bad_samples import BadSample
+from unclip.data.pictures import to_rgb, upright
 from unclip.data.shards import PICTURES
 
 PICTURE_PIXELS = 32_000_000
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
-ORIENTATION = 0x0112  # the EXIF tag
-WIDE_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def decode_picture(
@@ -55,48 +50,13 @@ def decode_picture(
         if min(width, height) < minimum_size:
             raise BadSample("picture too small", f"{width} × {height} pixels")
         picture.load()
-        return _to_rgb(_upright(picture))
+        return to_rgb(upright(picture))
     except BadSample:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadSample("picture too large", str(error)) from None
     except Exception as error:  # PIL's plugins raise almost anything on broken files
         raise BadSample("corrupt picture", f"{type(error).__name__}: {error}") from None
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    if picture.getexif().get(ORIENTATION, 1) != 1:
-        return ImageOps.exif_transpose(picture)
-    return picture
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode in WIDE_GREY:  # 16 bits in a PNG; PIL would clip them
-        grey = np.asarray(picture).astype(np.float64) * (255 / 65535)
-        picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, layer)
-    return picture.convert("RGB")
-
-
-def fit(picture: Image.Image, size: int) -> Image.Image:
-    """The middle square of a picture, resized (bicubic, antialiased) to size × size."""
-    if picture.size == (size, size):
-        return picture
-    width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-
-
-def to_tensor(picture: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """The pixels of an RGB picture."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def find_picture(members: Mapping[str, bytes | None]) -> tuple[str, bytes]:

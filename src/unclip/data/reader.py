@@ -14,10 +14,9 @@ from unclip.data.decoding import (
     decode_metadata,
     decode_picture,
     find_picture,
-    fit,
-    to_tensor,
 )
 from unclip.data.degradations import Degradation, named
+from unclip.data.pictures import fit, to_tensor
 from unclip.data.shards import RawSample
 
 Sample = dict[str, str | bool | dict | Tensor]

@@ -8,14 +8,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from unclip.data.decoding import (
-    decode_captions,
-    decode_metadata,
-    decode_picture,
-    find_picture,
-    fit,
-    to_tensor,
-)
+from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
+from unclip.data.pictures import fit, to_tensor
 from unclip.data.shards import BadSample, RawSample, open_shards, read_positions
 
 

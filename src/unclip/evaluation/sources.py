@@ -14,13 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.data.decoding import (
-    decode_captions,
-    decode_metadata,
-    decode_picture,
-    find_picture,
-    to_tensor,
-)
+from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
+from unclip.data.pictures import to_tensor
 from unclip.data.shards import BadSample, RawSample, open_shards, read_positions
 from unclip.evaluation.protocol import Item, Protocol
 

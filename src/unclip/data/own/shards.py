@@ -10,9 +10,10 @@ import webdataset
 from PIL import Image
 
 from unclip.data.bad_samples import BadSample
-from unclip.data.decoding import decode_picture, fit
+from unclip.data.decoding import decode_picture
 from unclip.data.files import whole_file
 from unclip.data.own.examine import Good
+from unclip.data.pictures import fit
 
 JPEG_QUALITY = 95
 
