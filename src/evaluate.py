@@ -21,12 +21,11 @@ def main(cfg: DictConfig) -> float | None:
     """Evaluates, writes the report into OUT, and returns the headline's number."""
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     job = HydraConfig.get().job.num if sweep else None
-    with open_dict(cfg):
-        cfg.out = str(place(cfg, job))
-        if not by_stage(cfg, sweep):
-            cfg.evaluation.benchmark = None
     try:
-        with joined() as ranks:
+        with joined() as ranks, open_dict(cfg):
+            cfg.out = ranks.share(str(place(cfg, job)))  # a sweep's folder is named by the time
+            if not by_stage(cfg, sweep):
+                cfg.evaluation.benchmark = None
             evaluation: Evaluation = instantiate(cfg.evaluation, _convert_="all")
             outcome = evaluation(
                 data=cfg.data.root,

@@ -182,7 +182,7 @@ def _embedded(path: Path) -> str:
 
 
 def _published(results: dict[str, Any]) -> str:
-    rows = [[row.model, row.fid, row.protocol, row.source] for row in PUBLISHED]
+    rows = [[row.model, f"{row.fid:.2f}", row.protocol, row.source] for row in PUBLISHED]
     return (
         "<h2>Published numbers</h2><p>MS-COCO at 256 px, as their sources print them; none was "
         "measured here. One model's number moves by several points with the protocol, so only "

@@ -4,7 +4,7 @@ from typing import Any
 
 from unclip.evaluation.evaluation import Outcome
 from unclip.evaluation.extremes import extremes
-from unclip.evaluation.report import SCORE_HEAD, score_rows
+from unclip.evaluation.report import GAP_HEAD, SCORE_HEAD, gap_rows, score_rows
 
 
 def track(logger: Any, outcome: Outcome) -> None:
@@ -15,8 +15,9 @@ def track(logger: Any, outcome: Outcome) -> None:
     numbers = {f"{key}/{name}": score["value"] for name, score in results["scores"].items()}
     logger.log_metrics(numbers)
     if hasattr(logger, "log_table"):
-        rows = [[_cell(value) for value in row] for row in score_rows(results)]
-        logger.log_table(key=f"{key}/scores", columns=SCORE_HEAD, data=rows)
+        logger.log_table(key=f"{key}/scores", columns=SCORE_HEAD, data=score_rows(results))
+        if gap := results.get("decoder", {}).get("prior_gap"):
+            logger.log_table(key=f"{key}/prior_gap", columns=GAP_HEAD, data=gap_rows(gap))
     if hasattr(logger, "log_image"):
         for title, chosen in extremes(outcome).items():
             logger.log_image(
@@ -26,7 +27,3 @@ def track(logger: Any, outcome: Outcome) -> None:
             )
     logger.save()
     logger.finalize("success")
-
-
-def _cell(value: Any) -> Any:
-    return "" if value is None else value

@@ -9,12 +9,13 @@ from torch import Tensor
 from unclip.evaluation.features import EfficientNetLite0
 from unclip.evaluation.frechet import fit_gaussian, frechet_distance
 from unclip.evaluation.pictures import to_uint8
+from unclip.evaluation.ranks import gather_rows
 
 
 class FrechetDistance(Callback):
     """Logs validation/fd_effnet_lite0 between the first validation pictures and samples for them.
 
-    It is biased by the number of pictures: compare it within a run. Each rank measures its own.
+    It is biased by the number of pictures, of all ranks together: compare it within a run.
     """
 
     def __init__(self):
@@ -45,6 +46,6 @@ class FrechetDistance(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the two sets."""
-        real, decoded = (fit_gaussian(torch.cat(rows)) for rows in self._rows.values())
+        real, decoded = (fit_gaussian(gather_rows(torch.cat(rows))) for rows in self._rows.values())
         distance = frechet_distance(real, decoded)
         pl_module.log("validation/fd_effnet_lite0", distance, sync_dist=True)
