@@ -1,0 +1,141 @@
+"""Karlo's own checkpoints: names, and rows that are grouped by head."""
+
+import shutil
+
+import pytest
+import torch
+from same_stage import assert_same_stage
+from torch.nn import functional as F
+
+from unclip import bundle
+from unclip.interop import convert_karlo
+from unclip.interop.layout import write
+from unclip.interop.matches import decoder_matches, prior_matches, upsampler_matches
+
+LAYOUTS = {
+    "prior": prior_matches,
+    "decoder": decoder_matches,
+    "upsampler_256": upsampler_matches,
+}
+
+
+def in_karlos_names(models, name):
+    stage = bundle.load_stage(bundle.stage_file(models, name))
+    layout = LAYOUTS[name](stage, "karlo")
+    return stage, {part: write(stage.state_dict(), matches) for part, matches in layout.items()}
+
+
+@pytest.fixture(scope="module")
+def files(karlo, tmp_path_factory):
+    """What Karlo's release looks like, of the tiny networks."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    _, prior = in_karlos_names(karlo.models, "prior")
+    prior = prior["prior"]
+    statistics = tuple(prior.pop(f"clip_{name}")[0].clone() for name in ("mean", "std"))
+    torch.save(statistics, folder / "ViT-L-14_stats.th")
+    _, decoder = in_karlos_names(karlo.models, "decoder")
+    _, upsampler = in_karlos_names(karlo.models, "upsampler_256")
+    for file, modules in (
+        ("prior-ckpt-step=01000000-of-01000000.ckpt", {"model": prior}),
+        (
+            "decoder-ckpt-step=01000000-of-01000000.ckpt",
+            {"model": {**decoder["decoder"], **decoder["text_proj"]}},
+        ),
+        (
+            "improved-sr-ckpt-step=1.2M.ckpt",
+            {
+                "model_first_steps": upsampler["super_res_first"],
+                "model_last_step": upsampler["super_res_last"],
+            },
+        ),
+    ):
+        state = {f"{m}.{k}": v for m, tensors in modules.items() for k, v in tensors.items()}
+        torch.save({"state_dict": state}, folder / file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipes(karlo):
+    """Of the tiny networks, since checkpoints do not tell their sizes."""
+    names = ("clip", *LAYOUTS)
+    paths = {name: bundle.stage_file(karlo.models, name) for name in names}
+    return {name: bundle.read_metadata(path).recipe for name, path in paths.items()}
+
+
+def test_checkpoints_make_the_same_bundle(karlo, files, recipes, tmp_path):
+    convert_karlo(files, tmp_path, recipes, clip=karlo.folder)
+    for name in LAYOUTS:
+        assert_same_stage(tmp_path, karlo.models, name)
+
+
+def test_names_and_shapes_of_the_release(files):
+    """Spot checks against the published state dicts' names, not this converter's tables."""
+    decoder = torch.load(files / "decoder-ckpt-step=01000000-of-01000000.ckpt")["state_dict"]
+    for key, shape in {
+        "model.cf_param": [16],
+        "model.clip_tok_proj.weight": [96, 16],
+        "model.input_blocks.0.0.weight": [8, 3, 3, 3],
+        "model.input_blocks.2.0.in_layers.2.weight": [8, 8, 3, 3],  # a downsampler
+        "model.input_blocks.5.1.qkv.weight": [72, 24, 1],
+        "model.input_blocks.5.1.encoder_kv.weight": [48, 24, 1],
+        "model.middle_block.1.proj_out.weight": [24, 24, 1],
+        "model.middle_block.2.emb_layers.1.weight": [48, 32],
+        "model.output_blocks.1.2.in_layers.2.weight": [24, 24, 3, 3],  # an upsampler
+        "model.output_blocks.3.1.in_layers.2.weight": [16, 16, 3, 3],
+        "model.output_blocks.5.0.skip_connection.weight": [8, 16, 1, 1],
+        "model.time_embed.2.weight": [32, 32],
+        "model.out.2.weight": [6, 8, 3, 3],
+    }.items():
+        assert list(decoder[key].shape) == shape, key
+    upsampler = torch.load(files / "improved-sr-ckpt-step=1.2M.ckpt")["state_dict"]
+    assert "model_last_step.middle_block.1.in_layers.0.weight" in upsampler  # no attention between
+    assert "model_first_steps.output_blocks.1.1.in_layers.0.weight" in upsampler
+    prior = torch.load(files / "prior-ckpt-step=01000000-of-01000000.ckpt")["state_dict"]
+    assert list(prior["model.transformer.resblocks.1.attn.c_qkv.weight"].shape) == [48, 16]
+    assert list(prior["model.prd_emb"].shape) == [1, 1, 16]
+
+
+def test_rows_are_grouped_by_head_in_the_unet(karlo):
+    """OpenAI's attention over grouped rows, written out, against our block."""
+    stage, parts = in_karlos_names(karlo.models, "decoder")
+    block, theirs = stage.network.down[2].attention[0], parts["decoder"]
+    x, context = torch.randn(2, 24, 4, 4), torch.randn(2, 5, 24)
+    expected = block(x, block.read(context, None))
+
+    def layer(name, value):
+        prefix = f"input_blocks.5.1.{name}"
+        return F.conv1d(value, theirs[f"{prefix}.weight"], theirs[f"{prefix}.bias"])
+
+    norm = [theirs[f"input_blocks.5.1.norm.{leaf}"] for leaf in ("weight", "bias")]
+    tokens = F.group_norm(x, 4, *norm).flatten(2)
+    qkv = layer("qkv", tokens).reshape(2 * 2, 3 * 12, 16)  # samples and heads, then q, k, v
+    q, k, v = qkv.split(12, dim=1)
+    context_k, context_v = layer("encoder_kv", context.mT).reshape(4, 2 * 12, 5).split(12, dim=1)
+    k, v = torch.cat([context_k, k], dim=2), torch.cat([context_v, v], dim=2)
+    weights = torch.softmax(q.mT @ k / 12**0.5, dim=-1)
+    attended = (v @ weights.mT).reshape(2, 24, 16)
+    ours = x + layer("proj_out", attended).reshape(x.shape)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_rows_are_grouped_by_head_in_the_prior(karlo):
+    stage, parts = in_karlos_names(karlo.models, "prior")
+    block, theirs = stage.network.blocks[1], parts["prior"]
+    x = torch.randn(2, 7, 16)
+    prefix = "transformer.resblocks.1.attn.c_qkv"
+    rows = F.linear(block.norm_attention(x), theirs[f"{prefix}.weight"], theirs[f"{prefix}.bias"])
+    grouped = rows.reshape(2, 7, 2, 24).split(8, dim=3)  # heads, then q, k, v
+    for ours, expected in zip(block.project(x), grouped, strict=True):
+        torch.testing.assert_close(ours, expected.transpose(1, 2))
+
+
+def test_checkpoints_need_a_clip_and_all_files(karlo, files, recipes, tmp_path):
+    with pytest.raises(FileNotFoundError, match="--clip"):
+        convert_karlo(files, tmp_path / "out", recipes)
+    copied = shutil.copytree(files, tmp_path / "copy")
+    (copied / "ViT-L-14_stats.th").unlink()
+    with pytest.raises(FileNotFoundError, match=r"stats\.th"):
+        convert_karlo(copied, tmp_path / "out", recipes, clip=karlo.folder)
+    torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, copied / "ViT-L-14_stats.th")
+    with pytest.raises(ValueError, match="mean and a deviation"):
+        convert_karlo(copied, tmp_path / "out", recipes, clip=karlo.folder)
