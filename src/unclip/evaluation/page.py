@@ -14,10 +14,12 @@ from unclip.evaluation.evaluation import Outcome
 from unclip.evaluation.extremes import Chosen, extremes
 from unclip.evaluation.published import PUBLISHED
 from unclip.evaluation.report import (
+    ENLARGEMENT_HEAD,
     GAP_HEAD,
     SCORE_HEAD,
     by_reason,
     cell_text,
+    enlargement_rows,
     gap_rows,
     headline,
     score_rows,
@@ -145,6 +147,8 @@ def _stages(results: dict[str, Any]) -> str:
         names = list(next(iter(prior.values())))
         rows = [[split, *(numbers[name] for name in names)] for split, numbers in prior.items()]
         parts += ["<h2>The prior's embeddings</h2>", html_table(rows, ["captions of", *names])]
+    if enlarged := enlargement_rows(results):
+        parts += ["<h2>The upsamplers</h2>", html_table(enlarged, ENLARGEMENT_HEAD)]
     for name, why in results.get("left_out", {}).items():
         parts.append(f'<p class="missing">left out: <b>{escape(name)}</b>: {escape(why)}</p>')
     return "\n".join(parts)

@@ -13,11 +13,10 @@ from unclip.clip import ClipEmbedder
 from unclip.evaluation import gallery, measures
 from unclip.evaluation.emoji_probes import concept_set, probes
 from unclip.evaluation.features import EfficientNetLite0, extract
-from unclip.evaluation.metrics import Kernel
 from unclip.evaluation.pictures import bicubic
+from unclip.evaluation.prior_gap import measure_gap
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.sampling import Sampling
-from unclip.evaluation.scores import Evidence
 
 if TYPE_CHECKING:
     from unclip.evaluation.benchmark import Benchmark
@@ -176,50 +175,18 @@ class Parts:
         }
 
     def prior_gap(self) -> None:
-        """What a decoder makes of each thing that it can start from (section 5.1).
-
-        The true image embedding z_i, the prior's, the caption's own z_t in its place, and the
-        caption alone, as GLIDE has it. Distances depend on n, so that all are of equally many
-        pictures, the first of the seen compositions.
-        """
-        real = self.real[SEEN]
-        few = min(self.benchmark.prior_gap, len(real), len(self._generated[SEEN]))
-        captions = real.captions[:few]
-        embedder = self.cascade.embedder
-        starts = {
-            "true_embedding": measures.embed_images(embedder, real.images[:few]),
-            "text_embedding": measures.embed_texts(embedder, captions),
-            "caption_alone": self.sampling.null_embedding().expand(few, -1),
-        }
-        images = {
-            "real": real.images[:few],
-            "prior": self._generated[SEEN][:few],
-            **{name: self.sampling.decode(z, captions) for name, z in starts.items()},
-        }
-        known = {name: self._features[name][:few] for name in ("real", "prior")}
-        features = known | {
-            name: self._extract(name, images[name]) for name in images if name not in known
-        }
-        gap = measures.frechet_distances(
-            features,
-            self._features["reference"][:few],
+        """What the decoder makes of each thing that it can start from."""
+        self.results["decoder"]["prior_gap"] = measure_gap(
+            self.sampling,
+            self.real[SEEN],
+            self._generated[SEEN],
+            {name: self._features[name] for name in ("reference", "real", "prior")},
+            self.network,
+            self.judge_clip if self.file("judge").is_file() else None,
+            count=self.benchmark.prior_gap,
+            among=self.benchmark.captions_among,
             resamples=self.benchmark.resamples,
-            seed=self.seed,
         )
-        for name, numbers in gap.items():
-            numbers["kid"] = self._kid(features[name])
-        if self.file("judge").is_file():
-            for name, numbers in gap.items():
-                shares = measures.judge_choices(
-                    self.judge_clip,
-                    images[name],
-                    captions,
-                    {},
-                    among=self.benchmark.captions_among,
-                    seed=self.seed,
-                )
-                numbers["judge"] = shares["caption"]["share"]
-        self.results["decoder"]["prior_gap"] = {**gap, "n": few}
 
     def judge(self) -> None:
         """What the judge picks for generated pictures, beside the same for real ones."""
@@ -273,14 +240,6 @@ class Parts:
 
     def _decode(self, split: str) -> Tensor:
         return self.sampling.decode(self._predicted[split], self.real[split].captions)
-
-    def _kid(self, features: Tensor) -> float:
-        network = self.network.name
-        evidence = Evidence(
-            {network: features}, {network: self._features["reference"]}, seed=self.seed
-        )
-        (score,) = Kernel(network=network)(evidence).values()
-        return score.value
 
     def _extract(self, name: str, images: Tensor) -> Tensor:
         """Features of the pictures, computed once."""

@@ -162,6 +162,8 @@ def measure_tables(results: dict[str, Any]) -> list[str]:
         tables.append(table(rows, head=["pictures", "fd_effnet_lite0", "±", "n"]))
         if gap := decoder.get("prior_gap"):
             tables.append(table(gap_rows(gap), head=GAP_HEAD))
+    if enlarged := enlargement_rows(results):
+        tables.append(table(enlarged, head=ENLARGEMENT_HEAD))
     rows = []
     for split, sources in results.get("judge", {}).items():
         for name, ours in sources["generated"].items():
@@ -194,6 +196,21 @@ def gap_rows(gap: dict[str, Any]) -> list[list[Any]]:
         [words, *(gap[name].get(key) for key in ("distance", "error", "kid", "judge")), gap["n"]]
         for name, words in _STARTS.items()
     ]
+
+
+ENLARGEMENT_HEAD = ["upsampler", "psnr", "bicubic", "ssim", "bicubic", "fd", "bicubic", "n"]
+
+
+def enlargement_rows(results: dict[str, Any]) -> list[list[Any]]:
+    """Each upsampler beside bicubic enlargement: PSNR, SSIM, distance to the true renders."""
+    rows = []
+    for stage in ("upsampler_256", "upsampler_1024"):
+        if found := results.get(stage):
+            distance = found.get("fd_effnet_lite0", {})
+            names = ("psnr", "psnr_bicubic", "ssim", "ssim_bicubic")
+            values = [distance.get(name, {}).get("distance") for name in ("upsampler", "bicubic")]
+            rows.append([stage, *(found[name] for name in names), *values, found["n"]])
+    return rows
 
 
 def _finite(value: Any) -> Any:

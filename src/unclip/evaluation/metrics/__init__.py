@@ -1,0 +1,15 @@
+"""The metrics: distances between sets of features, diversity, agreement with the caption."""
+
+from unclip.evaluation.metrics.agreement import ClipScore, RetrievalPrecision
+from unclip.evaluation.metrics.distances import Cmmd, Frechet, Kernel
+from unclip.evaluation.metrics.diversity import InceptionScore, Manifold
+
+__all__ = [
+    "ClipScore",
+    "Cmmd",
+    "Frechet",
+    "InceptionScore",
+    "Kernel",
+    "Manifold",
+    "RetrievalPrecision",
+]
