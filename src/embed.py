@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import TQDMProgressBar
 from omegaconf import DictConfig, OmegaConf
 
+from configuration import check_command_line
 from train import build, prepare
 from unclip.training.embeddings import ShardEmbedding
 from unclip.training.trainer import quieten
@@ -35,4 +36,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    check_command_line("embed")
     main()

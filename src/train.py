@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from configuration import ConfigurationError, check_command_line, check_targets
 from unclip.training.preparation import ensure_data, ensure_upstream, one_at_a_time
 
 BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
@@ -25,11 +26,38 @@ def main(cfg: DictConfig) -> float | None:
     cfg.run_folder = resumed or hydra_config.runtime.output_dir
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     try:
+        check(config)
         prepare(config, hydra_config.overrides.task)
         OmegaConf.save(config, Path(cfg.run_folder) / "config.yaml")
         return train(config)
-    except (FileNotFoundError, ChildProcessError) as error:  # their text says what to do
-        raise SystemExit(f"train.py: {error}") from None
+    except (ConfigurationError, FileNotFoundError, ChildProcessError) as error:
+        raise SystemExit(f"train.py: {error}") from None  # their text says what to do
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuses, in seconds, what cannot work: keys, types, sizes that do not fit, a full disk.
+
+    Raises:
+        ConfigurationError: naming what to change.
+        FileNotFoundError: a folder has no shards, and no command is known that makes them.
+    """
+    from unclip import bundle
+    from unclip.training import preflight
+
+    check_targets(config)
+    try:
+        with torch.device("meta"):
+            stage = bundle.build(config["model"])
+        data = build(config["data"])()
+        folders = config["folders"]
+        preflight.check_disk(stage, [folders["runs"], folders["models"]])
+        image_size, models = config["data"].get("image_size", 64), Path(folders["models"])
+        name, recipe = config["stage"], config["model"]
+        preflight.check_chain(name, recipe, image_size, models / config["bundle"])
+        if config["prepare"]["build"] is None:
+            preflight.check_shards(data)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def prepare(config: dict[str, Any], overrides: list[str]) -> None:
@@ -105,4 +133,5 @@ def build(config: Any) -> Any:
 
 
 if __name__ == "__main__":
+    check_command_line("train")
     main()
