@@ -68,7 +68,7 @@ class RetrievalPrecision(Metric):
             first = torch.zeros(1, dtype=torch.int64)
             parts = [
                 choose(images[part], unit[rows[part]], first.expand(len(rows[part])))
-                for part in (slice(at, at + 1024) for at in range(0, len(rows), 1024))
+                for part in (slice(at, at + 256) for at in range(0, len(rows), 256))
             ]
             return torch.cat(parts)
 

@@ -59,8 +59,8 @@ class Manifold(Metric):
         precise, dense = [], []
         recalled = torch.zeros(len(real), dtype=torch.bool)
         covered = torch.zeros(len(real), dtype=torch.bool)
-        for start in range(0, len(generated), 2048):
-            part = slice(start, start + 2048)
+        for start in range(0, len(generated), 1024):
+            part = slice(start, start + 1024)
             apart = torch.cdist(generated[part].double(), real.double())  # (part, real)
             inside = apart <= real_radius
             precise.append(inside.any(dim=1))
@@ -100,6 +100,6 @@ def _radii(rows: Tensor, neighbours: int) -> Float[Tensor, " rows"]:
     values = rows.double()
     parts = [
         torch.cdist(part, values).kthvalue(neighbours + 1, dim=1).values
-        for part in values.split(2048)
+        for part in values.split(1024)
     ]
     return torch.cat(parts)
