@@ -11,7 +11,7 @@ METRICS := $(if $(QUICK),quick,offline)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test data-emoji data-coco eval-coco demo train-emoji bench clean
+.PHONY: help setup lint doctor format test data-emoji data-coco eval-coco demo train-emoji bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ lint: setup ## Check style, formatting and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+doctor: setup ## Say what of machine, packages, data and bundles is fit, and what mends the rest
+	$(RUN) src/doctor.py
 
 format: setup ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
