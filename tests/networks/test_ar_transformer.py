@@ -115,3 +115,11 @@ def test_every_parameter_gets_a_gradient():
     codes = torch.randint(0, 7, (2, 6))
     net(net.prefix(**caption()), torch.tensor([2, 5]), codes).square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_codes_begin_alike_if_they_are_near_each_other():
+    weight = ARTransformer(**{**SIZES, "buckets": 64, "width": 512}).component_in.weight
+    assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+    alike = torch.nn.functional.cosine_similarity(weight[30], weight, dim=1)
+    assert alike[31] > 0.95
+    assert alike[40:50].abs().max() < alike[34] < alike[31]

@@ -81,12 +81,16 @@ class ARTransformer(nn.Module):
         self.buckets = buckets
         self.text_in = nn.Linear(text_width, width)
         self.text_embedding_in = nn.Linear(embedding_dim, width)
-        self.dot_product_in = _code_embedding(buckets, width)
-        self.component_in = _code_embedding(buckets, width)
+        self.dot_product_in = nn.Embedding(buckets, width)
+        self.component_in = nn.Embedding(buckets, width)
         self.positions = nn.Parameter(0.01 * torch.randn(1, context_length + 1 + components, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.Linear(width, buckets)
+        with torch.no_grad():
+            self.dot_product_in.weight.copy_(0.02 * _neighbours_alike(buckets, width))
+            self.component_in.weight.copy_(0.02 * _neighbours_alike(buckets, width))
+            self.out.weight.copy_(_neighbours_alike(buckets, width) / width**0.5)
 
     def prefix(
         self,
@@ -95,9 +99,10 @@ class ARTransformer(nn.Module):
         text_embedding: Float[Tensor, "batch dim"],
     ) -> Prefix:
         """Keys and values of [text, z_t]."""
-        x = torch.cat(
-            [self.text_in(text_states), self.text_embedding_in(text_embedding)[:, None]], dim=1
-        )
+        dtype = self.positions.dtype
+        states = self.text_in(text_states.to(dtype))
+        embedding = self.text_embedding_in(text_embedding.to(dtype))
+        x = torch.cat([states, embedding[:, None]], dim=1)
         x = x + self.positions[:, : x.shape[1]]
         return run_prefix(self.blocks, x, F.pad(text_mask, (0, 1), value=True))
 
@@ -149,7 +154,11 @@ class ARTransformer(nn.Module):
         return self.out(self.norm_out(x))
 
 
-def _code_embedding(buckets: int, width: int) -> nn.Embedding:
-    embedding = nn.Embedding(buckets, width)
-    nn.init.normal_(embedding.weight, std=0.02)
-    return embedding
+def _neighbours_alike(buckets: int, width: int) -> Float[Tensor, "buckets width"]:
+    """Standard normal rows, smooth from one code to the next over an eighth of them.
+
+    Codes are in the order of what they stand for; the network need not learn that first.
+    """
+    place = torch.linspace(0, 1, buckets)
+    kernel = torch.exp(-(8 * (place[:, None] - place)).square())
+    return F.normalize(kernel, dim=1) @ torch.randn(buckets, width)

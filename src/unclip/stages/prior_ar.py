@@ -117,7 +117,7 @@ class AutoregressivePriorStage(Stage):
         return F.normalize(z, dim=-1) if self.normalise else z
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the next code, in nats a component."""
+        """Cross-entropy of the next code, in nats a component; "loss_q0" is the first quarter's."""
         condition = self.condition(batch)
         dropped = torch.rand(len(batch["caption"]), device=condition["text_mask"].device)
         condition = drop(condition, self.null(condition), dropped < self.drop_text)
@@ -126,7 +126,10 @@ class AutoregressivePriorStage(Stage):
         asked = self.dot_product_buckets.encode(dot_product)[:, 0]
         codes = self.encode(image)
         logits = self.network(self.network.prefix(**condition), asked, codes)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
+        nats = F.cross_entropy(logits.movedim(2, 1), codes, reduction="none").mean(dim=0)
+        quarters = nats.detach().tensor_split(4)
+        parts = {f"loss_q{k}": part.mean() for k, part in enumerate(quarters) if len(part)}
+        return {"loss": nats.mean(), **parts}
 
     @torch.no_grad()
     def sample(
