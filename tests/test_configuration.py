@@ -61,6 +61,12 @@ def test_what_is_right_passes(words):
     compose_strictly("train", [*BASE, *words])
 
 
+def test_sweeps_of_an_evaluation_pass():
+    for sweep in ("guidance", "steps"):
+        cfg = compose_strictly("evaluate", [f"sweep={sweep}"])
+        assert cfg.hydra.mode.name == "MULTIRUN" and "guidance" in cfg.hydra.sweeper.params
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
