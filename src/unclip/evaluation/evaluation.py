@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from unclip.cascade import Cascade
@@ -114,30 +113,36 @@ class Evaluation:
         if not ranks.first:
             return None
         seconds = {"sample": sampled - started, "score": time.perf_counter() - sampled}
+        measured: dict[str, Any] = {}
+        if cascade is not None and self.benchmark is not None:
+            measured = self.benchmark(cascade, data, out, given=self._given(folder, scored))
+            seconds |= measured["seconds"]
+        seconds["total"] = time.perf_counter() - started
         results = {
             "format": FORMAT,
-            "model": None if generated else str(model),
-            "generated": str(folder.path),
+            "model": None if cascade is None else str(model),
             "data": str(data),
-            "protocol": self.protocol.describe(),
             "key": self.protocol.key(fingerprint, len(folder.rows)),
             "n": len(folder.rows),
             "n_reference": len(scorer.reference(material)),
+            **self._describe(folder, scored),
+            **measured,
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            **surroundings(ranks.device(self.device)),
+        }
+        return Outcome(results, folder, scored)
+
+    def _describe(self, folder: PictureFolder, scored: Scored) -> dict[str, Any]:
+        """What was measured, how, and what it came to."""
+        return {
+            "generated": str(folder.path),
+            "protocol": self.protocol.describe(),
             "scores": {name: score.plain() for name, score in scored.scores.items()},
             "not_available": scored.not_available,
             "seed": self.settings.seed,
             "sampling": asdict(self.settings),
             "made_with": folder.settings,
         }
-        if cascade is not None and self.benchmark is not None:
-            given = self._given(folder, scored)
-            measured = self.benchmark(cascade, data, out, given=given)
-            results |= measured | {"seconds": seconds | measured["seconds"]}
-        results["seconds"] = {
-            name: round(value, 1) for name, value in (seconds | results.get("seconds", {})).items()
-        } | {"total": round(time.perf_counter() - started, 1)}
-        results |= surroundings(ranks.device(self.device))
-        return Outcome(results, folder, scored)
 
     def _scorer(self) -> Scorer:
         return Scorer(
@@ -156,7 +161,7 @@ class Evaluation:
             return None
         images: Tensor = folder.load(range(len(folder.rows)), self.protocol)
         evidence, name = scored.evidence, "effnet_lite0"
-        features: dict[str, torch.Tensor] = {}
+        features: dict[str, Tensor] = {}
         if name in evidence.generated:
             features = {
                 "prior": evidence.generated[name],
