@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -95,3 +95,29 @@ def fit(picture: Image.Image, size: int) -> Image.Image:
 def to_tensor(picture: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """The pixels of an RGB picture."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def open_mask(
+    mask: str | Path | Image.Image | Tensor, size: tuple[int, int]
+) -> Bool[Tensor, "height width"]:
+    """A mask for a picture of `size` (width, height): true where it is white, or true.
+
+    Args:
+        mask: as of `open_picture`, or a tensor of booleans; resized where its size is another.
+        size: width and height of the picture.
+    """
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        mask = mask.to(torch.uint8) * 255
+    grey = open_picture(mask).convert("L")
+    if grey.size != size:
+        grey = grey.resize(size, Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(grey) > 127)
+
+
+def square_mask(mask: Bool[Tensor, "height width"], size: int) -> Bool[Tensor, "1 size size"]:
+    """The middle square of a mask, as `fit` takes it of a picture: true where any of it is."""
+    height, width = mask.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = mask[None, top : top + side, left : left + side]
+    return torch.nn.functional.adaptive_max_pool2d(square.float(), size).bool()

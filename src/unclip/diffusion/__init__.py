@@ -2,6 +2,7 @@
 
 from unclip.diffusion.gaussian import GaussianDiffusion, Prediction
 from unclip.diffusion.guidance import guided, within
+from unclip.diffusion.inpainting import inpaint
 from unclip.diffusion.noise import randn
 from unclip.diffusion.samplers import ddim, ddim_invert, ddpm
 from unclip.diffusion.solvers import dpm_solver_pp_2m, dpm_solver_pp_2m_sde, unipc
@@ -15,6 +16,7 @@ __all__ = [
     "dpm_solver_pp_2m",
     "dpm_solver_pp_2m_sde",
     "guided",
+    "inpaint",
     "randn",
     "unipc",
     "within",

@@ -120,6 +120,14 @@ class DecoderStage(DiffusionStage):
         null_image = self.null_image_embedding.expand_as(condition["image_embedding"])
         return {"image_embedding": null_image, **self.null_text.like(condition)}
 
+    def without_caption(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The image embedding alone."""
+        return {**condition, **self.null_text.like(condition)}
+
+    def without_image_embedding(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The caption alone."""
+        return {**condition, "image_embedding": self.null(condition)["image_embedding"]}
+
     def _dropped(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         null, batch = self.null(condition), len(condition["text_mask"])
         device = condition["text_mask"].device
@@ -155,8 +163,7 @@ class DecoderStage(DiffusionStage):
         """`network(x_t, t)` under a condition, guided as in sampling; None is the stage's scale."""
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         text_scale = scale if self.text_guidance_scale is None else self.text_guidance_scale
-        null = self.null(condition)
-        without_text = {**null, "image_embedding": condition["image_embedding"]}
+        null, without_text = self.null(condition), self.without_caption(condition)
         branches = [(text_scale, condition), (scale - text_scale, without_text), (1 - scale, null)]
         network = guided(self._prepare, branches, channels=CHANNELS, rescale=self.guidance_rescale)
         if self.guidance_interval is None or scale == text_scale == 1:

@@ -1,0 +1,95 @@
+import pytest
+import tiny_bundle
+import torch
+
+from unclip.clip.embedder import TextFeatures
+from unclip.stages import editing
+
+
+@pytest.fixture(scope="module")
+def stage():
+    torch.manual_seed(0)
+    return tiny_bundle.stage("decoder").eval()
+
+
+def smooth(stage):
+    """The tiny decoder with an exact denoiser in its network's place: data N(0.2, 0.3²)."""
+    diffusion = stage.diffusion
+
+    class Exact(torch.nn.Module):
+        def prepare(self, **condition):
+            return self
+
+        def forward(self, x_t, t):
+            alpha_bar = diffusion.alpha_bar[t].float().reshape(-1, 1, 1, 1)
+            gain = alpha_bar.sqrt() * 0.09 / (alpha_bar * 0.09 + 1 - alpha_bar)
+            return 0.2 + gain * (x_t - alpha_bar.sqrt() * 0.2)
+
+    exact = tiny_bundle.stage("decoder").eval()
+    exact.network = Exact()
+    return exact
+
+
+def condition(stage, rows):
+    batch = {"image_embedding": torch.randn(rows, tiny_bundle.EMBEDDING_DIM)}
+    states = torch.randn(rows, tiny_bundle.CONTEXT_LENGTH, tiny_bundle.TEXT_WIDTH)
+    mask = torch.ones(states.shape[:2], dtype=torch.bool)
+    text = TextFeatures(None, states, mask, torch.randn(rows, tiny_bundle.EMBEDDING_DIM))
+    return stage.condition({**batch, **text._asdict()})
+
+
+def test_timesteps_end_above_zero(stage):
+    assert editing.timesteps(stage.diffusion, 4) == [999, 699, 400, 100]
+    assert editing.timesteps(stage.diffusion, 1) == [999]
+
+
+def test_the_way_back_is_closer_with_more_steps(stage, generators, monkeypatch):
+    exact = smooth(stage)
+    image = (0.2 + 0.3 * torch.randn(2, 3, 64, 64)).clamp(-1, 1)
+    text = condition(exact, 2)
+    errors = {}
+    for iterations in (1, 4):
+        monkeypatch.setattr(editing, "ITERATIONS", iterations)
+        for steps in (5, 10, 20, 40):
+            noise = editing.invert(exact, text, image, steps=steps)
+            back = editing.render(exact, text, noise, generators=generators(2), steps=steps)
+            errors[iterations, steps] = (back - image).square().mean().sqrt().item()
+    for iterations in (1, 4):
+        falling = [errors[iterations, steps] for steps in (5, 10, 20, 40)]
+        assert falling == sorted(falling, reverse=True)
+    assert errors[1, 40] < 0.3 * errors[1, 5]
+    assert all(errors[4, steps] < errors[1, steps] for steps in (5, 10, 20, 40))
+
+
+def test_eta_draws_and_zero_does_not(stage, generators):
+    text, noise = condition(stage, 2), torch.randn(2, 3, 64, 64)
+
+    def made(eta, seed):
+        return editing.render(stage, text, noise, generators=generators(2, seed), eta=eta, steps=3)
+
+    assert torch.equal(made(0.0, 0), made(0.0, 9))
+    assert not torch.equal(made(0.5, 0), made(0.5, 9))
+
+
+def test_completing_keeps_the_rest_to_the_bit(stage, generators):
+    image, mask = torch.rand(2, 3, 64, 64), torch.zeros(2, 1, 64, 64, dtype=torch.bool)
+    mask[:, :, 10:30] = True
+    made = editing.complete(
+        stage, condition(stage, 2), image, mask, generators=generators(2), steps=6
+    )
+    kept = ~mask.expand_as(made)
+    assert torch.equal(made[kept], image[kept])
+    assert not torch.equal(made, image)
+
+
+def test_null_parts_of_a_condition(stage):
+    full = condition(stage, 2)
+    null, image, text = (
+        stage.null(full),
+        stage.without_caption(full),
+        stage.without_image_embedding(full),
+    )
+    assert torch.equal(image["image_embedding"], full["image_embedding"])
+    assert torch.equal(image["text_states"], null["text_states"])
+    assert torch.equal(text["image_embedding"], null["image_embedding"])
+    assert torch.equal(text["text_states"], full["text_states"])

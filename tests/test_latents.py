@@ -1,0 +1,119 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import geometric_slerp
+
+from unclip.latents import blend, slerp, text_difference
+
+
+def unit(*shape):
+    z = torch.randn(*shape)
+    return z / z.norm()
+
+
+def angle(a, b):
+    a, b = (point.double().flatten() / point.double().norm() for point in (a, b))
+    return 2 * math.atan2((a - b).norm(), (a + b).norm())
+
+
+class TestSlerp:
+    @pytest.mark.parametrize("dim", [3, 128, 12288])
+    def test_it_is_scipys(self, dim):
+        a, b = unit(dim), unit(dim)
+        at = np.linspace(0, 1, 7)
+        a64, b64 = (point.double().numpy() for point in (a, b))
+        ends = a64 / np.linalg.norm(a64), b64 / np.linalg.norm(b64)
+        expected = geometric_slerp(*ends, at)
+        ours = torch.stack([slerp(a, b, fraction) for fraction in at])
+        torch.testing.assert_close(ours, torch.from_numpy(expected).float())
+
+    def test_the_norm_is_kept_and_the_angle_is_linear(self):
+        a, b = unit(512), unit(512)
+        for fraction in torch.linspace(0, 1, 11).tolist():
+            point = slerp(a, b, fraction)
+            assert point.norm().item() == pytest.approx(1, abs=1e-6)
+            assert angle(a, point) == pytest.approx(fraction * angle(a, b), abs=1e-6)
+
+    def test_lengths_go_from_one_to_the_other(self):
+        point = slerp(3 * unit(64), 5 * unit(64), 0.25)
+        assert point.norm().item() == pytest.approx(3.5, abs=1e-5)
+
+    def test_the_ends_are_kept_to_the_bit(self):
+        for _ in range(20):
+            a, b = torch.randn(2, 3, 64, 64)
+            assert torch.equal(slerp(a, b, 0.0), a)
+            torch.testing.assert_close(slerp(a, b, 1.0), b)
+
+    def test_it_is_not_elementwise(self):
+        """What both public pipelines compute leaves the sphere: norm 1.30 at cosine 0.7."""
+        a, across = torch.eye(8)[:2]
+        b = 0.7 * a + math.sqrt(1 - 0.49) * across
+        assert slerp(a, b, 0.5).norm().item() == pytest.approx(1, abs=1e-6)
+
+    @pytest.mark.parametrize("away", [0.0, 1e-12, 1e-8, 1e-6, 1e-3])
+    def test_close_points(self, away):
+        a = unit(64)
+        b = a + away * unit(64)
+        point = slerp(a, b, 0.5)
+        assert point.isfinite().all()
+        torch.testing.assert_close(point, (a + b) / 2, atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize("away", [0.0, 1e-12, 1e-8, 1e-4])
+    def test_opposite_points(self, away):
+        a = unit(64)
+        b = -a + away * unit(64)
+        for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
+            point = slerp(a, b, fraction)
+            assert point.norm().item() == pytest.approx(1, abs=1e-4)
+            assert angle(a, point) == pytest.approx(fraction * math.pi, abs=1e-3)
+        assert torch.equal(slerp(a, b, 0.5), slerp(a, b, 0.5))
+
+    @pytest.mark.parametrize("broken", [torch.zeros(4), torch.full((4,), float("nan"))])
+    def test_a_point_without_direction(self, broken):
+        with pytest.raises(ValueError, match="has no direction"):
+            slerp(unit(4), broken, 0.5)
+
+
+class TestBlend:
+    @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 1.0])
+    def test_of_two_it_is_slerp(self, fraction):
+        points = torch.stack([2 * unit(32), unit(32)])
+        mixed = blend(points, [1 - fraction, fraction])
+        torch.testing.assert_close(mixed, slerp(*points, fraction))
+
+    def test_of_three_corners_it_is_their_middle(self):
+        middle = blend(torch.eye(3), [1, 1, 1])
+        torch.testing.assert_close(middle, torch.full((3,), 1 / math.sqrt(3)))
+
+    def test_no_other_point_has_smaller_squared_angles(self):
+        points, weights = torch.stack([unit(5) + torch.ones(5) for _ in range(4)]), [1, 2, 3, 0.5]
+
+        def cost(z):
+            return sum(w * angle(z, p) ** 2 for w, p in zip(weights, points, strict=True))
+
+        mean = blend(points, weights)
+        assert all(cost(mean) < cost(mean + 0.01 * torch.randn(5)) for _ in range(100))
+
+    def test_what_weighs_all_is_the_result(self):
+        points = torch.randn(3, 2, 4)
+        torch.testing.assert_close(blend(points, [0, 7, 0]), points[1])
+
+    @pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0], [1, float("nan")]])
+    def test_weights_that_make_no_sense(self, weights):
+        with pytest.raises(ValueError, match="give one for each of 2 points"):
+            blend(torch.randn(2, 4), weights)
+
+
+class TestTextDifference:
+    def test_it_is_the_unit_way(self):
+        source, target = unit(16), unit(16)
+        way = text_difference(target, source)
+        assert way.norm().item() == pytest.approx(1, abs=1e-6)
+        torch.testing.assert_close(source + (target - source).norm() * way, target)
+
+    def test_the_same_text_twice(self):
+        z = unit(16)
+        with pytest.raises(ValueError, match="no way from one to it"):
+            text_difference(z, z)
