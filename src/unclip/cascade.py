@@ -11,7 +11,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -28,6 +28,7 @@ from unclip.bundle import (
     weight_bytes,
 )
 from unclip.clip import ClipEmbedder
+from unclip.editing import Editing, Pictures
 from unclip.memory import check_fits
 from unclip.stages import Stage
 
@@ -38,23 +39,21 @@ _JOINTS = {
     "upsampler_1024": {"scale": 4},
 }
 
+# What a stage is given beside its condition, where it works on pictures that exist.
+_GIVEN = ("image", "noise", "mask")
+
 Progress = Callable[[str, int, int], None]
 
 
-class Pictures(NamedTuple):
-    """What the cascade made, on the CPU.
-
-    Attributes:
-        image_embedding: what the decoder started from, float32 `B D`.
-        images: for each size in pixels, uint8 `B 3 size size`.
-    """
-
-    image_embedding: Tensor
-    images: dict[int, Tensor]
+def _draw(stage: Stage, condition: dict[str, Tensor], **how: Any) -> Tensor:
+    """A stage's own sampling."""
+    return stage.sample(condition, **how)
 
 
-class Cascade:
+class Cascade(Editing):
     """A bundle's stages, each loaded when it is first used.
+
+    What it does with pictures that exist it has from `unclip.editing`.
 
     Its methods share some arguments. `seeds`: one a picture. `guidance_scale`: None is the stage's
     own. `steps`: sampler steps of the stages named, such as `{"decoder": 16}`; the others take
@@ -204,8 +203,8 @@ class Cascade:
     @torch.inference_mode()
     def decode(
         self,
-        image_embedding: Float[Tensor, "batch dim"],
-        captions: Sequence[str],
+        image_embedding: Float[Tensor, "batch dim"] | None,
+        captions: Sequence[str] | None,
         *,
         seeds: Sequence[int],
         size: int = 1024,
@@ -214,13 +213,15 @@ class Cascade:
         batch_size: int = 8,
         progress: Progress | None = None,
     ) -> Pictures:
-        """Pictures of image embeddings, the prior's or real images' own, with their captions."""
+        """Pictures of image embeddings, the prior's or real images' own, with their captions.
+
+        Either may be None, for none: the decoder was trained without, too.
+        """
         self._require("clip", *stages_for(size))
         run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
-        inputs = {"caption": captions, "image_embedding": image_embedding.float()}
+        inputs = _decoder_inputs(image_embedding, captions)
         image = self._sample("decoder", inputs, guidance_scale=guidance_scale, **run)
-        images = self.upsample(to_pixels(image), size=size, **run)
-        return Pictures(image_embedding.float().cpu(), images)
+        return self._finish(image_embedding, image, size=size, **run)
 
     @torch.inference_mode()
     def upsample(
@@ -245,6 +246,18 @@ class Cascade:
             made[edge] = to_pixels(image)
         return made
 
+    def _finish(
+        self,
+        image_embedding: Tensor | None,
+        image: Tensor,
+        *,
+        guidance_scale: Any = None,
+        **run: Any,
+    ) -> Pictures:
+        """The decoder's images with what they were made from, enlarged; these have no guidance."""
+        z = None if image_embedding is None else image_embedding.float().cpu()
+        return Pictures(z, self.upsample(to_pixels(image), **run))
+
     def _sample(
         self,
         name: str,
@@ -255,8 +268,13 @@ class Cascade:
         steps: Mapping[str, int] | None,
         batch_size: int,
         progress: Progress | None,
+        work: Callable[..., Tensor] = _draw,
     ) -> Tensor:
-        """One stage over all batches; `inputs` holds a row for each seed."""
+        """One stage over all batches; `inputs` holds a row for each seed.
+
+        `work(stage, condition, **rest)` is what it does; what of `inputs` the condition is not made
+        of comes with the rest: `image`, `noise` and `mask`.
+        """
         seeds, steps = [operator.index(seed) for seed in seeds], steps or {}
         if unknown := steps.keys() - set(STAGES[1:]):
             raise ValueError(f"steps names {min(unknown)!r}; it can name {', '.join(STAGES[1:])}")
@@ -271,8 +289,10 @@ class Cascade:
             part = slice(start, start + batch_size)
             batch = self._on_device({key: rows[part] for key, rows in inputs.items()})
             outputs.append(
-                stage.sample(
-                    stage.condition(batch),
+                work(
+                    stage,
+                    self._condition(stage, batch, len(seeds[part])),
+                    **{key: batch[key] for key in _GIVEN if key in batch},
                     generators=[_generator(seed, name) for seed in seeds[part]],
                     guidance_scale=guidance_scale,
                     steps=steps.get(name),
@@ -280,6 +300,20 @@ class Cascade:
                 ).cpu()
             )
         return torch.cat(outputs)
+
+    def _condition(self, stage: Stage, batch: dict[str, Any], rows: int) -> dict[str, Tensor]:
+        """A stage's condition; the decoder's with its null for what the batch lacks."""
+        if stage.name != "decoder":
+            return stage.condition(batch)
+        no_caption, no_embedding = "caption" not in batch, "image_embedding" not in batch
+        if no_caption:
+            batch = self._on_device({**batch, "caption": [""] * rows})
+        if no_embedding:
+            z = torch.zeros(rows, self.embedder.embedding_dim, device=self.device)
+            batch = {**batch, "image_embedding": z}
+        condition = stage.condition(batch)
+        condition = stage.without_caption(condition) if no_caption else condition
+        return stage.without_image_embedding(condition) if no_embedding else condition
 
     def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A stage's batch: captions encoded, 8-bit pictures in [-1, 1]."""
@@ -291,6 +325,9 @@ class Cascade:
                 value = value.to(self.device)
                 batch[key] = value.float() / 127.5 - 1 if value.dtype == torch.uint8 else value
         return batch
+
+    def _require_for(self, size: int) -> None:
+        self._require("clip", *stages_for(size))
 
     def _require(self, *names: str) -> None:
         for name in names:
@@ -307,6 +344,18 @@ class Cascade:
         check_fits(self.weight_bytes(*missing), self.device, together=not self.offload)
         if "clip" in names and self._embedder is None:
             check_fits(self.weight_bytes("clip"), self._clip_device, together=True)
+
+
+def _decoder_inputs(
+    image_embedding: Tensor | None, captions: Sequence[str] | None
+) -> dict[str, Any]:
+    """What there is of a decoder's two inputs."""
+    inputs: dict[str, Any] = {}
+    if captions is not None:
+        inputs["caption"] = captions
+    if image_embedding is not None:
+        inputs["image_embedding"] = image_embedding.float()
+    return inputs
 
 
 def stages_for(size: int) -> list[str]:
