@@ -13,7 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from configuration import ConfigurationError, check_command_line, check_targets
-from unclip.training.preparation import ensure_data, ensure_upstream, one_at_a_time
+from unclip.training.preparation import (
+    ensure_data,
+    ensure_upstream,
+    one_at_a_time,
+    starting_weights,
+    take_over,
+)
 
 BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
 
@@ -54,6 +60,8 @@ def check(config: dict[str, Any]) -> None:
         image_size, models = config["data"].get("image_size", 64), Path(folders["models"])
         name, recipe = config["stage"], config["model"]
         preflight.check_chain(name, recipe, image_size, models / config["bundle"])
+        if config["init"] is not None:
+            bundle.check_start(stage, starting_weights(config["init"], name))
         if config["prepare"]["build"] is None:
             preflight.check_shards(data)
     except ValueError as error:
@@ -66,6 +74,8 @@ def prepare(config: dict[str, Any], overrides: list[str]) -> None:
         raise FileNotFoundError(f"resume={config['resume']}: there is no such file")
     bundle = Path(config["folders"]["models"]) / config["bundle"]
     needs = config["embedder"]["needs"] if config["needs_clip"] else []
+    if config["init"] is not None:
+        take_over(needs, starting_weights(config["init"], config["stage"]).parent, bundle)
     ensure_upstream(needs, bundle, overrides, train=config["upstream"] == "train")
     ensure_data(build(config["prepare"]["build"]), config["prepare"]["done"])
 
@@ -86,12 +96,19 @@ def train(config: dict[str, Any]) -> float | None:
     if embedder is not None:
         check_sizes(embedder, config["clip"])
     stage = bundle.build(config["model"])
+    if config["init"] is not None and config["resume"] is None:
+        start = starting_weights(config["init"], config["stage"])
+        try:
+            bundle.initialise(stage, start, embedder and embedder.fingerprint)
+        except ValueError as error:
+            raise ConfigurationError(f"init: {error}") from None
     module = build(config["module"])(
         stage,
         recipe=config["model"],
         optimizer=build(config["optimizer"]),
         schedule=build(config["schedule"]),
         embedder=embedder,
+        fitted=config["init"] is not None,
         name=config["stage"],
         seed=config["seed"],
     )

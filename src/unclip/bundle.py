@@ -30,7 +30,7 @@ from unclip.clip import ClipEmbedder, fingerprint
 from unclip.stages import ClipStage, Stage
 
 FORMAT = 1
-STAGES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+STAGES = ("clip", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
 
 # The parts of stages that compute in the dtype that is asked for.
 _NETWORKS = ("network.", "last_network.", "text_encoder.", "model.")
@@ -239,6 +239,21 @@ def load_embedder(
     return embedder.to(device)
 
 
+def check_start(stage: Stage, path: str | Path) -> None:
+    """Compares a stage, on any device, with a file that it is to be initialised from.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming what does not fit.
+    """
+    path = Path(path)
+    metadata, found = _read_header(path)
+    if metadata.stage != stage.name:
+        raise ValueError(f"{path} holds the stage {metadata.stage}, not {stage.name}")
+    wanted = {key: _described(tensor) for key, tensor in stage.state_dict().items()}
+    _check_same(path, wanted, found)
+
+
 def initialise(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> None:
     """Gives a stage the weights of a file, for training to start from.
 
@@ -252,11 +267,8 @@ def initialise(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> 
         ValueError: naming what does not fit.
     """
     path = Path(path)
-    metadata, found = _read_header(path)
-    if metadata.stage != stage.name:
-        raise ValueError(f"{path} holds the stage {metadata.stage}, not {stage.name}")
-    wanted = {key: _described(tensor) for key, tensor in stage.state_dict().items()}
-    _check_same(path, wanted, found)
+    check_start(stage, path)
+    metadata = read_metadata(path)
     known = None not in (clip_fingerprint, metadata.clip_fingerprint)
     if known and clip_fingerprint != metadata.clip_fingerprint:
         raise ValueError(

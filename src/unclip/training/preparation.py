@@ -6,6 +6,7 @@ Light to import: a run that lacks something ends in seconds.
 import fcntl
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +57,32 @@ def ensure_data(prepare: Callable[[], Any] | None, done: str | Path | None) -> N
     with one_at_a_time(Path(done).parent):
         if not Path(done).exists():
             prepare()
+
+
+def starting_weights(init: str | Path, stage: str) -> Path:
+    """The file of a stage that `init` names, a bundle's folder or the file itself.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(init)
+    path = path if path.suffix == ".safetensors" else path / f"{stage}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"init={init}: there is no {path}")
+    return path
+
+
+def take_over(needs: Sequence[str], source: str | Path, folder: str | Path) -> None:
+    """Copies, from one bundle to another, the stages that a run builds on and the other lacks."""
+    for stage in needs:
+        there, here = (Path(bundle) / f"{stage}.safetensors" for bundle in (source, folder))
+        if here.exists() or not there.exists():
+            continue
+        with one_at_a_time(here):
+            if not here.exists():
+                unfinished = here.with_name(f".{here.name}.part")
+                shutil.copyfile(there, unfinished)
+                os.replace(unfinished, here)
 
 
 def ensure_upstream(
