@@ -85,6 +85,12 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
         "--stages", action="store_true", help="keep the smaller pictures too, and a contact sheet"
     )
     parser.add_argument("--guidance", type=float, metavar="F", help="the decoder's; 1 is none")
+    parser.add_argument(
+        "--prior",
+        choices=("diffusion", "ar", "linear", "none"),
+        default="diffusion",
+        help="how a prompt becomes an image embedding; none takes its text embedding for one",
+    )
     parser.add_argument("--prior-guidance", type=float, metavar="F", help="the prior's; 1 is none")
     parser.add_argument(
         "--steps",
@@ -123,6 +129,7 @@ def text_to_image(settings: argparse.Namespace) -> None:
                 [job.prompt for job in batch],
                 seeds=[job.seed for job in batch],
                 size=settings.size,
+                prior=settings.prior,
                 guidance_scale=settings.guidance,
                 prior_guidance_scale=settings.prior_guidance,
                 steps=dict(settings.steps),
@@ -155,9 +162,9 @@ def _write_sheets(tiles: list, settings: argparse.Namespace) -> None:
 def _story(cascade, job: Job, size: int, settings: argparse.Namespace) -> dict[str, str]:
     """The PNG text of a picture: everything that it depends on."""
     import unclip
-    from unclip.cascade import stages_for
+    from unclip.cascade import stage_of_prior, stages_for
 
-    used = ["clip", "prior", *stages_for(size)]
+    used = list(dict.fromkeys(["clip", stage_of_prior(settings.prior), *stages_for(size)]))
     return {
         "prompt": job.prompt,
         "seed": str(job.seed),
@@ -165,6 +172,7 @@ def _story(cascade, job: Job, size: int, settings: argparse.Namespace) -> dict[s
             {
                 "size": size,
                 "guidance_scale": settings.guidance,
+                "prior": settings.prior,
                 "prior_guidance_scale": settings.prior_guidance,
                 "steps": {name: n for name, n in sorted(settings.steps) if name in used},
             }

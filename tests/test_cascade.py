@@ -8,7 +8,7 @@ import tiny_bundle
 import torch
 
 from unclip import bundle, cascade
-from unclip.cascade import Cascade, to_pixels
+from unclip.cascade import PRIORS, Cascade, to_pixels
 
 PROMPTS = ["a red apple", "a dog above a cat", "two stars"]
 
@@ -173,6 +173,63 @@ class TestParts:
         assert joined.prior(["a dog"], seeds=[0]).shape == (1, tiny_bundle.EMBEDDING_DIM)
 
 
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory):
+    """A bundle with both priors, the diffusion prior with a linear map."""
+    names = ("clip", "prior_ar", "decoder")
+    folder = tiny_bundle.write(tmp_path_factory.mktemp("models") / "priors", names=names)
+    recipe = {**tiny_bundle.recipe("prior"), "linear_baseline": True}
+    prior = bundle.build(recipe)
+    torch.nn.init.normal_(prior.linear.weight)
+    bundle.save_stage(
+        folder / "prior.safetensors",
+        prior,
+        recipe=recipe,
+        steps=1,
+        clip_fingerprint=bundle.read_metadata(folder / "clip.safetensors").clip_fingerprint,
+    )
+    return Cascade.load(folder, device="cpu")
+
+
+class TestPriors:
+    @pytest.mark.parametrize("prior", list(PRIORS))
+    def test_each_makes_unit_vectors_that_the_decoder_starts_from(self, priors, prior):
+        settings = {"seeds": [0, 1, 2], "prior": prior, "batch_size": 2}
+        embedding = priors.prior(PROMPTS, **settings)
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
+        pictures = priors.text_to_image(PROMPTS, size=64, **settings)
+        torch.testing.assert_close(pictures.image_embedding, embedding)
+        other = priors.prior(PROMPTS, **{**settings, "seeds": [3, 4, 5]})
+        assert torch.equal(other, embedding) == (prior in ("linear", "none"))
+
+    def test_none_is_the_text_embedding(self, priors):
+        embedding = priors.prior(PROMPTS, seeds=[0, 1, 2], prior="none")
+        text = priors.embedder.text(PROMPTS).text_embedding
+        torch.testing.assert_close(embedding, text)
+
+    def test_linear_is_the_stage_s_map(self, priors):
+        embedding = priors.prior(PROMPTS, seeds=[0, 1, 2], prior="linear")
+        stage, text = priors.stage("prior"), priors.embedder.text(PROMPTS)
+        expected = stage.linear(stage.text_scaling(text.text_embedding))
+        torch.testing.assert_close(embedding, expected)
+
+    def test_the_autoregressive_one_takes_guidance_but_no_steps(self, priors):
+        settings = {"seeds": [0, 1, 2], "prior": "ar"}
+        embedding = priors.prior(PROMPTS, **settings)
+        guided = priors.prior(PROMPTS, guidance_scale=5.0, **settings)
+        assert not torch.equal(guided, embedding)
+        with pytest.raises(ValueError, match="prior_ar takes no steps"):
+            priors.prior(PROMPTS, steps={"prior_ar": 3}, **settings)
+
+    def test_only_what_is_asked_for_is_needed(self, tiny):
+        with pytest.raises(FileNotFoundError, match=r"prior_ar.*stage=prior_ar`"):
+            tiny.prior(["a dog"], seeds=[0], prior="ar")
+        with pytest.raises(ValueError, match="has no linear map: train it again"):
+            tiny.prior(["a dog"], seeds=[0], prior="linear")
+        with pytest.raises(ValueError, match="prior is 'karlo'; it can be diffusion, ar, linear"):
+            tiny.prior(["a dog"], seeds=[0], prior="karlo")
+
+
 class TestPixels:
     def test_each_of_256_levels_comes_back(self):
         levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 256, 256)
@@ -210,7 +267,7 @@ class TestMistakes:
             ({"prompts": [], "seeds": []}, "at least one seed"),
             ({"size": 128}, "size is 128; it can be 64, 256, 1024"),
             ({"batch_size": 0}, "batch_size of 1 or more"),
-            ({"steps": {"upsampler": 3}}, "steps names 'upsampler'; it can name prior, decoder"),
+            ({"steps": {"upsampler": 3}}, "steps names 'upsampler'; it can name prior, prior_ar"),
             ({"steps": {"prior": 2000}}, "steps is 2000"),
         ],
     )

@@ -101,12 +101,18 @@ class TestPictures:
         settings = json.loads(story["settings"])
         assert settings["size"] == 64
         assert settings["guidance_scale"] == 3.0
-        assert settings["prior_guidance_scale"] is None
+        assert (settings["prior"], settings["prior_guidance_scale"]) == ("diffusion", None)
         assert settings["steps"] == {"decoder": 3}
         fingerprints = {name: data.fingerprint for name, data in cascade.metadata.items()}
         assert json.loads(story["bundle"]) == {
             name: fingerprints[name] for name in ("clip", "prior", "decoder")
         }
+
+    def test_a_picture_without_a_prior(self, run, tmp_path):
+        assert run("a dog", "--prior", "none") == 0
+        with Image.open(tmp_path / "out" / "a-dog-seed0-64.png") as image:
+            assert json.loads(image.text["settings"])["prior"] == "none"
+            assert json.loads(image.text["bundle"]).keys() == {"clip", "decoder"}
 
     def test_the_same_picture_is_written_over_and_another_is_not(self, run, made):
         first, second = "a-dog-seed0-64.png", "a-dog-seed0-64-2.png"

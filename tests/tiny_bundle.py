@@ -8,6 +8,8 @@ import torch
 from unclip import bundle
 
 EMBEDDING_DIM, TEXT_WIDTH, CONTEXT_LENGTH = 8, 16, 24
+NAMES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+ON_CLIP = ("prior", "prior_ar", "decoder")
 _SAMPLER = {"_target_": "unclip.diffusion.ddim", "_partial_": True, "steps": 2, "eta": 1.0}
 _DIFFUSION = {"_target_": "unclip.diffusion.GaussianDiffusion", "prediction": "x0"}
 _UNET = {
@@ -61,6 +63,22 @@ _RECIPES = {
         "text_width": TEXT_WIDTH,
         "guidance_scale": 1.5,
     },
+    "prior_ar": {
+        "_target_": "unclip.stages.AutoregressivePriorStage",
+        "network": {
+            "_target_": "unclip.networks.ARTransformer",
+            "embedding_dim": EMBEDDING_DIM,
+            "text_width": TEXT_WIDTH,
+            "context_length": CONTEXT_LENGTH,
+            "components": EMBEDDING_DIM,
+            "buckets": 16,
+            "width": 16,
+            "layers": 1,
+            "heads": 2,
+        },
+        "text_width": TEXT_WIDTH,
+        "guidance_scale": 1.5,
+    },
     "decoder": {
         "_target_": "unclip.stages.DecoderStage",
         "network": {
@@ -92,13 +110,17 @@ def recipe(name: str) -> dict:
 def stage(name: str):
     """A stage with random weights throughout, also where training starts from zero."""
     built = bundle.build(recipe(name))
+    if name == "prior_ar":
+        shape = (100, EMBEDDING_DIM)
+        pairs = {"image_embedding": torch.randn(shape), "text_embedding": torch.randn(shape)}
+        built.fit_statistics([pairs])
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return built
 
 
-def write(folder: Path, names=tuple(_RECIPES)) -> Path:
+def write(folder: Path, names=NAMES) -> Path:
     """A bundle of these stages."""
     torch.manual_seed(0)
     clip_fingerprint = None
@@ -108,7 +130,7 @@ def write(folder: Path, names=tuple(_RECIPES)) -> Path:
             stage(name),
             recipe=recipe(name),
             steps=3,
-            clip_fingerprint=clip_fingerprint if name in ("prior", "decoder") else None,
+            clip_fingerprint=clip_fingerprint if name in ON_CLIP else None,
         )
         if name == "clip":
             written = bundle.read_metadata(bundle.stage_file(folder, name))
