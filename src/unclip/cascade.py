@@ -33,6 +33,8 @@ from unclip.memory import check_fits
 from unclip.stages import Stage
 
 MAKES = {64: "decoder", 256: "upsampler_256", 1024: "upsampler_1024"}
+# What each choice of a prior is made with: a stage, its linear map, or z_t in place of z_i.
+PRIORS = {"diffusion": "prior", "ar": "prior_ar", "linear": "prior", "none": "clip"}
 _JOINTS = {
     "decoder": {"image_size": 64},
     "upsampler_256": {"scale": 4},
@@ -156,6 +158,7 @@ class Cascade(Editing):
         *,
         seeds: Sequence[int],
         size: int = 1024,
+        prior: str = "diffusion",
         guidance_scale: float | None = None,
         prior_guidance_scale: float | None = None,
         steps: Mapping[str, int] | None = None,
@@ -165,11 +168,14 @@ class Cascade(Editing):
         """A picture of each prompt, 64, 256 or 1024 pixels, and the smaller ones on its way.
 
         No prompt may be blank; what of one is too long for the CLIP is cut, with a warning.
-        `guidance_scale` is the decoder's, `prior_guidance_scale` the prior's.
+        `prior` is one of `PRIORS`; `guidance_scale` is the decoder's, `prior_guidance_scale` the
+        prior's.
         """
-        self._require("clip", "prior", *stages_for(size))
+        self._require("clip", stage_of_prior(prior), *stages_for(size))
         run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
-        image_embedding = self.prior(prompts, guidance_scale=prior_guidance_scale, **run)
+        image_embedding = self.prior(
+            prompts, prior=prior, guidance_scale=prior_guidance_scale, **run
+        )
         return self.decode(
             image_embedding, prompts, size=size, guidance_scale=guidance_scale, **run
         )
@@ -180,13 +186,18 @@ class Cascade(Editing):
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
+        prior: str = "diffusion",
         guidance_scale: float | None = None,
         steps: Mapping[str, int] | None = None,
         batch_size: int = 8,
         progress: Progress | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """The image embedding that the prior draws for each prompt, on the CPU."""
-        self._require("clip", "prior")
+        """The image embedding that the prior draws for each prompt, on the CPU.
+
+        "linear" and "none" draw nothing: theirs is the same for every seed.
+        """
+        stage = stage_of_prior(prior)
+        self._require("clip", stage)
         if isinstance(prompts, str):
             raise ValueError("prompts come as a list, even a single one")
         for prompt in prompts:
@@ -198,7 +209,26 @@ class Cascade(Editing):
                 )
         run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
         inputs = {"caption": prompts}
-        return self._sample("prior", inputs, guidance_scale=guidance_scale, **run).float()
+        if prior in ("linear", "none"):
+            return self._expected(prior, prompts, batch_size)
+        return self._sample(stage, inputs, guidance_scale=guidance_scale, **run).float()
+
+    def _expected(self, prior: str, prompts: Sequence[str], batch_size: int) -> Tensor:
+        """What may stand in for a prior's image embedding: z_t, or the linear map's of it."""
+        parts = []
+        for start in range(0, len(prompts), batch_size):
+            batch = self._on_device({"caption": prompts[start : start + batch_size]})
+            z = batch["text_embedding"]
+            if prior == "linear":
+                stage = self.stage("prior")
+                if stage.linear is None:
+                    raise ValueError(
+                        f"{stage_file(self.folder, 'prior')} has no linear map: "
+                        f"train it again with `{train_command('prior')}`"
+                    )
+                z = stage.linear(stage.condition(batch)["text_embedding"])
+            parts.append(z.float().cpu())
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def decode(
@@ -356,6 +386,13 @@ def _decoder_inputs(
     if image_embedding is not None:
         inputs["image_embedding"] = image_embedding.float()
     return inputs
+
+
+def stage_of_prior(prior: str) -> str:
+    """The stage that a choice of `PRIORS` is made with."""
+    if prior not in PRIORS:
+        raise ValueError(f"prior is {prior!r}; it can be {', '.join(PRIORS)}")
+    return PRIORS[prior]
 
 
 def stages_for(size: int) -> list[str]:
