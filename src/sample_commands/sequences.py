@@ -1,0 +1,30 @@
+"""A sequence of pictures as one file."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+MILLISECONDS = 120  # a frame
+
+
+def write_gif(frames: Sequence[Image.Image], path: Path, comment: str) -> Path:
+    """An animation, there and back without end, with colours of its own in each frame."""
+    turned = [*frames, *frames[-2:0:-1]]
+    shown = [frame.quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for frame in turned]
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        shown[0].save(
+            unfinished,
+            format="GIF",
+            save_all=True,
+            append_images=shown[1:],
+            duration=MILLISECONDS,
+            loop=0,
+            comment=comment.encode(),
+        )
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path

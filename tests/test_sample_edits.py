@@ -1,0 +1,189 @@
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_bundle
+import torch
+from PIL import Image
+
+from unclip.cascade import Cascade
+from unclip.data.pictures import open_picture, to_tensor
+
+SCRIPT = Path(__file__).parents[1] / "src" / "sample.py"
+
+
+@pytest.fixture(scope="module")
+def sample():
+    spec = importlib.util.spec_from_file_location("sample_edits_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two pictures and a mask, in the folder that the commands run in."""
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        picture = Image.new("RGB", (80, 64), "white")
+        picture.paste(colour, (20, 10, 60, 50))
+        picture.save(tmp_path / name)
+    mask = Image.new("L", (80, 64))
+    mask.paste(255, (30, 20, 50, 40))
+    mask.save(tmp_path / "mask.png")
+    return tmp_path
+
+
+@pytest.fixture
+def run(sample, model, pictures, monkeypatch):
+    """Runs a command on the tiny bundle, at 64 pixels and few steps; returns the names written."""
+    monkeypatch.chdir(pictures)
+
+    def run(command: str, *arguments: str) -> list[str]:
+        default = ["--model", str(model), "--out", "out", "--size", "64", "--steps", "decoder=3"]
+        assert sample.main([command, *arguments, *default]) == 0
+        return sorted(path.name for path in Path("out").iterdir())
+
+    return run
+
+
+def pixels(path):
+    return to_tensor(open_picture(path))
+
+
+class TestCommands:
+    def test_vary(self, run, model):
+        names = run("vary", "a.png", "--count", "2", "--eta", "0.5", "--seed", "3", "--grid")
+        assert names == [f"a-vary-seed3-{end}.png" for end in ("00-64", "01-64", "sheet")]
+        expected = Cascade.load(model, device="cpu").vary(
+            "a.png", 2, eta=0.5, seed=3, size=64, steps={"decoder": 3}
+        )
+        for name, image in zip(names, expected.images[64], strict=False):
+            assert torch.equal(pixels(Path("out", name)), image)
+
+    def test_interpolate_writes_an_animation(self, run):
+        names = run("interpolate", "a.png", "b.png", "--frames", "3", "--gif")
+        assert names == [
+            "a-interpolate-seed0-00-64.png",
+            "a-interpolate-seed0-01-64.png",
+            "a-interpolate-seed0-02-64.png",
+            "a-interpolate-seed0-64.gif",
+        ]
+        with Image.open("out/a-interpolate-seed0-64.gif") as animation:
+            assert animation.n_frames == 4
+            assert json.loads(animation.info["comment"])["command"] == "interpolate"
+
+    def test_a_path_through_three_and_a_mixture(self, run):
+        assert len(run("interpolate", "a.png", "b.png", "a.png", "--frames", "3")) == 5
+        shutil.rmtree("out")
+        assert len(run("interpolate", "a.png", "b.png", "--weights", "1", "3")) == 1
+
+    def test_edit(self, run):
+        names = run("edit", "a.png", "--from", "a cat", "--to", "a dog", "--frames", "2")
+        assert names == ["a-edit-seed0-00-64.png", "a-edit-seed0-01-64.png"]
+        run("reconstruct", "a.png")
+        back = pixels("out/a-reconstruct-seed0-00-64.png")
+        assert torch.equal(pixels("out/a-edit-seed0-00-64.png"), back)
+
+    def test_inpaint_keeps_the_rest(self, run):
+        run("inpaint", "a.png", "a dog", "--mask", "mask.png")
+        made = pixels("out/a-inpaint-seed0-00-64.png")
+        known = pixels("a.png")[:, :, 8:72]
+        assert torch.equal(made[:, :20], known[:, :20])
+        assert not torch.equal(made, known)
+
+    def test_outpaint(self, run):
+        run("inpaint", "a.png", "--margin", "0.5")
+        assert pixels("out/a-inpaint-seed0-00-64.png").shape == (3, 64, 64)
+
+    @pytest.mark.parametrize(
+        "command", ["vary", "interpolate", "edit", "inpaint", "reconstruct", "again", "text"]
+    )
+    def test_help_shows_an_example(self, sample, capsys, command):
+        with pytest.raises(SystemExit) as stopped:
+            sample.main([command, "--help"])
+        assert stopped.value.code == 0
+        words = capsys.readouterr().out
+        assert "For example:\n\n    python src/sample.py " in words
+        assert "--model" in words
+
+
+class TestAgain:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("text", "a dog", "a cat", "--count", "2", "--guidance", "3"),
+            ("vary", "a.png", "--count", "2"),
+            ("interpolate", "a.png", "b.png", "--frames", "3", "--batch-size", "2"),
+            ("edit", "a.png", "--to", "a dog", "--frames", "2"),
+            ("inpaint", "a.png", "a dog", "--mask", "mask.png", "--count", "2"),
+            ("reconstruct", "a.png", "b.png"),
+        ],
+    )
+    def test_bit_for_bit(self, run, sample, model, capsys, arguments):
+        name = run(*arguments)[-1]
+        capsys.readouterr()
+        again = ["again", f"out/{name}", "--model", str(model), "--out", "anew"]
+        assert sample.main(again) == 0
+        assert "the same, pixel for pixel" in capsys.readouterr().err
+        assert Path("anew", name).read_bytes() == Path("out", name).read_bytes()
+
+    def test_a_bundle_is_found_by_its_fingerprints(self, run, sample, model, capsys):
+        (name,) = run("reconstruct", "a.png")
+        shutil.copytree(model, "models/elsewhere")
+        other = tiny_bundle.write(Path("models/another"), names=("clip", "prior"))
+        assert other.is_dir()
+        assert sample.main(["again", f"out/{name}"]) == 0
+        assert "pixel for pixel" in capsys.readouterr().err
+
+    def test_what_it_was_made_from_may_lie_beside_it(self, run, sample, model):
+        (name,) = run("reconstruct", "a.png")
+        Path("a.png").rename("out/a.png")
+        assert sample.main(["again", f"out/{name}", "--model", str(model)]) == 0
+
+    def test_what_cannot_be_made_again(self, run, sample, model, capsys):
+        names = run("vary", "a.png", "--count", "1", "--grid")
+        Path("plain.png").write_bytes(Path("b.png").read_bytes())
+        for picture, message in (
+            ("out/none.png", "there is no out/none.png"),
+            ("plain.png", "does not tell how it was made"),
+            (f"out/{names[1]}", "is a sheet"),
+        ):
+            assert sample.main(["again", picture, "--model", str(model)]) == 2
+            assert message in capsys.readouterr().err
+        assert sample.main(["again", f"out/{names[0]}"]) == 2
+        assert "no folder in models/ is the bundle" in capsys.readouterr().err
+        shutil.copy("b.png", "a.png")
+        assert sample.main(["again", f"out/{names[0]}", "--model", str(model)]) == 2
+        assert "a.png is another picture than" in capsys.readouterr().err
+        Path("a.png").unlink()
+        assert sample.main(["again", f"out/{names[0]}", "--model", str(model)]) == 2
+        assert "a.png, which the picture was made from, is gone" in capsys.readouterr().err
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("vary", "none.png"), "none.png"),
+            (("vary", "text.png"), "text.png is not a picture"),
+            (("interpolate", "a.png"), "needs two pictures or more"),
+            (("edit", "a.png", "--from", "a", "--to", "a"), "the same embedding"),
+            (("inpaint", "a.png"), "say where to paint: --mask FILE, or --margin"),
+        ],
+    )
+    def test_one_sentence_and_exit_code_2(
+        self, sample, model, pictures, monkeypatch, capsys, arguments, message
+    ):
+        monkeypatch.chdir(pictures)
+        Path("text.png").write_text("no picture")
+        assert sample.main([*arguments, "--model", str(model), "--size", "64"]) == 2
+        errors = capsys.readouterr().err.strip()
+        assert errors.startswith("error: ") and message in errors
+        assert len(errors.splitlines()) == 1
