@@ -164,18 +164,25 @@ def test_pickled_weights_are_read_as_tensors_only(karlo, copied, tmp_path):
         convert_karlo(copied, tmp_path / "out", karlo.recipes)
 
 
-def test_what_diffusers_cannot_say_is_refused(karlo, tmp_path):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"normalise": True}, "normalise is True"),
+        ({"learn_null_text": True}, r"null_text\.learned is True"),
+    ],
+)
+def test_what_diffusers_cannot_say_is_refused(karlo, tmp_path, change, message):
     models = shutil.copytree(karlo.models, tmp_path / "models")
     path = bundle.stage_file(models, "prior")
     metadata, stage = bundle.read_metadata(path), bundle.load_stage(path)
     bundle.save_stage(
         path,
         stage,
-        recipe={**metadata.recipe, "normalise": True},
+        recipe={**metadata.recipe, **change},
         steps=0,
         clip_fingerprint=metadata.clip_fingerprint,
     )
-    with pytest.raises(ValueError, match="normalise is True"):
+    with pytest.raises(ValueError, match=message):
         convert_to_diffusers(models, tmp_path / "out")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"prior\.safetensors is missing"):

@@ -25,8 +25,20 @@ from unclip.stages import Stage
 # What diffusers' pipeline does, and a stage that does otherwise cannot be said in its files.
 _FIXED: dict[str, dict[str, Any]] = {
     "clip": {"normalize": False, "vocabulary": None},
-    "prior": {"normalise": False},
-    "decoder": {"draft": None, "image_scaling.scaling": "none", "text_scaling.scaling": "none"},
+    "prior": {
+        "normalise": False,
+        "linear": None,
+        "text_encoder": None,
+        "text_scaling.scaling": "none",
+        "null_text.learned": False,
+    },
+    "decoder": {
+        "draft": None,
+        "text_encoder": None,
+        "image_scaling.scaling": "none",
+        "text_scaling.scaling": "none",
+        "null_text.learned": False,
+    },
     "upsampler_256": {"residual": False, "scale": 4},
 }
 _INDEX = {
@@ -44,7 +56,7 @@ _INDEX = {
 def convert_to_diffusers(source: str | Path, out: str | Path) -> None:
     """Writes the components of UnCLIPPipeline, and the image encoder that variations take.
 
-    The null caption is not written: diffusers' pipeline encodes an empty one.
+    The null caption is not written, since diffusers' pipeline encodes an empty one.
 
     Raises:
         FileNotFoundError: naming the stage that the bundle lacks.
