@@ -9,9 +9,10 @@ MODEL ?= models/emoji
 SCALE := $(if $(QUICK),quick,emoji)
 METRICS := $(if $(QUICK),quick,offline)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
+FIGURES := $(basename $(notdir $(wildcard conf/figure/*.yaml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint doctor format test data-emoji data-coco eval-coco demo train-emoji bench clean
+.PHONY: help setup lint doctor format test data-emoji data-coco eval-coco demo train-emoji bench paper clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +63,10 @@ train-emoji: setup ## Train every stage on set M, 64 concepts, for HOURS hours o
 
 bench: setup ## Time training and sampling beside diffusers, GLIDE and DALLE2-pytorch: ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
+
+paper: setup ## Draw the paper's figures and tables with MODEL, and a page of them
+	for figure in $(FIGURES); do \
+		$(RUN) src/reproduce.py figure=$$figure model=$(MODEL) || exit 1; done
 
 clean: ## Remove caches; data, models and runs stay
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

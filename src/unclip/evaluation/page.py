@@ -57,7 +57,7 @@ def page(outcome: Outcome, *, curves: Sequence[Path] = ()) -> str:
     parts += [_tiles(name, chosen) for name, chosen in extremes(outcome).items()]
     parts += [_picture(Path(path), Path(path).stem) for path in _sheets(results)]
     parts += [_published(results), _settings(results)]
-    return _document(title, parts)
+    return document(title, parts)
 
 
 def sweep_page(folder: Path, pictures: Sequence[Path], tables: Sequence[Path]) -> str:
@@ -74,7 +74,7 @@ def sweep_page(folder: Path, pictures: Sequence[Path], tables: Sequence[Path]) -
         with path.open(newline="", encoding="utf-8") as file:
             head, *rows = csv.reader(file)
         parts += [f"<h2>{escape(path.stem)}</h2>", html_table(map(_numbers, rows), head)]
-    return _document(f"Sweep of {folder.name}", parts)
+    return document(f"Sweep of {folder.name}", parts)
 
 
 def _numbers(row: Sequence[str]) -> list[Any]:
@@ -88,7 +88,8 @@ def _numbers(row: Sequence[str]) -> list[Any]:
     return values
 
 
-def _document(title: str, parts: Sequence[str]) -> str:
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page of some parts."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>"

@@ -1,0 +1,131 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_bundle
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from unclip.cascade import Cascade
+from unclip.evaluation.figures.attack import labelled
+from unclip.evaluation.figures.base import Studio
+from unclip.evaluation.figures.differences import differences
+from unclip.evaluation.figures.gallery import PAGE, command_of, write_figure
+from unclip.evaluation.real import Real
+
+CONF = Path(__file__).parents[2] / "conf"
+SMALL = {
+    "variations": ["pictures=2", "count=2"],
+    "interpolation": ["pairs=1", "frames=3"],
+    "text_diffs": ["pictures=2", "frames=2"],
+    "components": ["pictures=2", "dimensions=[1,4,99]"],
+    "movement": ["pairs=4", "frames=3"],
+    "inversion": ["pictures=2", "steps=[2,3]", "guidance=[1.0]"],
+    "typographic": ["pictures=2", "count=1"],
+    "prior_importance": ["prompts=[a red apple,a blue star]"],
+    "priors": ["captions=3", "shown=2"],
+    "guidance": ["scales=[1.0,2.0]", "captions=2", "each=3"],
+    "limits": ["prompts={writing:[a sign]}", "count=2"],
+}
+
+
+def scene(row):
+    names, colours = ("apple", "star", "fish"), ("red", "blue", "green", "pink")
+    item = {"name": names[row % 3], "colour": colours[row % 4], "concept": "1"}
+    return {"objects": [item], "background": ("white", "grey")[row % 2]}
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    folder = tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
+    shutil.copy(folder / "clip.safetensors", folder / "judge.safetensors")
+    made = Studio(
+        cascade=Cascade.load(folder, device="cpu"),
+        data=Path("none"),
+        split="test",
+        size=64,
+        seed=0,
+        batch_size=4,
+    )
+    scenes = [scene(row) for row in range(12)]
+    captions = [f"a {s['objects'][0]['colour']} {s['objects'][0]['name']}" for s in scenes]
+    torch.manual_seed(0)
+    made._read[64] = Real(torch.randint(256, (12, 3, 64, 64)).byte(), captions, scenes)
+    return made
+
+
+def figure(name, overrides=()):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = [f"figure.{override}" for override in overrides]
+        cfg = compose("reproduce", [f"figure={name}", *settings])
+    return instantiate(cfg.figure, _convert_="all")
+
+
+def test_every_figure_of_the_configuration_is_tried_here():
+    assert {path.stem for path in (CONF / "figure").glob("*.yaml")} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_figure_draws_and_tells(studio, name, tmp_path):
+    made = figure(name, SMALL[name])
+    drawn = made(studio)
+    assert drawn.sheets or drawn.tables
+    for table in drawn.tables.values():
+        assert table.rows and all(len(row) == len(table.head) for row in table.rows)
+    command = command_of(name, ["size=64"])
+    written = write_figure(tmp_path, name, made, drawn, command=command, made_with={"seed": 0})
+    assert all(path.stat().st_size > 100 for path in written)
+    page = (tmp_path / PAGE).read_text()
+    assert f"python src/reproduce.py figure={name} size=64" in page
+    assert json.loads((tmp_path / f"{name}.json").read_text())["title"] == made.title
+
+
+def test_the_page_lists_every_figure_once(studio, tmp_path):
+    for name in ("limits", "variations", "limits"):
+        made = figure(name, SMALL[name])
+        write_figure(tmp_path, name, made, made(studio), command=f"draw {name}", made_with={})
+    page = (tmp_path / PAGE).read_text()
+    assert page.count("draw limits") == page.count("draw variations") == 1
+
+
+def test_a_bundle_without_a_prior_is_told_how_to_train_it(studio):
+    remark = figure("priors", SMALL["priors"])(studio).remark
+    assert "ar: `python src/train.py stage=prior_ar" in remark
+
+
+def test_a_difference_changes_one_thing():
+    scenes = [scene(row) for row in range(12)]
+    tasks = differences(scenes, 12, seed=1)
+    assert [task.row for task in tasks] == list(range(12))
+    assert [task.changed for task in tasks[:4]] == ["colour", "object", "background", "colour"]
+    for task in tasks:
+        item = scenes[task.row]["objects"][0]
+        assert f"{item['colour']} {item['name']}" in task.source
+        different = set(task.source.split()) ^ set(task.target.split())
+        assert 2 <= len(different - {"a", "an"}) <= 2
+    assert tasks == differences(scenes, 12, seed=1) != differences(scenes, 12, seed=2)
+
+
+def test_too_few_pictures_for_differences():
+    with pytest.raises(ValueError, match="13 pictures of one coloured object are needed, not 12"):
+        differences([scene(row) for row in range(12)], 13)
+
+
+def test_a_word_is_written_on_a_slip():
+    plain = torch.zeros(3, 256, 256, dtype=torch.uint8)
+    changed = (labelled(plain, "star") != plain).any(dim=0)
+    rows, columns = changed.nonzero().unbind(dim=1)
+    assert 0 < changed.float().mean() < 0.3
+    assert 128 < rows.float().mean() < 220 and 100 < columns.float().mean() < 156
+
+
+def test_no_judge(studio, tmp_path):
+    folder = tiny_bundle.write(tmp_path / "alone", names=("clip",))
+    alone = Studio(
+        cascade=Cascade.load(folder, device="cpu"),
+        data=Path("none"), split="test", size=64, seed=0, batch_size=1,
+    )  # fmt: skip
+    with pytest.raises(FileNotFoundError, match=r"judge\.safetensors is missing: train it with"):
+        _ = alone.judge
