@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from sample_commands.loading import add_memory
+
 
 def add_run(parser: argparse.ArgumentParser, *, batch_size: int, why: str) -> None:
     """Which bundle, how, and where to.
@@ -29,6 +31,7 @@ def add_run(parser: argparse.ArgumentParser, *, batch_size: int, why: str) -> No
     )
     parser.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help=why)
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU, if there is one")
+    add_memory(parser)
 
 
 def positive(text: str) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sample_commands.arguments import add_run, positive
-from sample_commands.console import bar, device, tell
+from sample_commands.console import bar, tell
+from sample_commands.loading import open_bundle
 from sample_commands.sequences import write_gif
 from sample_commands.story import file_hash, slug, story, write
 
@@ -59,10 +60,11 @@ def run(name: str, settings: argparse.Namespace) -> None:
         for path in group
     ]
 
-    from unclip.cascade import Cascade
     from unclip.evaluation.sheets import Tile, contact_sheet, to_pil
 
-    cascade = Cascade.load(settings.model, device=device(settings.device))
+    cascade = open_bundle(
+        settings.model, on=settings.device, dtype=settings.dtype, offload=settings.offload
+    )
     settings.out.mkdir(parents=True, exist_ok=True)
     how = {key: getattr(settings, key) for key in edit.keys}
     how |= {
@@ -157,7 +159,7 @@ def _vary_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, help="the picture to vary")
     parser.add_argument("--count", type=positive, default=4, help="how many")
     parser.add_argument(
-        "--eta", type=float, default=1.0, help="0 reconstructs; up to 1, the freer the variations"
+        "--eta", type=float, default=0.5, help="0 reconstructs; up to 1, the freer the variations"
     )
 
 
@@ -220,7 +222,7 @@ def _edit(cascade, paths, own, **run) -> Made:
     how = {"strength": own["strength"], "frames": frames}
     images = cascade.text_diff(image, *texts, **how, **run).images
     steps = [own["strength"] * (k / (frames - 1) if frames > 1 else 1) for k in range(frames)]
-    return Made(images, [f"θ = {at:.2f}" for at in steps])
+    return Made(images, [f"turned by {at:.2f}" for at in steps])
 
 
 def _inpaint_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from sample_commands import edits, text
-from sample_commands.console import bar, device, say, tell
+from sample_commands.console import bar, say, tell
+from sample_commands.loading import open_bundle
 from sample_commands.story import read, write
 
 ABOUT = """\
@@ -22,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="the bundle's folder, if it is not in models/")
     parser.add_argument("--out", type=Path, default=Path("samples/again"), help="folder for it")
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU, if there is one")
+    parser.add_argument(
+        "--offload", action="store_true", help="keep one stage at a time on the device"
+    )
 
 
 def run(settings: argparse.Namespace) -> None:
@@ -29,10 +33,10 @@ def run(settings: argparse.Namespace) -> None:
     about = _story(settings.picture)
     folder = _bundle(json.loads(about["bundle"]), settings.model)
 
-    from unclip.cascade import Cascade
     from unclip.evaluation.sheets import to_pil
 
-    cascade = Cascade.load(folder, device=device(settings.device))
+    dtype = about.get("dtype", "float32")
+    cascade = open_bundle(folder, on=settings.device, dtype=dtype, offload=settings.offload)
     command = about.get("command", "text")
     with bar(settings.picture.name) as progress:
         if command == "text":

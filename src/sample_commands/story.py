@@ -32,6 +32,8 @@ def story(
 
     fingerprints = {name: cascade.metadata[name].fingerprint for name in dict.fromkeys(used)}
     told = {"command": command, **more, "settings": dict(settings), "bundle": fingerprints}
+    if (dtype := str(cascade.dtype).removeprefix("torch.")) != "float32":
+        told["dtype"] = dtype
     plain = {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()
     }

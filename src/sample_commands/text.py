@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sample_commands.arguments import add_run, positive
-from sample_commands.console import bar, device, tell
+from sample_commands.console import bar, tell
+from sample_commands.loading import open_bundle
 from sample_commands.story import slug, story, write
 
 SHEET_TILES = 100
@@ -53,10 +54,11 @@ def run(settings: argparse.Namespace) -> None:
     jobs = [Job(prompt, seed) for prompt in _prompts(settings) for seed in seeds]
 
     # Late, so that --help and a missing prompt are answered at once.
-    from unclip.cascade import Cascade
     from unclip.evaluation.sheets import Tile, to_pil
 
-    cascade = Cascade.load(settings.model, device=device(settings.device))
+    cascade = open_bundle(
+        settings.model, on=settings.device, dtype=settings.dtype, offload=settings.offload
+    )
     settings.out.mkdir(parents=True, exist_ok=True)
     how = _how(settings)
     tiles: list[Tile] = []

@@ -8,7 +8,7 @@ moves one or both and decodes again. No caption takes part unless one is given.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from jaxtyping import Bool, Float
@@ -75,6 +75,7 @@ class Editing:
     embedder: ClipEmbedder
     prior: Callable[..., Tensor]
     decode: Callable[..., Pictures]
+    stage: Callable[[str], Any]
     _sample: Callable[..., Tensor]
     _finish: Callable[..., Pictures]
     _require_for: Callable[[int], None]
@@ -138,16 +139,19 @@ class Editing:
         image: Picture,
         count: int = 4,
         *,
-        eta: float = 1.0,
+        eta: float = 0.5,
         seed: int = 0,
         size: int = 1024,
         **how: Unpack[How],
     ) -> Pictures:
         """Other pictures of the same content and style (section 3.1).
 
-        With `eta` 0 all are the reconstruction; the more, the less of x_T is left.
+        With `eta` 0 all are the reconstruction; the more, the less of x_T is left. Here
+        `guidance_scale` None is the decoder's own, both ways: what is drawn anew wants guidance.
         """
         self._require_for(size)
+        if how.get("guidance_scale") is None:
+            how["guidance_scale"] = self.stage("decoder").guidance_scale
         latents = _repeat(self.invert([image], **how), count)
         seeds = range(seed, seed + count)
         return self.render(latents, seeds=seeds, eta=eta, size=size, **how)
