@@ -55,3 +55,29 @@ def test_what_will_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
 def test_the_cpu_says_how_much_is_free():
     free = memory.free_memory(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50
+
+
+def test_sample_py_says_what_large_weights_take(folder, tmp_path, monkeypatch, capsys):
+    import sample
+    from sample_commands import loading
+
+    monkeypatch.setattr(loading, "LARGE", 0)
+    words = ["a red fox", "--model", str(folder), "--out", str(tmp_path), "--size", "64"]
+    words += ["--steps", "prior=2", "decoder=2", "--device", "cpu"]
+    assert sample.main([*words, "--dtype", "bfloat16", "--offload"]) == 0
+    said = capsys.readouterr()
+    assert "weights in bfloat16: clip" in said.err
+    assert "GiB are free on cpu" in said.err
+    (picture,) = tmp_path.glob("*.png")
+    again = ["again", str(picture), "--model", str(folder), "--out", str(tmp_path / "again")]
+    assert sample.main([*again, "--device", "cpu"]) == 0
+    assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
+
+
+def test_sample_py_refuses_what_will_not_fit(folder, tmp_path, monkeypatch, capsys):
+    import sample
+
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    words = ["a red fox", "--model", str(folder), "--out", str(tmp_path), "--device", "cpu"]
+    assert sample.main(words) == 2
+    assert "GiB are free on cpu" in capsys.readouterr().err
