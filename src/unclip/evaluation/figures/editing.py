@@ -76,8 +76,8 @@ class TextDiffs(Figure):
 
     title = "Text diffs (figure 5)"
     about = (
-        "Each row: a real picture, and z_i turned towards the difference of two captions by θ, x_T "
-        "kept. θ = 0 is the reconstruction."
+        "Each row: a real picture, and z_i turned towards the difference of two captions, x_T kept. "
+        "Turned by 0 it is the reconstruction."
     )
 
     def __call__(self, studio: Studio) -> Drawn:
@@ -93,11 +93,9 @@ class TextDiffs(Figure):
                 seed=studio.seed,
                 **studio.how,
             ).images[studio.size]
-            row = [Tile(real.images[change.row], f"{change.source}: now {change.target}")]
-            row += [
-                Tile(image, f"turned by {self.strength * k / (self.frames - 1):.2f}")
-                for k, image in enumerate(made)
-            ]
+            thetas = [self.strength * k / (self.frames - 1) for k in range(self.frames)]
+            words = [*(f"turned by {theta:.2f}" for theta in thetas[:-1]), change.target]
+            row = [Tile(real.images[change.row], change.source), *map(Tile, made, words)]
             rows.append(row)
         return Drawn({"text_diffs": sheet(rows, self.title)})
 
