@@ -12,6 +12,7 @@ from unclip.cascade import Cascade
 from unclip.evaluation.benchmark import Benchmark
 from unclip.evaluation.folder import PictureFolder
 from unclip.evaluation.generation import generate
+from unclip.evaluation.limits import Bench, Limit, measure
 from unclip.evaluation.networks import FeatureNetwork
 from unclip.evaluation.parts import Given
 from unclip.evaluation.protocol import Protocol
@@ -50,6 +51,7 @@ class Evaluation:
         networks: a constructor for each feature network's name.
         settings: how pictures are sampled.
         benchmark: measures the stages one by one, on shards; None leaves that out.
+        limits: by any name; each makes pictures of its own; None leaves one out.
         cache: where features of real pictures are kept.
         device: None is a GPU if there is one.
     """
@@ -59,6 +61,7 @@ class Evaluation:
     networks: Mapping[str, Callable[[], FeatureNetwork]]
     settings: Settings = field(default_factory=Settings)
     benchmark: Benchmark | None = None
+    limits: Mapping[str, Limit | None] = field(default_factory=dict)
     cache: str | Path = "runs/references"
     device: str | None = None
 
@@ -117,6 +120,11 @@ class Evaluation:
         if cascade is not None and self.benchmark is not None:
             measured = self.benchmark(cascade, data, out, given=self._given(folder, scored))
             seconds |= measured["seconds"]
+        if cascade is not None and self.limits:
+            since = time.perf_counter()
+            bench = Bench(cascade=cascade, data=Path(data), out=Path(out), settings=self.settings)
+            measured["limits"] = measure(self.limits, bench)
+            seconds["limits"] = time.perf_counter() - since
         seconds["total"] = time.perf_counter() - started
         results = {
             "format": FORMAT,

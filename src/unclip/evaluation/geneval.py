@@ -139,7 +139,7 @@ def fault(composition: Composition, objects: Sequence[Found]) -> str | None:
     for unwanted in composition.exclude:
         count = sum(one.name == unwanted.name for one in objects)
         if count >= unwanted.count:
-            first_fault = first_fault or f"{count} × {unwanted.name}, not fewer: too many"
+            first_fault = first_fault or f"{count} {unwanted.name}: too many"
     return first_fault
 
 
@@ -169,7 +169,7 @@ def _include_fault(
     wanted: Wanted, group: Sequence[Found], matched: Sequence[Sequence[Found] | None]
 ) -> str | None:
     if len(group) < wanted.count:
-        return f"{len(group)} × {wanted.name}, not {wanted.count}"
+        return f"{len(group)} of {wanted.count} {wanted.name}"
     if wanted.colour is not None and any(one.colour != wanted.colour for one in group):
         colours = " and ".join(one.colour for one in group)
         return f"{wanted.name} is {colours}, not {wanted.colour}"

@@ -16,12 +16,14 @@ from unclip.evaluation.published import PUBLISHED
 from unclip.evaluation.report import (
     ENLARGEMENT_HEAD,
     GAP_HEAD,
+    LIMIT_HEAD,
     SCORE_HEAD,
     by_reason,
     cell_text,
     enlargement_rows,
     gap_rows,
     headline,
+    limit_rows,
     score_rows,
 )
 
@@ -53,6 +55,8 @@ def page(outcome: Outcome, *, curves: Sequence[Path] = ()) -> str:
         parts += ["<h2>Guidance</h2>", *(_picture(path, path.stem) for path in curves)]
     if results.get("stages"):
         parts.append(_stages(results))
+    if results.get("limits"):
+        parts.append(_limits(results["limits"]))
     parts.append("<h2>Pictures</h2>")
     parts += [_tiles(name, chosen) for name, chosen in extremes(outcome).items()]
     parts += [_picture(Path(path), Path(path).stem) for path in _sheets(results)]
@@ -152,6 +156,24 @@ def _stages(results: dict[str, Any]) -> str:
         parts += ["<h2>The upsamplers</h2>", html_table(enlarged, ENLARGEMENT_HEAD)]
     for name, why in results.get("left_out", {}).items():
         parts.append(f'<p class="missing">left out: <b>{escape(name)}</b>: {escape(why)}</p>')
+    return "\n".join(parts)
+
+
+def _limits(limits: dict[str, Any]) -> str:
+    parts = ["<h2>The limits that the paper admits</h2>"]
+    if rows := limit_rows(limits):
+        parts.append(html_table(rows, LIMIT_HEAD))
+        parts.append(
+            "<p>“real” is the same of real pictures: of binding and spelling it is how far the "
+            "detector and the reader themselves can be trusted, of detail one half of them beside "
+            "the other. Detail is in decibels over the real pictures' power, 0 being as much.</p>"
+        )
+    for name, measured in limits.items():
+        if why := measured.get("not_available"):
+            parts.append(f'<p class="missing">not available: <b>{name}</b>: {escape(why)}</p>')
+        if words := measured["about"].get("summary"):
+            parts.append(f"<p>{escape(words)}</p>")
+        parts += [_picture(Path(path), Path(path).stem) for path in measured["paths"]]
     return "\n".join(parts)
 
 

@@ -67,6 +67,7 @@ def summary(results: dict[str, Any]) -> str:
     if results.get("stages"):
         parts.append(stage_table(results))
     parts += measure_tables(results)
+    parts += limit_parts(results.get("limits", {}))
     if missing := by_reason(results.get("not_available", {})):
         parts.append("\n".join(f"not available: {names}: {why}" for why, names in missing.items()))
     if left_out := results.get("left_out"):
@@ -75,6 +76,33 @@ def summary(results: dict[str, Any]) -> str:
         parts.append("\n".join(["pictures:", *(f"  {path}" for path in paths)]))
     parts.append(f"evaluated in {_duration(results['seconds']['total'])}")
     return "\n\n".join(parts)
+
+
+LIMIT_HEAD = ["limit", "score", "value", "±", "real", "better", "n", "n real"]
+
+
+def limit_rows(limits: dict[str, Any]) -> list[list[Any]]:
+    """The limits' scores, those of real pictures beside them."""
+    return [
+        [limit, name, *(score[key] for key in ("value", "error", "real", "better", "n", "n_real"))]
+        for limit, measured in limits.items()
+        for name, score in measured["scores"].items()
+    ]
+
+
+def limit_parts(limits: dict[str, Any]) -> list[str]:
+    """The limits beside real pictures, why one has no numbers, and where their pictures are."""
+    parts = []
+    if rows := limit_rows(limits):
+        parts.append(table(rows, head=LIMIT_HEAD))
+    for name, measured in limits.items():
+        if why := measured.get("not_available"):
+            parts.append(f"not available: {name}: {why}")
+        if words := measured["about"].get("summary"):
+            parts.append(words)
+    if paths := [path for measured in limits.values() for path in measured["paths"]]:
+        parts.append("\n".join(["pictures of limits:", *(f"  {path}" for path in paths)]))
+    return parts
 
 
 def by_reason(not_available: dict[str, str]) -> dict[str, str]:
