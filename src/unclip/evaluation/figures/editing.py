@@ -76,7 +76,7 @@ class TextDiffs(Figure):
 
     title = "Text diffs (figure 5)"
     about = (
-        "Each row: a real picture, and z_i turned towards the difference of two captions, x_T kept. "
+        "Each row: a real picture; z_i turned towards the difference of two captions, x_T kept. "
         "Turned by 0 it is the reconstruction."
     )
 
