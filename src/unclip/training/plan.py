@@ -6,7 +6,7 @@ of weights.
 
 Beside what torch's profiler saw a CPU allocate in one step at emoji scale, the peak was 0.7% high
 for the decoder (305 MB), 0.3% low for upsampler_256 (140 MB) and 3% high for the prior (205 MB).
-The process itself grew by 40 to 60 MB more: code, workspaces, and memory that was freed and kept.
+The process itself grew by 50 to 60 MB more: code, workspaces, and memory that was freed and kept.
 """
 
 import weakref
