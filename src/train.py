@@ -13,12 +13,23 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from configuration import ConfigurationError, check_command_line, check_targets
+from runs import identity, register_run_folder
 from unclip.training.preparation import (
     ensure_data,
     ensure_upstream,
     one_at_a_time,
     starting_weights,
     take_over,
+)
+from unclip.training.resuming import (
+    AUTO,
+    FINISHED,
+    CheckpointError,
+    ResumeError,
+    check_same_run,
+    checkpoint_of,
+    claimed,
+    is_first_rank,
 )
 
 BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
@@ -28,15 +39,16 @@ BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
 def main(cfg: DictConfig) -> float | None:
     """Trains the stage that the command line names and returns its validation metric."""
     hydra_config = HydraConfig.get()
-    resumed = cfg.resume and str(Path(cfg.resume).absolute().parent)  # one run, one folder
-    cfg.run_folder = resumed or hydra_config.runtime.output_dir
+    cfg.run_folder = hydra_config.runtime.output_dir
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     try:
         check(config)
         prepare(config, hydra_config.overrides.task)
-        OmegaConf.save(config, Path(cfg.run_folder) / "config.yaml")
-        return train(config)
+        with claimed(Path(cfg.run_folder), anew=cfg.resume is None):
+            return train(config, identity(cfg))
     except (ConfigurationError, FileNotFoundError, ChildProcessError) as error:
+        raise SystemExit(f"train.py: {error}") from None  # their text says what to do
+    except (ResumeError, CheckpointError) as error:
         raise SystemExit(f"train.py: {error}") from None  # their text says what to do
 
 
@@ -70,7 +82,7 @@ def check(config: dict[str, Any]) -> None:
 
 def prepare(config: dict[str, Any], overrides: list[str]) -> None:
     """Makes sure, before anything heavy, that what the run needs is there."""
-    if config["resume"] is not None and not Path(config["resume"]).is_file():
+    if config["resume"] not in (None, AUTO) and not Path(config["resume"]).is_file():
         raise FileNotFoundError(f"resume={config['resume']}: there is no such file")
     bundle = Path(config["folders"]["models"]) / config["bundle"]
     needs = config["embedder"]["needs"] if config["needs_clip"] else []
@@ -80,15 +92,24 @@ def prepare(config: dict[str, Any], overrides: list[str]) -> None:
     ensure_data(build(config["prepare"]["build"]), config["prepare"]["done"])
 
 
-def train(config: dict[str, Any]) -> float | None:
-    """Builds what the configuration says and fits it."""
+def train(config: dict[str, Any], settings: dict[str, Any]) -> float | None:
+    """Builds what the configuration says and fits it.
+
+    Args:
+        config: all of it.
+        settings: what of it makes this run another than others.
+    """
     from unclip import bundle
+    from unclip.training.acceleration import accelerate
+    from unclip.training.callbacks.record import RunRecord
     from unclip.training.embeddings import check_sizes, embed_shards
     from unclip.training.provenance import code_version
-    from unclip.training.trainer import keep_freed_memory, quieten
+    from unclip.training.trainer import end_with_parent, keep_freed_memory, quieten
 
     quieten()
     keep_freed_memory()
+    if not is_first_rank():
+        end_with_parent()
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(config["seed"])  # the same first weights on all ranks
 
@@ -96,12 +117,15 @@ def train(config: dict[str, Any]) -> float | None:
     if embedder is not None:
         check_sizes(embedder, config["clip"])
     stage = bundle.build(config["model"])
-    if config["init"] is not None and config["resume"] is None:
+    folder = Path(config["run_folder"])
+    checkpoint = checkpoint_of(folder, config["resume"])
+    if config["init"] is not None and checkpoint is None:
         start = starting_weights(config["init"], config["stage"])
         try:
             bundle.initialise(stage, start, embedder and embedder.fingerprint)
         except ValueError as error:
             raise ConfigurationError(f"init: {error}") from None
+    accelerate(stage, **config["acceleration"])
     module = build(config["module"])(
         stage,
         recipe=config["model"],
@@ -115,22 +139,29 @@ def train(config: dict[str, Any]) -> float | None:
     stored = embedder is not None and config["stored_embeddings"]
     features = {"embeddings": embedder.fingerprint} if stored else {"load_image": True}
     data = build(config["data"])(**features)
+    fingerprints = {"data_set": data.fingerprint(), "clip": embedder and embedder.fingerprint}
+    record = {"config": settings, **fingerprints}
     trainer = build(config["trainer"])(
-        callbacks=[build(callback) for callback in config["callbacks"].values()],
+        callbacks=[RunRecord(record), *map(build, config["callbacks"].values())],
         loggers=[build(logger) for logger in config["logger"].values()],
     )
+    if checkpoint is not None:
+        steps, anyway = trainer.max_steps, config["resume_anyway"]
+        check_same_run(checkpoint, record, max_steps=steps, anyway=anyway)
     if stored:
         with one_at_a_time(data.home):
             embedder.to(trainer.strategy.root_device)
             embed_shards(embedder, data.sources(), workers=data.workers)
     for logger in trainer.loggers:
         logger.log_hyperparams({**config, "code": code_version()})
-    trainer.fit(module, data, ckpt_path=config["resume"])
+    if trainer.is_global_zero:
+        OmegaConf.save(config, folder / "config.yaml")
+    trainer.fit(module, data, ckpt_path=checkpoint)
     measured = trainer.callback_metrics.get(config["objective"])
     objective = None if measured is None else float(measured)
     if trainer.is_global_zero:  # where a sweep finds it
         result = {"name": config["objective"], "value": objective}
-        Path(config["run_folder"], "objective.json").write_text(json.dumps(result) + "\n")
+        (folder / FINISHED).write_text(json.dumps(result) + "\n")
     return objective
 
 
@@ -149,6 +180,7 @@ def build(config: Any) -> Any:
     return instantiate(config, _convert_="all")
 
 
+register_run_folder()
 if __name__ == "__main__":
     check_command_line("train")
     main()

@@ -17,6 +17,7 @@ from tiny_shards import write_shards
 from unclip.bundle import read_metadata
 
 TIMEOUT = 280
+CANARY = "canary-5d0f0c4e9b"  # a secret in the environment
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -36,6 +37,7 @@ def command(*words, script="train.py"):
         *("trainer.accelerator=cpu", *words),
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= dict.fromkeys(("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"), CANARY)
     return {"args": words, "env": environment, "text": True}
 
 
@@ -123,29 +125,71 @@ def test_two_processes_train_one_decoder(place, trained):
     assert read_metadata(place / "models" / "quick" / "decoder.safetensors").extra["images"] == 640
 
 
-@pytest.mark.slow
-def test_ctrl_c_saves_and_its_advice_continues(place):
-    """The signal reaches the data loader's worker too, as from a terminal."""
-    words = ("stage=judge", "data.workers=1", "callbacks.checkpoint.every_steps=3")
-    process = subprocess.Popen(
-        **command(*words, "trainer.max_steps=100000"),
+def start(place, *words):
+    return subprocess.Popen(
+        **command(*words),
         cwd=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+def end(process, number, path, after=0):
+    """Sends a signal, to data loaders' workers too, once a checkpoint beyond a step is there."""
     deadline = time.monotonic() + TIMEOUT
-    while not list(place.glob("runs/quick/judge/*/last.ckpt")):
+    while not (path.exists() and step_of(path) > after):
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 128 + signal.SIGINT, err
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    return *process.communicate(timeout=TIMEOUT), process.returncode
+
+
+def step_of(path):
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_to_the_bit(place):
+    """Killed, interrupted and run to its end, beside the same run without a break."""
+    words = ("stage=judge", "data.workers=1", "trainer.max_steps=200")
+    words = (*words, "callbacks.checkpoint.every_steps=3", "trainer.log_every_n_steps=1")
+    process = start(place, *words)
+    while not (found := list(place.glob("runs/quick/judge/*"))):
+        time.sleep(0.1)
+    (folder,) = found
+    *_, code = end(process, signal.SIGKILL, folder / "last.ckpt")
+    assert code == -signal.SIGKILL
+    killed_at = step_of(folder / "last.ckpt")
+    out, err, code = end(start(place, *words), signal.SIGINT, folder / "last.ckpt", killed_at)
+    assert code == 128 + signal.SIGINT, err
     assert "Traceback" not in err
-    advice = shlex.split(out.strip().splitlines()[-1])
-    (path,) = (word.partition("=")[2] for word in advice if word.startswith("resume="))
-    step = torch.load(path, weights_only=True)["global_step"]
+    assert f"resume={folder}/last.ckpt" in shlex.split(out.strip().splitlines()[-1])
     assert not (place / "models" / "quick" / "judge.safetensors").exists()
-    result = run(place, *words, f"trainer.max_steps={step + 2}", f"resume={path}")
+    result = run(place, *words)
     assert result.returncode == 0, result.stderr
-    assert read_metadata(place / "models" / "quick" / "judge.safetensors").steps == step + 2
+    assert only(place, "runs/quick/judge/*") == folder
+    assert read_metadata(place / "models" / "quick" / "judge.safetensors").steps == 200
+
+    result = run(place, *words, "bundle=unbroken")
+    assert result.returncode == 0, result.stderr
+    unbroken = only(place, "runs/unbroken/judge/*")
+    one, other = (torch.load(f / "last.ckpt", weights_only=True) for f in (folder, unbroken))
+    for name, value in other["state_dict"].items():
+        assert torch.equal(one["state_dict"][name], value), name
+    for name, value in other["callbacks"]["EMA"]["weights"].items():
+        assert torch.equal(one["callbacks"]["EMA"]["weights"][name], value), name
+    assert losses(folder) == losses(unbroken) and len(losses(folder)) == 200
+
+    result = run(place, *words, "trainer.max_steps=300", f"resume={folder}/last.ckpt")
+    assert result.returncode == 1
+    assert "trainer.max_steps was 200, is 300" in result.stderr
+    assert "resume_anyway=true" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_no_key_is_written_anywhere(place, trained):
+    """Neither into logs and configurations nor into checkpoints and bundles."""
+    files = [path for path in place.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []

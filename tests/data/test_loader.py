@@ -373,3 +373,44 @@ def test_hostile_members_change_nothing(tmp_path):
     for workers in (0, 1):
         assert drawn(ShardLoader(folder, READER, batch_size=2, workers=workers)) == keys([5])
     assert not marker.exists()
+
+
+# ----------------------------------------------------------------------------------------- resuming
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_a_loader_goes_on_amid_an_epoch(folder, workers):
+    """50 samples make 13 batches of 4: no number of workers but 1 divides them."""
+    options = {"batch_size": 4, "shuffle": True, "workers": workers}
+    loader = ShardLoader(folder, READER, **options)
+    loader.set_epoch(3)
+    whole = list(loader)
+    loader.set_epoch(4)
+    following = drawn(loader)
+    for cut in (1, 5, 12) if workers else range(14):
+        first = ShardLoader(folder, READER, **options)
+        first.set_epoch(3)
+        for _ in zip(range(cut), first, strict=False):
+            pass
+        assert first.state_dict() == {"batches": cut}
+        second = ShardLoader(folder, READER, **options)
+        second.load_state_dict(first.state_dict())
+        second.set_epoch(3)
+        rest = list(second)
+        assert second.state_dict() == {"batches": 13}
+        assert [batch["key"] for batch in rest] == [batch["key"] for batch in whole[cut:]]
+        assert all(
+            torch.equal(a["image"], b["image"]) for a, b in zip(rest, whole[cut:], strict=True)
+        )
+        second.set_epoch(4)
+        assert drawn(second) == following  # the next epoch is whole again
+
+
+def test_a_loader_goes_on_amid_the_crops_of_a_picture(tmp_path):
+    write_shard(tmp_path / "00000.tar", [sample(i) for i in range(10)])
+    reader = SampleReader(image_size=16, crop=8, crops_per_image=3)
+    options = {"batch_size": 2, "shuffle": True, "workers": 2}
+    whole = list(ShardLoader(tmp_path, reader, **options))
+    loader = ShardLoader(tmp_path, reader, **options)
+    loader.load_state_dict({"batches": 7})
+    rest = list(loader)
+    assert [batch["key"] for batch in rest] == [batch["key"] for batch in whole[7:]]
+    assert torch.equal(rest[0]["image"], whole[7]["image"])

@@ -102,14 +102,14 @@ class Kit:
     def __init__(self, folder):
         self.folder = folder
 
-    def module(self, cls=StageModule, **settings):
+    def module(self, cls=StageModule, stage=TinyStage, **settings):
         torch.manual_seed(0)
         defaults = {
             "recipe": {"_target_": "tiny"},
             "optimizer": functools.partial(optim.adamw, lr=1e-2),
             "schedule": functools.partial(optim.cosine, warm_up_steps=2),
         }
-        return cls(TinyStage(), **(defaults | settings))
+        return cls(stage(), **(defaults | settings))
 
     def trainer(self, max_steps, *callbacks, folder=None, **settings):
         folder = folder or self.folder

@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from unclip.training.callbacks.guard import NonFiniteError
 from unclip.training.checkpoint_io import AtomicCheckpointIO
 from unclip.training.module import StageModule
+from unclip.training.resuming import CheckpointError
 
 
 def train(kit, steps, *, folder, resume=None, every_steps=1000, module=None, data=None, **settings):
@@ -163,6 +165,35 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch)
         io.save_checkpoint({"step": torch.tensor(2)}, path)
     assert io.load_checkpoint(path)["step"] == 1
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(tmp_path):
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"global_step": 1}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step 2 cannot be written .*last\.ckpt stays"):
+            io.save_checkpoint({"global_step": 2, "weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert io.load_checkpoint(path)["global_step"] == 1
+    io.save_checkpoint({"global_step": 3}, path)
+    assert io.load_checkpoint(path)["global_step"] == 3
+    assert io.load_checkpoint(tmp_path / "previous.ckpt")["global_step"] == 1
+
+
+def test_a_run_on_a_full_disk_ends_and_does_not_save_again(kit, tmp_path, monkeypatch):
+    saves = []
+
+    def full(checkpoint, file):
+        saves.append(checkpoint["global_step"])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"step 4 .*No space left.*there is none yet"):
+        train(kit, 9, folder=tmp_path, every_steps=4)
+    assert saves == [4]
 
 
 KILLED = """

@@ -23,28 +23,38 @@ from unclip.data.order import (
     grouped,
     share,
     shuffled_batches,
+    turns,
 )
 from unclip.data.reader import Sample, SampleReader, collate
 from unclip.data.shards import Shard, open_shards, read_positions
 
 
 class SharedEpoch:
-    """The epoch, seen by workers that are already running.
+    """The epoch and how much of it is done already, seen by workers that are already running.
 
-    Lightning sets it through the loader's attribute `sampler`.
+    Lightning sets the epoch through the loader's attribute `sampler`.
     """
 
     def __init__(self):
-        self._value = multiprocessing.get_context("spawn").Value("q", 0, lock=False)
+        self._values = multiprocessing.get_context("spawn").Array("q", 2, lock=False)
 
     def set_epoch(self, epoch: int) -> None:
         """Takes effect when the loader is next iterated."""
-        self._value.value = epoch
+        self._values[0] = epoch
 
     @property
     def epoch(self) -> int:
         """The epoch that was last set."""
-        return self._value.value
+        return self._values[0]
+
+    @property
+    def done(self) -> int:
+        """Batches of the epoch that are left out, since they were had before."""
+        return self._values[1]
+
+    @done.setter
+    def done(self, batches: int) -> None:
+        self._values[1] = batches
 
 
 class ShardLoader:
@@ -63,6 +73,10 @@ class ShardLoader:
 
     With `crops_per_image` = n, batch_size pictures are decoded for n batches of which each has
     one crop of each picture.
+
+    `state_dict` says how far an epoch has got, and a loader that it is loaded into yields the rest
+    of the epoch, the very batches that the first would have yielded. What is left out is read, to
+    draw what was drawn, but not decoded.
 
     Args:
         source: a folder ROOT/SPLIT/SIZE, a tar file, or a list of tar files.
@@ -107,6 +121,8 @@ class ShardLoader:
         self.sampler = SharedEpoch()
         self.batch_sampler = None  # Lightning looks at it where there is a sampler
         self.batch_size = batch_size
+        self._yielded = 0  # batches of the present epoch, those left out included
+        self._left_out = 0  # of the epoch that is iterated next
         self._dataset = _ShardDataset(
             shards=open_shards(source),
             reader=reader,
@@ -143,10 +159,22 @@ class ShardLoader:
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch have been had."""
+        return {"batches": self._yielded}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Leaves out, in the next iteration, the batches that have been had."""
+        self._left_out = state_dict["batches"]
+
     def __iter__(self) -> Iterator[dict[str, list | Tensor]]:
         # A generator: workers start (and read the epoch) at the first batch, by which time
         # Lightning, which creates the iterator earlier, has set the epoch.
-        yield from self._loader
+        self._yielded = self.sampler.done = self._left_out
+        self._left_out = 0
+        for batch in self._loader:
+            self._yielded += 1
+            yield batch
 
 
 @dataclass(kw_only=True)
@@ -181,12 +209,18 @@ class _ShardDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, list | Tensor]]:
         epoch = self.epoch.epoch if self.shuffle else 0
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        return self._batches(epoch, number, workers)
+        info = get_worker_info()
+        number, workers = (info.id, info.num_workers) if info else (0, 1)
+        if not self.epoch.done:
+            return self._batches(epoch, number, workers)
+        crops = self.reader.crops_per_image
+        yields = [len(self._share(one, workers).batches) * crops for one in range(workers)]
+        had, turn = turns(yields, self.epoch.done)
+        number = (number + turn) % workers  # the worker whose turn it is comes first
+        return self._batches(epoch, number, workers, done=had[number])
 
-    def _batches(self, epoch: int, worker: int, workers: int) -> Iterator[dict]:
-        piece = share(
+    def _share(self, worker: int, workers: int) -> Share:
+        return share(
             self.total,
             self.batch_size,
             rank=self.rank,
@@ -195,6 +229,11 @@ class _ShardDataset(IterableDataset):
             workers=workers,
             interleaved=not self.shuffle,
         )
+
+    def _batches(self, epoch: int, worker: int, workers: int, *, done: int = 0) -> Iterator[dict]:
+        """A worker's batches, without the first `done`."""
+        piece = self._share(worker, workers)
+        done, crops_done = divmod(done, self.reader.crops_per_image)
         counter = BadSamples(self.max_bad_fraction, len(piece.batches) * self.batch_size)
         if self.shuffle:
             order = epoch_order(self.shards, self.reader.seed, epoch)
@@ -202,9 +241,10 @@ class _ShardDataset(IterableDataset):
             raw_batches = self._shuffled(order, piece, counter, randomness)
         else:
             raw_batches = self._in_order(piece, counter)
-        for raw_batch in raw_batches:
+        for raw_batch in itertools.islice(raw_batches, done, None):
             pictures = self._decode(raw_batch, epoch, piece.end, counter)
-            for number in range(self.reader.crops_per_image if pictures else 0):
+            first, crops_done = crops_done, 0
+            for number in range(first, self.reader.crops_per_image if pictures else 0):
                 yield collate([crops[number] for crops in pictures])
         counter.finish()
 

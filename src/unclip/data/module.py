@@ -9,7 +9,7 @@ from unclip.data.degradations import Degradation
 from unclip.data.loader import ShardLoader
 from unclip.data.reader import SampleReader
 from unclip.data.remote import is_url, list_remote
-from unclip.data.shards import flat_shards, open_shards
+from unclip.data.shards import fingerprint, flat_shards, open_shards
 
 
 class ShardDataModule(LightningDataModule):
@@ -137,6 +137,10 @@ class ShardDataModule(LightningDataModule):
         if is_url(self.root):
             return list_remote(f"{self.root}/{split}/{self.size}", self.cache, self.cache_gib)
         return Path(self.root) / split / self.size
+
+    def fingerprint(self) -> str:
+        """What tells the training split's shards from others."""
+        return fingerprint(open_shards(self.source(self.train_split)))
 
     def train_dataloader(self) -> ShardLoader:
         """The loader of this rank's share of the training split."""

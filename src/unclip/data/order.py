@@ -67,6 +67,25 @@ def share(
     return Share(range(low, high), first, end)
 
 
+def turns(yields: Sequence[int], batches: int) -> tuple[list[int], int]:
+    """(how many of the first `batches` come from each worker, the worker whose turn it is then).
+
+    Workers take turns, and one that has yielded all of its batches is passed over.
+
+    Args:
+        yields: batches of each worker in an epoch.
+        batches: of all workers together.
+    """
+    had = [0] * len(yields)
+    turn = 0
+    for _ in range(min(batches, sum(yields))):
+        while had[turn] == yields[turn]:
+            turn = (turn + 1) % len(yields)
+        had[turn] += 1
+        turn = (turn + 1) % len(yields)
+    return had, turn
+
+
 class Placed(NamedTuple):
     """A raw sample with its position in the epoch, and its stored embedding where asked for."""
 

@@ -1,36 +1,45 @@
 """Training checkpoints on disk: whole or not there at all, and free of code."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from unclip.training.resuming import PREVIOUS, CheckpointError
+
 
 class AtomicCheckpointIO(CheckpointIO):
     """Writes beside the target, syncs, renames; reads nothing but tensors and plain containers.
 
     Lightning's own writer goes through the temporary folder, and where that is another disk a kill
-    leaves a torn file under the final name.
+    leaves a torn file under the final name. The checkpoint that a new one replaces is kept as
+    previous.ckpt, and the one before that goes first: there are never more than two on the disk.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Writes `checkpoint`; what stood at `path` stays until the new file is safely on disk."""
+        """Writes `checkpoint`; what stood at `path` stays until the new file is safely on disk.
+
+        Raises:
+            CheckpointError: the disk is full, or the folder cannot be written to.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            if path.exists():
+                path.with_name(PREVIOUS).unlink(missing_ok=True)
+            _write(checkpoint, temporary)
+            _keep(path)
             os.replace(temporary, path)
-        except BaseException:
+        except (OSError, RuntimeError) as error:  # torch's writer makes the one the other
+            raise CheckpointError(_complaint(path, checkpoint, error)) from error
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
         _sync_folder(path.parent)
 
     def load_checkpoint(
@@ -48,6 +57,33 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes a checkpoint, if it is there."""
         Path(path).unlink(missing_ok=True)
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with open(path, "wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _keep(path: Path) -> None:
+    """Gives the checkpoint at `path`, if there is one, the name of the previous one, too."""
+    if path.exists():
+        try:
+            os.link(path, path.with_name(PREVIOUS))
+        except OSError:  # a file system without links
+            os.replace(path, path.with_name(PREVIOUS))
+
+
+def _complaint(path: Path, checkpoint: dict[str, Any], error: Exception) -> str:
+    free = shutil.disk_usage(path.parent).free / 2**30
+    earlier = [name for name in (path.name, PREVIOUS) if path.with_name(name).exists()]
+    kept = f"the earlier {' and '.join(earlier)} stays as it is" if earlier else "there is none yet"
+    return (
+        f"the checkpoint of step {checkpoint.get('global_step')} cannot be written to "
+        f"{path.parent}, which has {free:.2f} GiB free ({error}); {kept}. Make room there and give "
+        "the same command again"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

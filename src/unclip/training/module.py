@@ -1,7 +1,8 @@
 """The base of every stage's LightningModule: what training adds to a stage, and no more."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ class StageModule(LightningModule):
         losses = self.stage.loss(batch)
         self.last_loss = losses["loss"].detach()
         if self._logs_this_step():
-            self._log_all("train", losses, batch)
+            self._log_all("train", _over_ranks(losses, self.trainer.world_size), batch)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -134,7 +135,7 @@ class StageModule(LightningModule):
         """Whether the loggers will look; to log at every step would cost a small stage time."""
         return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
-    def _log_all(self, prefix: str, values: dict[str, Tensor | float], batch: Batch) -> None:
+    def _log_all(self, prefix: str, values: Mapping[str, Tensor | float], batch: Batch) -> None:
         samples = int(batch["valid"].sum()) if "valid" in batch else len(batch["key"])
         self.log_dict(
             {f"{prefix}/{name}": value for name, value in values.items()},
@@ -185,3 +186,14 @@ class StageModule(LightningModule):
         fingerprint = None if self.embedder is None else self.embedder.fingerprint
         about = {"stage": self.stage.name, "recipe": self.recipe, "clip_fingerprint": fingerprint}
         checkpoint["unclip"] = json.dumps(about)
+
+
+def _over_ranks(losses: Mapping[str, Tensor], ranks: int) -> Mapping[str, Tensor | float]:
+    """Their means over all ranks; of a loss that not all ranks have, over those that do."""
+    if ranks == 1:
+        return losses
+    found: list[Any] = [None] * ranks
+    own = {name: value.item() for name, value in losses.items()}
+    torch.distributed.all_gather_object(found, own)
+    names = sorted({name for values in found for name in values})
+    return {name: fmean(values[name] for values in found if name in values) for name in names}

@@ -2,9 +2,11 @@
 
 import ctypes
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from unclip.training.checkpoint_io import AtomicCheckpointIO
 
@@ -66,6 +69,16 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
 
 
+def end_with_parent() -> None:
+    """Lets this process be killed when the one that started it ends; on Linux.
+
+    A rank that hangs would else outlive the run.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def build_trainer(
     *,
     max_steps: int,
@@ -78,6 +91,7 @@ def build_trainer(
     precision: str | int = "auto",
     validate_every_steps: int = 1000,
     accumulate_grad_batches: int = 1,
+    timeout_minutes: float = 10.0,
     **settings: Any,
 ) -> Trainer:
     """A Trainer that counts steps, validates by steps, and saves atomically.
@@ -93,6 +107,7 @@ def build_trainer(
         precision: as Lightning's, or "auto".
         validate_every_steps: between two validations; the last step always has one.
         accumulate_grad_batches: batches of a step.
+        timeout_minutes: how long ranks wait for one that is dead or hangs before they fail.
         settings: anything else that Lightning's Trainer takes.
     """
     max_steps = round(max_steps * effort)
@@ -105,7 +120,7 @@ def build_trainer(
         callbacks=list(callbacks),
         logger=list(loggers),
         accelerator=accelerator,
-        strategy=DDPStrategy(gradient_as_bucket_view=True) if strategy == "ddp" else strategy,
+        strategy=_strategy(strategy, timedelta(minutes=timeout_minutes)),
         precision=resolve_precision(precision, accelerator),
         val_check_interval=min(validate_every_steps, max_steps) * accumulate_grad_batches,
         check_val_every_n_epoch=None,
@@ -113,6 +128,17 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *_environment()],
         **settings,
     )
+
+
+def _strategy(name: str, timeout: timedelta) -> str | Strategy:
+    if name == "ddp":
+        return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
+    return name
+
+
+def _environment() -> list[SLURMEnvironment]:
+    """Slurm's, when it runs this: without Lightning's requeueing, which saves to another place."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

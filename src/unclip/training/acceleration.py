@@ -1,0 +1,54 @@
+"""Time against memory, and compilation, for any stage: neither changes a weight's name."""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from unclip.networks import UNet
+from unclip.networks.causal import Block
+from unclip.networks.unet import AttentionBlock, ResBlock
+from unclip.stages import Stage
+
+RECOMPUTED = (ResBlock, AttentionBlock, Block)
+COMPILED = (UNet, Block)  # of a transformer the block: all of its blocks share one compilation
+
+
+def accelerate(
+    stage: Stage, *, compile: bool = False, gradient_checkpointing: bool = False
+) -> None:
+    """Prepares a stage's networks in place.
+
+    Args:
+        stage: about to be trained.
+        compile: torch.compile, in place.
+        gradient_checkpointing: each block keeps its input alone and is computed again in the
+            backward pass.
+
+    Raises:
+        ValueError: the stage has nothing that could be compiled.
+    """
+    if gradient_checkpointing:
+        _recompute(stage)
+    if compile:
+        parts = [module for module in stage.modules() if isinstance(module, COMPILED)]
+        if not parts:
+            raise ValueError(f"compile: the stage {stage.name} has no network that is compiled")
+        for part in parts:
+            part.compile()
+
+
+def _recompute(stage: nn.Module) -> None:
+    for module in stage.modules():
+        if isinstance(module, RECOMPUTED):
+            module.forward = _again(module.forward)
+        elif hasattr(module, "set_grad_checkpointing"):  # open_clip's
+            module.set_grad_checkpointing()
+
+
+def _again(forward):
+    def run(*inputs, **named):
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, **named)
+
+    return run

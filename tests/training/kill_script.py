@@ -1,0 +1,111 @@
+"""Run by test_resuming.py: trains TinyStage to the end, and again through a series of deaths."""
+
+import unclip  # isort: skip # noqa: F401
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from conftest import Kit
+from lightning.pytorch import Callback
+
+from unclip.data.module import ShardDataModule
+from unclip.training.callbacks.validation import LastValidation
+from unclip.training.logs import ContinueLogs, CsvLogger
+from unclip.training.resuming import checkpoint_of, claimed
+from unclip.training.trainer import quieten
+
+STEPS, EVERY = 16, 3
+
+# (hook, step, signal): one attempt each, and then one that lives.
+DEATHS = [
+    ("on_train_batch_end", 2, signal.SIGKILL),  # before there is a checkpoint
+    ("writing", 3, signal.SIGKILL),
+    ("on_train_batch_end", 4, signal.SIGKILL),  # before the line of that step is in the log
+    ("on_validation_batch_end", 4, signal.SIGKILL),  # validation falls amid a step of two batches
+    ("renaming", 6, signal.SIGKILL),  # the old one has both names, the new one has none
+    ("on_train_batch_start", 8, signal.SIGTERM),
+    ("on_before_optimizer_step", 9, signal.SIGINT),
+    ("on_validation_batch_end", 13, signal.SIGTERM),
+    ("on_before_optimizer_step", 14, signal.SIGKILL),
+    ("on_validation_batch_end", 16, signal.SIGKILL),  # the last step is done, nothing is exported
+]
+
+
+class Death(Callback):
+    """Sends this process a signal at a hook, in a step."""
+
+    def __init__(self, hook, step, number):
+        def die(trainer, *args):
+            if trainer.global_step == step:
+                os.kill(os.getpid(), number)
+
+        if hook in ("writing", "renaming"):
+            self.on_train_batch_start = lambda trainer, *args: strike(hook, trainer, step)
+        else:
+            setattr(self, hook, die)
+
+
+def strike(hook, trainer, step):
+    """Dies in the coming save."""
+    if trainer.global_step != step:
+        return
+
+    def torn(checkpoint, file):
+        file.write(b"half of it")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def rename(source, target, really=os.replace):
+        if Path(target).name == "last.ckpt":
+            os.kill(os.getpid(), signal.SIGKILL)
+        really(source, target)
+
+    if hook == "writing":
+        torch.save = torn
+    else:
+        os.replace = rename
+
+
+def train(folder, root, death):
+    quieten()
+    kit = Kit(folder)
+    data = ShardDataModule(root, image_size=16, shard_size=64, batch_size=4, workers=2)
+    dying = [] if death is None else [Death(*death)]
+    first, *others = kit.callbacks(every_steps=EVERY)
+    callbacks = [*dying, first, ContinueLogs(), LastValidation(), *others]
+    settings = {"accumulate_grad_batches": 2, "validate_every_steps": 4, "log_every_n_steps": 1}
+    trainer = kit.trainer(STEPS, *callbacks, loggers=[CsvLogger(folder)], **settings)
+    with claimed(folder):
+        trainer.fit(kit.module(), data, ckpt_path=checkpoint_of(folder, "auto"))
+
+
+def attempt(folder, root, death=None):
+    """How a process that trains has ended."""
+    child = os.fork()  # of a process that has computed nothing yet, so torch is as new in it
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        train(folder, root, death)
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    finally:
+        os._exit(code)
+
+
+def main(folder, root):
+    assert attempt(folder / "whole", root) == 0
+    for death in DEATHS:
+        number = death[2]
+        expected = -number if number == signal.SIGKILL else 128 + number
+        ended = attempt(folder / "cut", root, death)
+        assert ended == expected, (death, ended)
+    assert attempt(folder / "cut", root) == 0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,149 @@
+"""Run by test_ranks.py: two ranks, forked after the imports, so that none waits for the other's."""
+
+import unclip  # isort: skip # noqa: F401
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+from conftest import Kit, Pictures, TinyStage, collate
+from lightning.pytorch import Callback, LightningDataModule
+from torch.utils.data import DataLoader
+
+from unclip.training.logs import CsvLogger
+from unclip.training.seeding import sample_generators
+from unclip.training.trainer import end_with_parent, quieten
+
+PICTURES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
+
+
+class Reproducible(TinyStage):
+    """Its noise is a function of the sample alone; in float64, so rounding shows as such."""
+
+    def __init__(self):
+        super().__init__()
+        self.network[2].p = 0.0
+
+    def loss(self, batch):
+        generators = sample_generators(batch["key"], 0)
+        noise = torch.stack([torch.randn(3, 4, 4, generator=g) for g in generators]).double()
+        image = batch["image"].double()
+        error = self.network(image + 0.1 * noise) - image.mean((2, 3), keepdim=True)
+        return {"loss": error.square().mean()}
+
+
+class Shared(LightningDataModule):
+    """Batches of BATCH samples, of which each rank has its part."""
+
+    def train_dataloader(self):
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        size = BATCH // ranks
+        starts = range(rank * size, PICTURES, BATCH)
+        batches = [list(range(start, start + size)) for start in starts]
+        return DataLoader(Pictures(PICTURES), batch_sampler=batches, collate_fn=collate)
+
+    def val_dataloader(self):
+        return []
+
+
+def curve(folder, ranks):
+    """Trains; the log and the weights tell how."""
+    quieten()
+    kit = Kit(folder)
+    callbacks = kit.callbacks()[:1]
+    parallel = {"devices": ranks, "strategy": "ddp"} if ranks > 1 else {}
+    settings = {"loggers": [CsvLogger(folder)], "log_every_n_steps": 1, "precision": "64-true"}
+    trainer = kit.trainer(STEPS, *callbacks, **settings, **parallel)
+    module = kit.module(stage=Reproducible)
+    trainer.fit(module, Shared())
+    if trainer.is_global_zero:
+        weights = {name: p.tolist() for name, p in module.stage.named_parameters()}
+        (folder / "weights.json").write_text(json.dumps(weights))
+
+
+class Fault(Callback):
+    """What happens to rank 1 in its third step."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 2 and trainer.global_rank == 1:
+            if self.kind == "hang":
+                time.sleep(1000)
+            if self.kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ZeroDivisionError("rank 1 fails")
+
+
+def fail(folder, kind):
+    quieten()
+    kit = Kit(folder)
+    settings = {"devices": 2, "strategy": "ddp", "timeout_minutes": TIMEOUT / 60}
+    trainer = kit.trainer(STEPS, *kit.callbacks(every_steps=1), Fault(kind), **settings)
+    trainer.fit(kit.module(), Shared())
+
+
+def in_ranks(function, *arguments):
+    """How rank 0 ended, after how many seconds, and whether rank 1, its child, outlives it."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    reader, writer = os.pipe()
+    started = time.monotonic()
+    first = os.fork()
+    if first == 0:
+        second = os.fork()
+        os.environ |= {"LOCAL_RANK": str(int(second == 0)), "NODE_RANK": "0"}
+        if second == 0:
+            end_with_parent()
+        else:
+            os.write(writer, str(second).encode())
+        code = 1
+        try:
+            function(*arguments)
+            code = 0
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            if second:
+                os.waitpid(second, os.WNOHANG)
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
+    seconds = time.monotonic() - started
+    time.sleep(1.0)
+    return {"code": code, "seconds": seconds, "left": is_alive(int(os.read(reader, 32)))}
+
+
+def alone(function, *arguments):
+    """How a process of its own has ended."""
+    child = os.fork()
+    if child == 0:
+        function(*arguments)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def is_alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def main(folder):
+    assert alone(curve, folder / "one", 1) == 0
+    ended = {"curve": in_ranks(curve, folder / "two", 2)}
+    for kind in ("raise", "hang", "kill"):
+        ended[kind] = in_ranks(fail, folder / kind, kind)
+    (folder / "ended.json").write_text(json.dumps(ended))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
