@@ -45,7 +45,7 @@ def parse_only(monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_a_command_of_the_documentation_is_understood(words, parse_only, monkeypatch):
     if words[0] == "make":
         target = next(word for word in words[1:] if "=" not in word)
