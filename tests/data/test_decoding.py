@@ -59,6 +59,8 @@ def test_every_mode_becomes_rgb_on_white():
     assert decode_picture(encoded(palette), "png").getpixel((3, 3)) == (200, 20, 40)
     half = Image.new("RGBA", (16, 16), (200, 0, 0, 51))  # 0.2 of red over white
     assert decode_picture(encoded(half), "png").getpixel((3, 3)) == (244, 204, 204)
+    opaque = Image.new("RGBA", (16, 16), (200, 10, 30, 255))
+    assert decode_picture(encoded(opaque), "png").getpixel((3, 3)) == (200, 10, 30)
     half_grey = Image.new("LA", (16, 16), (0, 0))
     assert decode_picture(encoded(half_grey), "png").getpixel((3, 3)) == (255, 255, 255)
     keyed = encoded(palette, transparency=0)

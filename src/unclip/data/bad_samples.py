@@ -59,6 +59,8 @@ class BadSamples:
             ValueError: more than `max_fraction` is bad.
         """
         self.seen += 1
+        if not self.kinds:
+            return
         # One bad sample among the first hundred must not stop a pass over a million: the
         # allowance is that of the window, or of the whole pass where that is shorter.
         allowance = self.max_fraction * max(self.seen, min(self.expected, self.window))

@@ -74,11 +74,16 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in WIDE_GREY:  # 16 bits in a PNG; PIL would clip them
         grey = np.asarray(picture).astype(np.float64) * (255 / 65535)
         picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
+    if picture.has_transparency_data and not _is_opaque(picture):
         layer = picture.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, layer)
     return picture.convert("RGB")
+
+
+def _is_opaque(picture: Image.Image) -> bool:
+    """Whether an alpha channel, if that is where transparency is said, says that there is none."""
+    return picture.mode in ("RGBA", "LA") and picture.getchannel("A").getextrema()[0] == 255
 
 
 def fit(picture: Image.Image, size: int) -> Image.Image:
@@ -94,7 +99,8 @@ def fit(picture: Image.Image, size: int) -> Image.Image:
 
 def to_tensor(picture: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """The pixels of an RGB picture."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).contiguous()
 
 
 def open_mask(

@@ -1,0 +1,87 @@
+"""Gradient checkpointing and compilation change neither names nor numbers."""
+
+import pytest
+import tiny_bundle
+import torch
+from torch import nn
+
+from unclip.networks.unet import ResBlock
+from unclip.training.acceleration import accelerate
+
+
+def batch_for(name):
+    torch.manual_seed(2)
+    batch = {
+        "key": ["a", "b"],
+        "caption": ["a red cat", "a dog"],
+        "image": torch.rand(2, 3, 64, 64) * 2 - 1,
+        "image_embedding": torch.randn(2, tiny_bundle.EMBEDDING_DIM),
+        "text_embedding": torch.randn(2, tiny_bundle.EMBEDDING_DIM),
+        "text_states": torch.randn(2, tiny_bundle.CONTEXT_LENGTH, tiny_bundle.TEXT_WIDTH),
+        "text_mask": torch.ones(2, tiny_bundle.CONTEXT_LENGTH, dtype=torch.bool),
+    }
+    if name.startswith("upsampler"):
+        batch["low_res"] = torch.rand(2, 3, 16, 16) * 2 - 1
+    if name == "clip":
+        batch["image"] = batch["image"][..., :16, :16]
+    return batch
+
+
+def learned(name, **options):
+    """Loss and gradients of a stage, the same weights and noise each time."""
+    torch.manual_seed(0)
+    stage = tiny_bundle.stage(name)
+    names = list(stage.state_dict())
+    accelerate(stage, **options)
+    assert list(stage.state_dict()) == names
+    torch.manual_seed(1)
+    loss = stage.train().loss(batch_for(name))["loss"]
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in stage.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["clip", "prior", "decoder", "upsampler_256"])
+def test_checkpointing_leaves_the_gradients_as_they_are(name):
+    loss, gradients = learned(name)
+    again, same = learned(name, gradient_checkpointing=True)
+    assert torch.equal(loss, again)
+    assert gradients.keys() == same.keys()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(same[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_checkpointing_keeps_less():
+    """Inside a block nothing is kept: its forward runs a second time in the backward pass."""
+    torch.manual_seed(0)
+    stage = tiny_bundle.stage("upsampler_256")
+    calls = []
+    block = next(module for module in stage.modules() if isinstance(module, ResBlock))
+    convolution = next(module for module in block.modules() if isinstance(module, nn.Conv2d))
+    convolution.register_forward_hook(lambda *_: calls.append(1))
+    accelerate(stage, gradient_checkpointing=True)
+    loss = stage.loss(batch_for("upsampler_256"))["loss"]
+    assert len(calls) == 1
+    loss.backward()
+    assert len(calls) == 2
+    with torch.no_grad():
+        stage.loss(batch_for("upsampler_256"))
+    assert len(calls) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["prior", "upsampler_256"])
+def test_networks_can_be_traced(name, checkpointing, monkeypatch):
+    """The compiler's front end; what it makes of the graph is its own affair."""
+    compiled = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="eager"))
+    loss, gradients = learned(name)
+    again, same = learned(name, compile=True, gradient_checkpointing=checkpointing)
+    torch.testing.assert_close(again, loss)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(same[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_stage_without_such_a_network_says_so():
+    with pytest.raises(ValueError, match="clip has no network"):
+        accelerate(tiny_bundle.stage("clip"), compile=True)
