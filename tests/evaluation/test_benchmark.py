@@ -279,6 +279,8 @@ def test_prior_cosines_on_constructed_embeddings():
         "among": 6,
         "n": 6,
     }
+    beside = measures.prior_cosines(true, true, true, captions_, linear=-3 * true)
+    assert beside["cosine_linear"] == -1.0
 
 
 def test_recall_counts_a_repeated_caption_once():

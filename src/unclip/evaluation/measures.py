@@ -80,14 +80,16 @@ def prior_cosines(
     text_embedding: Float[Tensor, "count dim"],
     captions: Sequence[str],
     *,
+    linear: Float[Tensor, "count dim"] | None = None,
     among: int = 64,
     seed: int = 0,
 ) -> Numbers:
     """Mean cosines to the true image embedding z_i, and how well they retrieve it.
 
-    `cosine` is the prediction's; `cosine_text` that of the caption's own z_t, which a prior has to
-    beat; `cosine_shuffled` that of a prediction from another caption, which shows how much of the
-    cosine all pictures share. `recall_at_1` is how often the true embedding is the nearest to the
+    `cosine` is the prediction's; `cosine_text` that of the caption's own z_t and `cosine_linear`
+    that of a linear map's predictions, where they are given, both of which a prior has to beat;
+    `cosine_shuffled` that of a prediction from another caption, which shows how much of the cosine
+    all pictures share. `recall_at_1` is how often the true embedding is the nearest to the
     prediction among `among` others, `recall_text_at_1` how often it is the nearest to z_t; pictures
     with one and the same caption count once.
     """
@@ -99,10 +101,14 @@ def prior_cosines(
         for name, guess in (("recall_at_1", predicted), ("recall_text_at_1", text_embedding))
     }
     shuffled = predicted[distractors(captions, count=1, seed=seed)[:, 0]]
+    compared = {
+        "cosine": predicted,
+        "cosine_text": text_embedding,
+        "cosine_shuffled": shuffled,
+        **({} if linear is None else {"cosine_linear": linear}),
+    }
     return {
-        "cosine": float(F.cosine_similarity(predicted, true).mean()),
-        "cosine_text": float(F.cosine_similarity(text_embedding, true).mean()),
-        "cosine_shuffled": float(F.cosine_similarity(shuffled, true).mean()),
+        **{name: float(F.cosine_similarity(z, true).mean()) for name, z in compared.items()},
         **{name: float(value) for name, value in recall.items()},
         "among": among,
         "n": len(captions),

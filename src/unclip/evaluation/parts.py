@@ -1,5 +1,6 @@
 """The parts of the offline benchmark, one method each, and what they share while they run."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -134,9 +135,16 @@ class Parts:
                 measures.embed_images(self.cascade.embedder, real.images),
                 measures.embed_texts(self.cascade.embedder, real.captions),
                 real.captions,
+                linear=self._linear(real.captions),
                 among=self.benchmark.recall_among,
                 seed=self.seed,
             )
+
+    def _linear(self, captions: Sequence[str]) -> Tensor | None:
+        """The linear map's image embeddings; None where the prior was trained without it."""
+        if self.cascade.stage("prior").linear is None:
+            return None
+        return self.cascade.prior(captions, seeds=range(len(captions)), prior="linear")
 
     def decoder(self) -> None:
         """Fréchet distances to the validation pictures; keeps the generated pictures."""
