@@ -28,6 +28,7 @@ _IRRELEVANT = (
     ".*GPU available but not used.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",
+    ".*torch.distributed.nn.functional.all_gather is deprecated.*",  # open_clip calls it
 )
 
 
