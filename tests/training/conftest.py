@@ -76,6 +76,7 @@ def collate(samples):
         "key": [f"{index:08d}" for index in indices],
         "caption": ["a picture"] * len(indices),
         "image": torch.stack(images),
+        "valid": torch.ones(len(indices), dtype=torch.bool),
     }
     if poisoned[0] in indices:
         batch["factor"] = torch.tensor(float("nan"))

@@ -21,6 +21,9 @@ class Poisoned(StageModule):
         loss = super().training_step(batch, batch_idx)
         return loss * float("nan") if batch_idx == 2 and self.global_rank == 1 else loss
 
+    def measure(self, batch):
+        return {"brightness": batch["image"].mean()}
+
 
 def main(folder, root):
     quieten()
@@ -41,6 +44,7 @@ def main(folder, root):
         "weight": module.stage.network[0].weight.flatten().tolist(),
         "average": callbacks[0].weights["network.0.weight"].flatten().tolist(),
         "failed": failed,
+        "brightness": trainer.callback_metrics["validation/brightness"].item(),
     }
     (folder / f"rank_{trainer.global_rank}.json").write_text(json.dumps(about))
 

@@ -13,10 +13,13 @@ from pathlib import Path
 import torch
 from conftest import Kit, Pictures, TinyStage, collate
 from lightning.pytorch import Callback, LightningDataModule
+from torch import nn
 from torch.utils.data import DataLoader
 
+from unclip.networks.unet import ResBlock
 from unclip.training.logs import CsvLogger
 from unclip.training.seeding import sample_generators
+from unclip.training.sharding import gathered
 from unclip.training.trainer import end_with_parent, quieten
 
 PICTURES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
@@ -25,14 +28,16 @@ PICTURES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
 class Reproducible(TinyStage):
     """Its noise is a function of the sample alone; in float64, so rounding shows as such."""
 
+    dtype, precision = torch.float64, "64-true"
+
     def __init__(self):
         super().__init__()
         self.network[2].p = 0.0
 
     def loss(self, batch):
         generators = sample_generators(batch["key"], 0)
-        noise = torch.stack([torch.randn(3, 4, 4, generator=g) for g in generators]).double()
-        image = batch["image"].double()
+        noise = torch.stack([torch.randn(3, 4, 4, generator=g) for g in generators])
+        noise, image = noise.to(self.dtype), batch["image"].to(self.dtype)
         error = self.network(image + 0.1 * noise) - image.mean((2, 3), keepdim=True)
         return {"loss": error.square().mean()}
 
@@ -51,18 +56,49 @@ class Shared(LightningDataModule):
         return []
 
 
-def curve(folder, ranks):
+class Sharded(Reproducible):
+    """With a block that is gathered by itself; Lightning shards no float64."""
+
+    dtype, precision = torch.float32, "32-true"
+
+    def __init__(self):
+        super().__init__()
+        self.widen, self.narrow = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+        self.block = ResBlock(8, 8, 4, groups=2, dropout=0.0, scale_shift=True)
+
+    def loss(self, batch):
+        wide = self.block(self.widen(batch["image"]), batch["image"].new_ones(1, 4))
+        return super().loss(batch | {"image": self.narrow(wide)})
+
+
+class Preview(Callback):
+    """Rank 0 alone looks at the whole stage, as validation's pictures do."""
+
+    def on_train_start(self, trainer, module):
+        with torch.no_grad(), gathered(module.stage):
+            if trainer.is_global_zero:
+                module.stage.loss(module.prepare(collate([Pictures(1)[0]])))
+
+
+def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None):
     """Trains; the log and the weights tell how."""
     quieten()
     kit = Kit(folder)
-    callbacks = kit.callbacks()[:1]
-    parallel = {"devices": ranks, "strategy": "ddp"} if ranks > 1 else {}
-    settings = {"loggers": [CsvLogger(folder)], "log_every_n_steps": 1, "precision": "64-true"}
+    callbacks = [*kit.callbacks(every_steps=2), Preview()]
+    parallel = {"devices": ranks, "strategy": strategy} if ranks > 1 else {}
+    settings = {
+        "loggers": [CsvLogger(folder)],
+        "log_every_n_steps": 1,
+        "precision": stage.precision,
+    }
     trainer = kit.trainer(STEPS, *callbacks, **settings, **parallel)
-    module = kit.module(stage=Reproducible)
-    trainer.fit(module, Shared())
-    if trainer.is_global_zero:
+    module = kit.module(stage=stage)
+    trainer.fit(module, Shared(), ckpt_path=resume)
+    averages = callbacks[0].state_dict()["weights"]
+    with gathered(module.stage):
         weights = {name: p.tolist() for name, p in module.stage.named_parameters()}
+    weights |= {f"average {name}": average.tolist() for name, average in averages.items()}
+    if trainer.is_global_zero:
         (folder / "weights.json").write_text(json.dumps(weights))
 
 
@@ -139,7 +175,14 @@ def is_alive(process):
 
 def main(folder):
     assert alone(curve, folder / "one", 1) == 0
+    assert alone(curve, folder / "whole", 1, "auto", Sharded) == 0
     ended = {"curve": in_ranks(curve, folder / "two", 2)}
+    ended["sharded"] = in_ranks(curve, folder / "sharded", 2, "fsdp", Sharded)
+    for kind, start in (("resumed", "sharded"), ("shared_out", "whole")):
+        previous = folder / start / "previous.ckpt"
+        ended[kind] = in_ranks(curve, folder / kind, 2, "fsdp", Sharded, previous)
+    previous = folder / "sharded" / "previous.ckpt"
+    assert alone(curve, folder / "joined", 1, "auto", Sharded, previous) == 0
     for kind in ("raise", "hang", "kill"):
         ended[kind] = in_ranks(fail, folder / kind, kind)
     (folder / "ended.json").write_text(json.dumps(ended))

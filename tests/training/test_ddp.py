@@ -1,19 +1,23 @@
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_shards import write_shards
+from tiny_shards import COLOURS, write_shards
 
 HERE = Path(__file__).parent
+VALIDATED = 7
 
 
 @pytest.mark.slow
 def test_ranks_differ_in_data_and_noise_agree_on_weights_and_stop_together(tmp_path):
     """Two processes for three steps, in the third of which rank 1's loss is not a number."""
-    root, folder = write_shards(tmp_path / "data", pictures=32), tmp_path / "run"
+    root, folder = write_shards(tmp_path / "data", splits=("train",), pictures=32), tmp_path / "run"
+    write_shards(root, splits=("val",), pictures=VALIDATED)
     folder.mkdir()
     path = os.pathsep.join([str(HERE), str(HERE.parents[1] / "src")])
     subprocess.run(
@@ -26,7 +30,10 @@ def test_ranks_differ_in_data_and_noise_agree_on_weights_and_stop_together(tmp_p
     assert len(set(first["keys"] + second["keys"])) == 3 * 2 * 4  # no picture on both, none twice
     assert len(set(first["noises"] + second["noises"])) == 3 * 2
     assert any(first["mean"])  # fitted on rank 0, handed to rank 1
-    for same in ("weight", "average", "mean"):
+    pictures = itertools.islice(itertools.cycle(COLOURS.values()), VALIDATED)
+    brightness = np.mean(list(pictures)) / 127.5 - 1  # of seven, of which the ranks have 4 and 3
+    assert first["brightness"] == pytest.approx(brightness, abs=1e-5)
+    for same in ("weight", "average", "mean", "brightness"):
         assert first[same] == second[same]
     assert "NonFiniteError: step 2" in first["failed"]
     assert "NonFiniteError: step 2" in second["failed"]

@@ -37,19 +37,49 @@ def logged(folder):
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
+def learned(folder):
+    return json.loads((folder / "weights.json").read_text())
+
+
+def alike(folder, other, *, rtol, rows=6):
+    """Two runs logged and learned the same, to rounding; of the second, the last so many steps."""
+    logs, others = logged(folder), logged(other)
+    assert len(logs) == 6
+    assert logs[-1]["train/loss"] < logs[0]["train/loss"]
+    for row, its in zip(logs[-rows:], others, strict=True):
+        assert row == pytest.approx(its, rel=rtol)
+    weights, others = learned(folder), learned(other)
+    for name, values in weights.items():
+        ours, theirs = (torch.tensor(w, dtype=torch.float64) for w in (values, others[name]))
+        torch.testing.assert_close(theirs, ours, rtol=rtol, atol=rtol / 100)
+
+
 @pytest.mark.slow
 def test_two_ranks_have_the_curve_of_one_process_with_twice_the_batch(folder, ended):
     """To rounding, where noise belongs to the sample and the ranks share one process's batches."""
     assert ended["curve"]["code"] == 0
-    one, two = logged(folder / "one"), logged(folder / "two")
-    assert len(one) == 6
-    assert one[-1]["train/loss"] < one[0]["train/loss"]
-    for row, other in zip(one, two, strict=True):
-        assert row == pytest.approx(other, rel=1e-7)
-    weights = [json.loads((folder / name / "weights.json").read_text()) for name in ("one", "two")]
-    for name, values in weights[0].items():
-        one, other = (torch.tensor(w, dtype=torch.float64) for w in (values, weights[1][name]))
-        torch.testing.assert_close(other, one, rtol=1e-7, atol=1e-9)
+    alike(folder / "one", folder / "two", rtol=1e-7)
+
+
+@pytest.mark.slow
+def test_sharded_over_two_ranks_a_run_is_that_of_one_process(folder, ended):
+    """Its losses, weights and averages."""
+    assert ended["sharded"]["code"] == 0
+    alike(folder / "whole", folder / "sharded", rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_from_its_checkpoint_to_the_bit(folder, ended):
+    assert ended["resumed"]["code"] == 0
+    assert learned(folder / "resumed") == learned(folder / "sharded")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_shards_or_without(folder, ended):
+    """Its checkpoint is one file with whole tensors in either case."""
+    assert ended["shared_out"]["code"] == 0
+    for kind in ("shared_out", "joined"):
+        alike(folder / "whole", folder / kind, rtol=1e-4, rows=2)
 
 
 @pytest.mark.slow

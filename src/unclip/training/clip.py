@@ -1,5 +1,6 @@
 """Training of a CLIP."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class ClipModule(StageModule):
         super().__init__(*args, **settings)
         self.among = among
         self._embedder: ClipEmbedder | None = None
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._pairs: list[tuple[list[str], Tensor, Tensor]] = []
 
     def on_validation_epoch_start(self) -> None:
         """Takes a frozen copy of the averaged weights."""
@@ -29,17 +30,25 @@ class ClipModule(StageModule):
 
     def measure(self, batch: Batch) -> dict[str, Tensor | float]:
         """Keeps the batch's embeddings for the end of the validation."""
-        text = self._embedder.text(batch["caption"]).text_embedding
-        self._pairs.append((self._embedder.image(batch["image"]), text))
+        if batch["valid"].all():  # else it is a stand-in of one sample
+            image = self._embedder.image(batch["image"]).cpu()
+            text = self._embedder.text(batch["caption"]).text_embedding.cpu()
+            self._pairs.append((batch["key"], image, text))
         return {}
 
     def on_validation_epoch_end(self) -> None:
-        """Logs recall@1 and @5 in both directions, and how many candidates there were."""
-        image, text = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
+        """Logs recall@1 and @5 in both directions, and how many candidates there were.
+
+        All ranks' pairs are candidates, in the order of their keys: as one process has them.
+        """
+        found = [self._pairs] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(found, self._pairs)
+        keys, image, text = zip(*itertools.chain(*found), strict=True)
+        keys = list(itertools.chain(*keys))
+        order = sorted(range(len(keys)), key=keys.__getitem__)
         self._embedder, self._pairs = None, []
-        among = min(self.among, len(image))
-        recall = recall_at(image, text, (1, 5), among)
-        self.log_dict(
-            {f"validation/{name}": value for name, value in recall.items()}, sync_dist=True
-        )
-        self.log("validation/among", float(among), sync_dist=True)
+        among = min(self.among, len(keys))
+        recall = recall_at(torch.cat(image)[order], torch.cat(text)[order], (1, 5), among)
+        scores = {f"validation/{name}": value for name, value in recall.items()}
+        self.log_dict(scores | {"validation/among": float(among)}, sync_dist=True)

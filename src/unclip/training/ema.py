@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from unclip.training.sharding import own, part_of, whole_of
 
 
 class EMA(Callback):
@@ -32,7 +35,7 @@ class EMA(Callback):
         self._last_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts from the weights as they are, unless a checkpoint brought averages.
+        """Starts from the weights as they are, unless a checkpoint has brought averages.
 
         Raises:
             ValueError: when the checkpoint's averages are of another network.
@@ -42,8 +45,13 @@ class EMA(Callback):
             for name, parameter in pl_module.stage.named_parameters()
             if parameter.requires_grad and parameter.is_floating_point()
         }
-        if not self.weights:
-            self.weights = {name: p.detach().clone() for name, p in self._parameters.items()}
+        if self.weights:
+            self._place()
+        else:
+            self.weights = {name: own(p).clone() for name, p in self._parameters.items()}
+
+    def _place(self) -> None:
+        """Puts whole averages where the parameters are: on their device, in their shards."""
         shapes = {name: p.shape for name, p in self._parameters.items()}
         if shapes != {name: average.shape for name, average in self.weights.items()}:
             raise ValueError(
@@ -51,7 +59,7 @@ class EMA(Callback):
                 "configuration that it was trained with (config.yaml beside it)"
             )
         self.weights = {
-            name: self.weights[name].to(parameter.device, parameter.dtype)
+            name: part_of(self.weights[name], parameter)
             for name, parameter in self._parameters.items()
         }
 
@@ -72,7 +80,7 @@ class EMA(Callback):
         if self.warm_up:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(
-            list(self.weights.values()), list(self._parameters.values()), weight=1 - decay
+            list(self.weights.values()), list(map(own, self._parameters.values())), weight=1 - decay
         )
 
     @contextmanager
@@ -87,10 +95,16 @@ class EMA(Callback):
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        """Exchanges storage, not values: nothing is copied or rounded."""
+        """Exchanges storage, not values, except of shards, whose storage FSDP holds on to."""
         for name, parameter in self._parameters.items():
-            parameter.data, self.weights[name] = self.weights[name], parameter.data
+            if isinstance(parameter, DTensor):
+                raw = own(parameter).clone()
+                own(parameter).copy_(self.weights[name])
+                self.weights[name].copy_(raw)
+            else:
+                parameter.data, self.weights[name] = self.weights[name], parameter.data
         self._swapped = not self._swapped
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,12 +126,18 @@ class EMA(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and how many updates made them."""
-        return {"updates": self.updates, "weights": self.weights}
+        weights = {
+            name: whole_of(average, self._parameters.get(name, average))
+            for name, average in self.weights.items()
+        }
+        return {"updates": self.updates, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from a checkpoint's averages."""
+        """Continues from a checkpoint's averages; of shards it is read when the fit has started."""
         self.updates = state_dict["updates"]
         self.weights = dict(state_dict["weights"])
+        if self._parameters:
+            self._place()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from unclip.clip import ClipEmbedder
 from unclip.stages import Stage
-from unclip.training.optim import gradient_norm, parameter_groups
+from unclip.training.optim import clip_gradients, gradient_norm, parameter_groups
 from unclip.training.seeding import sample_generators
+from unclip.training.sharding import ShardedStrategy, gather, is_sharded, scatter, shard
 
 Batch = dict[str, Any]
 
@@ -83,12 +84,23 @@ class StageModule(LightningModule):
         """Prepares what Lightning has moved to the device."""
         return self.prepare(batch)
 
+    def configure_model(self) -> None:
+        """Shards the stage where the strategy says so."""
+        if isinstance(self.trainer.strategy, ShardedStrategy) and not is_sharded(self.stage):
+            shard(self.stage, self.device_mesh["data_parallel"])
+
+    def on_validation_start(self) -> None:
+        """Gathers a sharded stage: each rank validates, and rank 0 draws, with whole weights."""
+        gather(self.stage)
+
+    def on_validation_end(self) -> None:
+        """Leaves this rank its shards."""
+        scatter(self.stage)
+
     def on_fit_start(self) -> None:
         """Fits the stage's statistics on rank 0 and hands them to all, unless it has them."""
         if self.trainer.ckpt_path is not None or self.fitted:
             return
-        if self.embedder is not None:
-            self.stage.fit_null_text(self.embedder.to(self.device).text([""])._asdict())
         if (
             type(self.stage).fit_statistics is not Stage.fit_statistics
             and self.trainer.is_global_zero
@@ -97,6 +109,19 @@ class StageModule(LightningModule):
         if self.trainer.world_size > 1:
             for buffer in self.stage.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+        if self.embedder is not None:  # scaled by the statistics, so after them
+            self.stage.fit_null_text(self.embedder.to(self.device).text([""])._asdict())
+
+    def on_train_start(self) -> None:
+        """Gives what a checkpoint brought the strides of its parameters.
+
+        Fused optimizers go through memory as it lies, and a run with shards saves it contiguous.
+        """
+        for optimizer in self.trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if value.shape == parameter.shape and value.stride() != parameter.stride():
+                        state[name] = torch.empty_like(parameter).copy_(value)
 
     @torch.no_grad()
     def training_batches(self) -> Iterator[Batch]:
@@ -136,10 +161,9 @@ class StageModule(LightningModule):
         return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def _log_all(self, prefix: str, values: Mapping[str, Tensor | float], batch: Batch) -> None:
-        samples = int(batch["valid"].sum()) if "valid" in batch else len(batch["key"])
         self.log_dict(
             {f"{prefix}/{name}": value for name, value in values.items()},
-            batch_size=samples,
+            batch_size=float(batch["valid"].sum()),  # whole ones Lightning rounds over the ranks
             sync_dist=prefix == "validation",
         )
 
@@ -173,9 +197,7 @@ class StageModule(LightningModule):
     ) -> None:
         """Clips by the norm that was measured for the guard and the log."""
         if gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.stage.parameters(), gradient_clip_val, self.gradient_norm()
-            )
+            clip_gradients(self.stage.parameters(), gradient_clip_val, self.gradient_norm())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Forgets the last step's gradient norm."""

@@ -5,7 +5,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
+
+from unclip.training.sharding import own
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
@@ -72,6 +75,14 @@ def constant(step: int, max_steps: int, *, warm_up_steps: int = 0) -> float:
 
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, a scalar."""
+    """The 2-norm of all gradients together, a scalar; of shards, that of all ranks' shards."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], limit: float, norm: Tensor) -> None:
+    """Scales gradients, whose norm is known, down to a norm of `limit`, if it is larger."""
+    gradients = [own(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from unclip.training.checkpoint_io import AtomicCheckpointIO
+from unclip.training.sharding import ShardedStrategy
 
 # Of Lightning's warnings, those that tell a user of unclip nothing to act on.
 _IRRELEVANT = (
@@ -29,6 +30,7 @@ _IRRELEVANT = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",
     ".*torch.distributed.nn.functional.all_gather is deprecated.*",  # open_clip calls it
+    ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is done to them in place
 )
 
 
@@ -36,11 +38,17 @@ def resolve_precision(precision: str | int, accelerator: str) -> str | int:
     """What "auto" stands for: bf16 where the hardware has it, else float32.
 
     On a CPU without native bf16 the emulated kernels are a hundred times slower than float32.
+
+    Raises:
+        ValueError: for float16, whose scaled gradients the guard and the clipping would misjudge.
     """
+    if str(precision) in ("16", "16-mixed", "16-true"):
+        raise ValueError(f"precision {precision}: take bf16-mixed or 32-true")
     if precision != "auto":
         return precision
     if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if native else "32-true"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if native else "32-true"
 
@@ -104,7 +112,7 @@ def build_trainer(
         callbacks: in the order in which their hooks are called.
         loggers: may be empty.
         accelerator: as Lightning's.
-        strategy: as Lightning's; "ddp" on a CPU goes through gloo.
+        strategy: as Lightning's; "ddp" and "fsdp" (FSDP2) on CPUs go through gloo.
         precision: as Lightning's, or "auto".
         validate_every_steps: between two validations; the last step always has one.
         accumulate_grad_batches: batches of a step.
@@ -137,9 +145,16 @@ def build_trainer(
 def _strategy(name: str, timeout: timedelta) -> str | Strategy:
     if name == "ddp":
         return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
+    if name == "fsdp":
+        return ShardedStrategy(timeout=timeout)
     return name
 
 
 def _environment() -> list[SLURMEnvironment]:
-    """Slurm's, when it runs this: without Lightning's requeueing, which saves to another place."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    """Slurm's, when it runs this: without Lightning's requeueing, which saves to another place.
+
+    Of torchrun within a Slurm job the ranks are torchrun's.
+    """
+    if torch.distributed.is_torchelastic_launched() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]

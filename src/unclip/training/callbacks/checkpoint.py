@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from unclip.training.callbacks.guard import NonFiniteError
 from unclip.training.loop_state import at_whole_step
 from unclip.training.resuming import LAST, CheckpointError
+from unclip.training.sharding import is_sharded
 
 # After these, weights are in doubt, or saving would fail again, or is not wanted.
 UNSAVED = (SystemExit, KeyboardInterrupt, NonFiniteError, CheckpointError)
@@ -89,9 +90,11 @@ class RunCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Does not wait for the end of a validation, unless the whole run then ends."""
+        """Does not wait for the end of a validation, unless the run then ends or is sharded."""
         last = trainer.global_step == trainer.max_steps
-        if not trainer.sanity_checking and not last and self._told_to_stop(trainer):
+        if trainer.sanity_checking or last or is_sharded(pl_module.stage):
+            return
+        if self._told_to_stop(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

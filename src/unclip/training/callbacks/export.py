@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from unclip.bundle import save_stage
 from unclip.training.callbacks.throughput import throughput_of
 from unclip.training.ema import averaged_weights
+from unclip.training.sharding import gathered, whole_state
 
 
 class Export(Callback):
@@ -44,8 +46,18 @@ class Export(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file on rank 0. A run that an exception ends does not come here."""
-        if not trainer.is_global_zero:
-            return
+        stage = pl_module.stage
+        with averaged_weights(trainer):
+            with gathered(stage):
+                if trainer.is_global_zero:
+                    stage.fit_variance(pl_module.training_batches())
+            weights = whole_state(stage)
+        if trainer.is_global_zero:
+            self._write(trainer, pl_module, weights)
+
+    def _write(
+        self, trainer: Trainer, pl_module: LightningModule, weights: dict[str, Tensor]
+    ) -> None:
         scores = {
             name: round(float(value), 6)
             for name, value in trainer.callback_metrics.items()
@@ -56,16 +68,15 @@ class Export(Callback):
         if throughput is not None:
             effort["images"] = throughput.images
         embedder = pl_module.embedder
-        with averaged_weights(trainer):
-            pl_module.stage.fit_variance(pl_module.training_batches())
-            save_stage(
-                self.path,
-                pl_module.stage,
-                recipe=pl_module.recipe,
-                steps=trainer.global_step,
-                clip_fingerprint=None if embedder is None else embedder.fingerprint,
-                extra={**effort, **scores},
-            )
+        save_stage(
+            self.path,
+            pl_module.stage,
+            recipe=pl_module.recipe,
+            steps=trainer.global_step,
+            clip_fingerprint=None if embedder is None else embedder.fingerprint,
+            extra={**effort, **scores},
+            state_dict=weights,
+        )
         minutes, seconds = divmod(round(effort["seconds"]), 60)
         parts = [pl_module.name, f"{trainer.global_step} steps", f"{minutes}:{seconds:02d} min"]
         if throughput is not None:
