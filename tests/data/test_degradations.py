@@ -40,7 +40,7 @@ def test_kernel_is_the_closed_form():
 def test_blur_of_a_point_is_the_kernel():
     image = torch.zeros(3, 36, 36, dtype=torch.uint8)
     image[0, 16:20, 16:20] = 255  # one pixel of the small picture
-    low_res = gaussian_blur(image)
+    low_res = gaussian_blur(image, probability=1)
     expected = torch.zeros(3, 9, 9)
     expected[0, 3:6, 3:6] = 255 * gaussian_kernel(3, 0.6)
     assert (low_res.float() - expected).abs().max() <= 0.5
@@ -49,12 +49,20 @@ def test_blur_of_a_point_is_the_kernel():
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_downsizing_averages_and_keeps_the_mean(scale):
     image = noise()
-    low_res = gaussian_blur(image, scale=scale, sigma=0)
+    low_res = gaussian_blur(image, scale=scale, probability=0)
     side = 64 // scale
     averages = image.double().reshape(3, side, scale, side, scale).mean((2, 4))
     assert low_res.shape == (3, side, side) and low_res.dtype == torch.uint8
     assert (low_res.double() - averages).abs().max() <= 0.5 + 1e-4
     assert (low_res.double().mean((1, 2)) - image.double().mean((1, 2))).abs().max() < 0.15
+
+
+def test_half_of_the_pictures_are_blurred():
+    image = noise()
+    sharp, blurred = (gaussian_blur(image, probability=chance) for chance in (0, 1))
+    made = [gaussian_blur(image, seed=seed) for seed in range(200)]
+    assert all(torch.equal(low_res, sharp) or torch.equal(low_res, blurred) for low_res in made)
+    assert 75 < sum(torch.equal(low_res, sharp) for low_res in made) < 125
 
 
 @pytest.mark.parametrize("colour", [(200, 30, 90), (0, 0, 0), (255, 255, 255)])

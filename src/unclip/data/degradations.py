@@ -39,16 +39,18 @@ def gaussian_blur(
     scale: int = 4,
     kernel: int = 3,
     sigma: float = 0.6,
+    probability: float = 0.5,
     seed: str | int = 0,
 ) -> UInt8[Tensor, "3 h w"]:
-    """Downsize by area, then blur the small picture (Ramesh et al. 2022, §2.3: kernel 3, σ 0.6).
+    """Downsize by area, then perhaps blur (Ramesh et al. 2022, §2.3: kernel 3, σ 0.6).
 
-    As in cascaded diffusion models (Ho et al. 2021, §4.2), it is the low-resolution picture that
-    is blurred. Area averaging keeps the mean exactly, and is what a render at the small size
-    looks like. `sigma` 0 does not blur. There is no chance in it: `seed` is not used.
+    As in cascaded diffusion models (Ho et al. 2021, §4.2), it is the small picture that is blurred,
+    and half of the pictures that are: an upsampler that sees nothing sharp learns to undo the blur
+    and puts halos around what has none. Area averaging keeps the mean exactly, and is what a render
+    at the small size looks like.
     """
     low_res = _downsize(image, scale)
-    if sigma > 0:
+    if seeded("gaussian_blur", seed).random() < probability:
         low_res = _convolve(low_res, gaussian_kernel(kernel, sigma))
     return _to_uint8(low_res)
 
