@@ -221,6 +221,21 @@ class TestPriors:
         with pytest.raises(ValueError, match="prior_ar takes no steps"):
             priors.prior(PROMPTS, steps={"prior_ar": 3}, **settings)
 
+    @pytest.mark.parametrize("prior", list(PRIORS))
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"seeds": [0]}, "1 seeds do not go with a caption of 3"),
+            ({"steps": {"typo": 3}}, "steps names 'typo'"),
+            ({"batch_size": 0}, "batch_size of 1 or more"),
+            ({"prompts": [], "seeds": []}, "at least one seed"),
+        ],
+    )
+    def test_each_refuses_arguments_that_make_no_sense(self, priors, prior, settings, message):
+        settings = {"prompts": PROMPTS, "seeds": [0, 1, 2], **settings}
+        with pytest.raises(ValueError, match=message):
+            priors.prior(settings.pop("prompts"), prior=prior, **settings)
+
     def test_only_what_is_asked_for_is_needed(self, tiny):
         with pytest.raises(FileNotFoundError, match=r"prior_ar.*stage=prior_ar`"):
             tiny.prior(["a dog"], seeds=[0], prior="ar")

@@ -139,6 +139,23 @@ class TestPainting:
         assert torch.equal(made[:, 16:48, 16:48], to_tensor(image))
         assert made[:, :16].float().std() > 1
 
+    def test_nothing_foreign_is_mixed_into_what_an_outpainted_picture_keeps(self, tiny):
+        white = Image.new("RGB", (128, 128), "white")
+        made = tiny.outpaint(white, margin=0.5, **FAST).images[64][0]
+        assert (made[:, 16:48, 16:48] == 255).all()
+
+    def test_a_completed_picture_does_not_depend_on_how_many_are_made(self, tiny):
+        mask, calls = torch.ones(64, 70, dtype=torch.bool), []
+        one, two = (
+            tiny.inpaint(
+                picture(0), mask, "a dog", count, progress=lambda *call: calls.append(call), **FAST
+            )
+            for count in (1, 2)
+        )
+        assert torch.equal(two.image_embedding[:1], one.image_embedding)
+        assert torch.equal(two.images[64][:1], one.images[64])
+        assert ("prior", 4, 4) in calls  # of two steps: the two do not share a batch
+
     def test_an_empty_mask(self, tiny):
         with pytest.raises(ValueError, match="the mask marks no pixel"):
             tiny.inpaint(picture(0), Image.new("L", (70, 64)), **FAST)
@@ -167,7 +184,10 @@ class TestMistakes:
         [
             (lambda c: c.interpolate(picture(0), picture(1), 0, **FAST), "frames is 0"),
             (lambda c: c.interpolate(picture(0), picture(1), noise="no", **FAST), "noise is 'no'"),
+            (lambda c: c.mix([picture(0)] * 2, [[1, 1]], noise="fixd", **FAST), "noise is 'fixd'"),
             (lambda c: c.mix([picture(0)] * 3, [[1, 1]], **FAST), "one for each of 3 points"),
+            (lambda c: c.mix([picture(0)] * 2, [], **FAST), "weights are empty"),
+            (lambda c: c.outpaint(picture(0), margin=-0.1, **FAST), "margin is -0.1"),
             (lambda c: c.text_diff(picture(0), "a dog", "a dog", **FAST), "same embedding"),
             (lambda c: c.vary(picture(0), 0, **FAST), "at least one seed"),
             (lambda c: c.vary(picture(0), size=128), "size is 128"),
@@ -177,6 +197,11 @@ class TestMistakes:
     def test_arguments_that_make_no_sense(self, tiny, call, message):
         with pytest.raises(ValueError, match=message):
             call(tiny)
+
+    @pytest.mark.parametrize("row", [[0, 0], [1], [1, 1, 2], [2, -1], [1, float("nan")]])
+    def test_weights_of_two_pictures_that_make_no_sense(self, tiny, row):
+        with pytest.raises(ValueError, match="one for each of 2 points"):
+            tiny.mix([picture(0), picture(1)], [[1, 1], row], **FAST)
 
     def test_an_unknown_argument(self, tiny):
         with pytest.raises(TypeError, match="guidance_scal"):

@@ -52,6 +52,16 @@ def test_what_will_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
         Cascade.load(folder, device="cpu", offload=True).stage("prior")
 
 
+def test_the_clip_has_to_fit_beside_the_other_stages(folder, monkeypatch):
+    sizes = Cascade.load(folder, device="cpu").weight_bytes("clip", "prior", "decoder")
+    monkeypatch.setattr(memory, "free_memory", lambda device: sum(sizes.values()) - 1)
+    cascade = Cascade.load(folder, device="cpu")
+    with pytest.raises(MemoryError, match=r"prior .* decoder .* clip .* offload"):
+        cascade.text_to_image(PROMPTS, **{**RUN, "size": 64})
+    offloaded = Cascade.load(folder, device="cpu", offload=True)
+    offloaded.text_to_image(PROMPTS, **{**RUN, "size": 64})
+
+
 def test_the_cpu_says_how_much_is_free():
     free = memory.free_memory(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50

@@ -28,7 +28,7 @@ from unclip.bundle import (
     weight_bytes,
 )
 from unclip.clip import ClipEmbedder
-from unclip.editing import Editing, Pictures
+from unclip.editing import Editing, Pictures, Progress
 from unclip.memory import check_fits
 from unclip.stages import Stage
 
@@ -43,8 +43,6 @@ _JOINTS = {
 
 # What a stage is given beside its condition, where it works on pictures that exist.
 _GIVEN = ("image", "noise", "mask")
-
-Progress = Callable[[str, int, int], None]
 
 
 def _draw(stage: Stage, condition: dict[str, Tensor], **how: Any) -> Tensor:
@@ -180,6 +178,12 @@ class Cascade(Editing):
             image_embedding, prompts, size=size, guidance_scale=guidance_scale, **run
         )
 
+    @property
+    def size(self) -> int:
+        """Pixels of the largest pictures that the bundle's stages make; at least the decoder's."""
+        made = [size for size in MAKES if set(stages_for(size)) <= set(self.metadata)]
+        return max(made, default=min(MAKES))
+
     @torch.inference_mode()
     def prior(
         self,
@@ -210,6 +214,7 @@ class Cascade(Editing):
         run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
         inputs = {"caption": prompts}
         if prior in ("linear", "none"):
+            _check_run(inputs, seeds, steps or {}, batch_size)
             return self._expected(prior, prompts, batch_size)
         return self._sample(stage, inputs, guidance_scale=guidance_scale, **run).float()
 
@@ -306,13 +311,7 @@ class Cascade(Editing):
         of comes with the rest: `image`, `noise` and `mask`.
         """
         seeds, steps = [operator.index(seed) for seed in seeds], steps or {}
-        if unknown := steps.keys() - set(STAGES[1:]):
-            raise ValueError(f"steps names {min(unknown)!r}; it can name {', '.join(STAGES[1:])}")
-        if not seeds or batch_size < 1:
-            raise ValueError("at least one seed and a batch_size of 1 or more are needed")
-        for key, rows in inputs.items():
-            if len(rows) != len(seeds):
-                raise ValueError(f"{len(seeds)} seeds do not go with a {key} of {len(rows)}")
+        _check_run(inputs, seeds, steps, batch_size)
         stage, outputs = self.stage(name), []
         batches = range(0, len(seeds), batch_size)
         for done, start in enumerate(batches):
@@ -371,9 +370,24 @@ class Cascade(Editing):
         missing = [name for name in names if name not in self._stages and name != "clip"]
         if self.offload and missing:
             self._stages.clear()
-        check_fits(self.weight_bytes(*missing), self.device, together=not self.offload)
-        if "clip" in names and self._embedder is None:
-            check_fits(self.weight_bytes("clip"), self._clip_device, together=True)
+        clip = ["clip"] if "clip" in names and self._embedder is None else []
+        if self.offload:
+            check_fits(self.weight_bytes(*missing), self.device, together=False)
+            check_fits(self.weight_bytes(*clip), self._clip_device, together=True)
+        else:
+            check_fits(self.weight_bytes(*missing, *clip), self.device, together=True)
+
+
+def _check_run(
+    inputs: Mapping[str, Any], seeds: Sequence[int], steps: Mapping[str, int], batch_size: int
+) -> None:
+    if unknown := steps.keys() - set(STAGES[1:]):
+        raise ValueError(f"steps names {min(unknown)!r}; it can name {', '.join(STAGES[1:])}")
+    if not seeds or batch_size < 1:
+        raise ValueError("at least one seed and a batch_size of 1 or more are needed")
+    for key, rows in inputs.items():
+        if len(rows) != len(seeds):
+            raise ValueError(f"{len(seeds)} seeds do not go with a {key} of {len(rows)}")
 
 
 def _decoder_inputs(

@@ -5,11 +5,13 @@ from which the decoder, told z_i, returns to it, which holds all that z_i leaves
 moves one or both and decodes again. No caption takes part unless one is given.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image
@@ -17,14 +19,13 @@ from torch import Tensor
 
 from unclip.clip import ClipEmbedder
 from unclip.data.pictures import fit, open_mask, open_picture, square_mask, to_tensor
-from unclip.latents import blend, slerp, text_difference
+from unclip.latents import blend, shares, slerp, text_difference
 from unclip.stages.codes import PrincipalComponents
 from unclip.stages.editing import complete, invert, render
 
 Picture = str | Path | Image.Image | Tensor
 Progress = Callable[[str, int, int], None]
 SIZE = 64  # of the decoder
-_GREY = (128, 128, 128)
 _ONE = {"guidance_scale": None, "steps": None, "batch_size": 1, "progress": None}
 
 
@@ -179,8 +180,6 @@ class Editing:
             size: in pixels.
             **how: the other shared arguments.
         """
-        if noise not in ("slerp", "fixed"):
-            raise ValueError(f"noise is {noise!r}; it can be slerp, fixed")
         weights = [[1 - at, at] for at in _even(frames)]
         return self.mix([first, last], weights, noise=noise, seed=seed, size=size, **how)
 
@@ -199,6 +198,12 @@ class Editing:
         What lies between is the mean on the sphere, of two the point of `slerp`; the other
         arguments are those of `interpolate`.
         """
+        if noise not in ("slerp", "fixed"):
+            raise ValueError(f"noise is {noise!r}; it can be slerp, fixed")
+        if not len(weights):
+            raise ValueError("weights are empty: give a row for each picture that is to be made")
+        for row in weights:
+            shares(row, len(images))
         self._require_for(size)
         seeds = [seed] * len(weights)
         if noise == "fixed":
@@ -311,13 +316,16 @@ class Editing:
         `margin`, 0 or more, is the border as a share of the picture's longer side; the shorter
         sides get more.
         """
+        if not 0 <= margin < math.inf:
+            raise ValueError(f"margin is {margin}; it is a share of the longer side, 0 or more")
         self._require_for(size)
         picture = open_picture(image)
         width, height = picture.size
         side = max(width, height) + 2 * round(margin * max(width, height))
         at = ((side - width) // 2, (side - height) // 2)
-        canvas = Image.new("RGB", (side, side), _GREY)
-        canvas.paste(picture, at)
+        # Its edges go on outside, so that resizing mixes nothing foreign into what is kept.
+        border = [(at[1], side - height - at[1]), (at[0], side - width - at[0]), (0, 0)]
+        canvas = Image.fromarray(np.pad(np.asarray(picture), border, mode="edge"))
         marked = torch.ones(side, side, dtype=torch.bool)
         marked[at[1] : at[1] + height, at[0] : at[0] + width] = False
         z = self._imagined(picture, prompt, range(seed, seed + count), how)
@@ -329,7 +337,8 @@ class Editing:
         """z_i of what a completed picture shall show."""
         if prompt is None:
             return self.embed([picture]).expand(len(seeds), -1)
-        return self.prior([prompt] * len(seeds), seeds=seeds, **{**how, "guidance_scale": None})
+        how = {**_ONE, **how, "guidance_scale": None}
+        return self.prior([prompt] * len(seeds), seeds=seeds, **how)
 
     @torch.inference_mode()
     def _complete(
@@ -376,5 +385,5 @@ def _repeat(latents: Latents, count: int) -> Latents:
 def _blends(points: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
     """A point for each row of weights; what weighs all is kept to the bit."""
     if len(points) == 2:
-        return torch.stack([slerp(*points, row[1] / sum(row)) for row in weights])
+        return torch.stack([slerp(*points, shares(row, 2)[1].item()) for row in weights])
     return torch.stack([blend(points, row) for row in weights])

@@ -44,13 +44,7 @@ def blend(
     Raises:
         ValueError: for weights that are not one a point, none negative, one positive.
     """
-    share = torch.as_tensor(weights, dtype=torch.float64)
-    if share.shape != points.shape[:1] or (share < 0).any() or not 0 < share.sum() < float("inf"):
-        raise ValueError(
-            f"weights are {list(weights)}: give one for each of {len(points)} points, "
-            "none negative, and not all of them 0"
-        )
-    share = share / share.sum()
+    share = shares(weights, len(points))
     polar = [_polar(point) for point in points]
     length = sum(part * each for part, (_, each) in zip(share, polar, strict=True))
     units = torch.stack([unit for unit, _ in polar])
@@ -62,6 +56,21 @@ def blend(
         if step.norm() < _CLOSE**2:
             break
     return (length * mean).reshape(points.shape[1:]).to(points.dtype)
+
+
+def shares(weights: Sequence[float], count: int) -> Float[Tensor, " count"]:
+    """Weights of `count` points, brought to a sum of 1.
+
+    Raises:
+        ValueError: for weights that are not one a point, none negative, one positive.
+    """
+    share = torch.as_tensor(weights, dtype=torch.float64)
+    if share.shape != (count,) or (share < 0).any() or not 0 < share.sum() < float("inf"):
+        raise ValueError(
+            f"weights are {list(weights)}: give one for each of {count} points, "
+            "none negative, and not all of them 0"
+        )
+    return share / share.sum()
 
 
 def text_difference(

@@ -23,8 +23,8 @@ def pair_denoiser(diffusion):
     return denoise
 
 
-def painted(generators, **settings):
-    diffusion, seeds = GaussianDiffusion(), generators(400)
+def painted(generators, diffusion=None, **settings):
+    diffusion, seeds = diffusion or GaussianDiffusion(), generators(400)
     known = torch.tensor([1.5, 99.0]).expand(400, 2)
     return inpaint(
         pair_denoiser(diffusion),
@@ -61,6 +61,12 @@ def test_resampling_brings_the_conditional_mean(generators):
     often = painted(generators, steps=20, resamplings=10, jump=3)[:, 1].mean().item()
     assert abs(often - expected) < 0.5 * abs(once - expected)
     assert often == pytest.approx(expected, abs=0.15)
+
+
+def test_it_starts_from_pure_noise(generators):
+    diffusion = GaussianDiffusion(schedule="linear", prediction="v", zero_terminal_snr=True)
+    often = painted(generators, diffusion, steps=40, resamplings=10, jump=3)[:, 1]
+    assert often.mean().item() == pytest.approx(CORRELATION * 1.5, abs=0.15)
 
 
 def test_walk():
@@ -116,3 +122,5 @@ def test_a_picture_does_not_depend_on_its_batch(generators):
 def test_settings_that_make_no_sense(generators):
     with pytest.raises(ValueError, match="both are 1 or more"):
         painted(generators, steps=5, jump=0)
+    with pytest.raises(ValueError, match="eta is 2"):
+        painted(generators, steps=5, eta=2)

@@ -315,15 +315,46 @@ def test_inversion_of_normal_data_is_the_flow_s_own(generators):
     torch.testing.assert_close(x_T, expected, atol=0.02, rtol=0.02)
 
 
+PURE_NOISE = {"schedule": "linear", "prediction": "v", "zero_terminal_snr": True}
+
+
 @pytest.mark.parametrize("sampler", [ddpm, ddim, dpm_solver_pp_2m, dpm_solver_pp_2m_sde, unipc])
 def test_pure_noise_as_the_last_step_is_finite(sampler, generators):
-    diffusion = GaussianDiffusion(schedule="linear", prediction="v", zero_terminal_snr=True)
+    diffusion = GaussianDiffusion(**PURE_NOISE)
     own = generators(8)
     out = sampler(
         optimal_denoiser(diffusion), randn((500,), own), diffusion, steps=250, generators=own
     )
     assert out.mean().item() == pytest.approx(MEAN, abs=0.03)
     assert out.std().item() == pytest.approx(DEVIATION, abs=0.04)
+
+
+@pytest.mark.parametrize("steps", [2, 16, 40])
+def test_ancestral_ddim_from_pure_noise_draws_it_all_anew(steps, generators):
+    """Rounding takes nothing below zero, and of x_T nothing is left after the first step."""
+    diffusion = GaussianDiffusion(**PURE_NOISE)
+
+    def drawn(x_T):
+        run = {"steps": steps, "eta": 1.0, "generators": generators(8)}
+        return ddim(optimal_denoiser(diffusion), x_T, diffusion, **run)
+
+    out = drawn(torch.randn(8, 500))
+    assert out.mean().item() == pytest.approx(MEAN, abs=0.03)
+    torch.testing.assert_close(out, drawn(torch.randn(8, 500)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_eta_goes_from_zero_to_one(eta, generators):
+    diffusion = GaussianDiffusion()
+    with pytest.raises(ValueError, match="eta is"):
+        ddim(
+            optimal_denoiser(diffusion),
+            torch.randn(1, 4),
+            diffusion,
+            steps=4,
+            generators=generators(1),
+            eta=eta,
+        )
 
 
 def test_analytic_variance_beats_the_fixed_ones_in_few_steps(generators):

@@ -14,6 +14,7 @@ from unclip.evaluation.detector import (
     Detection,
     EmojiDetector,
     accuracy,
+    detector_file,
     load_or_train,
     read_detector,
     recipe_of,
@@ -69,6 +70,15 @@ def test_two_objects_of_one_class_are_two():
     for x in (3, 8, 13):
         said.centre[0, 1, 8, x] = 1.0
     assert (find_peaks(said).score > 0.3).sum() == 3
+
+
+def test_neighbours_of_which_both_are_sure_are_one_object():
+    said = heads()
+    said.centre[0, 1, 8, 8:10] = torch.tensor([18.0, 20.0])  # both are 1 in float32
+    peaks = find_peaks(said)
+    assert (peaks.score > 0.3).sum() == 1
+    said.colour[0, 1, 8, 9] = 1.0
+    assert find_peaks(said).colour[0, 0] == 1
 
 
 def truth(*objects, size=64):
@@ -182,7 +192,7 @@ def test_a_file_gives_the_same_detector_and_says_its_recipe(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-def test_it_is_trained_once_and_again_for_another_recipe(tmp_path, monkeypatch):
+def test_it_is_trained_once_and_for_another_recipe_beside_the_first(tmp_path, monkeypatch):
     trained = []
 
     def train(concept_set, training, *, progress):
@@ -190,10 +200,11 @@ def test_it_is_trained_once_and_again_for_another_recipe(tmp_path, monkeypatch):
         return fresh().network
 
     monkeypatch.setattr(module, "train_detector", train)
-    file = tmp_path / "detector.safetensors"
-    for training in (TINY, TINY, Training(width=4)):
-        load_or_train(file, "S", training, progress=False)
+    for training in (TINY, TINY, Training(width=4), TINY):
+        load_or_train(tmp_path, "S", training, progress=False)
     assert trained == [TINY, Training(width=4)]
+    kept = {detector_file(tmp_path, "S", training) for training in trained}
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept and len(kept) == 2
 
 
 def test_other_files_are_refused(tmp_path):
@@ -211,6 +222,14 @@ def test_other_files_are_refused(tmp_path):
         save_file({"x": torch.zeros(1)}, file, metadata=metadata)
         with pytest.raises(ValueError, match="remove it"):
             read_detector(file)
+
+
+def test_a_detector_of_other_concepts_is_refused(tmp_path):
+    first, file = fresh(), tmp_path / "detector.safetensors"
+    first.recipe["concepts"] = first.recipe["concepts"][::-1]
+    write_detector(file, first)
+    with pytest.raises(ValueError, match="other concepts"):
+        read_detector(file)
 
 
 def test_accuracy_counts_found_false_and_coloured():

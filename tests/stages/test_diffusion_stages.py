@@ -152,13 +152,17 @@ def test_guidance_extrapolates_and_leaves_scale_one_alone(generators):
 
 
 def test_prior_keeps_the_candidate_nearest_to_the_text(generators):
-    stage, batch = shaken(prior(candidates=6)), embedded_batch()
-    kept = stage.sample(stage.condition(batch), generators=generators(4))
+    stage, batch, seen = shaken(prior(candidates=6)), embedded_batch(), []
+    kept = stage.sample(
+        stage.condition(batch),
+        generators=generators(4),
+        callback=lambda step, steps, x0: seen.append(x0),
+    )
     torch.testing.assert_close(kept.norm(dim=1), torch.ones(4))
-    stage.candidates = 1
-    chosen = (kept * batch["text_embedding"]).sum(1)
-    first = stage.sample(stage.condition(batch), generators=generators(4))
-    assert (chosen >= (first * batch["text_embedding"]).sum(1) - 1e-5).all()
+    candidates = torch.nn.functional.normalize(stage.image_scaling.invert(seen[-1]), dim=2)
+    products = (candidates * batch["text_embedding"][:, None]).sum(2)
+    torch.testing.assert_close((kept * batch["text_embedding"]).sum(1), products.amax(1))
+    assert (products.std(dim=1) > 0).all()
 
 
 def test_prior_fits_a_linear_map_where_it_is_to_have_one():
@@ -257,6 +261,50 @@ def test_text_and_image_embedding_may_have_scales_of_their_own(generators):
     torch.testing.assert_close(sample(other, text_guidance_scale=0.0), textless)
 
 
+def test_a_scale_that_is_given_stands_in_for_the_caption_s_too(generators):
+    stage = shaken(decoder(guidance_scale=2.0, text_guidance_scale=5.0))
+    condition, rows = stage.condition(embedded_batch(2)), []
+    stage.network.conditioning.register_forward_hook(lambda *hooked: rows.append(len(hooked[2][0])))
+
+    def sample(scale=None):
+        return stage.sample(condition, generators=generators(2), guidance_scale=scale)
+
+    given, plain, _ = sample(4.0), sample(1.0), sample()
+    assert rows == [4, 2, 6]  # with the null; alone; with the null and without the caption
+    stage.guidance_scale = stage.text_guidance_scale = 4.0
+    torch.testing.assert_close(sample(), given)
+    stage.guidance_scale = stage.text_guidance_scale = 1.0
+    torch.testing.assert_close(sample(), plain)
+
+
+def test_rescaled_guidance_keeps_the_contrast():
+    stage = shaken(decoder(guidance_scale=4.0))
+    condition = stage.condition(embedded_batch(2))
+
+    def contrast(**settings):
+        network = stage.guided(condition, **settings)
+        return network(torch.ones(2, 3, 8, 8), torch.tensor([500, 500]))[:, :3].std(dim=(1, 2, 3))
+
+    raised, plain = contrast(), contrast(guidance_scale=1.0)
+    assert not torch.allclose(raised, plain, rtol=0.05)
+    stage.guidance_rescale = 1.0
+    torch.testing.assert_close(contrast(), plain)
+
+
+def test_a_dynamic_threshold_leaves_less_saturated(generators):
+    stage = shaken(decoder(guidance_scale=20.0))
+    condition = stage.condition(embedded_batch(2))
+
+    def saturated():
+        """With one evaluation the sample is x0."""
+        made = stage.sample(condition, generators=generators(2), steps=1)
+        return (made.abs() > 0.999).float().mean(dim=(1, 2, 3))
+
+    assert (saturated() > 0.3).all()
+    stage.threshold_percentile = 0.9
+    assert ((saturated() > 0.05) & (saturated() < 0.11)).all()
+
+
 def test_an_interval_guides_only_its_timesteps(generators):
     stage = shaken(decoder(guidance_scale=3.0))
     condition = stage.condition(embedded_batch(2))
@@ -269,11 +317,18 @@ def test_an_interval_guides_only_its_timesteps(generators):
 
 
 def test_an_analytic_prior_learns_its_error_from_the_trained_network(generators):
-    stage = prior(noises=4)
+    """Of one that says 0 it is the mean square of what there was to say."""
+    stage, batches = prior(noises=4), [embedded_batch(64) for _ in range(20)]
+    stage.fit_statistics(batches)
+    torch.nn.init.zeros_(stage.network.out.weight)
+    torch.nn.init.zeros_(stage.network.out.bias)
     stage.diffusion = GaussianDiffusion(prediction="x0", variance="analytic")
-    stage.fit_variance(embedded_batch(64) for _ in range(20))
+    stage.fit_variance(batches)
+    z = torch.cat([batch["image_embedding"] for batch in batches])
+    expected = stage.image_scaling(z).square().mean().item()
     error = stage.diffusion.x0_error
-    assert error.isfinite().all() and (error > 0).all()
+    assert error.mean().item() == pytest.approx(expected, rel=0.02)
+    assert (error / expected - 1).abs().max() < 0.5  # a timestep's own is that of a few samples
     stage.sampler = partial(ddpm, steps=10)
     z = stage.sample(stage.condition(embedded_batch()), generators=generators(4))
     assert z.isfinite().all()

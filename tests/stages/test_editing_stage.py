@@ -41,6 +41,9 @@ def condition(stage, rows):
 def test_timesteps_end_above_zero(stage):
     assert editing.timesteps(stage.diffusion, 4) == [999, 699, 400, 100]
     assert editing.timesteps(stage.diffusion, 1) == [999]
+    assert editing.timesteps(stage.diffusion, 900) == list(range(999, 99, -1))
+    with pytest.raises(ValueError, match="901 steps of the decoder: there are 900 timesteps"):
+        editing.timesteps(stage.diffusion, 901)
 
 
 def test_the_way_back_is_closer_with_more_steps(stage, generators, monkeypatch):
@@ -80,6 +83,21 @@ def test_completing_keeps_the_rest_to_the_bit(stage, generators):
     kept = ~mask.expand_as(made)
     assert torch.equal(made[kept], image[kept])
     assert not torch.equal(made, image)
+
+
+def test_edits_threshold_as_the_stage_does(stage, generators, monkeypatch):
+    text, image, seeds = condition(stage, 1), torch.rand(1, 3, 64, 64), generators(1)
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    given, denoiser = [], stage.diffusion.denoiser
+    monkeypatch.setattr(stage, "threshold_percentile", 0.75)
+    monkeypatch.setattr(
+        stage.diffusion, "denoiser", lambda *how: given.append(how[1:]) or denoiser(*how)
+    )
+    editing.invert(stage, text, image, steps=1)
+    editing.render(stage, text, image, generators=seeds, steps=1)
+    editing.complete(stage, text, image, mask, generators=seeds, steps=1)
+    stage.sample(text, generators=seeds)
+    assert given == [(1.0, 0.75)] * 4
 
 
 def test_null_parts_of_a_condition(stage):

@@ -14,6 +14,17 @@ def test_ridge_regression_equals_least_squares_on_padded_data():
     np.testing.assert_allclose(ridge_regression(x, y, 7.0).numpy(), solution, atol=1e-5)
 
 
+def test_moments_are_summed_in_float64(monkeypatch):
+    """Of data far from zero as exact as float32's own weights, whatever the chunks."""
+    x, y = torch.randn(5000, 4) + 100, torch.randn(5000, 3) + 100
+    inputs = np.pad(x.double().numpy(), [(0, 0), (0, 1)], constant_values=1.0)
+    gram = inputs.T @ inputs + np.diag([7.0] * 4 + [0.0])
+    expected = np.linalg.solve(gram, inputs.T @ y.double().numpy())
+    for chunk in (4096, 7):
+        monkeypatch.setattr("unclip.stages.linear.CHUNK", chunk)
+        np.testing.assert_allclose(ridge_regression(x, y, 7.0).numpy(), expected, rtol=1e-6)
+
+
 def test_a_linear_world_is_recovered():
     world, z_t = torch.randn(6, 6), torch.randn(4000, 6)
     prior = LinearPrior(6, normalise=False, ridge=0.1)

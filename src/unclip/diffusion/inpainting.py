@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unclip.diffusion.gaussian import GaussianDiffusion
 from unclip.diffusion.noise import randn
-from unclip.diffusion.samplers import Callback, Denoise, Generators, report
+from unclip.diffusion.samplers import Callback, Denoise, Generators, ddim_step, report
 
 
 def inpaint(
@@ -39,12 +39,12 @@ def inpaint(
         diffusion: its process.
         known: the clean sample where it is known; elsewhere anything.
         mask: true where it shall be painted; broadcasts to `known`.
-        steps: how many timesteps; `resamplings` times as many evaluations.
+        steps: how many timesteps; up to `resamplings` times as many evaluations.
         generators: one a sample.
         spacing: as of `ddim`.
         eta: as of `ddim`; 1 is ancestral.
         jump: steps that are painted again together.
-        resamplings: how often each is painted; 1 is never again.
+        resamplings: how often each is painted, but for those after the last jump; 1 is never again.
         callback: `callback(evaluation, evaluations, x0)`.
 
     Returns:
@@ -71,9 +71,8 @@ def inpaint(
         prediction = denoise(x, timesteps[place])
         report(callback, evaluation, evaluations, prediction.x0)
         evaluation += 1
-        sigma = eta * math.sqrt((1 - then) / (1 - now) * (1 - now / then))
-        x = math.sqrt(then) * prediction.x0 + math.sqrt(1 - then - sigma**2) * prediction.eps
-        x = x + sigma * randn(x.shape[1:], generators, x.device)
+        x, deviation = ddim_step(prediction, now, then, eta)
+        x = x + deviation * randn(x.shape[1:], generators, x.device)
         x = torch.where(mask, x, noised(known, then))
     x0 = denoise(x, timesteps[-1]).x0
     x0 = torch.where(mask, x0, known)

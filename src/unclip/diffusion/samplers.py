@@ -77,7 +77,11 @@ def ddim(
     eta: float = 0.0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, eq. 12); eta 0 is deterministic, 1 is ancestral."""
+    """DDIM (Song et al. 2021, eq. 12); eta 0 is deterministic, 1 is ancestral.
+
+    Raises:
+        ValueError: for an eta outside [0, 1].
+    """
     alpha_bar = diffusion.alpha_bar.tolist()
     timesteps = diffusion.spacing(spacing, steps)
     x = x_T
@@ -87,11 +91,24 @@ def ddim(
         if i + 1 == len(timesteps):
             return prediction.x0
         now, then = alpha_bar[t], alpha_bar[timesteps[i + 1]]
-        sigma = eta * math.sqrt((1 - then) / (1 - now) * (1 - now / then))
-        x = math.sqrt(then) * prediction.x0 + math.sqrt(1 - then - sigma**2) * prediction.eps
-        if sigma > 0:
-            x = x + sigma * randn(x.shape[1:], generators, x.device)
+        x, deviation = ddim_step(prediction, now, then, eta)
+        if deviation > 0:
+            x = x + deviation * randn(x.shape[1:], generators, x.device)
     return x
+
+
+def ddim_step(prediction: Prediction, now: float, then: float, eta: float) -> tuple[Tensor, float]:
+    """Mean and standard deviation of DDIM's step from ᾱ_t `now` to ᾱ_s `then`.
+
+    Raises:
+        ValueError: for an eta outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}; it goes from 0, no noise, to 1, as much as DDPM's")
+    variance = eta**2 * ((1 - then) / (1 - now) * (1 - now / then))
+    rest = max(1 - then - variance, 0.0)  # at ᾱ_t = 0 rounding may leave it below
+    mean = math.sqrt(then) * prediction.x0 + math.sqrt(rest) * prediction.eps
+    return mean, math.sqrt(variance)
 
 
 def ddim_invert(

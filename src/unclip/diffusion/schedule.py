@@ -46,7 +46,7 @@ def log_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def _descending(timesteps: list[int]) -> list[int]:
-    """The list made strictly decreasing and kept at or above 0, its first element unchanged."""
+    """The list without what does not go down."""
     kept = timesteps[:1]
     for t in timesteps[1:]:
         if t < kept[-1]:

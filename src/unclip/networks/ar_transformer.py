@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from unclip.networks.causal import Block, Prefix, run_prefix
+from unclip.networks.causal import AfterCaption, Block, Prefix
 
 
 class Cache:
@@ -49,7 +49,7 @@ class Cache:
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
 
-class ARTransformer(nn.Module):
+class ARTransformer(AfterCaption):
     """Predicts the codes of an image embedding's components, one after another.
 
     Args:
@@ -91,20 +91,6 @@ class ARTransformer(nn.Module):
             self.dot_product_in.weight.copy_(0.02 * _neighbours_alike(buckets, width))
             self.component_in.weight.copy_(0.02 * _neighbours_alike(buckets, width))
             self.out.weight.copy_(_neighbours_alike(buckets, width) / width**0.5)
-
-    def prefix(
-        self,
-        text_states: Float[Tensor, "batch length text_width"],
-        text_mask: Bool[Tensor, "batch length"],
-        text_embedding: Float[Tensor, "batch dim"],
-    ) -> Prefix:
-        """Keys and values of [text, z_t]."""
-        dtype = self.positions.dtype
-        states = self.text_in(text_states.to(dtype))
-        embedding = self.text_embedding_in(text_embedding.to(dtype))
-        x = torch.cat([states, embedding[:, None]], dim=1)
-        x = x + self.positions[:, : x.shape[1]]
-        return run_prefix(self.blocks, x, F.pad(text_mask, (0, 1), value=True))
 
     def forward(
         self,

@@ -1,9 +1,10 @@
-"""What causal transformers over a caption share: the block, and the keys and values of a prefix."""
+"""What causal transformers over a caption share: the block, and how they read the caption."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -63,3 +64,26 @@ def run_prefix(
         if i + 1 < len(blocks):
             x = block(x, q, k, v, mask)
     return Prefix(keys, values, seen)
+
+
+class AfterCaption(nn.Module):
+    """A causal transformer whose first tokens are [text, z_t]; the rest a subclass adds."""
+
+    text_in: nn.Linear
+    text_embedding_in: nn.Linear
+    positions: nn.Parameter
+    blocks: nn.ModuleList
+
+    def prefix(
+        self,
+        text_states: Float[Tensor, "batch length text_width"],
+        text_mask: Bool[Tensor, "batch length"],
+        text_embedding: Float[Tensor, "batch dim"],
+    ) -> Prefix:
+        """Keys and values of [text, z_t]: all that a caption contributes, whatever comes after."""
+        dtype = self.positions.dtype
+        states = self.text_in(text_states.to(dtype))
+        embedding = self.text_embedding_in(text_embedding.to(dtype))
+        x = torch.cat([states, embedding[:, None]], dim=1)
+        x = x + self.positions[:, : x.shape[1]]
+        return run_prefix(self.blocks, x, F.pad(text_mask, (0, 1), value=True))

@@ -122,9 +122,9 @@ def find_peaks(heads: Heads, most: int = 16) -> Peaks:
         heads: of the network.
         most: objects of a picture; what is no peak has score 0.
     """
-    score, label = heads.centre.sigmoid().max(dim=1)  # (B, h, w)
-    highest = F.max_pool2d(score[:, None], 3, stride=1, padding=1)[:, 0]
-    score = torch.where(score == highest, score, 0.0).flatten(1)
+    logit, label = heads.centre.max(dim=1)  # (B, h, w)
+    highest = F.max_pool2d(logit[:, None], 3, stride=1, padding=1)[:, 0]
+    score = torch.where(logit == highest, logit.sigmoid(), 0.0).flatten(1)
     score, place = score.topk(min(most, score.shape[1]), dim=1)  # (B, most)
     box = boxes_of(heads.sides).flatten(1, 2).clamp(0, 1)
     return Peaks(

@@ -7,17 +7,16 @@ once.
 """
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from unclip.networks.causal import Block, Prefix, run_prefix
+from unclip.networks.causal import AfterCaption, Block, Prefix
 from unclip.networks.layers import TimestepMLP
 
 SUFFIX = 3  # timestep, noised image embedding, query
 
 
-class PriorTransformer(nn.Module):
+class PriorTransformer(AfterCaption):
     """Predicts an image embedding from a noised one, a timestep and a caption.
 
     Args:
@@ -51,20 +50,6 @@ class PriorTransformer(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.Linear(width, embedding_dim)
 
-    def prefix(
-        self,
-        text_states: Float[Tensor, "batch length text_width"],
-        text_mask: Bool[Tensor, "batch length"],
-        text_embedding: Float[Tensor, "batch dim"],
-    ) -> Prefix:
-        """Keys and values of [text, z_t]: all that a caption contributes, whatever t and x_t."""
-        dtype = self.query.dtype
-        states = self.text_in(text_states.to(dtype))
-        embedding = self.text_embedding_in(text_embedding.to(dtype))
-        x = torch.cat([states, embedding[:, None]], dim=1)
-        x = x + self.positions[:, : x.shape[1]]
-        return run_prefix(self.blocks, x, F.pad(text_mask, (0, 1), value=True))
-
     def suffix(
         self,
         prefix: Prefix,
@@ -81,7 +66,8 @@ class PriorTransformer(nn.Module):
         ]
         x = torch.stack(tokens, dim=2) + self.positions[:, None, -SUFFIX:]  # (B, N, 3, W)
         x = x.flatten(1, 2)
-        own = torch.block_diag(*[torch.ones(SUFFIX, SUFFIX).tril()] * noises).bool().to(x.device)
+        causal = torch.ones(SUFFIX, SUFFIX, device=x.device).tril()
+        own = torch.eye(noises, device=x.device).kron(causal).bool()
         seen = prefix.mask[:, None].expand(-1, noises * SUFFIX, -1)
         mask = torch.cat([seen, own.expand(batch, -1, -1)], dim=2)[:, None]
         for i, block in enumerate(self.blocks):

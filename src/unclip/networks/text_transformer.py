@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from unclip.networks.prior_transformer import Block
+from unclip.networks.causal import Block
 
 
 class TextTransformer(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from unclip.diffusion import GaussianDiffusion
+from unclip.diffusion.samplers import Callback
 
 Batch = dict[str, Any]
-Callback = Callable[[int, int, Tensor], None]
 
 
 class Stage(nn.Module):

@@ -82,15 +82,17 @@ class NullText(nn.Module):
         super().__init__()
         self.learned = learned
         embedding, states = torch.zeros(1, embedding_dim), torch.zeros(1, self.TOKENS, text_width)
-        self.embedding = nn.Parameter(embedding, requires_grad=learned)
-        self.states = nn.Parameter(states, requires_grad=learned)
+        if learned:
+            self.embedding, self.states = nn.Parameter(embedding), nn.Parameter(states)
+        else:
+            self.register_buffer("embedding", embedding)
+            self.register_buffer("states", states)
 
     @torch.no_grad()
     def fit(self, empty: dict[str, Tensor]) -> None:
-        """Takes the text tensors of a condition with the empty caption, unless it is learned."""
-        if not self.learned:
-            self.states.copy_(empty["text_states"][:, : self.TOKENS])
-            self.embedding.copy_(empty["text_embedding"])
+        """Takes the text tensors of a condition with the empty caption."""
+        self.states.copy_(empty["text_states"][:, : self.TOKENS])
+        self.embedding.copy_(empty["text_embedding"])
 
     def like(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """The text tensors of `condition` for no caption."""

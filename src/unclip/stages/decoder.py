@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unclip.diffusion import GaussianDiffusion, guided, randn, within
+from unclip.diffusion.samplers import Callback
 from unclip.networks import TextTransformer, UNet
-from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses, timestep_quartiles
+from unclip.stages.base import Batch, DiffusionStage, mean_losses, timestep_quartiles
 from unclip.stages.conditioning import (
     NullText,
     Scaling,
@@ -101,7 +102,8 @@ class DecoderStage(DiffusionStage):
 
     def fit_null_text(self, empty: Batch) -> None:
         """Takes CLIP's empty caption for none, unless that is learned."""
-        self.null_text.fit(self._text(empty))
+        if not self.null_text.learned:
+            self.null_text.fit(self._text(empty))
 
     def _text(self, batch: Batch) -> dict[str, Tensor]:
         return {
@@ -160,9 +162,14 @@ class DecoderStage(DiffusionStage):
     def guided(
         self, condition: dict[str, Tensor], guidance_scale: float | None = None
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """`network(x_t, t)` under a condition, guided as in sampling; None is the stage's scale."""
+        """`network(x_t, t)` under a condition, guided as in sampling.
+
+        A scale that is given stands in for both of the stage's.
+        """
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        text_scale = scale if self.text_guidance_scale is None else self.text_guidance_scale
+        text_scale = scale
+        if guidance_scale is None and self.text_guidance_scale is not None:
+            text_scale = self.text_guidance_scale
         null, without_text = self.null(condition), self.without_caption(condition)
         branches = [(text_scale, condition), (scale - text_scale, without_text), (1 - scale, null)]
         network = guided(self._prepare, branches, channels=CHANNELS, rescale=self.guidance_rescale)

@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unclip.diffusion import GaussianDiffusion, ddim, ddim_invert, inpaint, randn
-from unclip.diffusion.samplers import Denoise
-from unclip.stages.base import Callback
+from unclip.diffusion.samplers import Callback, Denoise
 from unclip.stages.decoder import CHANNELS, DecoderStage
 
 STEPS = 25
@@ -24,9 +23,15 @@ GUIDANCE_SCALE = 1.0  # guided, a step back is far from the step that it shall u
 
 
 def timesteps(diffusion: GaussianDiffusion, steps: int) -> list[int]:
-    """Evenly from T-1 down to a tenth of T."""
+    """Evenly from T-1 down to a tenth of T.
+
+    Raises:
+        ValueError: for more steps than there are timesteps.
+    """
     last = diffusion.timesteps - 1
     lowest = round(LOWEST * last)
+    if steps > last - lowest + 1:
+        raise ValueError(f"{steps} steps of the decoder: there are {last - lowest + 1} timesteps")
     return [round(last - (last - lowest) * k / max(steps - 1, 1)) for k in range(steps)]
 
 
@@ -34,7 +39,7 @@ def _denoiser(
     stage: DecoderStage, condition: dict[str, Tensor], guidance_scale: float | None
 ) -> Denoise:
     network = stage.guided(condition, guidance_scale)
-    return stage.diffusion.denoiser(network, clip=1.0)
+    return stage.diffusion.denoiser(network, 1.0, stage.threshold_percentile)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+CHUNK = 4096  # rows of targets that are held in float64 at a time
+
 
 @torch.no_grad()
 def ridge_regression(
@@ -22,8 +24,9 @@ def ridge_regression(
     penalty = torch.full((inputs.shape[1],), ridge, dtype=torch.float64, device=inputs.device)
     penalty[-1] = 0
     gram = inputs.T @ inputs + penalty.diag()
-    moments = inputs.float().T @ targets
-    return torch.linalg.solve(gram, moments.double()).to(targets.dtype)
+    parts = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
+    moments = sum(rows.T @ wanted.double() for rows, wanted in parts)
+    return torch.linalg.solve(gram, moments).to(targets.dtype)
 
 
 class LinearPrior(nn.Module):

@@ -9,22 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.diffusion import GaussianDiffusion, guided, randn
+from unclip.diffusion.samplers import Callback
 from unclip.networks import PriorTransformer, TextTransformer
-from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses, timestep_quartiles
-from unclip.stages.conditioning import (
-    NullText,
-    Scaling,
-    Standardise,
-    drop,
-    gather,
-    text_states,
-)
+from unclip.stages.base import Batch, DiffusionStage, mean_losses, timestep_quartiles
+from unclip.stages.caption import CaptionStage
+from unclip.stages.conditioning import NullText, Scaling, Standardise, drop, gather
 from unclip.stages.linear import LinearPrior
 
 VARIANCE_BATCHES = 100
 
 
-class PriorStage(DiffusionStage):
+class PriorStage(CaptionStage, DiffusionStage):
     """Caption → CLIP image embedding.
 
     Args:
@@ -46,7 +41,6 @@ class PriorStage(DiffusionStage):
     """
 
     name = "prior"
-    needs_clip = True
 
     def __init__(
         self,
@@ -91,19 +85,8 @@ class PriorStage(DiffusionStage):
 
     def fit_null_text(self, empty: Batch) -> None:
         """Takes CLIP's empty caption for none, unless that is learned."""
-        self.null_text.fit(self.condition(empty))
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """Text states, mask and standardised embedding."""
-        return {
-            "text_states": text_states(batch, self.text_encoder),
-            "text_mask": batch["text_mask"],
-            "text_embedding": self.text_scaling(batch["text_embedding"]),
-        }
-
-    def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The condition without its caption; x_t is never dropped."""
-        return self.null_text.like(condition)
+        if not self.null_text.learned:
+            self.null_text.fit(self.condition(empty))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean square error of the predicted embedding over several noises a caption."""
@@ -155,8 +138,8 @@ class PriorStage(DiffusionStage):
         callback: Callback | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """An image embedding in CLIP's space a caption, the best of `candidates` by z_i · z_t."""
-        text_embedding = self.text_scaling.invert(condition["text_embedding"])
-        noise = randn((self.candidates, text_embedding.shape[1]), generators, text_embedding.device)
+        shape = (self.candidates, self.network.embedding_dim)
+        noise = randn(shape, generators, condition["text_embedding"].device)
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         branches = [(scale, condition), (1 - scale, self.null(condition))]
         sampled = self._sample(
@@ -170,5 +153,4 @@ class PriorStage(DiffusionStage):
         z = self.image_scaling.invert(sampled)
         if self.normalise:
             z = torch.nn.functional.normalize(z, dim=-1)
-        best = torch.einsum("bnd,bd->bn", z, text_embedding).argmax(dim=1)
-        return z[torch.arange(len(z), device=z.device), best]
+        return self.nearest(z, condition)

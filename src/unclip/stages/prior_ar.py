@@ -10,16 +10,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from unclip.diffusion import guided
+from unclip.diffusion.samplers import Callback
 from unclip.networks import ARTransformer, TextTransformer
-from unclip.stages.base import Batch, Callback, Stage
+from unclip.stages.base import Batch
+from unclip.stages.caption import CaptionStage
 from unclip.stages.codes import Buckets, PrincipalComponents
-from unclip.stages.conditioning import NullText, Scaling, Standardise, drop, gather, text_states
+from unclip.stages.conditioning import NullText, Scaling, Standardise, drop, gather
 from unclip.stages.linear import LinearPrior
 
 ENERGY = 0.99  # of the embeddings' variance that the components shall hold (appendix C: > 99%)
 
 
-class AutoregressivePriorStage(Stage):
+class AutoregressivePriorStage(CaptionStage):
     """Caption → CLIP image embedding, one principal component after another.
 
     Args:
@@ -38,7 +40,6 @@ class AutoregressivePriorStage(Stage):
     """
 
     name = "prior_ar"
-    needs_clip = True
 
     def __init__(
         self,
@@ -93,18 +94,6 @@ class AutoregressivePriorStage(Stage):
         self.text_scaling.fit(text)
         self.linear.fit(self.text_scaling(text), image)
 
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """Text states, mask and standardised embedding."""
-        return {
-            "text_states": text_states(batch, self.text_encoder),
-            "text_mask": batch["text_mask"],
-            "text_embedding": self.text_scaling(batch["text_embedding"]),
-        }
-
-    def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The condition without its caption."""
-        return self.null_text.like(condition)
-
     def encode(
         self, image_embedding: Float[Tensor, "batch dim"]
     ) -> Int64[Tensor, "batch components"]:
@@ -148,15 +137,13 @@ class AutoregressivePriorStage(Stage):
         """
         if steps is not None:
             raise ValueError(f"{self.name} takes no steps: it makes one for each component")
-        text_embedding = self.text_scaling.invert(condition["text_embedding"])
         shape = (self.candidates, 1 + self.network.components)
         draws = [torch.rand(shape, generator=g, dtype=torch.float64) for g in generators]
-        chance = torch.stack(draws).to(text_embedding.device)
+        chance = torch.stack(draws).to(condition["text_embedding"].device)
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         branches = [(scale, condition), (1 - scale, self.null(condition))]
         z = self.decode(self._draw(guided(self._prepare, branches), chance, callback))
-        best = torch.einsum("bnd,bd->bn", z, text_embedding).argmax(dim=1)
-        return z[torch.arange(len(z), device=z.device), best]
+        return self.nearest(z, condition)
 
     def _prepare(self, **caption: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """`guided` hands two tensors on, x_t and t; here a code stands for both."""

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.diffusion import GaussianDiffusion, randn
+from unclip.diffusion.samplers import Callback
 from unclip.networks import UNet
-from unclip.stages.base import Batch, Callback, DiffusionStage, mean_losses, timestep_quartiles
+from unclip.stages.base import Batch, DiffusionStage, mean_losses, timestep_quartiles
 
 
 class UpsamplerStage(DiffusionStage):
