@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from crops import Crops
 from torch import Tensor
 
-from unclip.bundle import load_embedder, stage_file
+from unclip.bundle import stage_file
 from unclip.cascade import Cascade
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.frechet import fit_gaussian, frechet_distance
 from unclip.evaluation.measures import embed_images, judge_choices
+from unclip.evaluation.networks import load_judge
 from unclip.evaluation.real import read_real
 
 Sampler = Callable[..., Tensor]
@@ -112,8 +113,10 @@ class DecoderStudy(Study):
     @cached_property
     def judge(self):
         """The second CLIP, where the bundle has it."""
-        path = stage_file(self.cascade.folder, "judge")
-        return load_embedder(path, self.cascade.device) if path.is_file() else None
+        folder = self.cascade.folder
+        if not stage_file(folder, "judge").is_file():
+            return None
+        return load_judge(folder, self.cascade.embedder)
 
     def _measure(self, steps: int) -> Measured:
         images = self.cascade.decode(

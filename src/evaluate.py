@@ -12,17 +12,23 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
+from configuration import check_command_line
 from unclip.evaluation.evaluation import Evaluation
-from unclip.evaluation.ranks import joined
+from unclip.evaluation.parts import SPLITS
+from unclip.evaluation.ranks import joined, start_ranks
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> float | None:
     """Evaluates, writes the report into OUT, and returns the headline's number."""
+    start_ranks(cfg.trainer.get("devices", 1))
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     job = HydraConfig.get().job.num if sweep else None
     try:
-        with joined() as ranks, open_dict(cfg):
+        ranks = joined()
+        with open_dict(cfg):
+            if cfg.trainer.get("accelerator") == "cpu":
+                cfg.device = "cpu"
             cfg.out = ranks.share(str(place(cfg, job)))  # a sweep's folder is named by the time
             if not by_stage(cfg, sweep):
                 cfg.evaluation.benchmark = None
@@ -47,10 +53,12 @@ def place(cfg: DictConfig, job: int | None) -> Path:
 
 
 def by_stage(cfg: DictConfig, sweep: bool) -> bool:
-    """Whether each stage is measured by itself, too."""
+    """Whether each stage is measured by itself, too; by default where the data have its splits."""
     if cfg.by_stage is not None:
         return cfg.by_stage
-    return not sweep and cfg.generated is None and cfg.protocol.format == "shards"
+    if sweep or cfg.generated is not None or cfg.protocol.format != "shards":
+        return False
+    return all((Path(cfg.data.root) / split).is_dir() for split in SPLITS)
 
 
 def report(outcome: Any, cfg: DictConfig, sweep: bool) -> float | None:
@@ -62,4 +70,5 @@ def report(outcome: Any, cfg: DictConfig, sweep: bool) -> float | None:
 
 
 if __name__ == "__main__":
+    check_command_line("evaluate")
     main()

@@ -165,6 +165,11 @@ class TestPictures:
             assert sheet.width > 3 * 64
             assert sheet.height < 3 * 64
 
+    def test_a_sheet_of_other_settings_is_another_file(self, run, made):
+        for arguments in ((), ("--guidance", "3"), ()):
+            assert run("a dog", "--grid", *arguments) == 0
+        assert [name for name in made() if "sheet" in name] == ["sheet-2.png", "sheet.png"]
+
 
 class TestMistakes:
     @pytest.mark.parametrize(
@@ -212,6 +217,17 @@ class TestMistakes:
         assert (
             "decoder.safetensors is missing: train it with `python src/train.py stage=d" in errors
         )
+
+    def test_a_bundle_that_ends_at_256_pixels(self, sample, tmp_path, capsys):
+        """It makes these; what it is told to make beyond is an error."""
+        names = ("clip", "prior", "decoder", "upsampler_256")
+        short, out = tiny_bundle.write(tmp_path / "short", names=names), tmp_path / "o"
+        assert sample.main(["a dog", "--model", str(short), "--out", str(out)]) == 0
+        assert [path.name for path in out.iterdir()] == ["a-dog-seed0-256.png"]
+        assert f"{short} makes pictures of 256 pixels" in capsys.readouterr().err
+        arguments = ["a dog", "--model", str(short), "--out", str(out), "--size", "1024"]
+        assert sample.main(arguments) == 2
+        assert "upsampler_1024.safetensors is missing" in capsys.readouterr().err
 
     def test_a_damaged_stage(self, sample, tmp_path, capsys):
         broken = tiny_bundle.write(tmp_path / "broken")

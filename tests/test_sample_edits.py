@@ -79,6 +79,12 @@ class TestCommands:
             assert animation.n_frames == 4
             assert json.loads(animation.info["comment"])["command"] == "interpolate"
 
+    def test_an_animation_of_other_settings_is_another_file(self, run):
+        for arguments in ((), ("--guidance", "3"), ()):
+            names = run("interpolate", "a.png", "b.png", "--frames", "2", "--gif", *arguments)
+        stem = "a-interpolate-seed0-64"
+        assert [name for name in names if name.endswith("gif")] == [f"{stem}-2.gif", f"{stem}.gif"]
+
     def test_a_path_through_three_and_a_mixture(self, run):
         assert len(run("interpolate", "a.png", "b.png", "a.png", "--frames", "3")) == 5
         shutil.rmtree("out")

@@ -18,7 +18,9 @@ def add_run(parser: argparse.ArgumentParser, *, batch_size: int, why: str) -> No
         "--model", type=Path, default=Path("models/emoji"), help="a bundle's folder"
     )
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder of the pictures")
-    parser.add_argument("--size", type=int, choices=(64, 256, 1024), default=1024, help="in pixels")
+    parser.add_argument(
+        "--size", type=int, choices=(64, 256, 1024), help="in pixels; all that the bundle can"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others count up")
     parser.add_argument("--guidance", type=float, metavar="F", help="the decoder's; 1 is none")
     parser.add_argument(

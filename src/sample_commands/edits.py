@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sample_commands.arguments import add_run, positive
 from sample_commands.console import bar, tell
-from sample_commands.loading import open_bundle
+from sample_commands.loading import open_bundle, size_of
 from sample_commands.sequences import write_gif
 from sample_commands.story import file_hash, slug, story, write
 
@@ -65,6 +65,7 @@ def run(name: str, settings: argparse.Namespace) -> None:
     cascade = open_bundle(
         settings.model, on=settings.device, dtype=settings.dtype, offload=settings.offload
     )
+    settings.size = size_of(cascade, settings.size)
     settings.out.mkdir(parents=True, exist_ok=True)
     how = {key: getattr(settings, key) for key in edit.keys}
     how |= {
@@ -90,7 +91,7 @@ def run(name: str, settings: argparse.Namespace) -> None:
     if settings.gif:
         frames = [to_pil(image) for image in made.images[settings.size]]
         about = json.dumps(_story(cascade, name, inputs, how))
-        tell(write_gif(frames, settings.out / f"{stem}-{settings.size}.gif", about))
+        tell(write_gif(frames, settings.out, f"{stem}-{settings.size}", about))
 
 
 def make(

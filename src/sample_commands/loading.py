@@ -36,3 +36,14 @@ def open_bundle(folder: Path, *, on: str | None, dtype: str = "float32", offload
         rest = "" if free is None else f"; {free / GIB:.1f} GiB are free on {cascade.device}"
         say(f"weights in {dtype}: {story(needs)}{rest}")
     return cascade
+
+
+def size_of(cascade, wanted: int | None) -> int:
+    """The size that is wanted; else the largest that the bundle can, said where that is not all."""
+    from unclip.cascade import MAKES
+
+    if wanted is not None:
+        return wanted
+    if cascade.size < max(MAKES):
+        say(f"{cascade.folder} makes pictures of {cascade.size} pixels")
+    return cascade.size

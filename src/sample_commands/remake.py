@@ -53,12 +53,10 @@ def _story(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     about = read(path)
-    if about is None or "bundle" not in about or "settings" not in about:
-        if about is not None and "pictures" in about:
-            raise ValueError(f"{path} is a sheet: give one of the pictures on it")
-        raise ValueError(f"{path} does not tell how it was made: is it from sample.py?")
-    if "pictures" in about:
+    if about is not None and "pictures" in about:
         raise ValueError(f"{path} is a sheet: give one of the pictures on it")
+    if about is None or "bundle" not in about or "settings" not in about:
+        raise ValueError(f"{path} does not tell how it was made: is it from sample.py?")
     return about
 
 

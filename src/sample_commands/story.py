@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,7 @@ def story(
 
 def write(image: Image.Image, folder: Path, name: str, about: Mapping[str, str]) -> Path:
     """Writes a PNG with its story as text: over one with the same story, else under a free name."""
-    for number in itertools.count(1):
-        path = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
-        if not path.exists() or _same(read(path), about):
-            break
+    path = free(folder, name, ".png", lambda path: _same(read(path), about))
     text = PngImagePlugin.PngInfo()
     for key, value in about.items():
         text.add_itxt(key, value)
@@ -56,6 +53,14 @@ def write(image: Image.Image, folder: Path, name: str, about: Mapping[str, str])
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def free(folder: Path, name: str, suffix: str, same: Callable[[Path], bool]) -> Path:
+    """The first of NAME, NAME-2, … that nothing else has; `same` tells what may be written over."""
+    for number in itertools.count(1):
+        path = folder / (f"{name}{suffix}" if number == 1 else f"{name}-{number}{suffix}")
+        if not path.exists() or same(path):
+            return path
 
 
 def _same(written: Mapping[str, str] | None, about: Mapping[str, str]) -> bool:

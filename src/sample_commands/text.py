@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sample_commands.arguments import add_run, positive
 from sample_commands.console import bar, tell
-from sample_commands.loading import open_bundle
+from sample_commands.loading import open_bundle, size_of
 from sample_commands.story import slug, story, write
 
 SHEET_TILES = 100
@@ -59,6 +59,7 @@ def run(settings: argparse.Namespace) -> None:
     cascade = open_bundle(
         settings.model, on=settings.device, dtype=settings.dtype, offload=settings.offload
     )
+    settings.size = size_of(cascade, settings.size)
     settings.out.mkdir(parents=True, exist_ok=True)
     how = _how(settings)
     tiles: list[Tile] = []
@@ -74,7 +75,7 @@ def run(settings: argparse.Namespace) -> None:
         for job, image in zip(batch, images[min(SHEET_SIZE, settings.size)], strict=True):
             tiles.append(Tile(image, f"{job.prompt} · {job.seed}"))
     if settings.stages or settings.grid:
-        _write_sheets(tiles, settings)
+        _write_sheets(cascade, tiles, how, settings)
 
 
 def make(cascade, jobs: Sequence[Job], how: Mapping[str, Any], progress=None) -> dict[int, Any]:
@@ -108,18 +109,24 @@ def _how(settings: argparse.Namespace) -> dict[str, Any]:
 
 def _story(cascade, batch: Sequence[Job], place: int, how: Mapping[str, Any]) -> dict[str, str]:
     """The PNG text of a picture: everything that it depends on."""
+    company = {} if len(batch) == 1 else {"batch": batch, "place": place}
+    prompt, seed = batch[place]
+    return _told(cascade, how, prompt=prompt, seed=str(seed), **company)
+
+
+def _told(cascade, how: Mapping[str, Any], **more: Any) -> dict[str, str]:
+    """What pictures made with these settings tell, and more."""
     from unclip.cascade import stage_of_prior, stages_for
 
     prior = stage_of_prior(how["prior"])
     used = ["clip", prior, *stages_for(how["size"])]
     steps = {name: count for name, count in how["steps"].items() if name in used}
-    company = {} if len(batch) == 1 else {"batch": batch, "place": place}
-    prompt, seed = batch[place]
-    settings = {**how, "steps": steps}
-    return story(cascade, "text", used, settings, prompt=prompt, seed=str(seed), **company)
+    return story(cascade, "text", used, {**how, "steps": steps}, **more)
 
 
-def _write_sheets(tiles: list, settings: argparse.Namespace) -> None:
+def _write_sheets(
+    cascade, tiles: list, how: Mapping[str, Any], settings: argparse.Namespace
+) -> None:
     """Contact sheets, a row a prompt where that fits."""
     from unclip.evaluation.sheets import contact_sheet
 
@@ -127,7 +134,7 @@ def _write_sheets(tiles: list, settings: argparse.Namespace) -> None:
         page = tiles[start : start + SHEET_TILES]
         columns = settings.count if settings.count > 1 else math.ceil(math.sqrt(len(page)))
         sheet = contact_sheet(page, columns=min(columns, 10), size=min(SHEET_SIZE, settings.size))
-        about = {"pictures": json.dumps([tile.caption for tile in page])}
+        about = _told(cascade, how, pictures=[tile.caption for tile in page])
         tell(write(sheet, settings.out, "sheet", about))
 
 

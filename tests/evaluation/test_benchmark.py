@@ -16,13 +16,14 @@ from unclip import bundle
 from unclip.cascade import Cascade
 from unclip.data.emoji.captions import captions
 from unclip.data.emoji.scenes import scenes
-from unclip.evaluation import measures
+from unclip.evaluation import measures, parts
 from unclip.evaluation.benchmark import Benchmark
 from unclip.evaluation.emoji_probes import probes, sheet_prompts
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.gallery import varied
-from unclip.evaluation.parts import Given
+from unclip.evaluation.parts import NEEDS, Given
 from unclip.evaluation.pictures import bicubic
+from unclip.evaluation.protocol import Protocol
 from unclip.evaluation.real import read_real
 from unclip.evaluation.report import summary, write_results
 from unclip.evaluation.sampling import Sampling, Settings, freshly_built
@@ -187,9 +188,39 @@ def test_the_models_own_clip_is_no_judge(model, data, tmp_path):
         measured(tmp_path, data, tmp_path)
 
 
-def test_missing_data_is_named(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="src/prepare"):
-        measured(model, tmp_path / "nothing", tmp_path)
+def test_missing_data_are_named_and_the_rest_is_measured(model, data, tmp_path):
+    folder, partly = tmp_path / "bundle", tmp_path / "data"
+    for path in (folder, partly / "test_seen"):
+        path.mkdir(parents=True)
+    for name in ("upsampler_256", "upsampler_1024"):
+        (folder / f"{name}.safetensors").symlink_to(model / f"{name}.safetensors")
+    (partly / "test_seen" / "256").symlink_to(data / "test_seen" / "256")
+    results = measured(folder, partly, tmp_path)
+    assert results["upsampler_256"]["n"] == 2 and "upsampler_256" not in results["left_out"]
+    assert "src/prepare" in results["left_out"]["upsampler_1024"]
+    everything = measured(model, tmp_path / "nothing", tmp_path)
+    assert everything["left_out"].keys() == NEEDS.keys() and "prior" not in everything
+
+
+def test_what_follows_from_a_part_that_is_left_out_is_left_out(model, data, tmp_path, monkeypatch):
+    def missing():
+        raise FileNotFoundError("pip install it")
+
+    monkeypatch.setattr(parts, "EfficientNetLite0", missing)
+    results = measured(model, data, tmp_path)
+    left_out = {"decoder", "prior_gap", "judge", "upsampler_256"}
+    assert results["left_out"] == dict.fromkeys(left_out, "pip install it")
+    assert results["prior"] and "decoder" not in results
+
+
+def test_repeated_prompts_are_not_the_benchmarks_pictures():
+    protocol = Protocol(
+        name="x", format="shards", split="test_seen", captions="first", count=10, resolution=64,
+        reference="val", reference_count=10, network="effnet_lite0",
+    )  # fmt: skip
+    benchmark = Benchmark(**TINY)
+    assert benchmark.draws_as(protocol)
+    assert not benchmark.draws_as(replace(protocol, repeats=2))
 
 
 def test_pictures_that_are_there_are_not_made_again(results, model, data, tmp_path):

@@ -12,13 +12,21 @@ from unclip.evaluation.binding import (
     shares,
     wilson,
 )
-from unclip.evaluation.detector import Detection, EmojiDetector, recipe_of, write_detector
+from unclip.evaluation.detector import (
+    Detection,
+    EmojiDetector,
+    detector_file,
+    recipe_of,
+    write_detector,
+)
 from unclip.evaluation.detector_training import Training
 from unclip.evaluation.geneval import Composition, Wanted, parse, plain
 from unclip.evaluation.marking import marked, marked_sheet
 from unclip.evaluation.real import Real
 from unclip.evaluation.scores import Evidence, Pictures
 from unclip.networks.detector import Detector
+
+TRAINING = Training(width=4)
 
 
 def scene(kind, *objects, relation=None, index=0, held_out=False):
@@ -158,15 +166,15 @@ def test_the_interval_is_wilsons():
 
 
 @pytest.fixture
-def file(tmp_path):
+def bundle(tmp_path):
     torch.manual_seed(0)
     network = Detector(classes=len(concepts("S")), colours=len(COLOURS), width=4).eval()
-    path = tmp_path / "detector.safetensors"
-    write_detector(path, EmojiDetector(network, recipe_of("S", Training(width=4))))
-    return path
+    path = detector_file(tmp_path, "S", TRAINING)
+    write_detector(path, EmojiDetector(network, recipe_of("S", TRAINING)))
+    return tmp_path
 
 
-def test_pictures_of_a_prompt_file_are_judged_where_the_classes_are_known(file):
+def test_pictures_of_a_prompt_file_are_judged_where_the_classes_are_known(bundle):
     lines = [
         {"tag": "single_object", "prompt": "x", "include": [{"class": "apple", "count": 1}]},
         {"tag": "single_object", "prompt": "x", "include": [{"class": "toaster", "count": 1}]},
@@ -178,13 +186,16 @@ def test_pictures_of_a_prompt_file_are_judged_where_the_classes_are_known(file):
         return torch.zeros(len(rows), 3, 32, 32, dtype=torch.uint8)
 
     evidence = Evidence({}, {}, prompts=["x", "x"], about=lines, pictures=Pictures(2, load))
-    scores = Compositions(detector=file)(evidence)
+    metric = Compositions(bundle=bundle, training=TRAINING)
+    scores = metric(evidence)
     assert loaded == [0] and scores.keys() == {"binding_single_object", "binding_mean"}
     assert scores["binding_mean"].about["not_judged"] == 1
     with pytest.raises(ValueError, match="protocol=geneval"):
-        Compositions(detector=file)(Evidence({}, {}, about=[{}]))
+        metric(Evidence({}, {}, about=[{}]))
     with pytest.raises(ValueError, match="none of the prompts"):
-        Compositions(detector=file)(Evidence({}, {}, about=lines[1:]))
+        metric(Evidence({}, {}, about=lines[1:]))
+    with pytest.raises(FileNotFoundError, match="metrics=limits"):
+        Compositions(bundle=bundle)(evidence)
 
 
 def test_boxes_are_drawn_in_their_place():

@@ -102,10 +102,25 @@ def test_a_sweep_has_a_place_for_each_job_and_a_summary(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / "out" / n / "results.json").read_text()) for n in "01"]
-    assert [results["made_with"]["guidance_scale"] for results in found] == [1, 2]
+    sampled = [results["made_with"]["sampling"]["decoder"] for results in found]
+    assert [each["guidance_scale"] for each in sampled] == [1, 2]
     assert found[0]["key"] == found[1]["key"] and "stages" not in found[0]
     assert found[0]["scores"]["fd_effnet_lite0"]["n"] == 10
     assert "train.py stage=judge" in found[0]["not_available"]["clip_score"]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     key = found[0]["key"]
     assert names == {"0", "1", f"curve-{key}.csv", f"curve-{key}.png", "report.html"}
+
+
+def test_stages_are_measured_where_the_data_have_the_splits_for_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "src")
+    by_stage = runpy.run_path(str(ROOT / "src" / "evaluate.py"))["by_stage"]
+    cfg = composed("data=folder", f"data.root={tmp_path}")
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    assert not by_stage(cfg, sweep=False)
+    for split in ("test_seen", "test_held_out"):
+        (tmp_path / split).mkdir()
+    assert by_stage(cfg, sweep=False) and not by_stage(cfg, sweep=True)
+    cfg.by_stage = True
+    assert by_stage(cfg, sweep=True)

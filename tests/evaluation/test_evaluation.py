@@ -4,8 +4,11 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -24,9 +27,9 @@ from unclip.evaluation.features import resized
 from unclip.evaluation.folder import PictureFolder
 from unclip.evaluation.generation import generate
 from unclip.evaluation.metrics import ClipScore, Frechet, Kernel, Manifold, RetrievalPrecision
-from unclip.evaluation.networks import ClipNetwork, judge
+from unclip.evaluation.networks import ClipNetwork, judge, weights_of
 from unclip.evaluation.protocol import Protocol
-from unclip.evaluation.ranks import Ranks, joined
+from unclip.evaluation.ranks import Ranks, joined, start_ranks
 from unclip.evaluation.sampling import Sampling, Settings
 from unclip.evaluation.scores import Metric, mean_score
 from unclip.evaluation.sources import open_source
@@ -96,6 +99,10 @@ def evaluation(model, tmp_path):
     )
 
 
+def judge_of(model):
+    return load_embedder(model / "judge.safetensors").fingerprint
+
+
 def values(outcome):
     return {name: score.value for name, score in outcome.scored.scores.items()}
 
@@ -117,7 +124,14 @@ def test_an_evaluation_says_all_that_its_numbers_rest_on(evaluation, model, data
         assert score["n"] == COUNT and score["real"] is not None and score["interval"]
     made = results["made_with"]
     assert made["stages"].keys() == {"clip", "prior", "decoder"}
-    assert made["clip"] == Cascade.load(model).embedder.fingerprint
+    assert made["clip"] == weights_of(Cascade.load(model).embedder)
+    assert made["sampling"] == {
+        "prior": {"sampler": "ddim", "steps": 2, "eta": 1.0, "guidance_scale": 1.5},
+        "decoder": {"sampler": "ddim", "steps": 2, "eta": 1.0, "guidance_scale": 2.0},
+    }
+    assert results["networks"] == {"patches": "1", "judge": judge_of(model)}
+    assert results["scores"]["fd_patches"]["about"]["network"] == "1"
+    assert results["scores"]["clip_score_judge"]["about"]["network"] == judge_of(model)
     lines = [
         json.loads(line)
         for line in (outcome.folder.path / "manifest.jsonl").read_text().splitlines()
@@ -190,6 +204,29 @@ def test_no_pictures_and_damaged_ones_are_named(tmp_path):
 
 def prompts_of(data):
     return PROTOCOL.draw(open_source(data, "test_seen", PROTOCOL).items)
+
+
+def test_other_recipes_have_a_folder_of_their_own(model, data, tmp_path):
+    """Equal weights, converted anew with other steps; what is given by hand is its own choice."""
+    again = tmp_path / "again"
+    shutil.copytree(model, again)
+    recipe = tiny_bundle.recipe("decoder")
+    recipe["sampler"]["steps"] = 3
+    clip = bundle.read_metadata(model / "clip.safetensors").clip_fingerprint
+    stage = bundle.load_stage(model / "decoder.safetensors")
+    bundle.save_stage(
+        again / "decoder.safetensors", stage, recipe=recipe, steps=3, clip_fingerprint=clip
+    )
+    cascades = [Cascade.load(folder, device="cpu") for folder in (model, again)]
+    fingerprints = [cascade.metadata["decoder"].fingerprint for cascade in cascades]
+    assert fingerprints[0] == fingerprints[1]
+    few, settings = prompts_of(data)[:2], Settings(progress=False)
+    folders = [generate(each, few, PROTOCOL, settings, tmp_path, data="x") for each in cascades]
+    assert folders[0].path != folders[1].path
+    assert [f.settings["sampling"]["decoder"]["steps"] for f in folders] == [2, 3]
+    own = Settings(progress=False, guidance_scale=2.0, steps={"decoder": 2})
+    same = generate(cascades[0], few, PROTOCOL, own, tmp_path, data="x")
+    assert same.path == folders[0].path
 
 
 def test_a_kill_loses_at_most_one_batch(model, data, tmp_path):
@@ -272,9 +309,8 @@ def _rank(rank, port, evaluation, model, data, out):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    with joined() as ranks:
-        assert ranks == Ranks(rank, 2)
-        outcome = evaluation(data=data, out=out, model=model, ranks=ranks)
+    assert joined() == joined() == Ranks(rank, 2)
+    outcome = evaluation(data=data, out=out, model=model, ranks=joined())
     assert (outcome is None) == (rank == 1)
     if outcome is not None:
         (out / "values.json").write_text(json.dumps(values(outcome)))
@@ -417,3 +453,90 @@ def test_a_metric_of_its_own_sees_pictures_prompts_and_what_is_known_of_them(
     assert outcome.scored.not_available.keys() == {"frechet", "kernel", "manifold"}
     pictures = outcome.folder.load(range(2), protocol)
     assert not torch.equal(pictures[0], pictures[1])  # each repeat has noise of its own
+
+
+class Lacking(Metric):
+    """A measure by a file that is not there."""
+
+    def __call__(self, evidence):
+        raise FileNotFoundError("detector.safetensors is missing")
+
+
+def test_a_metric_that_lacks_a_file_is_left_out(evaluation, model, data, tmp_path):
+    run = replace(evaluation, metrics={"lacking": Lacking(), **evaluation.metrics})
+    outcome = run(data=data, out=tmp_path, model=model)
+    assert outcome.scored.not_available == {"lacking": "detector.safetensors is missing"}
+    assert "fd_patches" in values(outcome)
+
+
+def test_pictures_of_the_same_ids_but_other_words_have_no_real_ones(
+    evaluation, model, data, tmp_path
+):
+    """Keys of emoji are the same in every split."""
+    ours = evaluation(data=data, out=tmp_path, model=model)
+    (ours.folder.path / "settings.json").unlink()
+    manifest = ours.folder.path / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("square", "circle"))
+    other = evaluation(data=data, out=tmp_path, generated=ours.folder.path)
+    assert ours.results["scores"]["clip_score_judge"]["real"] is not None
+    assert other.results["scores"]["clip_score_judge"]["real"] is None
+
+
+def test_pictures_that_were_made_for_something_else_are_refused(evaluation, model, data, tmp_path):
+    folder = evaluation(data=data, out=tmp_path, model=model).folder.path
+    other = replace(evaluation, protocol=replace(PROTOCOL, split="val"))
+    with pytest.raises(ValueError, match="another protocol"):
+        other(data=data, out=tmp_path, generated=folder)
+    splits = ("val", "test_seen")
+    elsewhere = write_shards(tmp_path / "elsewhere", splits=splits, pictures=COUNT)
+    with pytest.raises(ValueError, match="another data"):
+        evaluation(data=elsewhere, out=tmp_path, generated=folder)
+
+
+def test_what_prompts_ask_for_is_part_of_their_fingerprint(tmp_path):
+    protocol = replace(PROTOCOL, format="prompts")
+    found = []
+    for count in (1, 1, 2):
+        (tmp_path / "x.jsonl").write_text(json.dumps({"prompt": "dogs", "count": count}))
+        found.append(open_source(tmp_path, "x", protocol).fingerprint)
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.slow
+def test_ranks_meet_once_for_all_jobs_of_a_sweep(tmp_path):
+    """torchrun's store brings no processes together a second time."""
+    script = tmp_path / "jobs.py"
+    script.write_text(
+        "import unclip\n"
+        "from unclip.evaluation.ranks import joined\n"
+        "for job in range(3):\n"
+        "    ranks = joined()\n"
+        "    found = ranks.gather((job, ranks.rank))\n"
+        "    assert found == ([(job, 0), (job, 1)] if ranks.first else None)\n"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(script)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("devices", "count"), [(2, 2), ("3", 3), ("auto", 4)])
+def test_several_devices_start_the_program_again_through_torchrun(monkeypatch, devices, count):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda path, words: started.append(words))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(sys, "argv", ["src/evaluate.py", "-m", "guidance=1,2"])
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    start_ranks(devices)
+    (words,) = started
+    assert words[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert words[3:] == ["--standalone", f"--nproc-per-node={count}", *sys.argv]
+    start_ranks(1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    start_ranks(devices)  # one of several already
+    assert len(started) == 1

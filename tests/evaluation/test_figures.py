@@ -1,5 +1,7 @@
+import inspect
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from unclip import bundle
 from unclip.cascade import Cascade
 from unclip.evaluation.figures.attack import labelled
 from unclip.evaluation.figures.base import Studio
@@ -40,7 +43,13 @@ def scene(row):
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     folder = tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
-    shutil.copy(folder / "clip.safetensors", folder / "judge.safetensors")
+    bundle.save_stage(
+        bundle.stage_file(folder, "judge"),
+        tiny_bundle.stage("clip"),
+        recipe=tiny_bundle.recipe("clip"),
+        steps=1,
+        clip_fingerprint=None,
+    )
     made = Studio(
         cascade=Cascade.load(folder, device="cpu"),
         data=Path("none"),
@@ -53,6 +62,12 @@ def studio(tmp_path_factory):
     captions = [f"a {s['objects'][0]['colour']} {s['objects'][0]['name']}" for s in scenes]
     torch.manual_seed(0)
     made._read[64] = Real(torch.randint(256, (12, 3, 64, 64)).byte(), captions, scenes)
+    return made
+
+
+def with_seed(studio, seed):
+    made = replace(studio, seed=seed)
+    made._read.update(studio._read)
     return made
 
 
@@ -110,7 +125,7 @@ def test_a_difference_changes_one_thing():
 
 def test_too_few_pictures_for_differences():
     with pytest.raises(ValueError, match="13 pictures of one coloured object are needed, not 12"):
-        differences([scene(row) for row in range(12)], 13)
+        differences([scene(row) for row in range(12)], 13, seed=0)
 
 
 def test_a_word_is_written_on_a_slip():
@@ -129,3 +144,48 @@ def test_no_judge(studio, tmp_path):
     )  # fmt: skip
     with pytest.raises(FileNotFoundError, match=r"judge\.safetensors is missing: train it with"):
         _ = alone.judge
+
+
+def test_the_bundles_own_clip_is_no_judge(tmp_path):
+    folder = tiny_bundle.write(tmp_path / "own", names=("clip",))
+    shutil.copy(folder / "clip.safetensors", folder / "judge.safetensors")
+    own = Studio(
+        cascade=Cascade.load(folder, device="cpu"),
+        data=Path("none"), split="test", size=64, seed=0, batch_size=1,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="the model's own CLIP"):
+        _ = own.judge
+
+
+@pytest.fixture
+def longer(monkeypatch):
+    """Embeddings of pictures with a length of their own, as Karlo's CLIP gives them."""
+    embed = Cascade.embed
+    monkeypatch.setattr(Cascade, "embed", lambda *args, **how: 3 * embed(*args, **how))
+
+
+def test_the_cosine_of_an_inversion_is_one(studio, longer):
+    (table,) = figure("inversion", SMALL["inversion"])(studio).tables.values()
+    assert all(1 / 9 < row[-1] <= 1 + 1e-5 for row in table.rows)
+
+
+def test_zero_shot_answers_are_by_cosines(studio, request):
+    made = figure("typographic", SMALL["typographic"])
+    (before,) = made(studio).tables.values()
+    request.getfixturevalue("longer")
+    (after,) = made(studio).tables.values()
+    for row, expected in zip(after.rows, before.rows, strict=True):
+        assert row[2:] == pytest.approx(expected[2:], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["text_diffs", "movement"])
+def test_differences_are_drawn_by_the_studios_seed(studio, name, monkeypatch):
+    seeds, module = [], inspect.getmodule(type(figure(name)))
+
+    def drawn(scenes, count, *, seed):
+        seeds.append(seed)
+        return differences(scenes, count, seed=seed)
+
+    monkeypatch.setattr(module, "differences", drawn)
+    figure(name, SMALL[name])(with_seed(studio, 7))
+    assert seeds == [7]

@@ -16,8 +16,9 @@ pytest.importorskip("resvg_py")
 
 from unclip.data.emoji.shards import write_shard
 from unclip.evaluation import spelling
-from unclip.evaluation.binding import DETECTOR, Binding
+from unclip.evaluation.binding import Binding, Compositions
 from unclip.evaluation.detail import Detail
+from unclip.evaluation.detector import detector_file
 from unclip.evaluation.detector_training import Training
 from unclip.evaluation.evaluation import Evaluation
 from unclip.evaluation.protocol import Protocol
@@ -43,6 +44,10 @@ LIMITS = {
     "detail": Detail(pictures={"64": 4, "256": 2}, resamples=4),
     "left_out": None,
 }
+
+
+def detector_of(model):
+    return detector_file(model, "S", LIMITS["binding"].training)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +97,7 @@ def test_each_limit_stands_beside_real_pictures(run):
         assert score["n"] == score["n_real"] > 0
     about = limits["binding"]["about"]
     assert about["detector"]["test_seen"]["objects"] > 40
-    assert (model / DETECTOR).is_file()
+    assert detector_of(model).is_file()
     lines = [json.loads(line) for line in Path(about["prompts"]).read_text().splitlines()]
     assert {line["split"] for line in lines} == {"test_seen", "test_held_out"}
     assert {line["held_out"] for line in lines} == {True, False}
@@ -137,12 +142,12 @@ def test_they_are_printed_and_on_the_page(run, capsys):
 def test_a_second_run_finds_pictures_and_detector(run, data, monkeypatch):
     evaluation, outcome, model, out = run
     before = {path: path.stat().st_mtime_ns for path in (out / "samples").rglob("*.png")}
-    detector = (model / DETECTOR).stat().st_mtime_ns
+    detector = detector_of(model).stat().st_mtime_ns
     monkeypatch.setattr(spelling, "reader", lambda: lambda image: "")
     again = evaluation(data=data, out=out, model=model).results["limits"]
     assert again["binding"] == outcome.results["limits"]["binding"]
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert detector == (model / DETECTOR).stat().st_mtime_ns
+    assert detector == detector_of(model).stat().st_mtime_ns
 
 
 def test_what_is_missing_is_named_and_the_rest_is_measured(run, tmp_path, monkeypatch):
@@ -196,4 +201,4 @@ def test_genevals_prompts_are_a_protocol(composed):
     cfg, made = composed("data=geneval", "metrics=binding", "model=models/x")
     assert (made.protocol.count, made.protocol.repeats) == (553, 4)
     assert made.protocol.split == "evaluation_metadata" and cfg.data.root == "data/geneval"
-    assert made.metrics["binding"].detector == f"models/x/{DETECTOR}"
+    assert made.metrics["binding"] == Compositions(bundle="models/x")

@@ -195,3 +195,12 @@ def test_a_mean_has_its_bootstrap_interval():
     assert high - low == pytest.approx(2 * 1.96 * score.error, rel=0.1)
     assert low < score.value < high
     assert score.plain().keys() >= {"value", "interval", "n"} and "rows" not in score.plain()
+
+
+def test_the_kernel_distances_error_is_its_deviation_over_draws():
+    metric = Kernel(network="x", subsets=20)
+    sets = ((torch.randn(60, 4) + 1, torch.randn(60, 4)) for _ in range(60))
+    drawn = [metric(evidence(*each))["kid_x"] for each in sets]
+    deviation = torch.tensor([score.value for score in drawn]).std()
+    told = torch.tensor([score.error for score in drawn]).mean()
+    assert told / deviation == pytest.approx(1, abs=0.2)

@@ -7,6 +7,8 @@ import tiny_bundle
 import torch
 from torch import nn
 
+from unclip.bundle import load_embedder
+from unclip.clip import ClipEmbedder, fingerprint
 from unclip.evaluation.features import EfficientNetLite0
 from unclip.evaluation.networks import (
     INCEPTION_SHA256,
@@ -15,9 +17,12 @@ from unclip.evaluation.networks import (
     Inception,
     TimmNetwork,
     judge,
+    load_judge,
     public_clip,
+    weights_of,
 )
 from unclip.evaluation.pictures import to_uint8
+from unclip.evaluation.scoring import Scorer
 
 
 def pictures(count=2, size=64):
@@ -190,3 +195,50 @@ def test_clip_score_is_torchmetrics_with_the_same_model(clip):
     score = ClipScore(network="judge")(made)["clip_score_judge"]
     assert count == 3 and score.value == pytest.approx(float(theirs.mean()), abs=1e-4)
     assert score.rows.tolist() == pytest.approx(theirs.tolist(), abs=1e-4)
+
+
+def test_a_vit_of_another_size_has_its_positions_interpolated(tmp_path):
+    """DINOv2's file is of 518 px and is looked through at 224."""
+    from safetensors.torch import save_file
+
+    timm = pytest.importorskip("timm")
+    name, path = "vit_tiny_patch16_224", tmp_path / "model.safetensors"
+    torch.manual_seed(0)
+    stored = timm.create_model(name, pretrained=False, img_size=64).state_dict()
+    save_file(stored, path)
+    network = TimmNetwork(model=name, weights=path, name="vit", size=32)
+    assert network.network.pos_embed.shape == (1, 5, 192) != stored["pos_embed"].shape
+    torch.testing.assert_close(network.network.pos_embed[:, 0], stored["pos_embed"][:, 0])
+    assert network(pictures(size=64)).shape == (2, 192)
+    save_file({**stored, "norm.weight": torch.ones(7)}, path)
+    with pytest.raises(ValueError, match=r"norm\.weight"):
+        TimmNetwork(model=name, weights=path, name="vit", size=32)
+
+
+def test_a_judge_with_the_bundles_own_weights_is_refused(tmp_path):
+    folder = tiny_bundle.write(tmp_path, names=("clip",))
+    own = load_embedder(folder / "clip.safetensors")
+    with pytest.raises(FileNotFoundError, match="stage=judge"):
+        load_judge(folder, own)
+    (folder / "judge.safetensors").write_bytes((folder / "clip.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="the model's own CLIP"):
+        load_judge(folder, own)
+
+
+def test_weights_are_the_same_under_the_names_of_another_file(tmp_path):
+    """A bundle's file has its CLIP's names behind a prefix, which a public file has not."""
+    stage = tiny_bundle.stage("clip")
+    ours = stage.embedder()
+    public = ClipEmbedder(
+        stage.model,
+        stage.tokenizer,
+        image_mean=stage.image_mean,
+        image_std=stage.image_std,
+        fingerprint=fingerprint(stage.model.state_dict()),
+    )
+    assert ours.fingerprint != public.fingerprint and weights_of(ours) == weights_of(public)
+    scorer = Scorer(
+        protocol=None, metrics={}, networks={"x": lambda: ClipNetwork(public, "x")}, cache=tmp_path
+    )
+    with pytest.raises(ValueError, match="model's own"):
+        scorer._build("x", weights_of(ours))

@@ -179,3 +179,9 @@ def test_shards_say_what_is_in_a_scene(tmp_path):
     root = write_shards(tmp_path, splits=("val",), pictures=6)
     items = open_source(root, "val", shards).items
     assert items[1].about["captions"] == list(items[1].captions)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", 'x"><b>', "two words", "../x"])
+def test_a_name_that_is_none_of_a_file_is_refused(name):
+    with pytest.raises(ValueError, match=r"protocol\.name"):
+        protocol(name=name)

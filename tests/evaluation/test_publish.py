@@ -8,10 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from unclip.evaluation.curve import axes, comparable, read_points, write_curve
+from unclip.evaluation.curve import (
+    axes,
+    comparable,
+    differing,
+    lines_of,
+    read_points,
+    write_curve,
+)
 from unclip.evaluation.evaluation import Outcome
 from unclip.evaluation.extremes import extremes
 from unclip.evaluation.folder import PictureFolder
+from unclip.evaluation.page import page
 from unclip.evaluation.protocol import Prompt, Protocol
 from unclip.evaluation.publish import headline, publish
 from unclip.evaluation.published import PUBLISHED
@@ -31,7 +39,7 @@ PROTOCOL = Protocol(
 )
 
 
-def outcome(folder, *, guidance=None, fid=20.0, data="d", count=30) -> Outcome:
+def outcome(folder, *, guidance=None, fid=20.0, data="d", count=30, steps=8) -> Outcome:
     prompts = [Prompt(f"{k:03d}", f'picture {k} <b>"bold"</b>', k) for k in range(count)]
     made = PictureFolder.create(folder / "samples", prompts, {"x": 1}, seed=0)
     for k in range(count):
@@ -51,7 +59,14 @@ def outcome(folder, *, guidance=None, fid=20.0, data="d", count=30) -> Outcome:
         "n_reference": 40504,
         "scores": {name: score.plain() for name, score in scores.items()},
         "not_available": {"cmmd": "fetch <it>"},
-        "made_with": {"guidance_scale": guidance, "prior_guidance_scale": None},
+        "networks": {"judge": "1234"},
+        "made_with": {
+            "sampling": {
+                "prior": {"sampler": "ddim", "steps": 4, "guidance_scale": 1.0},
+                "decoder": {"sampler": "ddpm", "steps": steps, "guidance_scale": guidance},
+            },
+            "seed": 0,
+        },
         "seconds": {"total": 3.0},
         "versions": {"torch": "2"},
         "device": "cpu",
@@ -153,7 +168,50 @@ def test_a_sweep_has_a_curve_and_a_table_for_each_key(sweep):
     with Image.open(sweep / f"curve-{group[0].key}.png") as picture:
         assert picture.width > 3 * 300
     lines = (sweep / f"curve-{group[0].key}.csv").read_text().splitlines()
-    assert len(lines) == 4 and lines[1].startswith("1,1.0,,21")
+    assert len(lines) == 4 and lines[1].startswith("1,1.0,21")
+
+
+def test_settings_beside_guidance_are_columns_and_lines_of_their_own(tmp_path):
+    jobs = [(1.0, 8), (2.0, 8), (1.0, 25), (2.0, 25)]
+    for job, (guidance, steps) in enumerate(jobs):
+        folder = tmp_path / str(job)
+        found = outcome(folder, guidance=guidance, steps=steps, fid=20 + job)
+        found.results["networks"]["judge"] = "5678" if job == 3 else "1234"
+        publish(found, folder, sweep=True)
+    points = read_points(tmp_path)
+    assert differing(points) == ["steps.decoder", "networks.judge"]
+    lines = {words: [point.job for point in line] for words, line in lines_of(points).items()}
+    assert lines == {
+        "steps.decoder 8, networks.judge 1234": ["0", "1"],
+        "steps.decoder 25, networks.judge 1234": ["2"],
+        "steps.decoder 25, networks.judge 5678": ["3"],
+    }
+    head, *rows = (tmp_path / f"curve-{points[0].key}.csv").read_text().splitlines()
+    assert head.startswith("job,guidance,steps.decoder,networks.judge,fid,fid ±")
+    assert [row.split(",")[:3] for row in rows] == [
+        ["0", "1.0", "8"], ["2", "1.0", "25"], ["1", "2.0", "8"], ["3", "2.0", "25"],
+    ]  # fmt: skip
+    assert (tmp_path / f"curve-{points[0].key}.png").is_file()
+
+
+def test_the_page_says_how_each_stage_was_sampled(tmp_path):
+    publish(outcome(tmp_path, guidance=3.0), tmp_path)
+    words = read(tmp_path / "report.html").words
+    told = words[words.index("decoder sampled with") + 1]
+    assert told == "sampler ddpm, steps 8, guidance_scale 3.0"
+
+
+def test_names_of_files_and_limits_are_escaped(tmp_path):
+    name = 'x"><b>y'
+    Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    found = outcome(tmp_path)
+    found.results["limits"] = {
+        "<b>": {"scores": {}, "paths": [], "about": {}, "not_available": "<b>"}
+    }
+    html = page(found, curves=[tmp_path / f"{name}.png"])
+    assert name not in html and "<b><b>" not in html
+    (tmp_path / "report.html").write_text(html)
+    read(tmp_path / "report.html")
 
 
 def test_a_sweeps_page_has_no_table_of_two_keys(sweep):

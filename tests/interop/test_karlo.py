@@ -3,9 +3,11 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from PIL import Image
 from torch.nn import functional as F
 
 from unclip import Cascade, bundle
@@ -241,6 +243,20 @@ def test_text_to_image_at_256_pixels(cascade):
     pictures = cascade.text_to_image(PROMPTS, seeds=[0, 1], size=256, steps=steps)
     assert pictures.images[256].shape == (2, 3, 256, 256)
     assert pictures.images[256].float().std() > 1
+
+
+def test_variations_at_256_pixels(cascade):
+    """By CLIP, inversion and DDIM; without eta, the one and only way back."""
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    )
+    run = {"size": cascade.size, "steps": {"decoder": 2, "upsampler_256": 2}}
+    assert cascade.size == 256
+    varied = cascade.vary(picture, count=2, eta=1.0, **run).images[256]
+    assert varied.shape == (2, 3, 256, 256)
+    assert not varied[0].equal(varied[1])
+    same = cascade.vary(picture, count=2, eta=0.0, **run).images[64]
+    assert same[0].equal(same[1])
 
 
 def test_what_karlo_does_by_default(cascade):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from unclip.bundle import train_command
 from unclip.cascade import Cascade
-from unclip.evaluation.parts import NEEDS, SEEN, VALIDATION, Given, Parts
+from unclip.evaluation.parts import FOLLOWS, NEEDS, SEEN, VALIDATION, Given, Parts
 from unclip.evaluation.protocol import Protocol
 from unclip.evaluation.sampling import Settings
 
@@ -55,12 +55,15 @@ class Benchmark:
             (protocol.format, protocol.split, protocol.captions) == ("shards", SEEN, "first")
             and (protocol.resolution, protocol.reference) == (64, VALIDATION)
             and protocol.count == protocol.reference_count == self.pictures
+            and protocol.repeats == 1
         )
 
     def __call__(
         self, cascade: Cascade, data: str | Path, out: str | Path, *, given: Given | None = None
     ) -> dict[str, Any]:
         """The results of a bundle on a data set; pictures go to OUT/pictures.
+
+        A part whose stage, data or weights are missing is left out, with the reason.
 
         Args:
             cascade: the bundle, `models/NAME`.
@@ -69,19 +72,16 @@ class Benchmark:
             given: the pictures of the seen compositions, where they are there already.
 
         Raises:
-            FileNotFoundError: there are no data.
             ValueError: a file of either is damaged, or the judge is the model's own CLIP.
         """
         started = time.perf_counter()
         run = Parts(self, cascade, Path(data), Path(out) / "pictures", given)
         left_out, seconds = {}, {}
-        for part, needed in NEEDS.items():
-            missing = [name for name in needed if not run.file(name).is_file()]
-            if missing:
-                left_out[part] = f"{run.file(missing[0])} is missing: `{train_command(missing[0])}`"
-                continue
+        for part in NEEDS:
             since = time.perf_counter()
-            getattr(run, part)()
+            if why := left_out.get(FOLLOWS.get(part)) or _measure(run, part):
+                left_out[part] = why
+                continue
             seconds[part] = round(time.perf_counter() - since, 1)
             if self.settings.progress:
                 tqdm.write(f"measured: {part} ({seconds[part]:.1f} s)")
@@ -93,3 +93,16 @@ class Benchmark:
             "seconds": {**seconds, "total": round(time.perf_counter() - started, 1)},
             "settings": asdict(self),
         }
+
+
+def _measure(run: Parts, part: str) -> str | None:
+    """Measures a part; returns why it cannot be measured."""
+    for name in NEEDS[part]:
+        if not run.file(name).is_file():
+            return f"{run.file(name)} is missing: `{train_command(name)}`"
+    try:
+        getattr(run, part)()
+    except FileNotFoundError as error:
+        run.results.pop(part, None)
+        return str(error)
+    return None

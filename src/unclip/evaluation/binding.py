@@ -16,6 +16,7 @@ from torch import Tensor
 from unclip.evaluation.detector import (
     Detection,
     accuracy,
+    detector_file,
     load_or_train,
     read_detector,
 )
@@ -30,7 +31,6 @@ from unclip.evaluation.scores import Z95, Evidence, Metric, Score, around
 from unclip.evaluation.sheets import save
 
 SPLITS = ("test_seen", "test_held_out")
-DETECTOR = "evaluation/detector.safetensors"  # in a bundle
 _TAGS = {
     "single": "single_object",
     "recoloured": "colors",
@@ -65,7 +65,7 @@ class Binding(Limit):
             raise ValueError(f"{bench.data} has no emoji scenes, which binding asks about")
         real = {split: read_real(bench.data, split, 64) for split in SPLITS}
         detector = load_or_train(
-            bench.cascade.folder / DETECTOR,
+            bench.cascade.folder,
             known,
             self.training,
             progress=bench.settings.progress,
@@ -106,21 +106,31 @@ class Compositions(Metric):
     Prompts of classes that the detector does not know are not judged; how many says `about`.
 
     Args:
-        detector: the file of one that a bundle has.
+        bundle: the folder of the bundle that has the detector.
+        concept_set: what the detector knows.
+        training: what it was trained by.
     """
 
-    detector: str | Path
+    bundle: str | Path
+    concept_set: str = "S"
+    training: Training = field(default_factory=Training)
     needs_prompts = True
 
     def __call__(self, evidence: Evidence) -> dict[str, Score]:
-        """Shares of right pictures by task, and their mean."""
+        """Shares of right pictures by task, and their mean.
+
+        Raises:
+            FileNotFoundError: the bundle has no such detector.
+            ValueError: it is damaged, or does not fit the prompts.
+        """
         if evidence.about is None or not all("include" in line for line in evidence.about):
             raise ValueError("the prompts are no GenEval prompts: take protocol=geneval")
-        detector = read_detector(Path(self.detector))
+        file = detector_file(self.bundle, self.concept_set, self.training)
+        detector = read_detector(file)
         asked = [parse(line) for line in evidence.about]
         rows = [k for k, one in enumerate(asked) if one.names <= set(detector.names)]
         if not rows:
-            raise ValueError(f"{self.detector} knows the classes of none of the prompts")
+            raise ValueError(f"{file} knows the classes of none of the prompts")
         compositions = [asked[k] for k in rows]
         found: list[list[Detection]] = []
         for start in range(0, len(rows), 64):

@@ -40,7 +40,7 @@ class Detail(Limit):
         """Each band's ratio at each size; `real` is one half of the real pictures to the other."""
         scores, spectra, samples = {}, {}, {}
         for size, count in sorted((int(size), count) for size, count in self.pictures.items()):
-            if bench.largest(size) < size:
+            if bench.cascade.size < size:
                 continue
             real = read_real(bench.data, SPLIT, size, count=count)
             prompts = [Prompt(f"{k:05d}", text, k) for k, text in enumerate(real.captions)]

@@ -18,6 +18,7 @@ from unclip.clip import fingerprint
 from unclip.data.emoji import COLOURS, concepts
 from unclip.evaluation.detector_training import SIZE, Training, train_detector
 from unclip.evaluation.features import resized
+from unclip.evaluation.protocol import fingerprint as digest
 from unclip.networks.detector import Detector, find_peaks
 
 FORMAT = 1
@@ -83,19 +84,23 @@ def recipe_of(concept_set: str, training: Training) -> dict[str, Any]:
     return {"set": concept_set, "concepts": known, **asdict(training)}
 
 
+def detector_file(bundle: str | Path, concept_set: str, training: Training) -> Path:
+    """Where a bundle keeps the detector of a recipe: one of another recipe has another name."""
+    key = digest(recipe_of(concept_set, training))
+    return Path(bundle) / "evaluation" / f"detector-{concept_set}-{key}.safetensors"
+
+
 def load_or_train(
-    file: str | Path, concept_set: str, training: Training, *, progress: bool = True
+    bundle: str | Path, concept_set: str, training: Training, *, progress: bool = True
 ) -> EmojiDetector:
-    """The detector of a file; where that is missing or of another recipe, it is trained anew.
+    """The detector that a bundle has; where that is missing, it is trained and kept there.
 
     Raises:
         ValueError: the file is damaged.
     """
-    file, recipe = Path(file), recipe_of(concept_set, training)
+    file = detector_file(bundle, concept_set, training)
     if file.is_file():
-        kept = read_detector(file)
-        if kept.recipe == recipe:
-            return kept
+        return read_detector(file)
     with tqdm(
         total=training.steps, desc="detector", unit="step", leave=False, disable=not progress
     ) as bar:
@@ -105,7 +110,7 @@ def load_or_train(
             bar.update()
 
         network = train_detector(concept_set, training, progress=show)
-    detector = EmojiDetector(network, recipe)
+    detector = EmojiDetector(network, recipe_of(concept_set, training))
     write_detector(file, detector)
     return detector
 
@@ -127,7 +132,7 @@ def read_detector(file: Path) -> EmojiDetector:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is no detector, or damaged.
+        ValueError: it is no detector, damaged, or of concepts that the set no longer has.
     """
     if not file.is_file():
         raise FileNotFoundError(
@@ -139,6 +144,8 @@ def read_detector(file: Path) -> EmojiDetector:
         if metadata.get("unclip_detector") != str(FORMAT):
             raise ValueError("it is no detector of this unclip's")
         recipe = json.loads(metadata["recipe"])
+        if recipe["concepts"] != [concept.hexcode for concept in concepts(recipe["set"])]:
+            raise ValueError(f"it knows other concepts than the set {recipe['set']} now has")
         network = Detector(
             classes=len(concepts(recipe["set"])), colours=len(COLOURS), width=recipe["width"]
         )

@@ -85,7 +85,8 @@ class Evaluation:
 
         Raises:
             FileNotFoundError: bundle, data or pictures are missing.
-            ValueError: one of them is damaged, or a CLIP that shall judge is the model's own.
+            ValueError: one of them is damaged, a CLIP that shall judge is the model's own, or the
+                pictures were made by another protocol or of other data.
         """
         started = time.perf_counter()
         cascade = None
@@ -109,6 +110,7 @@ class Evaluation:
             )
         else:
             folder = PictureFolder.read(Path(generated))
+            _check_same(folder, {"protocol": self.protocol.describe(), "data": fingerprint})
         sampled = time.perf_counter()
         material = Material(folder, source, reference, drawn)
         scorer = self._scorer()
@@ -147,6 +149,7 @@ class Evaluation:
             "protocol": self.protocol.describe(),
             "scores": {name: score.plain() for name, score in scored.scores.items()},
             "not_available": scored.not_available,
+            "networks": scored.networks,
             "seed": self.settings.seed,
             "sampling": asdict(self.settings),
             "made_with": folder.settings,
@@ -177,3 +180,13 @@ class Evaluation:
                 "real": evidence.paired[name],
             }
         return Given(images, features)
+
+
+def _check_same(folder: PictureFolder, wanted: Mapping[str, Any]) -> None:
+    """Compares what pictures say that they were made for, if anything, with what is asked now."""
+    for name, value in wanted.items():
+        if folder.settings.get(name, value) != value:
+            raise ValueError(
+                f"{folder.path} was made for another {name}: ask for the one in its settings.json, "
+                "or sample again"
+            )

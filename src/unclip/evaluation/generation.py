@@ -8,26 +8,43 @@ from tqdm import tqdm
 
 from unclip.cascade import Cascade, stages_for
 from unclip.evaluation.folder import PictureFolder
+from unclip.evaluation.networks import weights_of
 from unclip.evaluation.protocol import Prompt, Protocol, fingerprint
 from unclip.evaluation.ranks import Ranks
 from unclip.evaluation.sampling import Sampling, Settings
+from unclip.stages import DiffusionStage
 
 
 def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str) -> dict[str, Any]:
     """What decides about the pixels, and nothing else: the batch size is no part of it."""
-    stages = ("clip", "prior", *stages_for(protocol.resolution))
+    drawing = ("prior", *stages_for(protocol.resolution))
+    used = {name: cascade.metadata.get(name) for name in ("clip", *drawing)}
+    guidance = {"prior": settings.prior_guidance_scale, "decoder": settings.guidance_scale}
     return {
         "protocol": protocol.describe(),
         "data": data,
-        "stages": {
-            name: cascade.metadata[name].fingerprint for name in stages if name in cascade.metadata
+        "stages": {name: about.fingerprint for name, about in used.items() if about},
+        "recipes": {name: fingerprint(about.recipe) for name, about in used.items() if about},
+        "clip": weights_of(cascade.embedder),
+        "sampling": {
+            name: sampling_of(cascade.stage(name), guidance.get(name), settings.steps.get(name))
+            for name in drawing
         },
-        "clip": cascade.embedder.fingerprint,
-        "guidance_scale": settings.guidance_scale,
-        "prior_guidance_scale": settings.prior_guidance_scale,
-        "steps": dict(settings.steps),
         "seed": settings.seed,
     }
+
+
+def sampling_of(
+    stage: DiffusionStage, guidance_scale: float | None, steps: int | None
+) -> dict[str, Any]:
+    """A stage's sampler, its arguments and its guidance: the stage's own where None is given."""
+    described = {"sampler": stage.sampler.func.__name__, **stage.sampler.keywords}
+    if steps is not None:
+        described["steps"] = steps
+    if guidance_scale is not None:
+        return described | {"guidance_scale": float(guidance_scale)}
+    own = {name: getattr(stage, name, None) for name in ("guidance_scale", "text_guidance_scale")}
+    return described | {name: float(scale) for name, scale in own.items() if scale is not None}
 
 
 def generate(

@@ -64,42 +64,26 @@ class Composition(NamedTuple):
         return {wanted.name for wanted in (*self.include, *self.exclude)}
 
 
-def read_compositions(file: Path) -> list[Composition]:
-    """The prompts of a file.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: naming the line that is something else.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing: put GenEval's prompts/evaluation_metadata.jsonl there"
-        )
-    read = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            read.append(parse(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"line {number} of {file} is not GenEval's: {error!r}") from error
-    return read
-
-
 def parse(line: Mapping[str, Any]) -> Composition:
     """A line of a prompt file.
 
     Raises:
-        KeyError: it lacks something.
-        ValueError: a relation is unknown, or is to something that stands at no earlier place.
+        ValueError: it is something else, a relation is unknown, or is to something that stands at
+            no earlier place.
     """
-    include = tuple(_wanted(entry) for entry in line["include"])
+    try:
+        include = tuple(_wanted(entry) for entry in line["include"])
+        exclude = tuple(_wanted(entry) for entry in line.get("exclude", ()))
+        tag, prompt = str(line["tag"]), str(line["prompt"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{json.dumps(line)} is not GenEval's: {error!r}") from error
     for place, wanted in enumerate(include):
         if wanted.position is None:
             continue
         relation, target = wanted.position
         if relation not in RELATIONS or not 0 <= target < place:
             raise ValueError(f"no position {wanted.position} at place {place}")
-    exclude = tuple(_wanted(entry) for entry in line.get("exclude", ()))
-    return Composition(str(line["tag"]), str(line["prompt"]), include, exclude, dict(line))
+    return Composition(tag, prompt, include, exclude, dict(line))
 
 
 def write_compositions(file: Path, compositions: Iterable[Composition]) -> Path:

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from unclip.cascade import MAKES, Cascade
+from unclip.cascade import Cascade
 from unclip.evaluation.generation import generate
 from unclip.evaluation.protocol import Prompt, Protocol
 from unclip.evaluation.sampling import Settings
@@ -35,15 +35,6 @@ class Bench:
     data: Path
     out: Path
     settings: Settings
-
-    def largest(self, most: int) -> int:
-        """The largest side, `most` at most, that the bundle's stages reach."""
-        reached = 64
-        for size, stage in MAKES.items():
-            if size > most or stage not in self.cascade.metadata:
-                break
-            reached = size
-        return reached
 
     def sample(
         self, name: str, prompts: Sequence[Prompt], size: int

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from unclip.bundle import load_embedder
-from unclip.clip import ClipEmbedder
+from unclip.bundle import load_embedder, stage_file, train_command
+from unclip.clip import ClipEmbedder, fingerprint
 from unclip.clip.public import load_public
 from unclip.evaluation.features import check_bytes, resized
 
@@ -156,6 +156,28 @@ def judge(*, file: str | Path) -> ClipNetwork:
     return ClipNetwork(load_embedder(file), "judge")
 
 
+def load_judge(folder: Path, own: ClipEmbedder) -> ClipEmbedder:
+    """A bundle's second CLIP, on the device of its own.
+
+    Raises:
+        FileNotFoundError: it has none; the message has the command that trains it.
+        ValueError: it is damaged, or the bundle's own CLIP.
+    """
+    file = stage_file(folder, "judge")
+    judge = load_embedder(file, own.device)
+    if weights_of(judge) == weights_of(own):
+        raise ValueError(
+            f"{file} is the model's own CLIP, which flatters what was trained on it: train another "
+            f"with `{train_command('judge')}`"
+        )
+    return judge
+
+
+def weights_of(embedder: ClipEmbedder) -> str:
+    """The fingerprint of a CLIP's weights, by the names that they have in whatever file."""
+    return fingerprint(embedder.model.state_dict())
+
+
 def public_clip(*, model: str, pretrained: str | Path, name: str) -> ClipNetwork:
     """A public CLIP of open_clip's, from a file; its tags would be fetched, and are refused.
 
@@ -173,7 +195,7 @@ class TimmNetwork(nn.Module):
         model: timm's name, such as "vit_large_patch14_dinov2".
         weights: a .safetensors file of its weights.
         name: as it stands in a metric's name.
-        size: side in pixels of its input.
+        size: side in pixels of its input; positions learned at another are interpolated.
 
     Raises:
         FileNotFoundError: the weights are not there.
@@ -184,6 +206,7 @@ class TimmNetwork(nn.Module):
         super().__init__()
         import timm
         from safetensors.torch import load_file
+        from timm.models import vision_transformer
 
         path = Path(weights)
         if not path.is_file():
@@ -194,7 +217,12 @@ class TimmNetwork(nn.Module):
         settings = {"img_size": size} if model.startswith("vit") else {}
         self.network = timm.create_model(model, pretrained=False, num_classes=0, **settings)
         stored = load_file(path)
-        unknown = self.network.load_state_dict(stored, strict=False)
+        try:
+            if isinstance(self.network, vision_transformer.VisionTransformer):
+                stored = vision_transformer.checkpoint_filter_fn(stored, self.network)
+            unknown = self.network.load_state_dict(stored, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not hold the weights of {model}: {error}") from error
         if unknown.missing_keys:
             raise ValueError(f"{path} lacks {unknown.missing_keys[0]} of {model}: another network?")
         self.name, self.size = name, size

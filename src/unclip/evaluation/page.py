@@ -170,7 +170,8 @@ def _limits(limits: dict[str, Any]) -> str:
         )
     for name, measured in limits.items():
         if why := measured.get("not_available"):
-            parts.append(f'<p class="missing">not available: <b>{name}</b>: {escape(why)}</p>')
+            words = f"not available: <b>{escape(name)}</b>: {escape(why)}"
+            parts.append(f'<p class="missing">{words}</p>')
         if words := measured["about"].get("summary"):
             parts.append(f"<p>{escape(words)}</p>")
         parts += [_picture(Path(path), Path(path).stem) for path in measured["paths"]]
@@ -195,7 +196,8 @@ def _sheets(results: dict[str, Any]) -> list[str]:
 
 
 def _picture(path: Path, title: str) -> str:
-    return f'<h3>{escape(title)}</h3><img class="wide" src="{_embedded(path)}" alt="{title}">'
+    title = escape(title, quote=True)
+    return f'<h3>{title}</h3><img class="wide" src="{_embedded(path)}" alt="{title}">'
 
 
 def _embedded(path: Path) -> str:
@@ -220,7 +222,12 @@ def _published(results: dict[str, Any]) -> str:
 
 def _settings(results: dict[str, Any]) -> str:
     made = results["made_with"]
-    rows = [[name, str(value)] for name, value in made.items() if name != "protocol"]
+    rows = [
+        [name, str(value)] for name, value in made.items() if name not in ("protocol", "sampling")
+    ]
+    for stage, sampling in made.get("sampling", {}).items():
+        words = ", ".join(f"{name} {value}" for name, value in sampling.items())
+        rows.append([f"{stage} sampled with", words])
     rows += [[f"protocol.{name}", str(value)] for name, value in results["protocol"].items()]
     rows += [[name, value] for name, value in results["versions"].items()]
     rows += [["device", results["device"]], ["seconds", str(results["seconds"])]]

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from unclip.bundle import load_embedder, read_metadata, stage_file, train_command
-from unclip.cascade import MAKES, Cascade
+from unclip.bundle import read_metadata, stage_file
+from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder
 from unclip.evaluation import gallery, measures
 from unclip.evaluation.emoji_probes import concept_set, probes
 from unclip.evaluation.features import EfficientNetLite0, extract
+from unclip.evaluation.networks import load_judge
 from unclip.evaluation.pictures import bicubic
 from unclip.evaluation.prior_gap import measure_gap
 from unclip.evaluation.real import Real, read_real
@@ -22,7 +23,7 @@ from unclip.evaluation.sampling import Sampling
 if TYPE_CHECKING:
     from unclip.evaluation.benchmark import Benchmark
 
-VALIDATION, SEEN, HELD_OUT = "val", "test_seen", "test_held_out"
+SPLITS = VALIDATION, SEEN, HELD_OUT = "val", "test_seen", "test_held_out"
 NEEDS = {
     "clip": ("clip",),
     "prior": ("clip", "prior"),
@@ -33,6 +34,7 @@ NEEDS = {
     "upsampler_1024": ("upsampler_1024",),
     "pictures": ("clip", "prior", "decoder"),
 }
+FOLLOWS = {"decoder": "prior", "prior_gap": "decoder", "judge": "decoder"}  # what it made of
 
 
 class Given(NamedTuple):
@@ -91,13 +93,7 @@ class Parts:
     @cached_property
     def judge_clip(self) -> ClipEmbedder:
         """The CLIP that no stage has seen."""
-        judge = load_embedder(self.file("judge"), self.cascade.device)
-        if judge.fingerprint == self.cascade.embedder.fingerprint:
-            raise ValueError(
-                f"{self.file('judge')} is the model's own CLIP, which flatters what was trained on "
-                f"it: train another with `{train_command('judge')}`"
-            )
-        return judge
+        return load_judge(self.cascade.folder, self.cascade.embedder)
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """What each file of the bundle says of itself."""
@@ -224,11 +220,7 @@ class Parts:
 
     def pictures(self) -> None:
         """Contact sheets, and pictures of held-out captions in full size."""
-        size = 64
-        for larger, upsampler in list(MAKES.items())[1:]:
-            if not self.file(upsampler).is_file():
-                break
-            size = larger
+        size = self.cascade.size
         if self.concept_set:
             self.paths += gallery.single_objects(
                 self.sampling.text_to_image,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -79,6 +80,10 @@ class Protocol:
             "crop": ("centre", "none"),
             "filter": ("lanczos", "bicubic"),
         }
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(
+                f"protocol.name is {self.name!r}; it names files: letters, digits, '_', '.' and '-'"
+            )
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"protocol.{name} is {value!r}; it can be {', '.join(known)}")

@@ -5,9 +5,9 @@ whatever the number of processes, and rank r takes block r, r + world, …: what
 block does not depend on who computes it.
 """
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -64,6 +64,21 @@ class Ranks(NamedTuple):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def start_ranks(devices: int | str) -> None:
+    """Starts the program again as one process for each device, in place of this one.
+
+    Does nothing for one device, or where it is one of several already.
+
+    Args:
+        devices: how many; "auto" for as many as there are GPUs.
+    """
+    count = torch.cuda.device_count() if devices == "auto" else int(devices)
+    if count < 2 or "WORLD_SIZE" in os.environ:
+        return
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """All ranks' rows, in the order of ranks, on every rank's CPU; without ranks just these.
 
@@ -77,15 +92,16 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-@contextmanager
-def joined() -> Iterator[Ranks]:
-    """This process's place, by what `torchrun` put into the environment; alone without it."""
+def joined() -> Ranks:
+    """This process's place, by what `torchrun` put into the environment; alone without it.
+
+    The processes meet once and stay together to the program's end, whatever jobs a sweep has: in
+    torchrun's store they would find the addresses of their first meeting, and wait for ever.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
-        yield Ranks()
-        return
-    dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
-    try:
-        yield Ranks(dist.get_rank(), world)
-    finally:
-        dist.destroy_process_group()
+        return Ranks()
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+        atexit.register(dist.destroy_process_group)
+    return Ranks(dist.get_rank(), world)

@@ -73,7 +73,6 @@ class Evidence:
         prompts: the prompts themselves.
         about: what the source says of each prompt's scene, such as its objects.
         pictures: the generated pictures themselves.
-        real_pictures: those of the reference set.
         logits: classifiers of features, by network.
         seed: of everything that is drawn.
     """
@@ -86,7 +85,6 @@ class Evidence:
     prompts: list[str] | None = None
     about: list[Mapping[str, Any]] | None = None
     pictures: Pictures | None = None
-    real_pictures: Pictures | None = None
     logits: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     seed: int = 0
 

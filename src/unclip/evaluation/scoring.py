@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from unclip.evaluation.folder import PictureFolder
-from unclip.evaluation.networks import ClipNetwork, FeatureNetwork
+from unclip.evaluation.networks import ClipNetwork, FeatureNetwork, weights_of
 from unclip.evaluation.protocol import Prompt, Protocol
 from unclip.evaluation.ranks import Ranks
 from unclip.evaluation.references import features_of, real_features
 from unclip.evaluation.scores import Evidence, Metric, Pictures, Score
-from unclip.evaluation.sources import Source, stack
+from unclip.evaluation.sources import Source
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,12 @@ class Material:
 
     @property
     def items(self) -> list[int] | None:
-        """The item of `source` that each picture stands for; None where a picture has none."""
-        place = {prompt.id: prompt.item for prompt in self.drawn}
-        found = [place.get(picture.id) for picture in self.folder.rows]
+        """The item of `source` that each picture stands for: of the same id and the same words.
+
+        None where a picture has none.
+        """
+        place = {(prompt.id, prompt.text): prompt.item for prompt in self.drawn}
+        found = [place.get((picture.id, picture.prompt)) for picture in self.folder.rows]
         return None if None in found else found
 
     def about(self) -> list[Mapping[str, Any]] | None:
@@ -53,11 +56,13 @@ class Scored:
     Attributes:
         scores: by name.
         not_available: why a metric has no score, by its name in the configuration.
+        networks: the fingerprint of each network, by its name.
         evidence: the features that it rests on.
     """
 
     scores: dict[str, Score] = field(default_factory=dict)
     not_available: dict[str, str] = field(default_factory=dict)
+    networks: dict[str, str] = field(default_factory=dict)
     evidence: Evidence | None = None
 
 
@@ -94,7 +99,7 @@ class Scorer:
 
         Args:
             material: pictures, prompts and what they are measured against.
-            own_clip: fingerprint of the CLIP that the pictures were made with, if it is known.
+            own_clip: `weights_of` the CLIP that the pictures were made with, if it is known.
             ranks: the processes that share the work; only the first gets scores.
 
         Raises:
@@ -115,21 +120,19 @@ class Scorer:
                     if metric.network == name:
                         scored.not_available[key] = str(error)
                 continue
+            scored.networks[name] = network.fingerprint
             found = self._features(network, material, ranks)
             for kind, value in found.items():
                 if value is not None:
                     parts[kind][name] = value
         if not ranks.first:
             return scored
-        folder, reference = material.folder, material.reference
+        folder = material.folder
         scored.evidence = Evidence(
             **parts,
             prompts=folder.prompts,
             about=material.about(),
             pictures=Pictures(len(folder.rows), lambda rows: folder.load(rows, self.protocol)),
-            real_pictures=Pictures(
-                len(self.reference(material)), lambda rows: stack(reference, rows, self.protocol)
-            ),
             seed=self.seed,
         )
         for key, metric in metrics.items():
@@ -149,16 +152,21 @@ class Scorer:
             scored.not_available[key] = "the protocol has prompts alone: nothing to compare with"
             return
         try:
-            scored.scores |= metric(evidence)
-        except ValueError as error:
+            found = metric(evidence)
+        except (FileNotFoundError, ValueError) as error:
             scored.not_available[key] = str(error)
+            return
+        network = scored.networks.get(metric.network)
+        about = {} if network is None else {"network": network}
+        for name, score in found.items():
+            scored.scores[name] = score._replace(about={**score.about, **about})
 
     def _build(self, name: str, own_clip: str | None) -> FeatureNetwork:
         if name not in self.networks:
             known = ", ".join(self.networks)
             raise ValueError(f"a metric asks for the network {name!r}; there are {known}")
         network = self.networks[name]()
-        if isinstance(network, ClipNetwork) and network.fingerprint == own_clip:
+        if isinstance(network, ClipNetwork) and weights_of(network.embedder) == own_clip:
             raise ValueError(
                 f"the CLIP of network {name} is the model's own, which flatters what was trained "
                 "on it: take another"

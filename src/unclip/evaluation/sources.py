@@ -29,7 +29,8 @@ class Source(ABC):
     Attributes:
         has_pictures: False where there are prompts alone.
         items: every picture, in an order of its own.
-        fingerprint: of ids, captions and sizes in bytes, whatever folder they lie in.
+        fingerprint: of ids, captions and sizes in bytes, whatever folder they lie in; of prompts
+            alone, of all that their lines say.
         stamp: the same with the files' times: what is cached by it notices a change.
     """
 
@@ -177,7 +178,8 @@ class PromptSource(Source):
                 raise ValueError(
                     f'line {number + 1} of {file} is not {{"prompt": …}}: {error!r}'
                 ) from error
-        self.fingerprint = self.stamp = _digest([item.captions for item in self.items])
+        asked = [(item.captions, sorted(item.about.items())) for item in self.items]
+        self.fingerprint = self.stamp = _digest(asked)
 
     def pictures(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         """There are none."""

@@ -43,7 +43,7 @@ class Spelling(Limit):
 
     def __call__(self, bench: Bench) -> Measured:
         """The mean over pictures, and the share of pictures in which every letter is right."""
-        read, size = reader(), bench.largest(self.size)
+        read, size = reader(), min(self.size, bench.cascade.size)
         asked = [word for word in self.words for _ in range(self.each)]
         prompts = [Prompt(f"{k:05d}", self.prompt.format(word), k) for k, word in enumerate(asked)]
         generated, samples = bench.sample("spelling", prompts, size)

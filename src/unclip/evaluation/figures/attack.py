@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import UInt8
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
@@ -62,7 +63,8 @@ class TypographicAttack(Figure):
     ) -> tuple[Tensor, Tensor]:
         """CLIP's probabilities of the known names, for each of two pictures."""
         texts = studio.cascade.embedder.text([article(name) for name in known]).text_embedding
-        cosines = studio.cascade.embed(images) @ texts.cpu().T
+        z = F.normalize(studio.cascade.embed(images), dim=-1)
+        cosines = z @ F.normalize(texts.cpu(), dim=-1).T  # (2, known)
         first, second = torch.softmax(TEMPERATURE * cosines, dim=1)
         return first, second
 

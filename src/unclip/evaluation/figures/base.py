@@ -9,13 +9,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.bundle import load_embedder, stage_file, train_command
 from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder
+from unclip.evaluation.networks import load_judge
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.sheets import Tile, contact_sheet
 
@@ -95,19 +96,18 @@ class Studio:
 
         Raises:
             FileNotFoundError: the bundle has none.
+            ValueError: it is damaged, or the bundle's own CLIP.
         """
-        file = stage_file(self.cascade.folder, "judge")
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: train it with `{train_command('judge')}`")
-        return load_embedder(file, self.cascade.device)
+        return load_judge(self.cascade.folder, self.cascade.embedder)
 
     def judged(self, images: UInt8[Tensor, "count 3 height width"]) -> Float[Tensor, "count dim"]:
-        """The judge's embeddings of pictures, on the CPU."""
-        return torch.cat([self.judge.image(part).cpu() for part in images.split(64)])
+        """The judge's embeddings of pictures, of unit length, on the CPU."""
+        parts = [self.judge.image(part).cpu() for part in images.split(64)]
+        return F.normalize(torch.cat(parts), dim=-1)
 
     def judged_texts(self, texts: Sequence[str]) -> Float[Tensor, "count dim"]:
-        """The judge's embeddings of texts, on the CPU."""
-        return self.judge.text(texts).text_embedding.cpu()
+        """The judge's embeddings of texts, of unit length, on the CPU."""
+        return F.normalize(self.judge.text(texts).text_embedding.cpu(), dim=-1)
 
 
 class Figure(ABC):

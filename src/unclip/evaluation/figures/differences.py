@@ -24,9 +24,7 @@ class Difference(NamedTuple):
     changed: str
 
 
-def differences(
-    scenes: Sequence[Mapping[str, Any]], count: int, *, seed: int = 0
-) -> list[Difference]:
+def differences(scenes: Sequence[Mapping[str, Any]], count: int, *, seed: int) -> list[Difference]:
     """The first `count` pictures of one coloured object, each with one thing to change.
 
     Colour, object and background take turns; what they become is drawn by `seed`, an object from

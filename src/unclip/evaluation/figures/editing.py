@@ -83,7 +83,7 @@ class TextDiffs(Figure):
     def __call__(self, studio: Studio) -> Drawn:
         """Draws it."""
         rows, real = [], studio.real()
-        for change in differences(real.metadata, self.pictures):
+        for change in differences(real.metadata, self.pictures, seed=studio.seed):
             made = studio.cascade.text_diff(
                 real.images[change.row],
                 change.source,

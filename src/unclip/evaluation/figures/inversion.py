@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
+
 from unclip.evaluation.figures.base import Drawn, Figure, Studio, Table, sheet
 from unclip.evaluation.pictures import psnr
 from unclip.evaluation.sheets import Tile
@@ -36,7 +38,7 @@ class Inversion(Figure):
                 latents = studio.cascade.invert(list(images), **how)
                 made = studio.cascade.render(latents, seeds=[0] * len(images), size=64, **how)
                 back = made.images[64]
-                like = (studio.cascade.embed(list(back)) * z).sum(1).mean()
+                like = F.cosine_similarity(studio.cascade.embed(list(back)), z).mean()
                 ratio = psnr(back, images).mean()
                 spread = float(latents.noise.std())
                 rows.append([f"{scale:g}", steps, float(ratio), spread, float(like)])

@@ -28,7 +28,7 @@ class Movement(Figure):
     def __call__(self, studio: Studio) -> Drawn:
         """Measures it."""
         real = studio.real(64)
-        tasks = differences(real.metadata, self.pairs)
+        tasks = differences(real.metadata, self.pairs, seed=studio.seed)
         margins, likeness, target = [], [], []
         for task in tasks:
             made = studio.cascade.text_diff(

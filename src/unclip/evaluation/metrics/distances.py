@@ -60,12 +60,17 @@ class Kernel(Metric):
     needs_reference = True
 
     def __call__(self, evidence: Evidence) -> dict[str, Score]:
-        """The distance; its error is the subsets' spread, scaled from their size to the whole."""
+        """The distance, and its error.
+
+        Subsets of m among the same n rows vary as the whole would, but for a factor: drawn without
+        replacement, their variance is that of a mean over all rows times (n - m) / m.
+        """
         generated = evidence.generated[self.network]
         reference = evidence.reference[self.network]
         size = self._size(generated, reference)
         value, spread = self._distance(generated, reference, evidence.seed)
-        error = spread * (size / min(len(generated), len(reference))) ** 0.5
+        left = min(len(generated), len(reference)) - size
+        error = spread * (size / max(left, 1)) ** 0.5
         score = Score(
             value,
             error,
