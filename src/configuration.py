@@ -4,6 +4,7 @@ Hydra tells of an unknown key and advises to add it; here the nearest key that e
 and types of what will be built are compared with the signatures of what builds it.
 """
 
+import ast
 import difflib
 import inspect
 import re
@@ -22,8 +23,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-CONF = Path(__file__).parents[1] / "conf"
-SECRET = re.compile(r"oc\.env:\s*\w*(KEY|TOKEN|SECRET|PASSWORD)\w*", re.IGNORECASE)
+SOURCE = Path(__file__).parent
+CONF = SOURCE.parent / "conf"
+SECRET = re.compile(r"oc\.env:\s*['\"]?\w*(KEY|TOKEN|SECRET|PASSWORD)\w*['\"]?", re.IGNORECASE)
+BUILDING = re.compile("_[a-z]+_")  # keys that say how something is built
 
 
 class ConfigurationError(ValueError):
@@ -68,6 +71,7 @@ def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException) as error:
             raise _explained(config_name, overrides, chosen, error) from None
         _check_kinds(config_name, cfg, overrides, chosen)
+    _check_added(cfg, overrides)
     for text in _texts(OmegaConf.to_container(cfg, resolve=False)):
         if found := SECRET.search(text):
             raise ConfigurationError(
@@ -80,7 +84,7 @@ def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:
 def _check_kinds(
     config_name: str, cfg: DictConfig, overrides: Sequence[Override], chosen: Sequence[str]
 ) -> None:
-    """Refuses text where the configuration has a number or a truth value.
+    """Refuses text where the configuration has a number or a truth value, but for auto.
 
     `check_targets` knows more, but has to import what is built.
     """
@@ -90,7 +94,8 @@ def _check_kinds(
         for override, word in zip(overrides, chosen, strict=True)
         if override.key_or_group not in groups
         and not override.is_add()
-        and isinstance(_selected(cfg, override.key_or_group), str)
+        and isinstance(value := _selected(cfg, override.key_or_group), str)
+        and value != "auto"
     }
     if not texts:
         return
@@ -104,6 +109,49 @@ def _check_kinds(
         if isinstance(value, bool | int | float):
             wanted = "true or false" if isinstance(value, bool) else f"number, such as {value}"
             raise ConfigurationError(f"{word} is no {wanted}")
+
+
+def _check_added(cfg: DictConfig, overrides: Sequence[Override]) -> None:
+    """Refuses a key that was added with + where nothing takes it, as far as sources tell."""
+    for override in overrides:
+        key = override.key_or_group
+        if not override.is_add() or override.package is not None or key in _groups():
+            continue
+        parent, _, name = key.rpartition(".")
+        if not parent:
+            plain = OmegaConf.to_container(cfg, resolve=False)
+            if not any(f"${{{key}" in text for text in _texts(plain)):
+                known = [one for one in _keys(cfg) if one.partition(".")[0] != key]
+                raise ConfigurationError(f"there is no {key}{_nearest(key, known)}")
+            continue
+        target = _selected(cfg, f"{parent}._target_") or ""
+        names = _arguments(*target.rpartition(".")[::2])
+        if names is not None and name not in names and not BUILDING.fullmatch(name):
+            raise ConfigurationError(_not_taken(key, target, names))
+
+
+def _arguments(module: str, name: str) -> list[str] | None:
+    """What the source of a function or class of unclip's takes; None where that is unclear."""
+    path = SOURCE / module.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not module.startswith("unclip") or not path.is_file():
+        return None
+    for part in ast.parse(path.read_text()).body:
+        if isinstance(part, ast.ImportFrom) and name in [alias.name for alias in part.names]:
+            return _arguments(part.module or "", name)
+        if isinstance(part, ast.ClassDef | ast.FunctionDef) and part.name == name:
+            methods = part.body if isinstance(part, ast.ClassDef) else []
+            made_by = [one for one in methods if getattr(one, "name", "") == "__init__"]
+            function = part if isinstance(part, ast.FunctionDef) else next(iter(made_by), None)
+            if function is None or function.args.kwarg is not None:
+                return None
+            return [one.arg for one in (*function.args.args, *function.args.kwonlyargs)]
+    return None
+
+
+def _not_taken(key: str, target: str, names: Sequence[str]) -> str:
+    name = key.rpartition(".")[2]
+    return f"{key}: {target.rpartition('.')[2]} takes no {name}{_nearest(name, names)}"
 
 
 def _first_of(override: Override) -> str:
@@ -200,14 +248,11 @@ def check_targets(config: Any, key: str = "") -> None:
 
 def _check_target(config: Mapping[str, Any], key: str) -> None:
     parameters, hints = _signature(config["_target_"])
-    given = {name: value for name, value in config.items() if not re.fullmatch("_[a-z]+_", name)}
+    given = {name: value for name, value in config.items() if not BUILDING.fullmatch(name)}
     for name, value in given.items():
         where = f"{key}.{name}" if key else name
         if parameters is not None and name not in parameters:
-            raise ConfigurationError(
-                f"{where}: {config['_target_'].rpartition('.')[2]} takes no {name}"
-                f"{_nearest(name, list(parameters))}"
-            )
+            raise ConfigurationError(_not_taken(where, config["_target_"], list(parameters)))
         if name in hints and not _fits(value, hints[name]):
             wanted = _words(hints[name])
             raise ConfigurationError(f"{where}={value!r} is no {wanted}")

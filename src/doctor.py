@@ -67,7 +67,11 @@ def look_at_machine() -> Iterator[Finding]:
         return
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
-        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: float32 is used"
+        bf16 = (
+            "bf16"
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else "no bf16: float32 is used"
+        )
         memory = about.total_memory / 2**30
         yield Finding("fit", f"GPU {number}: {about.name}, {memory:.0f} GiB, {bf16}")
     if not torch.cuda.is_available():

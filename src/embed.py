@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from configuration import check_command_line
 from train import build, prepare
-from unclip.training.embeddings import ShardEmbedding
+from unclip.training.embeddings import ShardEmbedding, reading_of
 from unclip.training.trainer import quieten
 
 
@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
         prepare(config, HydraConfig.get().overrides.task)
         embedder = build(config["embedder"]["build"])
         data = build(config["data"])()
-        module = ShardEmbedding(embedder, data.sources(), workers=data.workers)
+        module = ShardEmbedding(embedder, data.sources(), **reading_of(data))
         trainer = build(config["trainer"])(callbacks=[TQDMProgressBar()], loggers=[])
         trainer.predict(module, return_predictions=False)
     except (FileNotFoundError, ChildProcessError) as error:  # their text says what to do

@@ -129,7 +129,8 @@ def _sample_bytes(config: dict[str, Any]) -> float:
         return config["sample_bytes"]
     if not data.get("load_image", True):
         return 2 * config["clip"]["embedding_dim"]
-    return 0.5 * data["image_size"] ** 2 / data.get("crops_per_image", 1)
+    side = data.get("shard_size") or data["image_size"]
+    return 0.5 * side**2 / data.get("crops_per_image", 1)
 
 
 if __name__ == "__main__":

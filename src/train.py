@@ -17,7 +17,6 @@ from runs import identity, register_run_folder
 from unclip.training.preparation import (
     ensure_data,
     ensure_upstream,
-    one_at_a_time,
     starting_weights,
     take_over,
 )
@@ -46,7 +45,7 @@ def main(cfg: DictConfig) -> float | None:
         prepare(config, hydra_config.overrides.task)
         with claimed(Path(cfg.run_folder), anew=cfg.resume is None):
             return train(config, identity(cfg))
-    except (ConfigurationError, FileNotFoundError, ChildProcessError) as error:
+    except (ConfigurationError, OSError) as error:
         raise SystemExit(f"train.py: {error}") from None  # their text says what to do
     except (ResumeError, CheckpointError) as error:
         raise SystemExit(f"train.py: {error}") from None  # their text says what to do
@@ -60,7 +59,7 @@ def check(config: dict[str, Any]) -> None:
         FileNotFoundError: a folder has no shards, and no command is known that makes them.
     """
     from unclip import bundle
-    from unclip.training import preflight
+    from unclip.training import preflight, sharding
 
     check_targets(config)
     try:
@@ -68,10 +67,13 @@ def check(config: dict[str, Any]) -> None:
             stage = bundle.build(config["model"])
         data = build(config["data"])()
         folders = config["folders"]
-        preflight.check_disk(stage, [folders["runs"], folders["models"]])
+        places = [folders["runs"], folders["models"]]
+        preflight.check_disk(stage, places, config["run_folder"])
         image_size, models = config["data"].get("image_size", 64), Path(folders["models"])
         name, recipe = config["stage"], config["model"]
         preflight.check_chain(name, recipe, image_size, models / config["bundle"])
+        if config["trainer"]["strategy"] == "fsdp":
+            sharding.blocks_of(stage)
         if config["init"] is not None:
             bundle.check_start(stage, starting_weights(config["init"], name))
         if config["prepare"]["build"] is None:
@@ -102,7 +104,7 @@ def train(config: dict[str, Any], settings: dict[str, Any]) -> float | None:
     from unclip import bundle
     from unclip.training.acceleration import accelerate
     from unclip.training.callbacks.record import RunRecord
-    from unclip.training.embeddings import check_sizes, embed_shards
+    from unclip.training.embeddings import check_sizes, ensure_embeddings
     from unclip.training.provenance import code_version
     from unclip.training.trainer import end_with_parent, keep_freed_memory, quieten
 
@@ -140,18 +142,17 @@ def train(config: dict[str, Any], settings: dict[str, Any]) -> float | None:
     features = {"embeddings": embedder.fingerprint} if stored else {"load_image": True}
     data = build(config["data"])(**features)
     fingerprints = {"data_set": data.fingerprint(), "clip": embedder and embedder.fingerprint}
-    record = {"config": settings, **fingerprints}
     trainer = build(config["trainer"])(
-        callbacks=[RunRecord(record), *map(build, config["callbacks"].values())],
+        callbacks=[build(callback) for callback in config["callbacks"].values()],
         loggers=[build(logger) for logger in config["logger"].values()],
     )
+    record = {"config": settings, "ranks": trainer.world_size, **fingerprints}
+    trainer.callbacks.insert(0, RunRecord(record))
     if checkpoint is not None:
         steps, anyway = trainer.max_steps, config["resume_anyway"]
         check_same_run(checkpoint, record, max_steps=steps, anyway=anyway)
     if stored:
-        with one_at_a_time(data.home):
-            embedder.to(trainer.strategy.root_device)
-            embed_shards(embedder, data.sources(), workers=data.workers)
+        ensure_embeddings(embedder, data, trainer.strategy.root_device)
     for logger in trainer.loggers:
         logger.log_hyperparams({**config, "code": code_version()})
     if trainer.is_global_zero:

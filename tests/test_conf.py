@@ -8,7 +8,7 @@ import hydra
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, get_method
+from hydra.utils import get_class, get_method, instantiate
 from omegaconf import OmegaConf
 
 from unclip import bundle
@@ -16,6 +16,17 @@ from unclip import bundle
 CONF = Path(__file__).parents[1] / "conf"
 STAGES = ("clip", "judge", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
 SCALES = ("emoji", "emoji_m", "quick", "karlo", "paper")
+
+# The groups from which each program chooses one.
+GROUPS = {
+    "train": (
+        *("data", "embedder", "diffusion", "sampler", "optimizer", "schedule", "callbacks"),
+        *("logger", "trainer", "sweep"),
+    ),
+    "evaluate": ("data", "protocol", "logger", "limits", "metrics", "sweep", "trainer"),
+    "reproduce": ("data", "figure"),
+}
+SWEPT_BY = {"guidance": "evaluate", "steps": "evaluate"}  # the others by train.py
 
 # Table 3 of the paper, and the parameters of Karlo's networks, in millions.
 SIZES = {
@@ -30,10 +41,19 @@ SIZES = {
 }
 
 
-def composed(*overrides):
+def composed(*overrides, program="train"):
+    folder = [] if program == "reproduce" else ["run_folder=runs/test"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["run_folder=runs/test", "data.root=data/test", *overrides])
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        cfg = compose(program, [*folder, "data.root=data/test", *overrides])
+    complete = program != "evaluate"  # it trains nothing: a trainer's steps may be missing
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=complete)
+
+
+def options(group, program):
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if group == "sweep":
+        names = [name for name in names if SWEPT_BY.get(name, "train") == program]
+    return names
 
 
 def targets(part):
@@ -68,17 +88,41 @@ def test_every_stage_builds_at_every_scale(stage, scale):
         find(target)
 
 
-def test_every_choice_composes():
-    """As many compositions as the largest group has choices, each with another of every group."""
-    groups = ("data", "embedder", "diffusion", "sampler", "optimizer", "schedule", "callbacks")
-    groups += ("logger", "trainer")
-    choices = {
-        group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in groups
-    }
+@pytest.mark.parametrize("program", GROUPS)
+def test_every_choice_composes(program):
+    """As many compositions as the largest group has choices, each with another of every group.
+
+    What costs nothing to build is built.
+    """
+    choices = {group: options(group, program) for group in GROUPS[program]}
     for turn in range(max(len(names) for names in choices.values())):
         chosen = [f"{group}={names[turn % len(names)]}" for group, names in choices.items()]
-        for target in targets(composed(*chosen)):
+        config = composed(*chosen, program=program)
+        for target in targets(config):
             find(target)
+        for part in ("evaluation", "figure"):
+            if part in config:
+                assert not isinstance(instantiate(config[part], _convert_="all"), dict)
+
+
+@pytest.mark.parametrize("program", ["embed", "plan"])
+def test_programs_around_training_compose_too(program):
+    for stage in STAGES:
+        assert composed(f"stage={stage}", program=program)["stage"] == stage
+
+
+def test_all_files_are_composed_here():
+    programs = {path.stem for path in CONF.glob("*.yaml")}
+    assert programs == {*GROUPS, "embed", "plan"}
+    composed_elsewhere = {"stage", "scale", "network", "text_encoder"}  # by every stage and scale
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert folders == composed_elsewhere.union(*GROUPS.values())
+    assert {path.stem for path in (CONF / "stage").glob("*.yaml")} == set(STAGES)
+    assert {path.stem for path in (CONF / "scale").glob("*.yaml")} == set(SCALES)
+    swept = [set(options("sweep", program)) for program in ("train", "evaluate")]
+    assert set.union(*swept) == {path.stem for path in (CONF / "sweep").glob("*.yaml")}
+    encoder = composed("stage=decoder", "scale=paper")["model"]["text_encoder"]["_target_"]
+    assert encoder == "unclip.networks.TextTransformer"
 
 
 def test_every_row_belongs_to_a_stage_and_a_scale():

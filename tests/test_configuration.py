@@ -39,6 +39,11 @@ def composed(*words):
         (["optimizer.lr=fast,faster"], "optimizer.lr=fast is no number"),
         (["trainer.max_steps=[3"], "no viable alternative"),
         (["data.root=${oc.env:MY_API_KEY}"], "a secret is not put into the configuration"),
+        (["data.root=${oc.env:'MY_API_KEY'}"], r"\${oc.env:'MY_API_KEY'}: a secret is not put"),
+        (["trainer.devices=many"], r"trainer\.devices=many is no number, such as 1"),
+        (["stage=prior", "+network.widht=3"], "PriorTransformer takes no widht; .* mean width"),
+        (["+data.corp=3,4"], "ShardDataModule takes no corp; did you mean crop"),
+        (["+lr=3"], r"there is no lr; did you mean optimizer\.lr\?"),
     ],
 )
 def test_a_wrong_word_is_named_with_the_nearest_right_one(words, said):
@@ -54,6 +59,11 @@ def test_a_wrong_word_is_named_with_the_nearest_right_one(words, said):
         ["sweep=learning_rate"],
         ["sweep=search"],
         ["+trainer.enable_model_summary=true"],
+        ["trainer.devices=auto"],
+        ["+text_encoder=transformer"],
+        ["+root=here", "data.root=${root}"],
+        ["+network.depth=3", "network._target_=elsewhere.Net"],
+        ["+callbacks.mine._target_=unclip.training.callbacks.memory.MemoryUse"],
         ["trainer.precision=bf16-mixed", "bundle=other", "upstream=train"],
     ],
 )
@@ -113,10 +123,25 @@ def test_the_disk_has_to_hold_two_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(
         preflight.shutil, "disk_usage", lambda path: type("U", (), {"free": free["bytes"]})
     )
-    preflight.check_disk(stage, [tmp_path / "not" / "there" / "yet"])
+    preflight.check_disk(stage, [tmp_path / "not" / "there" / "yet"], tmp_path)
     free["bytes"] -= 1
     with pytest.raises(ValueError, match=r"0\.0 GiB are free"):
-        preflight.check_disk(stage, [tmp_path])
+        preflight.check_disk(stage, [tmp_path], tmp_path)
+
+
+def test_a_run_that_goes_on_replaces_its_checkpoints(tmp_path, monkeypatch):
+    stage = torch.nn.Linear(999, 1000, device="meta")
+    for name, size in (("last.ckpt", 16_000_000), ("previous.ckpt", 15_000_000)):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(size)
+    free = {"bytes": 5_000_000}
+    monkeypatch.setattr(
+        preflight.shutil, "disk_usage", lambda path: type("U", (), {"free": free["bytes"]})
+    )
+    preflight.check_disk(stage, [tmp_path], tmp_path)
+    free["bytes"] -= 1
+    with pytest.raises(ValueError, match="are free"):
+        preflight.check_disk(stage, [tmp_path], tmp_path)
 
 
 def test_the_program_ends_with_one_line(monkeypatch):

@@ -27,6 +27,11 @@ class Server(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"x" * 100)
             return
+        refused = "refused" in self.path and "_stats" in self.path
+        busy = "busy" in self.path and self.asked.count(self.path) == 1
+        if refused or busy or "down" in self.path:
+            self.send_error(403 if refused else 503)
+            return
         super().do_GET()
 
     def log_message(self, *_):
@@ -92,6 +97,26 @@ def test_what_img2dataset_leaves_is_read_as_it_is(served, tmp_path, workers):
             assert not [path for path in asked if path.endswith(".tar")]
         assert keys(train) == [f"{n:08}" for n in range(12)]
         assert keys(data.val_dataloader()) == [f"{n:08}" for n in range(12, 15)]
+
+
+@pytest.mark.parametrize(("folder", "counts"), [("refused", [5, 7]), ("busy", [50, 70])])
+def test_statistics_are_asked_for_patiently_but_not_needed(served, tmp_path, folder, counts):
+    """Storage that refuses what it does not have, and a server that fails once."""
+    home, url, _ = served
+    write_shards(home / folder, [5, 7])
+    for number in range(2):
+        stats = {"successes": (50, 70)[number]}
+        (home / folder / f"{number:05d}_stats.json").write_text(json.dumps(stats))
+    paths = remote.list_remote(f"{url}/{folder}/{{00000..00001}}.tar", tmp_path / "cache")
+    assert [shard.samples for shard in open_shards(paths)] == counts
+
+
+def test_a_server_that_is_down_is_named(served, tmp_path):
+    _, url, asked = served
+    paths = remote.list_remote(f"{url}/down/00000.tar", tmp_path / "cache")
+    with pytest.raises(ConnectionError, match=r"00000_stats\.json cannot be read after 5 attempts"):
+        open_shards(paths)
+    assert len(asked) == 5
 
 
 def test_holding_out_everything_is_an_error(tmp_path):

@@ -13,6 +13,7 @@ def batch_for(name):
     torch.manual_seed(2)
     batch = {
         "key": ["a", "b"],
+        "valid": torch.ones(2, dtype=torch.bool),
         "caption": ["a red cat", "a dog"],
         "image": torch.rand(2, 3, 64, 64) * 2 - 1,
         "image_embedding": torch.randn(2, tiny_bundle.EMBEDDING_DIM),

@@ -5,13 +5,19 @@ import unclip  # isort: skip # noqa: F401
 import shutil
 from types import SimpleNamespace
 
+import pytest
 import torch
 from lightning.pytorch import Trainer
 from tiny_shards import write_shards
 
-from unclip.data.embeddings import read_embeddings
+from unclip.data.embeddings import embeddings_path, read_embeddings
 from unclip.data.module import ShardDataModule
-from unclip.training.embeddings import ShardEmbedding, embed_shards
+from unclip.training import embeddings as embedding
+from unclip.training.embeddings import (
+    ShardEmbedding,
+    embed_shards,
+    ensure_embeddings,
+)
 
 
 class MeanColour:
@@ -59,15 +65,42 @@ def test_ranks_embed_disjoint_shards_that_together_are_all(tmp_path):
     assert stored(root, embedder) == stored(alone, embedder)
 
 
-def test_a_trainer_embeds(tmp_path):
+def test_a_trainer_embeds(tmp_path, monkeypatch):
     root = write_shards(tmp_path / "data")
     module = ShardEmbedding(MeanColour(), [root / "train" / "64"], batch_size=5)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
     )
-    for expected in (24, 24):  # the second time there is nothing left
+    trainer.predict(module, return_predictions=False)
+    assert module.images == 24 and module.shards == 2
+    # The second time there is nothing left, here and, as far as it knows, on another rank.
+    for elsewhere in (0, 1):
+        monkeypatch.setattr(trainer.strategy, "reduce", lambda own, *_, n=elsewhere, **__: own + n)
         trainer.predict(module, return_predictions=False)
-        assert module.images == expected and module.shards == 2
+        assert module.images == 24 and module.shards == 2
+
+
+def test_embedding_reads_as_training_does(tmp_path):
+    root = write_shards(tmp_path / "data", sizes=(12,), splits=("train",), pictures=60, shards=1)
+    embedder = MeanColour()
+    settings = {"image_size": 12, "workers": 0, "val": None}
+    with pytest.raises(ValueError, match="or raise max_bad_fraction"):
+        ensure_embeddings(embedder, ShardDataModule(root, **settings), "cpu")
+    for more, rows in (({"max_bad_fraction": 1.0}, 0), ({"minimum_size": 8}, 60)):
+        ensure_embeddings(embedder, ShardDataModule(root, **settings, **more), "cpu")
+        (shard,) = root.rglob("*.tar")
+        keys, table = read_embeddings(shard, embedder.fingerprint)
+        assert len(keys) == len(table) == rows
+        embeddings_path(shard, embedder.fingerprint).unlink()
+
+
+def test_nothing_is_written_where_nothing_is_missing(tmp_path, monkeypatch):
+    root = write_shards(tmp_path / "above" / "data")
+    data = ShardDataModule(root, workers=0)
+    ensure_embeddings(MeanColour(), data, "cpu")
+    assert [path.name for path in (tmp_path / "above").iterdir()] == ["data"]
+    monkeypatch.setattr(embedding, "one_at_a_time", lambda path: pytest.fail("locked"))
+    ensure_embeddings(MeanColour(), data, "cpu")
 
 
 def test_stored_embeddings_are_those_of_the_fly(tmp_path):

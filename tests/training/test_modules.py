@@ -60,6 +60,7 @@ def batch_of(count=4, size=16):
         "key": [f"{index:08d}" for index in range(count)],
         "caption": ["a picture"] * count,
         "image": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        "valid": torch.ones(count, dtype=torch.bool),
     }
 
 
@@ -159,13 +160,22 @@ def test_frechet_distance_is_logged(kit):
     from unclip.training.callbacks.frechet import FrechetDistance
 
     class Copying(StageModule):
-        def preview(self, batch):
-            return {"real": batch["image"], "decoded": batch["image"]}
+        noise = 0.0
 
-    trainer = kit.trainer(1, FrechetDistance(), validate_every_steps=1)
-    trainer.fit(kit.module(Copying), kit.PictureData())
-    distance = trainer.callback_metrics["validation/fd_effnet_lite0"]
-    assert distance == pytest.approx(0.0, abs=1e-3)
+        def preview(self, batch):
+            real = batch["image"]
+            return {"real": real, "decoded": real + self.noise * torch.randn_like(real)}
+
+    class Noisy(Copying):
+        noise = 1.0
+
+    distances = []
+    for module in (Copying, Noisy):
+        trainer = kit.trainer(1, FrechetDistance(), validate_every_steps=1)
+        trainer.fit(kit.module(module), kit.PictureData())
+        distances.append(trainer.callback_metrics["validation/fd_effnet_lite0"])
+    assert distances[0] == pytest.approx(0.0, abs=1e-3)
+    assert distances[1] > 0.01
 
 
 def test_clip_is_validated_by_retrieval_over_all_batches(kit):

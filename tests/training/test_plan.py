@@ -124,6 +124,15 @@ def test_checkpointing_keeps_less():
     assert step.checkpointed < 0.7 * step.activations
 
 
+def test_checkpointing_a_clip_keeps_less():
+    deep = tiny_bundle.recipe("clip") | {"vision_layers": 6, "text_layers": 6}
+    with torch.device("meta"):
+        stage = bundle.build(deep)
+    step = plan.plan_step(stage, plan.example_batch(CONFIG, stage))
+    assert step.checkpointed < 0.7 * step.activations
+    assert not stage.model.visual.transformer.grad_checkpointing  # it was planned on a copy
+
+
 def test_hours_and_bytes_of_a_run():
     step = plan.StepPlan(10, 10, 100, 300, 40, 40, 80, 40, 1000, 100)
     config = {
@@ -145,6 +154,8 @@ def test_hours_and_bytes_of_a_run():
     assert (run.batch, run.steps) == (8 * 4 * 2, 500)
     assert run.hours == pytest.approx(64 * 500 / 64 / 3600)
     assert run.sample_bytes == 0.5 * 64 * 64
+    stored = config | {"data": CONFIG["data"] | {"shard_size": 256}}
+    assert script.plan_run(stored, step).sample_bytes == 0.5 * 256 * 256
     computed = script.plan_run({**config, "throughput": None}, step)
     assert computed.images_per_second == pytest.approx(4 * 0.5 * 1e3 / (300 / 8))
     text = script.describe(config, step, run)

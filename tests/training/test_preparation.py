@@ -32,6 +32,21 @@ def test_a_missing_stage_is_named_with_its_command(tmp_path, monkeypatch):
     assert command in str(error.value)
 
 
+def test_what_embeds_names_what_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["src/embed.py"])
+    with pytest.raises(FileNotFoundError, match=r"`python src/train\.py stage=clip`"):
+        preparation.ensure_upstream(["clip"], tmp_path, [], train=False)
+
+
+@pytest.mark.parametrize(("name", "text"), [("TORCHELASTIC_RUN_ID", "1"), ("SLURM_NTASKS", "2")])
+def test_ranks_do_not_train_what_is_missing(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a run was started"))
+    monkeypatch.setattr(sys, "argv", ["src/train.py"])
+    monkeypatch.setenv(name, text)
+    with pytest.raises(FileNotFoundError, match=r"srun: .* first with `python .*stage=clip`"):
+        preparation.ensure_upstream(["clip"], tmp_path, [], train=True)
+
+
 def test_an_upstream_run_is_a_job_of_its_own(tmp_path, monkeypatch):
     calls = []
 
@@ -42,12 +57,14 @@ def test_an_upstream_run_is_a_job_of_its_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["src/train.py", "stage=prior"])
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID"):
+        monkeypatch.setenv(name, "1")
     words = ["stage=prior", "bundle=mine", "trainer=ddp", "trainer.max_steps=3"]
     preparation.ensure_upstream(["clip"], tmp_path, words, train=True)
     ((command, environment),) = calls
     assert command[1:] == ["src/train.py", "stage=clip", "bundle=mine", "trainer=ddp"]
-    assert "LOCAL_RANK" not in environment
+    assert not [name for name in environment if name.endswith(("RANK", "PORT"))]
+    assert not {"WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID"} & environment.keys()
 
 
 def test_a_failed_upstream_run_ends_this_one(tmp_path, monkeypatch):

@@ -12,10 +12,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 RESULT = "objective.json"  # what a script leaves in its run folder: {"name": …, "value": …}
-RANK_VARIABLES = (
-    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT"),
-)
 
 
 class Job(NamedTuple):
@@ -72,11 +68,6 @@ def read_value(folder: Path) -> float | None:
     except FileNotFoundError:
         return None
     return None if value is None else float(value)
-
-
-def without_ranks() -> dict[str, str]:
-    """This process's environment, but for what tells it that it is a rank."""
-    return {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
 
 
 def choice(config: DictConfig, key: str, default: Any = None) -> Any:

@@ -21,8 +21,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, choice, read_value, without_ranks
+from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, choice, read_value
 from hydra_plugins.unclip_sweeps.table import write_table
+from unclip.training.resuming import without_ranks
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, read_value, without_ranks
+from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, read_value
 from hydra_plugins.unclip_sweeps.process import ProcessLauncher
+from unclip.training.resuming import without_ranks
 
 
 @dataclass
@@ -77,7 +78,7 @@ class SlurmLauncher(ProcessLauncher):
             folder=jobs[0].folder.parent / "submitit", cluster=self.cluster
         )
         executor.update_parameters(name="unclip", **self.resources)
-        commands = [_away_from_slurm(job.command(self.more)) for job in jobs]
+        commands = [job.command(self.more) for job in jobs]
         started = time.monotonic()
         submitted = executor.map_array(_run, commands)
         try:
@@ -98,11 +99,6 @@ class SlurmLauncher(ProcessLauncher):
         outcome = Outcome(job, code, time.monotonic() - started, value)
         self.outcomes.append(outcome)
         return outcome
-
-
-def _away_from_slurm(command: list[str]) -> list[str]:
-    """The command without the variable by which Lightning takes Slurm's tasks for its ranks."""
-    return ["env", "-u", "SLURM_NTASKS", *command]
 
 
 def _run(command: list[str]) -> int:

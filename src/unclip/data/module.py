@@ -89,6 +89,7 @@ class ShardDataModule(LightningDataModule):
         self.workers = workers
         self.shuffle_buffer = shuffle_buffer
         self.embeddings = embeddings
+        self.minimum_size = minimum_size
         self.max_bad_fraction = max_bad_fraction
         self.start_method = start_method
         common = {

@@ -9,6 +9,7 @@ a URL or an archive says never chooses a path.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ from unclip.data.files import whole_file
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs")
 ATTEMPTS = 5
+REFUSALS = frozenset(range(400, 500)) - {408, 425, 429}  # HTTP's, but for those that pass
 logger = logging.getLogger(__name__)
 
 
@@ -125,6 +127,7 @@ def fetch(path: Path) -> None:
     Raises:
         ConnectionError: it could not be had in five attempts, or came short each time.
         FileNotFoundError: it is not at its URL.
+        PermissionError: its server refuses to give it.
     """
     note = _note(path)
     if note is None:
@@ -162,6 +165,9 @@ def _patiently(action: Any, url: str) -> Any:
         except ImportError as error:
             raise ValueError(f"{url}: {error}; pip install -e '.[cloud]'") from None
         except Exception as error:  # each store has errors of its own
+            status = getattr(error, "status", None)  # of http
+            if status in REFUSALS:
+                raise PermissionError(f"{url}: HTTP status {status}") from None
             if _is_final(error):
                 raise type(error)(f"{url}: {type(error).__name__}") from None
             if attempt == ATTEMPTS - 1:
@@ -198,15 +204,22 @@ def _make_room(newest: Path, limit: float) -> None:
 
 
 def stated_counts(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
-    """(shard, samples) of those with img2dataset's NAME_stats.json beside them or their URL."""
+    """(shard, samples) of those with img2dataset's NAME_stats.json beside them or their URL.
+
+    Raises:
+        ConnectionError: a server could not be asked in five attempts.
+    """
     for path in paths:
         note = _note(path)
         try:
             if note is None:
                 text = path.with_name(f"{path.stem}_stats.json").read_bytes()
             else:
-                text = _read(note["url"].removesuffix(".tar") + "_stats.json")
+                url = note["url"].removesuffix(".tar") + "_stats.json"
+                text = _patiently(functools.partial(_read, url), url)
             successes = json.loads(text)["successes"]
+        except ConnectionError:
+            raise
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if type(successes) is int and successes >= 0:

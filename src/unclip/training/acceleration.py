@@ -9,7 +9,7 @@ from unclip.networks.causal import Block
 from unclip.networks.unet import AttentionBlock, ResBlock
 from unclip.stages import Stage
 
-RECOMPUTED = (ResBlock, AttentionBlock, Block)
+BLOCKS = (ResBlock, AttentionBlock, Block)  # what networks are a sequence of
 COMPILED = (UNet, Block)  # of a transformer the block: all of its blocks share one compilation
 
 
@@ -28,7 +28,7 @@ def accelerate(
         ValueError: the stage has nothing that could be compiled.
     """
     if gradient_checkpointing:
-        _recompute(stage)
+        recompute(stage)
     if compile:
         parts = [module for module in stage.modules() if isinstance(module, COMPILED)]
         if not parts:
@@ -37,9 +37,10 @@ def accelerate(
             part.compile()
 
 
-def _recompute(stage: nn.Module) -> None:
+def recompute(stage: nn.Module) -> None:
+    """Lets each block keep its input alone and be computed again in the backward pass; in place."""
     for module in stage.modules():
-        if isinstance(module, RECOMPUTED):
+        if isinstance(module, BLOCKS):
             module.forward = _again(module.forward)
         elif hasattr(module, "set_grad_checkpointing"):  # open_clip's
             module.set_grad_checkpointing()

@@ -13,8 +13,10 @@ from tqdm import tqdm
 from unclip.clip import ClipEmbedder, embed_images
 from unclip.data.embeddings import missing_embeddings, write_embeddings
 from unclip.data.loader import ShardLoader
+from unclip.data.module import ShardDataModule
 from unclip.data.reader import SampleReader
 from unclip.data.shards import list_shards
+from unclip.training.preparation import one_at_a_time
 
 Source = str | Path | Sequence[str | Path]
 
@@ -34,14 +36,27 @@ def check_sizes(embedder: ClipEmbedder, sizes: Mapping[str, int]) -> None:
             )
 
 
-def embed_shards(
-    embedder: ClipEmbedder,
-    sources: Iterable[Source],
-    *,
-    batch_size: int = 64,
-    workers: int = 0,
-    max_bad_fraction: float = 0.01,
-) -> int:
+def reading_of(data: ShardDataModule) -> dict[str, Any]:
+    """How the embedding of a data set reads it, which is how training does."""
+    names = ("workers", "minimum_size", "max_bad_fraction")
+    return {name: getattr(data, name) for name in names}
+
+
+def ensure_embeddings(
+    embedder: ClipEmbedder, data: ShardDataModule, device: torch.device | str
+) -> None:
+    """Embeds, on that device, what of a data set has no embeddings; one process does it for all.
+
+    A data set that lacks nothing is not written to.
+    """
+    sources = data.sources()
+    if not any(missing_embeddings(source, embedder.fingerprint) for source in sources):
+        return
+    with one_at_a_time(data.home / "embeddings"):
+        embed_shards(embedder.to(device), sources, **reading_of(data))
+
+
+def embed_shards(embedder: ClipEmbedder, sources: Iterable[Source], **settings: Any) -> int:
     """Embeds the shards that lack this CLIP's embeddings, or have older ones; returns how many.
 
     A file appears when its shard is done, so that what was cut off goes on where it stopped.
@@ -49,28 +64,52 @@ def embed_shards(
     Args:
         embedder: the CLIP, on the device that it shall run on.
         sources: folders ROOT/SPLIT/SIZE or lists of shards.
-        batch_size: images that are embedded at once.
-        workers: processes that decode images.
-        max_bad_fraction: the part of a shard's samples that may be bad.
+        settings: as in `embed_shard`.
     """
     shards = [s for source in sources for s in missing_embeddings(source, embedder.fingerprint)]
-    settings = {"batch_size": batch_size, "workers": workers, "max_bad_fraction": max_bad_fraction}
     for shard in tqdm(shards, desc="CLIP embeddings", unit="shard", disable=not shards):
         embed_shard(embedder, shard, **settings)
     return len(shards)
 
 
 def embed_shard(
-    embedder: ClipEmbedder, shard: Path, *, batch_size: int = 64, **settings: Any
+    embedder: ClipEmbedder,
+    shard: Path,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    minimum_size: int = 16,
+    max_bad_fraction: float = 0.01,
 ) -> int:
-    """Writes the embeddings of one shard beside it; returns how many. See `embed_shards`."""
-    reader = SampleReader(image_size=embedder.image_size, caption="first")
+    """Writes the embeddings of one shard beside it; returns how many.
+
+    Args:
+        embedder: the CLIP, on the device that it shall run on.
+        shard: a tar file.
+        batch_size: images that are embedded at once.
+        workers: processes that decode images.
+        minimum_size: pictures with a shorter side are bad samples.
+        max_bad_fraction: the part of the samples that may be bad.
+
+    Raises:
+        ValueError: too many bad samples.
+    """
+    reader = SampleReader(
+        image_size=embedder.image_size, caption="first", minimum_size=minimum_size
+    )
     keys, embeddings = [], []
-    loader = ShardLoader([shard], reader, batch_size=batch_size, **settings)
+    loader = ShardLoader(
+        [shard],
+        reader,
+        batch_size=batch_size,
+        workers=workers,
+        max_bad_fraction=max_bad_fraction,
+    )
     for batch_keys, batch_embeddings in embed_images(embedder, loader):
         keys += batch_keys
         embeddings.append(batch_embeddings)
-    write_embeddings(shard, embedder.fingerprint, keys, torch.cat(embeddings))
+    rows = torch.cat(embeddings) if embeddings else torch.empty(0, embedder.embedding_dim)
+    write_embeddings(shard, embedder.fingerprint, keys, rows)
     return len(keys)
 
 
@@ -79,11 +118,13 @@ class ShardEmbedding(LightningModule):
 
     Args:
         embedder: the CLIP; a plain object, moved to each rank's device.
-        sources: as in `embed_shards`, as is what else is given.
+        sources: as in `embed_shards`.
+        settings: as in `embed_shard`.
     """
 
     def __init__(self, embedder: ClipEmbedder, sources: Iterable[Source], **settings: Any):
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.embedder = embedder
         self.sources = list(sources)
         self.settings = settings

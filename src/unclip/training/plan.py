@@ -9,6 +9,7 @@ for the decoder (305 MB), 0.3% low for upsampler_256 (140 MB) and 3% high for th
 The process itself grew by 50 to 60 MB more: code, workspaces, and memory that was freed and kept.
 """
 
+import copy
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,22 +17,19 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from unclip.clip import encode_text
-from unclip.networks.causal import Block
-from unclip.networks.unet import AttentionBlock, ResBlock
 from unclip.stages import ClipStage, Stage
+from unclip.training.acceleration import recompute
 
 aten = torch.ops.aten
 Batch = dict[str, Any]
 
 MOMENTS = 2  # Adam's, of each parameter
-REMADE = (ResBlock, AttentionBlock, Block)  # whose inside checkpointing computes again
 
 
 class StepPlan(NamedTuple):
@@ -80,8 +78,9 @@ def plan_step(stage: Stage, batch: Batch, *, averaged: bool = True) -> StepPlan:
     size = sum(p.nbytes for p in trained)
     forward, both = _flops(stage, batch)
     activations = _peak(stage, batch) - size
-    with _remade(stage):
-        checkpointed = _peak(stage, batch) - size
+    checkpointing = copy.deepcopy(stage)
+    recompute(checkpointing)
+    checkpointed = _peak(checkpointing, batch) - size
     return StepPlan(
         parameters=sum(p.numel() for p in stage.parameters()),
         trained=sum(p.numel() for p in trained),
@@ -244,23 +243,3 @@ class _Attention(torch.autograd.Function):
         q, k, v, _, _ = ctx.saved_tensors
         ctx.count.flops += 2 * ctx.pass_flops
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
-
-
-@contextmanager
-def _remade(stage: nn.Module) -> Iterator[None]:
-    """The stage with every block's inside computed again in the backward pass."""
-    blocks = [module for module in stage.modules() if isinstance(module, REMADE)]
-
-    def again(forward):
-        def run(*inputs):
-            return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
-
-        return run
-
-    for block in blocks:
-        block.forward = again(block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward

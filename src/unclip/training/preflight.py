@@ -9,20 +9,25 @@ from torch import nn
 
 from unclip.bundle import read_metadata, stage_file
 from unclip.data.shards import list_shards
+from unclip.training.resuming import LAST, PREVIOUS
 
 # The stage whose pictures a stage enlarges.
 BELOW = {"upsampler_256": "decoder", "upsampler_1024": "upsampler_256"}
 
 
-def check_disk(stage: nn.Module, folders: Sequence[str | Path]) -> None:
+def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str | Path) -> None:
     """Wants room for two training checkpoints and the exported stage, in each folder.
 
-    A checkpoint is written beside the old one: weights, averages and both of Adam's moments.
+    A checkpoint is written beside the old one: weights, averages and both of Adam's moments. Those
+    that are in the run's folder will be replaced.
 
     Raises:
         ValueError: naming the folder, what it has and what is needed.
     """
-    needed = checkpoint_bytes(stage) * 2 + 4 * sum(p.numel() for p in stage.parameters())
+    earlier = [Path(run_folder, name) for name in (LAST, PREVIOUS)]
+    replaced = sum(path.stat().st_size for path in earlier if path.is_file())
+    exported = 4 * sum(p.numel() for p in stage.parameters())
+    needed = max(checkpoint_bytes(stage) * 2 - replaced, 0) + exported
     for folder in map(Path, folders):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from unclip.training.resuming import without_ranks
+
 # What an upstream run takes over from the command line of the run that needs it.
 INHERITED = (
     "scale=",
@@ -32,9 +34,6 @@ INHERITED = (
     "trainer.devices=",
     "trainer.precision=",
 )
-
-# What tells a process that it is a rank; an upstream run is a job of its own.
-_RANK = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 @contextmanager
@@ -98,7 +97,8 @@ def ensure_upstream(
         train: train what is missing, each in a process of its own.
 
     Raises:
-        FileNotFoundError: naming the missing file and the command that makes it.
+        FileNotFoundError: naming the missing file and the command that makes it; also where other
+            ranks were started beside this one, which an upstream run would take for its own.
         ChildProcessError: when an upstream run fails.
     """
     for stage in needs:
@@ -106,12 +106,17 @@ def ensure_upstream(
         if path.exists():
             continue
         inherited = [word for word in overrides if word.startswith(INHERITED)]
-        words = [sys.argv[0], f"stage={stage}", *inherited]
+        words = [str(Path(sys.argv[0]).with_name("train.py")), f"stage={stage}", *inherited]
         command = shlex.join(["python", *words])
         if not train:
             raise FileNotFoundError(
                 f"{path} is missing. Train it with `{command}`, or add upstream=train to do that "
                 "first"
+            )
+        if _is_one_of_several():
+            raise FileNotFoundError(
+                f"{path} is missing, and upstream=train cannot train it under torchrun or srun: "
+                f"train it first with `{command}`"
             )
         with one_at_a_time(path):
             if not path.exists():
@@ -119,8 +124,13 @@ def ensure_upstream(
                 _run(words, command)
 
 
+def _is_one_of_several() -> bool:
+    """Whether torchrun or srun has started this process, and others beside it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+
+
 def _run(words: list[str], command: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in _RANK}
-    code = subprocess.run([sys.executable, *words], env=environment, check=False).returncode
+    """Runs a job of its own, whose devices are those that its command line names."""
+    code = subprocess.run([sys.executable, *words], env=without_ranks(), check=False).returncode
     if code:
         raise ChildProcessError(f"`{command}` ended with code {code}")

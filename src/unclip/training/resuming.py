@@ -18,8 +18,9 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 FINISHED = "objective.json"  # in the folder of a run that has come to its end
 AUTO = "auto"
 
-# What tells a process its number among those that train together.
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+# What tells a process its number among those that train together, and what else of them.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+_OTHERS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT")
 
 
 class ResumeError(ValueError):
@@ -143,6 +144,11 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
 def is_first_rank() -> bool:
     """Whether this process is rank 0, by what its launcher tells it."""
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
+
+
+def without_ranks() -> dict[str, str]:
+    """This process's environment, but for what tells it that it is a rank."""
+    return {name: text for name, text in os.environ.items() if name not in (*_RANKS, *_OTHERS)}
 
 
 @contextlib.contextmanager
