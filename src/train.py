@@ -101,60 +101,22 @@ def train(config: dict[str, Any], settings: dict[str, Any]) -> float | None:
         config: all of it.
         settings: what of it makes this run another than others.
     """
-    from unclip import bundle
-    from unclip.training.acceleration import accelerate
-    from unclip.training.callbacks.record import RunRecord
+    set_up_process(config["seed"])
     from unclip.training.embeddings import check_sizes, ensure_embeddings
-    from unclip.training.provenance import code_version
-    from unclip.training.trainer import end_with_parent, keep_freed_memory, quieten
-
-    quieten()
-    keep_freed_memory()
-    if not is_first_rank():
-        end_with_parent()
-    torch.set_float32_matmul_precision("high")
-    torch.manual_seed(config["seed"])  # the same first weights on all ranks
 
     embedder = build(config["embedder"]["build"]) if config["needs_clip"] else None
     if embedder is not None:
         check_sizes(embedder, config["clip"])
-    stage = bundle.build(config["model"])
     folder = Path(config["run_folder"])
     checkpoint = checkpoint_of(folder, config["resume"])
-    if config["init"] is not None and checkpoint is None:
-        start = starting_weights(config["init"], config["stage"])
-        try:
-            bundle.initialise(stage, start, embedder and embedder.fingerprint)
-        except ValueError as error:
-            raise ConfigurationError(f"init: {error}") from None
-    accelerate(stage, **config["acceleration"])
-    module = build(config["module"])(
-        stage,
-        recipe=config["model"],
-        optimizer=build(config["optimizer"]),
-        schedule=build(config["schedule"]),
-        embedder=embedder,
-        fitted=config["init"] is not None,
-        name=config["stage"],
-        seed=config["seed"],
-    )
+    module = build_module(config, embedder, fresh=checkpoint is None)
     stored = embedder is not None and config["stored_embeddings"]
     features = {"embeddings": embedder.fingerprint} if stored else {"load_image": True}
     data = build(config["data"])(**features)
     fingerprints = {"data_set": data.fingerprint(), "clip": embedder and embedder.fingerprint}
-    trainer = build(config["trainer"])(
-        callbacks=[build(callback) for callback in config["callbacks"].values()],
-        loggers=[build(logger) for logger in config["logger"].values()],
-    )
-    record = {"config": settings, "ranks": trainer.world_size, **fingerprints}
-    trainer.callbacks.insert(0, RunRecord(record))
-    if checkpoint is not None:
-        steps, anyway = trainer.max_steps, config["resume_anyway"]
-        check_same_run(checkpoint, record, max_steps=steps, anyway=anyway)
+    trainer = build_trainer(config, {"config": settings, **fingerprints}, checkpoint)
     if stored:
         ensure_embeddings(embedder, data, trainer.strategy.root_device)
-    for logger in trainer.loggers:
-        logger.log_hyperparams({**config, "code": code_version()})
     if trainer.is_global_zero:
         OmegaConf.save(config, folder / "config.yaml")
     trainer.fit(module, data, ckpt_path=checkpoint)
@@ -164,6 +126,75 @@ def train(config: dict[str, Any], settings: dict[str, Any]) -> float | None:
         result = {"name": config["objective"], "value": objective}
         (folder / FINISHED).write_text(json.dumps(result) + "\n")
     return objective
+
+
+def set_up_process(seed: int) -> None:
+    """What holds for the whole process, before anything is built."""
+    from unclip.training.trainer import end_with_parent, keep_freed_memory, quieten
+
+    quieten()
+    keep_freed_memory()
+    if not is_first_rank():
+        end_with_parent()
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(seed)  # the same first weights on all ranks
+
+
+def build_module(config: dict[str, Any], embedder: Any, *, fresh: bool) -> Any:
+    """The stage in its LightningModule; a fresh one starts from the weights of `init`.
+
+    Raises:
+        ConfigurationError: these are of another stage.
+    """
+    from unclip import bundle
+    from unclip.training.acceleration import accelerate
+
+    stage = bundle.build(config["model"])
+    if config["init"] is not None and fresh:
+        start = starting_weights(config["init"], config["stage"])
+        try:
+            bundle.initialise(stage, start, embedder and embedder.fingerprint)
+        except ValueError as error:
+            raise ConfigurationError(f"init: {error}") from None
+    accelerate(stage, **config["acceleration"])
+    return build(config["module"])(
+        stage,
+        recipe=config["model"],
+        optimizer=build(config["optimizer"]),
+        schedule=build(config["schedule"]),
+        embedder=embedder,
+        fitted=config["init"] is not None,
+        name=config["stage"],
+        seed=config["seed"],
+    )
+
+
+def build_trainer(config: dict[str, Any], record: dict[str, Any], checkpoint: Path | None) -> Any:
+    """The trainer, its loggers told of the run.
+
+    Args:
+        config: all of it.
+        record: what the run is of, to which the number of ranks is added.
+        checkpoint: where it goes on from.
+
+    Raises:
+        ResumeError: that is of another run.
+    """
+    from unclip.training.callbacks.record import RunRecord
+    from unclip.training.provenance import code_version
+
+    trainer = build(config["trainer"])(
+        callbacks=[build(callback) for callback in config["callbacks"].values()],
+        loggers=[build(logger) for logger in config["logger"].values()],
+    )
+    record = {**record, "ranks": trainer.world_size}
+    trainer.callbacks.insert(0, RunRecord(record))
+    if checkpoint is not None:
+        steps, anyway = trainer.max_steps, config["resume_anyway"]
+        check_same_run(checkpoint, record, max_steps=steps, anyway=anyway)
+    for logger in trainer.loggers:
+        logger.log_hyperparams({**config, "code": code_version()})
+    return trainer
 
 
 def build(config: Any) -> Any:

@@ -98,19 +98,12 @@ class Evaluation:
             reference = open_source(data, self.protocol.reference, self.protocol)
         drawn = self.protocol.draw(source.items)
         fingerprint = f"{source.fingerprint}{reference.fingerprint}"
-        if cascade is not None:
-            folder = generate(
-                cascade,
-                drawn,
-                self.protocol,
-                self.settings,
-                Path(out) / "samples",
-                data=fingerprint,
-                ranks=ranks,
-            )
-        else:
+        if cascade is None:
             folder = PictureFolder.read(Path(generated))
             _check_same(folder, {"protocol": self.protocol.describe(), "data": fingerprint})
+        else:
+            place, work = Path(out) / "samples", {"data": fingerprint, "ranks": ranks}
+            folder = generate(cascade, drawn, self.protocol, self.settings, place, **work)
         sampled = time.perf_counter()
         material = Material(folder, source, reference, drawn)
         scorer = self._scorer()
@@ -119,14 +112,10 @@ class Evaluation:
             return None
         seconds = {"sample": sampled - started, "score": time.perf_counter() - sampled}
         measured: dict[str, Any] = {}
-        if cascade is not None and self.benchmark is not None:
-            measured = self.benchmark(cascade, data, out, given=self._given(folder, scored))
-            seconds |= measured["seconds"]
-        if cascade is not None and self.limits:
-            since = time.perf_counter()
+        if cascade is not None:
             bench = Bench(cascade=cascade, data=Path(data), out=Path(out), settings=self.settings)
-            measured["limits"] = measure(self.limits, bench)
-            seconds["limits"] = time.perf_counter() - since
+            measured = self._bundle(bench, folder, scored)
+            seconds |= measured.pop("seconds")
         seconds["total"] = time.perf_counter() - started
         results = {
             "format": FORMAT,
@@ -141,6 +130,18 @@ class Evaluation:
             **surroundings(ranks.device(self.device)),
         }
         return Outcome(results, folder, scored)
+
+    def _bundle(self, bench: Bench, folder: PictureFolder, scored: Scored) -> dict[str, Any]:
+        """What is measured of a bundle beside its pictures, and how long each part took."""
+        measured: dict[str, Any] = {"seconds": {}}
+        if self.benchmark is not None:
+            given = self._given(folder, scored)
+            measured |= self.benchmark(bench.cascade, bench.data, bench.out, given=given)
+        if self.limits:
+            since = time.perf_counter()
+            measured["limits"] = measure(self.limits, bench)
+            measured["seconds"]["limits"] = time.perf_counter() - since
+        return measured
 
     def _describe(self, folder: PictureFolder, scored: Scored) -> dict[str, Any]:
         """What was measured, how, and what it came to."""
