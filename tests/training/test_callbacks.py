@@ -161,5 +161,14 @@ def test_bf16_is_never_chosen_where_it_is_emulated(monkeypatch):
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
     assert resolve_precision("auto", "cpu") == "bf16-mixed"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
     assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "bf16-mixed"
+    emulated = lambda including_emulation=True: including_emulation  # noqa: E731
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", emulated)
+    assert resolve_precision("auto", "gpu") == "32-true"
+
+
+@pytest.mark.parametrize("precision", [16, "16-mixed"])
+def test_float16_is_refused(precision):
+    with pytest.raises(ValueError, match="take bf16-mixed"):
+        resolve_precision(precision, "gpu")

@@ -52,8 +52,8 @@ class Export(Callback):
                 if trainer.is_global_zero:
                     stage.fit_variance(pl_module.training_batches())
             weights = whole_state(stage)
-        if trainer.is_global_zero:
-            self._write(trainer, pl_module, weights)
+            if trainer.is_global_zero:
+                self._write(trainer, pl_module, weights)
 
     def _write(
         self, trainer: Trainer, pl_module: LightningModule, weights: dict[str, Tensor]
