@@ -53,11 +53,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if not named:
             return {}
         number = {name: place for place, name in enumerate(self._names(optimizer))}
-        groups = [
-            {**group, "params": [number[name] for name in group["params"]]}
-            for group in named["param_groups"]
-        ]
-        return {"state": {number[k]: v for k, v in named["state"].items()}, "param_groups": groups}
+        return _rekeyed(named, number)
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -79,19 +75,22 @@ class ShardedStrategy(ModelParallelStrategy):
         """Takes this rank's shards of the optimizers' states."""
         options = StateDictOptions(full_state_dict=True)
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            names = self._names(optimizer)
-            groups = [
-                {**group, "params": [names[place] for place in group["params"]]}
-                for group in saved["param_groups"]
-            ]
-            states = {names[place]: state for place, state in saved["state"].items()}
-            named = {"state": states, "param_groups": groups}
+            named = _rekeyed(saved, self._names(optimizer))
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
 
     def _names(self, optimizer: Optimizer) -> list[str]:
         """The names of an optimizer's parameters, in the order of its groups."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _rekeyed(saved: Mapping[str, Any], keys: Any) -> dict[str, Any]:
+    """An optimizer's state with `keys[old]` for each parameter's old key."""
+    groups = [
+        {**group, "params": [keys[old] for old in group["params"]]}
+        for group in saved["param_groups"]
+    ]
+    return {"state": {keys[old]: s for old, s in saved["state"].items()}, "param_groups": groups}
 
 
 def blocks_of(stage: Stage) -> list[nn.Module]:
