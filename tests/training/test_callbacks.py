@@ -112,6 +112,15 @@ def test_progress_tells_a_log_how_far_it_is(kit, capsys):
     assert "images/s" in lines[-1] and "ends about" in lines[-1]
 
 
+def test_progress_says_after_which_step_a_run_goes_on(kit, capsys):
+    for steps, path in ((2, None), (4, kit.folder / "last.ckpt")):
+        progress = StepProgress(every_seconds_in_logs=0.0)
+        trainer = kit.trainer(steps, *kit.callbacks(), progress, enable_progress_bar=True)
+        trainer.fit(kit.module(), kit.PictureData(), ckpt_path=path)
+        lines = capsys.readouterr().err.splitlines()
+        assert ("tiny: goes on after step 2" in lines) == (path is not None)
+
+
 def test_progress_is_a_bar_on_a_terminal(kit, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = StepProgress(every_seconds=0.0)

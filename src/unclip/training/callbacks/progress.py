@@ -37,9 +37,11 @@ class StepProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the bar at the step that the run starts from."""
+        """Opens the bar at the step that the run starts from; says so if it is not the first."""
         super().on_train_start(trainer, pl_module)
         self._next = time.monotonic() + self._every
+        if self._enabled and trainer.global_step:
+            print(f"{pl_module.name}: goes on after step {trainer.global_step}", file=sys.stderr)
         if self._enabled and self._terminal:
             self._bar = tqdm(
                 desc=pl_module.name,
