@@ -19,6 +19,7 @@ def test_every_way_of_reading_counts_the_same_pictures(bench, tmp_path):
     shards = bench.list_shards(root / "train" / "64")
     assert sum(bench.plain_read(shards)) == sum(bench.plain_decode(shards)) == 40
     assert list(itertools.islice(bench.loaded(shards), 2)) == [64, 64]  # an epoch is one batch
+    assert next(bench.plain_worker(shards)) == 64
     assert next(bench.replayed(shards)) == 0
     found = bench.rates({"read": lambda: bench.plain_read(itertools.cycle(shards))}, 2, 0.01)
     assert len(found["read"]) == 2 and min(found["read"]) > 0
