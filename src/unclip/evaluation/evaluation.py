@@ -102,8 +102,15 @@ class Evaluation:
             folder = PictureFolder.read(Path(generated))
             _check_same(folder, {"protocol": self.protocol.describe(), "data": fingerprint})
         else:
-            place, work = Path(out) / "samples", {"data": fingerprint, "ranks": ranks}
-            folder = generate(cascade, drawn, self.protocol, self.settings, place, **work)
+            folder = generate(
+                cascade,
+                drawn,
+                self.protocol,
+                self.settings,
+                Path(out) / "samples",
+                data=fingerprint,
+                ranks=ranks,
+            )
         sampled = time.perf_counter()
         material = Material(folder, source, reference, drawn)
         scorer = self._scorer()
