@@ -85,7 +85,7 @@ def drafting_decoder() -> DecoderStage:
         text_width=W,
         image_size=8,
         scaling="statistics",
-        draft_size=4,
+        draft=dict(size=4, width=16, steps=20),
     )
     stage.fit_statistics([embedded_batch(50), embedded_batch(30)])
     return stage

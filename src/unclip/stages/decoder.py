@@ -1,6 +1,6 @@
 """The decoder P(x | z_i, caption) (section 2.1)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 
 import torch
@@ -19,7 +19,7 @@ from unclip.stages.conditioning import (
     gather,
     text_states,
 )
-from unclip.stages.draft import LinearDraft
+from unclip.stages.draft import Draft
 
 CHANNELS = 3
 
@@ -45,8 +45,8 @@ class DecoderStage(DiffusionStage):
         guidance_interval: first and last timestep at which sampling is guided; None is all.
         guidance_rescale: how far guidance is kept from raising contrast, from 0 to 1.
         threshold_percentile: of dynamic thresholding; None clips x0 to [-1, 1].
-        draft_size: side of the linear first guess of the picture which the network then takes as
-            three more input channels (`unclip.stages.draft`); None, as in the paper, for none.
+        draft: size, width and steps of a first guess of the picture (`unclip.stages.draft`), which
+            the network then takes as three more input channels; None, as in the paper, for none.
     """
 
     name = "decoder"
@@ -71,14 +71,14 @@ class DecoderStage(DiffusionStage):
         guidance_interval: tuple[int, int] | None = None,
         guidance_rescale: float = 0.0,
         threshold_percentile: float | None = None,
-        draft_size: int | None = None,
+        draft: Mapping[str, int] | None = None,
     ):
         super().__init__(network, diffusion, sampler)
         self.image_scaling = Standardise(embedding_dim, scaling)
         self.text_scaling = Standardise(embedding_dim, scaling)
         self.null_image_embedding = nn.Parameter(torch.zeros(1, embedding_dim))
         self.null_text = NullText(embedding_dim, text_width, learned=learn_null_text)
-        self.draft = None if draft_size is None else LinearDraft(embedding_dim, draft_size)
+        self.draft = None if draft is None else Draft(embedding_dim, **draft)
         self.image_size = image_size
         self.drop_image_embedding = drop_image_embedding
         self.text_encoder = text_encoder
