@@ -132,8 +132,8 @@ def test_samples(root):
     assert indices == set(range(48))
     assert keys == sorted(keys) and len(keys) == len(set(keys))
     twins = [at for at, key in enumerate(keys) if "-" in key]
-    assert {keys[at].partition("-")[2] for at in twins} == {"swap", "other"}
-    assert all(keys[at - 1] == keys[at].partition("-")[0] for at in twins)
+    assert {keys[at].partition("-")[2] for at in twins} == {"swap", "other", "colours"}
+    assert all(keys[at - 1].partition("-")[0] == keys[at].partition("-")[0] for at in twins)
 
 
 def test_larger_pictures_show_the_first_of_the_same_scenes(root):

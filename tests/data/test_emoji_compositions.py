@@ -113,12 +113,18 @@ def test_held_out_split_has_every_kind_that_can_be_held_out():
     assert fours == set(concepts_without_count())
 
 
-def test_shares_of_pictures_are_as_asked():
-    kinds = Counter(scene.kind for scene in _scenes("M", "train", 4000))
+def test_shares_of_images_outside_training_are_as_asked():
+    kinds = Counter(scene.kind for scene in _scenes("M", "val", 4000))
     shares = {kind: count / kinds.total() for kind, count in kinds.items()}
-    weights = {"single": 40, "recoloured": 40, "pair": 20, "count": 10, "coloured_pair": 10}
-    expected = {kind: weight / 120 for kind, weight in weights.items()}
+    weights = {"single": 40, "recoloured": 20, "pair": 20, "count": 10, "coloured_pair": 10}
+    expected = {kind: weight / 100 for kind, weight in weights.items()}
     assert shares == pytest.approx(expected, abs=0.025)
+
+
+@pytest.mark.parametrize("name", ["S", "M", "L"])
+def test_more_than_half_of_the_training_images_show_two_recoloured_objects(name):
+    kinds = Counter(scene.kind for scene in _scenes(name, "train", 2000))
+    assert 0.45 < kinds["coloured_pair"] / kinds.total() < 0.6
 
 
 def test_a_scene_is_a_function_of_set_seed_split_and_index():
@@ -133,8 +139,9 @@ def test_a_twin_has_its_objects_in_each_others_place():
     pairs = [scenes("S", seed=0, split="train", index=index) for index in range(300)]
     pairs = [group for group in pairs if group[0].relation]
     assert len(pairs) > 20
-    for scene, twin in pairs:
-        assert twin.key == f"{scene.key}-swap" and twin.background == scene.background
+    for scene, *twins in pairs:
+        (twin,) = (twin for twin in twins if twin.key == f"{scene.key}-swap")
+        assert twin.background == scene.background
         assert [item.concept for item in twin.items] == [i.concept for i in scene.items[::-1]]
         assert [item.colour for item in twin.items] == [i.colour for i in scene.items[::-1]]
         assert [(i.x, i.y) for i in twin.items] == [(i.x, i.y) for i in scene.items]
@@ -154,13 +161,30 @@ def test_a_recoloured_object_s_twin_is_another_one_in_its_place():
         assert twin.background == scene.background
 
 
-def test_test_splits_have_no_such_twins():
+def test_a_pair_s_twins_in_training_differ_in_one_concept_or_in_the_order_of_their_colours():
+    groups = [scenes("S", seed=0, split="train", index=index) for index in range(400)]
+    groups = [group for group in groups if group[0].kind == "coloured_pair"]
+    kinds = Counter(twin.key.partition("-")[2] for group in groups for twin in group[1:])
+    assert kinds["swap"] == kinds["other"] == len(groups) > 80
+    assert 0.5 * len(groups) < kinds["colours"] < len(groups)
+    for scene, *twins in groups:
+        assert [twin.key for twin in twins] == sorted(twin.key for twin in twins)
+        twins = {twin.key.partition("-")[2]: twin for twin in twins}
+        colours = [item.colour for item in scene.items]
+        concepts_ = [item.concept for item in scene.items]
+        other = twins["other"]
+        assert [item.colour for item in other.items] == colours
+        assert sum(a.concept != b for a, b in zip(other.items, concepts_, strict=True)) == 1
+        if "colours" in twins:
+            assert [item.colour for item in twins["colours"].items] == colours[::-1]
+            assert [item.concept for item in twins["colours"].items] == concepts_
+
+
+def test_the_other_splits_have_no_twin_but_the_swapped_one():
     for split in ("val", "test_seen", "test_held_out"):
-        assert all(
-            len(scenes("S", seed=0, split=split, index=index)) == 1
-            for index in range(200)
-            if scenes("S", seed=0, split=split, index=index)[0].kind == "recoloured"
-        )
+        groups = [scenes("S", seed=0, split=split, index=index) for index in range(200)]
+        twins = [twin.key.partition("-")[2] for group in groups for twin in group[1:]]
+        assert set(twins) == {"swap"}
 
 
 def test_no_object_has_the_colour_of_its_background():

@@ -19,12 +19,15 @@ CANVAS = 72.0
 SPLITS = ("train", "val", "test_seen", "test_held_out")
 SINGLE_EXTENT, PAIR_EXTENT, COUNT_EXTENT = 58.0, 31.0, 28.0  # the longer side at scale 1
 
-# How often each kind of scene is drawn. A pair brings its twin, so it gives two pictures.
+# Relative frequency of each kind of scene, before twins are added.
 KIND_WEIGHTS = {
     "S": {"single": 38, "recoloured": 42, "pair": 7, "count": 6, "coloured_pair": 7},
     "M": {"single": 40, "recoloured": 20, "pair": 10, "count": 10, "coloured_pair": 5},
     "L": {"single": 40, "recoloured": 20, "pair": 10, "count": 10, "coloured_pair": 5},
 }
+# In training, with the twins, more than half of the images show two recolored objects: neither
+# CLIP nor the decoder learns to bind colors and concepts to places from fewer.
+TRAIN_KIND_WEIGHTS = {"single": 26, "recoloured": 28, "pair": 8, "count": 6, "coloured_pair": 32}
 
 
 class Jitter(NamedTuple):
@@ -68,26 +71,29 @@ class Scene(NamedTuple):
 
 
 def scenes(name: str, *, seed: int, split: str, index: int) -> tuple[Scene, ...]:
-    """The scene at `index`, followed by its twin where it has one.
+    """Return the scene at `index` and its twins, which training keeps in one batch.
 
-    A twin differs in what CLIP finds hard, and the two of them stand in one batch: of a pair the
-    objects are swapped; in training, a recoloured object is another one in the same place and
-    colour.
+    A twin differs in one thing that CLIP finds hard, so its caption is a hard negative. A pair has
+    a twin with the two objects exchanged. In training, a recolored object or pair also has one with
+    another concept in the same place and color, and a recolored pair one with the colors exchanged.
+    No twin is a composition that training must not see.
     """
     draw = random.Random(f"{seed}/{name}/{split}/{index}")
     held_out = split == "test_held_out"
-    weights = KIND_WEIGHTS[name]
+    weights = TRAIN_KIND_WEIGHTS if split == "train" else KIND_WEIGHTS[name]
     kinds = [kind for kind in weights if not (held_out and kind == "single")]
     kind = draw.choices(kinds, [weights[kind] for kind in kinds])[0]
     items, relation = _DRAW[kind](name, held_out, draw)
     taken = {item.colour or item.concept.colour for item in items}
     background = draw.choice([colour for colour in BACKGROUNDS if colour not in taken])
     scene = Scene(f"{index:08d}", index, kind, items, relation, background, held_out)
-    if relation is not None:
-        return scene, _swapped(scene)
-    if kind == "recoloured" and split == "train":
-        return scene, _another(scene, name, draw)
-    return (scene,)
+    twins = [] if relation is None else [_swapped(scene)]
+    if split == "train" and kind not in ("single", "count"):
+        twins.append(_another(scene, name, draw))
+    if split == "train" and kind == "coloured_pair":
+        twins.append(_colours_exchanged(scene))
+    twins = [twin for twin in twins if held_out or not is_held_out(twin)]
+    return (scene, *sorted(twins, key=lambda twin: twin.key))
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -107,16 +113,30 @@ def _swapped(scene: Scene) -> Scene:
     return scene._replace(key=f"{scene.key}-swap", items=swapped)
 
 
+def _colours_exchanged(scene: Scene) -> Scene:
+    """The same scene with its two objects in each other's color."""
+    first, second = scene.items
+    exchanged = (first._replace(colour=second.colour), second._replace(colour=first.colour))
+    return scene._replace(key=f"{scene.key}-colours", items=exchanged)
+
+
 def _another(scene: Scene, name: str, draw: random.Random) -> Scene:
-    """The same scene with another concept that may be seen in its object's colour."""
-    (item,) = scene.items
-    others = [
-        concept
-        for concept, colour in cells(name, held_out=False)
-        if colour == item.colour and concept != item.concept
-    ]
-    other = item._replace(concept=draw.choice(others))
-    return scene._replace(key=f"{scene.key}-other", items=(other,))
+    """The same scene with one object replaced by another concept in its place and color."""
+    place = draw.randrange(len(scene.items))
+    present = {item.concept for item in scene.items}
+    colour = scene.items[place].colour
+    if colour is None:
+        others = [other for other in concepts(name) if other.colour != scene.background]
+    else:
+        others = [other for other, painted in cells(name, held_out=False) if painted == colour]
+    twins = [_replaced(scene, place, other) for other in others if other not in present]
+    return draw.choice([twin for twin in twins if not is_held_out(twin)] or twins)
+
+
+def _replaced(scene: Scene, place: int, concept: Concept) -> Scene:
+    items = list(scene.items)
+    items[place] = items[place]._replace(concept=concept)
+    return scene._replace(key=f"{scene.key}-other", items=tuple(items))
 
 
 def _single(name: str, held_out: bool, draw: random.Random):
