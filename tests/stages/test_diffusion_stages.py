@@ -71,26 +71,6 @@ def decoder(**options) -> DecoderStage:
     )
 
 
-def drafting_decoder() -> DecoderStage:
-    network = unet(
-        conditioning=dict(image_embedding=D, text_states=W, context_width=16),
-        attention_levels=[1],
-        in_channels=6,
-    )
-    stage = DecoderStage(
-        network,
-        GaussianDiffusion(prediction="x0"),
-        partial(ddim, steps=3),
-        embedding_dim=D,
-        text_width=W,
-        image_size=8,
-        scaling="statistics",
-        draft=dict(size=4, width=16, steps=20),
-    )
-    stage.fit_statistics([embedded_batch(50), embedded_batch(30)])
-    return stage
-
-
 def upsampler(**options) -> UpsamplerStage:
     return UpsamplerStage(
         unet(in_channels=6),
@@ -101,7 +81,7 @@ def upsampler(**options) -> UpsamplerStage:
     )
 
 
-STAGES = [prior, reading_prior, decoder, reading_decoder, drafting_decoder, upsampler]
+STAGES = [prior, reading_prior, decoder, reading_decoder, upsampler]
 
 
 def shaken(stage):

@@ -33,7 +33,6 @@ _FIXED: dict[str, dict[str, Any]] = {
         "null_text.learned": False,
     },
     "decoder": {
-        "draft": None,
         "text_encoder": None,
         "image_scaling.scaling": "none",
         "text_scaling.scaling": "none",

@@ -188,8 +188,7 @@ class UNet(nn.Module):
         head_width: channels of an attention head.
         conditioning: sizes of image embedding and text, as `Conditioning` takes them; None for a
             network that sees images alone.
-        in_channels: of the input, 3, or 6 with a low-resolution image or a draft as its constant
-            half.
+        in_channels: of the input, 3, or 6 with a low-resolution image as its constant half.
         out_channels: 3, or 6 with a learned variance.
         patch: side of the pixel-unshuffle front end; 1 is the paper's network. With a larger one
             the network can only predict x0: eps does not fit through it.
