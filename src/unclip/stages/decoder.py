@@ -133,7 +133,7 @@ class DecoderStage(DiffusionStage):
         """The diffusion loss on `image`, with image embedding and caption dropped independently."""
         x0 = batch["image"]
         noise = torch.randn_like(x0)
-        t = self.diffusion.draw_timesteps(len(x0), x0.device)
+        t = self.diffusion.sample_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
         output = self.network(x_t, t, **self._dropped(self.condition(batch)))
         losses = self.diffusion.loss(output, x0, noise, x_t, t)
