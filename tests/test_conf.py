@@ -12,6 +12,7 @@ from hydra.utils import get_class, get_method, instantiate
 from omegaconf import OmegaConf
 
 from unclip import bundle
+from unclip.diffusion import LogitNormal
 
 CONF = Path(__file__).parents[1] / "conf"
 STAGES = ("clip", "judge", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
@@ -137,6 +138,21 @@ def test_any_value_can_be_changed_and_a_typo_cannot():
     assert config["model"]["sampler"]["_target_"] == "unclip.diffusion.ddim"
     with pytest.raises(hydra.errors.ConfigCompositionException, match="widht"):
         composed("stage=prior", "network.widht=256")
+
+
+def test_the_decoder_s_options_are_settings():
+    """Attention at 16×16, the cap of the loss weight, maps and density, on and off."""
+    words = ("stage=decoder", "network.attention_levels=[1,2,3]", "+diffusion.gamma=20")
+    off = ("network.feature_maps=null", "diffusion.timestep_density=null")
+    with torch.device("meta"):
+        given = bundle.build(composed(*words)["model"])
+        plain = bundle.build(composed(*words, *off)["model"])
+    for stage in (given, plain):
+        assert stage.diffusion.gamma == 20
+        assert [bool(level.attention) for level in stage.network.down] == [False, True, True, True]
+    assert given.network.feature_maps.image_size == given.image_size == 64
+    assert given.diffusion.timestep_density == LogitNormal(mean=0.6, std=1.0)
+    assert plain.network.feature_maps is plain.diffusion.timestep_density is None
 
 
 def test_stages_agree_on_the_clip():

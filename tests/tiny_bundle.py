@@ -90,8 +90,16 @@ _RECIPES = {
                 "text_states": TEXT_WIDTH,
                 "context_width": 8,
             },
+            "feature_maps": {"levels": [0], "rank": 2, "image_size": 64},
         },
-        "diffusion": _DIFFUSION,
+        "diffusion": {
+            **_DIFFUSION,
+            "timestep_density": {
+                "_target_": "unclip.diffusion.LogitNormal",
+                "mean": 0.6,
+                "std": 1.0,
+            },
+        },
         "sampler": _SAMPLER,
         "embedding_dim": EMBEDDING_DIM,
         "text_width": TEXT_WIDTH,

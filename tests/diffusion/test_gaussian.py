@@ -2,9 +2,11 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 
+from unclip.diffusion import LogitNormal
 from unclip.diffusion.gaussian import GaussianDiffusion, discretised_log_likelihood, normal_kl
 
 PREDICTIONS = ["x0", "eps", "v"]
@@ -117,12 +119,45 @@ def test_bound_is_zero_for_the_true_posterior():
     torch.testing.assert_close(diffusion.variational_bound(output, x0, x_t, t), torch.zeros(2))
 
 
-def test_drawn_timesteps_cover_the_range_and_are_uniform():
+def test_sampled_timesteps_cover_the_range_and_are_uniform():
     diffusion = GaussianDiffusion()
-    drawn = torch.stack([diffusion.draw_timesteps(8, "cpu") for _ in range(2000)])
-    assert (drawn.sort(dim=1).values // 125).unique(dim=0).shape[0] <= 9
-    histogram = torch.histc(drawn[:, 0].float(), bins=10, min=0, max=1000)
+    sampled = torch.stack([diffusion.sample_timesteps(8, "cpu") for _ in range(2000)])
+    assert (sampled.sort(dim=1).values // 125).unique(dim=0).shape[0] <= 9
+    histogram = torch.histc(sampled[:, 0].float(), bins=10, min=0, max=1000)
     assert scipy.stats.chisquare(histogram.numpy()).pvalue > 1e-4
+
+
+def test_uniform_timesteps_of_a_seed_stay_the_same():
+    torch.manual_seed(0)
+    sampled = GaussianDiffusion().sample_timesteps(8, "cpu")
+    assert sampled.tolist() == [371, 621, 746, 246, 496, 871, 996, 121]
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.6, 1.0), (-0.5, 0.4)])
+def test_logit_normal_timesteps_follow_the_closed_form(mean, std):
+    """Esser et al. 2024, eq. 19: logit(t / T) is normal."""
+    diffusion = GaussianDiffusion(timestep_density=LogitNormal(mean=mean, std=std))
+    sampled = torch.stack([diffusion.sample_timesteps(8, "cpu") for _ in range(2000)])
+
+    def cdf(fraction):
+        return scipy.stats.norm(mean, std).cdf(scipy.special.logit(fraction))
+
+    fraction = (sampled.double() + torch.rand(2000, 8, dtype=torch.float64)).numpy() / 1000
+    assert scipy.stats.kstest(fraction[:, 0], cdf).pvalue > 1e-4
+    gaps = np.diff(cdf(np.sort(fraction, axis=1)), axis=1)
+    np.testing.assert_allclose(gaps, 1 / 8, atol=0.01)  # one timestep in each of eight strata
+
+
+def test_logit_normal_timesteps_stay_in_range():
+    """The ends of the unit interval are infinite in the logit."""
+    ends = LogitNormal(mean=0.6, std=1.0).quantile(torch.tensor([0.0, 0.5, 1.0]))
+    torch.testing.assert_close(ends, torch.tensor([0.0, 1 / (1 + math.exp(-0.6)), 1.0]))
+    diffusion = GaussianDiffusion(timestep_density=LogitNormal(mean=9.0, std=3.0))
+    sampled = diffusion.sample_timesteps(4000, "cpu")
+    assert sampled.min() >= 0
+    assert sampled.max() == 999
+    with pytest.raises(ValueError, match="must be positive"):
+        LogitNormal(mean=0.0, std=0.0)
 
 
 def test_the_table_keeps_its_precision():

@@ -71,7 +71,7 @@ def test_checkpointing_keeps_less():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["prior", "upsampler_256"])
+@pytest.mark.parametrize("name", ["prior", "decoder", "upsampler_256"])
 def test_networks_can_be_traced(name, checkpointing, monkeypatch):
     """The compiler's front end; what it makes of the graph is its own affair."""
     compiled = nn.Module.compile

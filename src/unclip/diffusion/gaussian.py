@@ -15,6 +15,7 @@ from unclip.diffusion.schedule import (
     sectioned_spacing,
 )
 from unclip.diffusion.schedule import zero_terminal_snr as zero_snr
+from unclip.diffusion.timestep_density import LogitNormal
 
 PredictionType = Literal["x0", "eps", "v"]
 VarianceType = Literal["fixed_small", "fixed_large", "learned_range", "analytic"]
@@ -58,6 +59,7 @@ class GaussianDiffusion(nn.Module):
             and "min_snr" weigh the error of x0 by min(SNR + 1, γ) and min(SNR, γ), whatever is
             predicted.
         gamma: γ, the largest weight (Hang et al. 2023).
+        timestep_density: density of the training timesteps over [0, T); None is uniform.
         zero_terminal_snr: makes x_{T-1} pure noise (Lin et al. 2024); not for eps, which then says
             nothing of x0.
     """
@@ -74,6 +76,7 @@ class GaussianDiffusion(nn.Module):
         variance: VarianceType = "fixed_small",
         loss_weight: LossWeight = "simple",
         gamma: float = 5.0,
+        timestep_density: LogitNormal | None = None,
         zero_terminal_snr: bool = False,
     ):
         super().__init__()
@@ -93,6 +96,7 @@ class GaussianDiffusion(nn.Module):
         self.variance = variance
         self.loss_weight = loss_weight
         self.gamma = gamma
+        self.timestep_density = timestep_density
         alpha_bar = SCHEDULES[schedule](timesteps)
         if zero_terminal_snr:
             if prediction == "eps":
@@ -147,14 +151,16 @@ class GaussianDiffusion(nn.Module):
             raise ValueError(f"timesteps go from 0 to {self.timesteps - 1}, not as in {name}")
         return timesteps
 
-    def draw_timesteps(self, batch: int, device: torch.device) -> Int64[Tensor, " batch"]:
-        """Uniform timesteps, one from each of `batch` equal parts of [0, T), in random order.
+    def sample_timesteps(self, batch: int, device: torch.device) -> Int64[Tensor, " batch"]:
+        """Sample training timesteps, one from each of `batch` equally likely strata, shuffled.
 
-        Each is uniform by itself; together they cover the range, which lowers the loss's variance
-        (Kingma et al. 2021, section I.1).
+        Each follows the timestep density by itself; together they cover the range, which lowers
+        the variance of the loss (Kingma et al. 2021, section I.1).
         """
         offset = torch.rand(1, device=device)
         fraction = (offset + torch.randperm(batch, device=device) / batch) % 1.0
+        if self.timestep_density is not None:
+            fraction = self.timestep_density.quantile(fraction)
         return (fraction * self.timesteps).long().clamp(max=self.timesteps - 1)
 
     def _at(self, table: Tensor, t: Int64[Tensor, " batch"], like: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ _FIXED: dict[str, dict[str, Any]] = {
         "null_text.learned": False,
     },
     "decoder": {
-        "draft": None,
+        "network.feature_maps": None,
         "text_encoder": None,
         "image_scaling.scaling": "none",
         "text_scaling.scaling": "none",

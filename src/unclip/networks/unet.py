@@ -7,13 +7,14 @@ of diffusion.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from unclip.networks.feature_maps import FeatureMaps
 from unclip.networks.layers import TimestepMLP, as_float, attend, split_heads, zero_
 
 
@@ -89,6 +90,11 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, *, head_width: int, context_width: int | None, groups: int):
         super().__init__()
+        if channels % head_width:
+            raise ValueError(
+                f"a level with attention has {channels} channels: "
+                f"head_width must divide them, and {head_width} does not"
+            )
         self.heads = channels // head_width
         self.norm = nn.GroupNorm(groups, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -188,8 +194,10 @@ class UNet(nn.Module):
         head_width: channels of an attention head.
         conditioning: sizes of image embedding and text, as `Conditioning` takes them; None for a
             network that sees images alone.
-        in_channels: of the input, 3, or 6 with a low-resolution image or a draft as its constant
-            half.
+        feature_maps: `levels`, `rank` and `image_size` of the `FeatureMaps` that are added to the
+            input of their levels on the way down, which needs `conditioning`; None for a network
+            that takes any image size.
+        in_channels: of the input, 3, or 6 with a low-resolution image as its constant half.
         out_channels: 3, or 6 with a learned variance.
         patch: side of the pixel-unshuffle front end; 1 is the paper's network. With a larger one
             the network can only predict x0: eps does not fit through it.
@@ -198,6 +206,10 @@ class UNet(nn.Module):
         groups: of the group norms.
 
     Height and width of the input are multiples of `patch · 2^(levels - 1)`.
+
+    Raises:
+        ValueError: if `head_width` does not divide the channels of a level with attention, or
+            `feature_maps` comes without `conditioning` or does not fit the levels.
     """
 
     def __init__(
@@ -209,6 +221,7 @@ class UNet(nn.Module):
         attention_levels: Sequence[int] = (),
         head_width: int = 64,
         conditioning: dict[str, int] | None = None,
+        feature_maps: dict[str, Any] | None = None,
         in_channels: int = 3,
         out_channels: int = 3,
         patch: int = 1,
@@ -245,6 +258,12 @@ class UNet(nn.Module):
             if conditioning is None
             else Conditioning(embedding_width=embedding_width, **conditioning)
         )
+        self.feature_maps = None
+        if feature_maps is not None:
+            if conditioning is None:
+                raise ValueError("feature_maps are made of embeddings: set conditioning as well")
+            dim, starts = conditioning["image_embedding"], [channels, *widths[:-1]]
+            self.feature_maps = FeatureMaps(dim, channels=starts, patch=patch, **feature_maps)
         self.conv_in = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
 
         down, skips, width = [], [channels], channels
@@ -285,24 +304,26 @@ class UNet(nn.Module):
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """`network(x_t, t)` with all that does not depend on either computed once.
 
-        That is the conditioning, the context's keys and values in every attention block, and what
-        the first convolution makes of the constant channels.
+        That is the conditioning, the context's keys and values in every attention block, the
+        feature maps, and what the first convolution makes of the constant channels.
 
         Args:
             constant: the input's last channels, such as a low-resolution image.
             condition: what `Conditioning` takes; nothing for a network without it.
         """
-        addition, contexts, dtype = None, {}, self.conv_in.weight.dtype
+        addition, contexts, maps, dtype = None, {}, {}, self.conv_in.weight.dtype
         if self.conditioning is not None:
             condition = {name: as_float(value, dtype) for name, value in condition.items()}
             addition, tokens, mask = self.conditioning(**condition)
             contexts = {block: block.read(tokens, mask) for block in self._attention_blocks()}
+        if self.feature_maps is not None:
+            maps = self.feature_maps(condition["image_embedding"], condition["text_embedding"])
         first = self.conv_in
         if constant is not None:
             constant = constant.to(dtype)
             own = (self.in_channels - constant.shape[1]) * self.patch**2
             first = _SplitConvolution(self.conv_in, own, F.pixel_unshuffle(constant, self.patch))
-        return partial(self._run, first, addition, contexts)
+        return partial(self._run, first, addition, contexts, maps)
 
     def forward(
         self,
@@ -321,7 +342,7 @@ class UNet(nn.Module):
             condition: what `Conditioning` takes.
 
         Raises:
-            ValueError: if height or width do not fit the network's stride.
+            ValueError: if height or width do not fit the network's stride or its feature maps.
         """
         if constant is not None:
             x_t = torch.cat([x_t, constant], dim=1)
@@ -335,6 +356,7 @@ class UNet(nn.Module):
         first: Callable[[Tensor], Tensor],
         addition: Tensor | None,
         contexts: dict[AttentionBlock, Context],
+        maps: dict[int, Tensor],
         x_t: Tensor,
         t: Tensor,
     ) -> Tensor:
@@ -342,6 +364,12 @@ class UNet(nn.Module):
             raise ValueError(
                 f"an image of {x_t.shape[2]}×{x_t.shape[3]} does not fit this U-Net: "
                 f"its sides must be multiples of {self.stride}"
+            )
+        if self.feature_maps is not None and {*x_t.shape[2:]} != {self.feature_maps.image_size}:
+            size = self.feature_maps.image_size
+            raise ValueError(
+                f"an image of {x_t.shape[2]}×{x_t.shape[3]} does not fit this U-Net: its feature "
+                f"maps are for {size}×{size}; without feature_maps it takes any size"
             )
         x_t = x_t.to(self.conv_in.weight.dtype)
         embedding = self.time(t) if addition is None else self.time(t) + addition
@@ -354,7 +382,9 @@ class UNet(nn.Module):
 
         h = first(F.pixel_unshuffle(x_t, self.patch))
         skips = [h]
-        for level in self.down:
+        for depth, level in enumerate(self.down):
+            if depth in maps:
+                h = h + maps[depth]
             for i in range(len(level.blocks)):
                 h = through(level, i, h)
                 skips.append(h)

@@ -1,6 +1,6 @@
 """The decoder P(x | z_i, caption) (section 2.1)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
 import torch
@@ -19,7 +19,6 @@ from unclip.stages.conditioning import (
     gather,
     text_states,
 )
-from unclip.stages.draft import Draft
 
 CHANNELS = 3
 
@@ -45,8 +44,6 @@ class DecoderStage(DiffusionStage):
         guidance_interval: first and last timestep at which sampling is guided; None is all.
         guidance_rescale: how far guidance is kept from raising contrast, from 0 to 1.
         threshold_percentile: of dynamic thresholding; None clips x0 to [-1, 1].
-        draft: size, width and steps of a first guess of the picture (`unclip.stages.draft`), which
-            the network then takes as three more input channels; None, as in the paper, for none.
     """
 
     name = "decoder"
@@ -71,14 +68,12 @@ class DecoderStage(DiffusionStage):
         guidance_interval: tuple[int, int] | None = None,
         guidance_rescale: float = 0.0,
         threshold_percentile: float | None = None,
-        draft: Mapping[str, int] | None = None,
     ):
         super().__init__(network, diffusion, sampler)
         self.image_scaling = Standardise(embedding_dim, scaling)
         self.text_scaling = Standardise(embedding_dim, scaling)
         self.null_image_embedding = nn.Parameter(torch.zeros(1, embedding_dim))
         self.null_text = NullText(embedding_dim, text_width, learned=learn_null_text)
-        self.draft = None if draft is None else Draft(embedding_dim, **draft)
         self.image_size = image_size
         self.drop_image_embedding = drop_image_embedding
         self.text_encoder = text_encoder
@@ -90,15 +85,10 @@ class DecoderStage(DiffusionStage):
         self.threshold_percentile = threshold_percentile
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
-        """Mean and standard deviation of the embeddings, and the draft where there is one."""
-        read = [itemgetter("image_embedding"), itemgetter("text_embedding")]
-        if self.draft is not None:
-            read.append(lambda batch: self.draft.shrink(batch["image"]))
-        image, text, *pictures = gather(batches, *read)
+        """Fit mean and standard deviation of the embeddings."""
+        image, text = gather(batches, itemgetter("image_embedding"), itemgetter("text_embedding"))
         self.image_scaling.fit(image)
         self.text_scaling.fit(text)
-        if self.draft is not None:
-            self.draft.fit(self.image_scaling(image), *pictures)
 
     def fit_null_text(self, empty: Batch) -> None:
         """Takes CLIP's empty caption for none, unless that is learned."""
@@ -143,21 +133,12 @@ class DecoderStage(DiffusionStage):
         """The diffusion loss on `image`, with image embedding and caption dropped independently."""
         x0 = batch["image"]
         noise = torch.randn_like(x0)
-        t = self.diffusion.draw_timesteps(len(x0), x0.device)
+        t = self.diffusion.sample_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
-        output = self.network(x_t, t, **self._inputs(**self._dropped(self.condition(batch))))
+        output = self.network(x_t, t, **self._dropped(self.condition(batch)))
         losses = self.diffusion.loss(output, x0, noise, x_t, t)
         quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
         return {**mean_losses(losses), **quartiles}
-
-    def _inputs(self, **condition: Tensor) -> dict[str, Tensor]:
-        """What the network takes beside x_t and t."""
-        if self.draft is None:
-            return condition
-        return {"constant": self.draft(condition["image_embedding"], self.image_size), **condition}
-
-    def _prepare(self, **condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        return self.network.prepare(**self._inputs(**condition))
 
     def guided(
         self, condition: dict[str, Tensor], guidance_scale: float | None = None
@@ -172,10 +153,12 @@ class DecoderStage(DiffusionStage):
             text_scale = self.text_guidance_scale
         null, without_text = self.null(condition), self.without_caption(condition)
         branches = [(text_scale, condition), (scale - text_scale, without_text), (1 - scale, null)]
-        network = guided(self._prepare, branches, channels=CHANNELS, rescale=self.guidance_rescale)
+        network = guided(
+            self.network.prepare, branches, channels=CHANNELS, rescale=self.guidance_rescale
+        )
         if self.guidance_interval is None or scale == text_scale == 1:
             return network
-        return within(self.guidance_interval, network, self._prepare(**condition))
+        return within(self.guidance_interval, network, self.network.prepare(**condition))
 
     @torch.no_grad()
     def sample(

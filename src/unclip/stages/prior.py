@@ -102,7 +102,7 @@ class PriorStage(CaptionStage, DiffusionStage):
         """The output on noised embeddings, and their x0, noise, x_t and t, `B · noises` rows."""
         x0 = self.image_scaling(batch["image_embedding"]).repeat_interleave(self.noises, dim=0)
         noise = torch.randn_like(x0)
-        t = self.diffusion.draw_timesteps(len(x0), x0.device)
+        t = self.diffusion.sample_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
         prefix = self.network.prefix(**condition)
         output = self.network.suffix(

@@ -91,7 +91,7 @@ class UpsamplerStage(DiffusionStage):
         """The diffusion loss on `image`, given `low_res`."""
         x0 = batch["image"]
         noise = torch.randn_like(x0)
-        t = self.diffusion.draw_timesteps(len(x0), x0.device)
+        t = self.diffusion.sample_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
         enlarged = self.enlarge(**self.condition(batch))
         output = self._output(self.network(x_t, t, constant=enlarged), enlarged)

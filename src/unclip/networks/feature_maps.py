@@ -1,0 +1,100 @@
+"""Spatial feature maps of the conditioning embeddings, and learned positions, for a U-Net.
+
+A U-Net learns only slowly to turn a vector into a layout. A linear map from the embeddings to the
+feature maps of its low resolutions gives it the layout directly; low rank keeps the map small.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class FeatureMap(nn.Module):
+    """A low-rank linear map from embeddings to one feature map, plus a learned position map.
+
+    map[y, x, c] = Σ_r basis[y, x, r] · (W z)[r, c] + position[y, x, c]
+
+    Args:
+        embedding_dim: width of z.
+        channels: channels of the feature map.
+        side: height and width of the feature map.
+        rank: number of spatial basis functions.
+    """
+
+    def __init__(self, embedding_dim: int, *, channels: int, side: int, rank: int):
+        super().__init__()
+        self.rank, self.side = rank, side
+        self.coefficients = nn.Linear(embedding_dim, rank * channels)
+        self.basis = nn.Parameter(torch.empty(side**2, rank))
+        self.position_embedding = nn.Parameter(torch.zeros(side**2, channels))
+        # together a full linear map whose entries have a standard deviation of 0.02
+        nn.init.normal_(self.coefficients.weight, std=0.02)
+        nn.init.zeros_(self.coefficients.bias)
+        nn.init.normal_(self.basis, std=rank**-0.5)
+
+    def forward(
+        self, z: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch channels {self.side} {self.side}"]:
+        """Compute the feature map, in channels_last memory format."""
+        coefficients = self.coefficients(z).unflatten(1, (self.rank, -1))  # (B, R, C)
+        basis = self.basis.expand(len(z), -1, -1)
+        tokens = torch.baddbmm(self.position_embedding, basis, coefficients)  # (B, HW, C)
+        return tokens.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+
+
+class FeatureMaps(nn.Module):
+    """Feature maps of the image and text embeddings for some levels of a U-Net.
+
+    Args:
+        embedding_dim: D, width of either embedding.
+        channels: channels at the start of each level of the U-Net.
+        patch: factor between `image_size` and the side of level 0; each level halves the side.
+        levels: levels that receive a feature map.
+        rank: number of spatial basis functions per level.
+        image_size: height and width of the images, to which the maps tie the U-Net.
+
+    Raises:
+        ValueError: if a level does not exist or `image_size` does not fit the levels.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        *,
+        channels: Sequence[int],
+        patch: int,
+        levels: Sequence[int],
+        rank: int,
+        image_size: int,
+    ):
+        super().__init__()
+        if not set(levels) <= set(range(len(channels))):
+            raise ValueError(
+                f"feature_maps.levels is {list(levels)}; levels are 0 to {len(channels) - 1}"
+            )
+        stride = patch * 2 ** (len(channels) - 1)
+        if image_size % stride:
+            raise ValueError(
+                f"feature_maps.image_size is {image_size}; it must be a multiple of {stride}"
+            )
+        self.image_size, self.levels = image_size, tuple(levels)
+        self.maps = nn.ModuleList(
+            FeatureMap(
+                2 * embedding_dim,
+                channels=channels[level],
+                side=image_size // (patch * 2**level),
+                rank=rank,
+            )
+            for level in self.levels
+        )
+
+    def forward(
+        self,
+        image_embedding: Float[Tensor, "batch dim"],
+        text_embedding: Float[Tensor, "batch dim"],
+    ) -> dict[int, Tensor]:
+        """Compute the feature map of each level in `levels`."""
+        z = torch.cat([image_embedding, text_embedding], dim=1)
+        return {level: make(z) for level, make in zip(self.levels, self.maps, strict=True)}
