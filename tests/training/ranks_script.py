@@ -2,6 +2,7 @@
 
 import unclip  # isort: skip # noqa: F401
 
+import functools
 import json
 import os
 import signal
@@ -17,12 +18,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from unclip.networks.unet import ResBlock
+from unclip.training import muon
 from unclip.training.logs import CsvLogger
 from unclip.training.seeding import sample_generators
 from unclip.training.sharding import gathered
 from unclip.training.trainer import end_with_parent, quieten
 
 PICTURES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
+MUON = functools.partial(
+    muon.Muon,
+    **{"lr": 1e-2, "muon_lr": 1e-2, "momentum": 0.95, "betas": (0.9, 0.99)},
+    **{"weight_decay": 0.0, "muon_weight_decay": 0.1},
+)
 
 
 class Reproducible(TinyStage):
@@ -80,7 +87,7 @@ class Preview(Callback):
                 module.stage.loss(module.prepare(collate([Pictures(1)[0]])))
 
 
-def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None):
+def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, **changed):
     """Trains; the log and the weights tell how."""
     quieten()
     kit = Kit(folder)
@@ -92,7 +99,7 @@ def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None):
         "precision": stage.precision,
     }
     trainer = kit.trainer(STEPS, *callbacks, **settings, **parallel)
-    module = kit.module(stage=stage)
+    module = kit.module(stage=stage, **changed)
     trainer.fit(module, Shared(), ckpt_path=resume)
     averages = callbacks[0].state_dict()["weights"]
     with gathered(module.stage):
@@ -125,7 +132,7 @@ def fail(folder, kind):
     trainer.fit(kit.module(), Shared())
 
 
-def in_ranks(function, *arguments):
+def in_ranks(function, *arguments, **named):
     """How rank 0 ended, after how many seconds, and whether rank 1, its child, outlives it."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -143,7 +150,7 @@ def in_ranks(function, *arguments):
             os.write(writer, str(second).encode())
         code = 1
         try:
-            function(*arguments)
+            function(*arguments, **named)
             code = 0
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -157,11 +164,11 @@ def in_ranks(function, *arguments):
     return {"code": code, "seconds": seconds, "left": is_alive(int(os.read(reader, 32)))}
 
 
-def alone(function, *arguments):
+def alone(function, *arguments, **named):
     """How a process of its own has ended."""
     child = os.fork()
     if child == 0:
-        function(*arguments)
+        function(*arguments, **named)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -185,6 +192,13 @@ def main(folder):
     assert alone(curve, folder / "joined", 1, "auto", Sharded, previous) == 0
     for kind in ("raise", "hang", "kill"):
         ended[kind] = in_ranks(fail, folder / kind, kind)
+    muon.has_native_bf16 = lambda device: False  # whose rounding would hide that of the ranks
+    assert alone(curve, folder / "muon", 1, "auto", Sharded, optimizer=MUON) == 0
+    for strategy in ("ddp", "fsdp"):
+        place = folder / f"muon_{strategy}"
+        ended[place.name] = in_ranks(curve, place, 2, strategy, Sharded, optimizer=MUON)
+    place, start = folder / "muon_resumed", folder / "muon_fsdp" / "previous.ckpt"
+    ended[place.name] = in_ranks(curve, place, 2, "fsdp", Sharded, start, optimizer=MUON)
     (folder / "ended.json").write_text(json.dumps(ended))
 
 

@@ -17,7 +17,7 @@ def test_no_decay_for_what_scales_shifts_or_stands_for_a_symbol():
             self.frozen = nn.Parameter(torch.zeros(5, 5), requires_grad=False)
 
     net = Net()
-    decayed, plain = optim.parameter_groups(net)
+    decayed, plain = optim.parameter_groups(net)  # it has no blocks
     assert {id(p) for p in decayed["params"]} == {id(net.linear.weight)}
     assert plain["weight_decay"] == 0.0
     trainable = [p for p in net.parameters() if p.requires_grad]

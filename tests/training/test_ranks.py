@@ -83,6 +83,20 @@ def test_a_run_goes_on_with_shards_or_without(folder, ended):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_muon_on_two_ranks_is_that_of_one_process(folder, ended, strategy):
+    """Whether each rank has whole weights or shards of them."""
+    assert ended[f"muon_{strategy}"]["code"] == 0
+    alike(folder / "muon", folder / f"muon_{strategy}", rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_of_muon_goes_on_from_its_checkpoint_to_the_bit(folder, ended):
+    assert ended["muon_resumed"]["code"] == 0
+    assert learned(folder / "muon_resumed") == learned(folder / "muon_fsdp")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raise", "hang", "kill"])
 def test_a_dead_rank_ends_the_run_in_time_and_nothing_stays_behind(folder, ended, kind):
     assert ended[kind]["code"] == 1

@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from open_clip.model import CLIP
-from open_clip.transformer import text_global_pool
+from open_clip.modified_resnet import Bottleneck
+from open_clip.transformer import ResidualAttentionBlock, text_global_pool
 from torch import Tensor, nn
+
+BLOCKS = (ResidualAttentionBlock, Bottleneck)  # the residual blocks of its towers
 
 
 class TextOutput(NamedTuple):

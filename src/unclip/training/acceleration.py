@@ -13,6 +13,15 @@ BLOCKS = (ResBlock, AttentionBlock, Block)  # what networks are a sequence of
 COMPILED = (UNet, Block)  # of a transformer the block: all of its blocks share one compilation
 
 
+def has_native_bf16(device: str) -> bool:
+    """Tell whether a device type ("cpu", "cuda") computes in bfloat16 without emulating it."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
 def accelerate(
     stage: Stage, *, compile: bool = False, gradient_checkpointing: bool = False
 ) -> None:

@@ -8,24 +8,35 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
+from unclip.clip.model import BLOCKS as CLIP_BLOCKS
+from unclip.training.acceleration import BLOCKS
 from unclip.training.sharding import own
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
-    """The trainable parameters in two groups, the second without weight decay.
+    """Group the trainable parameters by their role.
 
-    No decay for what scales or shifts or stands for a symbol: norms, biases, single vectors,
-    embeddings and positions.
+    The first group has the matrices and convolutions outside of the networks' blocks: input, output
+    and conditioning layers. The second, without weight decay, has norms, biases, single vectors,
+    embeddings and positions. The third, marked "hidden", has the matrices and convolutions inside
+    of blocks.
     """
-    decayed, plain = [], []
+    blocks = [part for part in module.modules() if isinstance(part, (*BLOCKS, *CLIP_BLOCKS))]
+    inside = {part for block in blocks for part in block.modules()}
+    outer, plain, hidden = [], [], []
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
             vector = sum(size > 1 for size in parameter.shape) < 2
             symbol = isinstance(owner, nn.Embedding) or "embedding" in name or "token" in name
-            (plain if vector or symbol else decayed).append(parameter)
-    groups = [{"params": _unique(decayed)}, {"params": _unique(plain), "weight_decay": 0.0}]
+            matrices = hidden if owner in inside else outer
+            (plain if vector or symbol else matrices).append(parameter)
+    groups = [
+        {"params": _unique(outer)},
+        {"params": _unique(plain), "weight_decay": 0.0},
+        {"params": _unique(hidden), "hidden": True},
+    ]
     return [group for group in groups if group["params"]]
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from unclip.training.acceleration import has_native_bf16
 from unclip.training.checkpoint_io import AtomicCheckpointIO
 from unclip.training.sharding import ShardedStrategy
 
@@ -46,11 +47,8 @@ def resolve_precision(precision: str | int, accelerator: str) -> str | int:
         raise ValueError(f"precision {precision}: take bf16-mixed or 32-true")
     if precision != "auto":
         return precision
-    if accelerator != "cpu" and torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16-mixed" if native else "32-true"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if native else "32-true"
+    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return "bf16-mixed" if has_native_bf16(device) else "32-true"
 
 
 def quieten() -> None:
