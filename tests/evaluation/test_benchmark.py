@@ -21,6 +21,7 @@ from unclip.evaluation.benchmark import Benchmark
 from unclip.evaluation.emoji_probes import probes, sheet_prompts
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.gallery import varied
+from unclip.evaluation.measures import wilson
 from unclip.evaluation.parts import NEEDS, Given
 from unclip.evaluation.pictures import bicubic
 from unclip.evaluation.protocol import Protocol
@@ -290,8 +291,8 @@ def test_a_perfect_judge_is_always_right_and_a_blind_one_never():
     asked = {"probe": probe, "unasked": unasked}
     right = measures.judge_choices(PerfectClip(texts), images, texts, asked, among=6)
     assert right == {
-        "caption": {"share": 1.0, "error": 0.0, "among": 6, "n": 10},
-        "probe": {"share": 1.0, "error": 0.0, "among": 2, "n": 2},
+        "caption": {"share": 1.0, "error": 0.0, "interval": [*wilson(1, 10)], "among": 6, "n": 10},
+        "probe": {"share": 1.0, "error": 0.0, "interval": [*wilson(1, 2)], "among": 2, "n": 2},
     }
     shifted = measures.judge_choices(PerfectClip(texts), images.roll(1, 0), texts, {}, among=10)
     assert shifted["caption"]["share"] == 0

@@ -25,6 +25,7 @@ from unclip.evaluation.emoji_probes import concept_set
 from unclip.evaluation.geneval import TAGS, Composition, Wanted, fault, parse, write_compositions
 from unclip.evaluation.limits import Bench, Limit, Measured
 from unclip.evaluation.marking import marked_sheet
+from unclip.evaluation.measures import wilson
 from unclip.evaluation.protocol import Prompt
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.scores import Z95, Evidence, Metric, Score, around
@@ -229,14 +230,6 @@ def shares(
         if of_tasks:
             scores |= of_tasks | {f"mean{suffix}": _mean(list(of_tasks.values()))}
     return scores
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927), which holds also where it is 0 or 1."""
-    spread = Z95**2 / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * (share * (1 - share) / count + spread / (4 * count)) ** 0.5
-    return middle - half, middle + half
 
 
 def _share(right: Bool[Tensor, " count"], real: Bool[Tensor, " count"] | None) -> Score:

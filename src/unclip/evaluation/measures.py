@@ -16,6 +16,7 @@ from unclip.evaluation.frechet import bootstrap_error, fit_gaussian, frechet_dis
 from unclip.evaluation.judge import choose, distractors
 from unclip.evaluation.pictures import bicubic, psnr, ssim
 from unclip.evaluation.real import Real
+from unclip.evaluation.scores import Z95
 
 Numbers = dict[str, Any]
 
@@ -161,7 +162,21 @@ def judge_choices(
     own = torch.arange(len(captions))[:, None]
     rows = torch.cat([own, distractors(captions, count=among - 1, seed=seed)], dim=1)
     first = torch.zeros(len(captions), dtype=torch.int64)
-    shares = {"caption": _share(choose(image_embedding, text_embedding[rows], first), among)}
+    right = choose(image_embedding, text_embedding[rows], first)
+    return {"caption": {**share(right), "among": among}, **answers(judge, image_embedding, probes)}
+
+
+def answers(
+    clip: ClipEmbedder, image_embedding: Float[Tensor, "count dim"], probes: Mapping[str, Probe]
+) -> dict[str, Numbers]:
+    """Measure how often a CLIP is right on each probe that at least one image answers.
+
+    Args:
+        clip: embeds the choices.
+        image_embedding: the same CLIP's embeddings of the images.
+        probes: questions by name.
+    """
+    shares = {}
     for name, probe in probes.items():
         if not probe.rows:
             continue
@@ -170,10 +185,10 @@ def judge_choices(
         indices = torch.tensor([[place[text] for text in choices] for choices in probe.choices])
         right = choose(
             image_embedding[probe.rows],
-            embed_texts(judge, texts)[indices],
+            embed_texts(clip, texts)[indices],
             torch.tensor(probe.answers),
         )
-        shares[name] = _share(right, indices.shape[1])
+        shares[name] = {**share(right), "among": indices.shape[1]}
     return shares
 
 
@@ -196,8 +211,17 @@ def enlargement(
     }
 
 
-def _share(right: Bool[Tensor, " count"], among: int) -> Numbers:
-    """The share of right answers, with the standard error of a share."""
-    share = float(right.double().mean())
-    error = (share * (1 - share) / len(right)) ** 0.5
-    return {"share": share, "error": error, "among": among, "n": len(right)}
+def share(right: Bool[Tensor, " count"]) -> Numbers:
+    """Return the share of right answers with its standard error and 95% interval."""
+    value = float(right.double().mean())
+    error = (value * (1 - value) / len(right)) ** 0.5
+    interval = wilson(value, len(right))
+    return {"share": value, "error": error, "interval": list(interval), "n": len(right)}
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927), which holds also where it is 0 or 1."""
+    spread = Z95**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * (share * (1 - share) / count + spread / (4 * count)) ** 0.5
+    return middle - half, middle + half

@@ -1,0 +1,113 @@
+"""Counterfactual captions are those of the counterfactual scenes, in each of the five forms."""
+
+import pytest
+
+from unclip.data.emoji import concepts
+from unclip.data.emoji.captions import captions
+from unclip.data.emoji.scenes import scenes
+from unclip.evaluation.counterfactuals import (
+    exchange_colors,
+    exchange_places,
+    pair_probes,
+    replace_concept,
+)
+
+
+def pairs(name, split="train", count=1200):
+    return [
+        group
+        for index in range(count)
+        if (group := scenes(name, seed=0, split=split, index=index))[0].relation
+    ]
+
+
+def objects_of(scene):
+    return [
+        {"concept": item.concept.hexcode, "name": item.concept.name, "colour": item.colour}
+        for item in scene.items
+    ]
+
+
+def forms(scene):
+    """The five captions; the last, which is one of two, in the order of the first."""
+    texts = captions(scene, seed=0)
+    return texts[:4] + ([texts[4]] if "left of" in texts[4] or "above" in texts[4] else [])
+
+
+@pytest.mark.parametrize("name", ["S", "L"])
+def test_exchanged_places_are_the_captions_of_the_twin(name):
+    compared = 0
+    for scene, twin in pairs(name):
+        ours, theirs = forms(scene), forms(twin)
+        for mine, other in zip(ours, theirs, strict=False):
+            assert exchange_places(mine) == other
+            assert exchange_places(exchange_places(mine)) == mine
+            compared += 1
+    assert compared > 500
+
+
+def repainted(scene):
+    first, second = scene.items
+    items = (first._replace(colour=second.colour), second._replace(colour=first.colour))
+    return scene._replace(items=items)
+
+
+@pytest.mark.parametrize("name", ["S", "L"])
+def test_exchanged_colors_are_the_captions_of_the_repainted_scene(name):
+    colored = [g[0] for g in pairs(name) if g[0].kind == "coloured_pair"]
+    assert len(colored) > 30
+    for scene in colored:
+        texts, wanted = captions(scene, seed=0), captions(repainted(scene), seed=0)
+        for mine, other in zip(texts, wanted, strict=True):
+            assert exchange_colors(mine, objects_of(scene)) == other
+
+
+@pytest.mark.parametrize("name", ["S", "M"])
+def test_a_replaced_concept_is_the_caption_of_the_scene_with_it(name):
+    plain = [concept._replace(alias="") for concept in concepts(name)]
+    for scene, _ in pairs(name, count=400):
+        items = [item._replace(concept=item.concept._replace(alias="")) for item in scene.items]
+        for row in (0, 1):
+            for concept in plain[::7]:
+                new = list(items)
+                new[row] = items[row]._replace(concept=concept)
+                texts = captions(scene._replace(items=tuple(items)), seed=0)
+                wanted = captions(scene._replace(items=tuple(new)), seed=0)
+                for mine, other in zip(texts, wanted, strict=True):
+                    assert replace_concept(mine, objects_of(scene), row, concept.name) == other
+
+
+def test_the_article_follows_the_new_words():
+    objects = [
+        {"concept": "1F436", "name": "dog", "colour": "orange"},
+        {"concept": "1F34E", "name": "apple", "colour": None},
+    ]
+    caption = "an apple to the right of an orange puppy on an orange background"
+    assert replace_concept(caption, objects, 1, "unicorn").startswith("a unicorn to the right of")
+    assert " of an orange unicorn on an orange " in replace_concept(caption, objects, 0, "unicorn")
+    assert exchange_places(caption).startswith("an orange puppy to the right of an apple on an ")
+    objects[1]["colour"] = "red"
+    repainted = exchange_colors("an orange puppy above a red apple", objects)
+    assert repainted == "a red puppy above an orange apple"
+
+
+def test_a_caption_of_another_form_is_an_error():
+    with pytest.raises(ValueError, match="does not state a relation"):
+        exchange_places("two dogs on a red background")
+
+
+def test_probes_have_the_true_caption_first_and_every_other_concept_once():
+    shown = [s for g in pairs("S", count=300) for s in g] + list(
+        scenes("S", seed=0, split="train", index=1)
+    )
+    metadata = [{"relation": s.relation, "objects": objects_of(s)} for s in shown]
+    texts = [captions(s, seed=0)[0] for s in shown]
+    asked = pair_probes(texts, metadata, "S")
+    related = [row for row, scene in enumerate(shown) if scene.relation]
+    colored = [row for row in related if shown[row].kind == "coloured_pair"]
+    assert asked["pair_places"].rows == related and asked["pair_colors"].rows == colored
+    assert asked["pair_concept"].rows == [row for row in colored for _ in range(2)]
+    for probe, among in zip(asked.values(), (2, 2, 18), strict=True):
+        assert set(probe.answers) == {0}
+        for row, choices in zip(probe.rows, probe.choices, strict=True):
+            assert choices[0] == texts[row] and len(set(choices)) == len(choices) == among
