@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unclip.networks.feature_maps import FeatureMaps
-from unclip.networks.layers import TimestepMLP, as_float, attend, split_heads, zero_
+from unclip.networks.layers import GroupNorm, TimestepMLP, as_float, attend, split_heads, zero_
 
 
 class ResBlock(nn.Module):
@@ -45,10 +45,10 @@ class ResBlock(nn.Module):
         super().__init__()
         self.resample = resample
         self.scale_shift = scale_shift
-        self.norm_in = nn.GroupNorm(groups, channels)
+        self.norm_in = GroupNorm(groups, channels)
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.time = nn.Linear(embedding_width, out_channels * (2 if scale_shift else 1))
-        self.norm_out = nn.GroupNorm(groups, out_channels)
+        self.norm_out = GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = channels == out_channels
@@ -96,7 +96,7 @@ class AttentionBlock(nn.Module):
                 f"head_width must divide them, and {head_width} does not"
             )
         self.heads = channels // head_width
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = GroupNorm(groups, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.context_kv = None if context_width is None else nn.Linear(context_width, 2 * channels)
         self.out = zero_(nn.Linear(channels, channels))
@@ -293,7 +293,7 @@ class UNet(nn.Module):
             up.append(Level(level, attentions, None if i == 0 else block(width, width, "up")))
         self.up = nn.ModuleList(up)
 
-        self.norm_out = nn.GroupNorm(groups, width)
+        self.norm_out = GroupNorm(groups, width)
         self.conv_out = zero_(nn.Conv2d(width, out_channels * patch**2, 3, padding=1))
 
     def prepare(
