@@ -17,6 +17,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     plain.run_folder = ""
     config = OmegaConf.to_container(plain, resolve=True)
+    config["schedule"].pop("decay_steps", None)  # a decay starts when a run resumes
     return {key: value for key, value in config.items() if key not in FREE}
 
 

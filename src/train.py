@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from configuration import ConfigurationError, check_command_line, check_targets
 from runs import identity, register_run_folder
+from unclip.training.decay import Decay, keep_stable, resumed_decay
 from unclip.training.preparation import (
     ensure_data,
     ensure_upstream,
@@ -108,17 +109,24 @@ def train(config: dict[str, Any], settings: dict[str, Any]) -> float | None:
     if embedder is not None:
         check_sizes(embedder, config["clip"])
     folder = Path(config["run_folder"])
-    checkpoint = checkpoint_of(folder, config["resume"])
+    checkpoint, decay = resumed_decay(
+        checkpoint_of(folder, config["resume"]),
+        config["schedule"].get("decay_steps", 0),
+        anyway=config["resume_anyway"],
+    )
     module = build_module(config, embedder, fresh=checkpoint is None)
     stored = embedder is not None and config["stored_embeddings"]
     features = {"embeddings": embedder.fingerprint} if stored else {"load_image": True}
     data = build(config["data"])(**features)
     fingerprints = {"data_set": data.fingerprint(), "clip": embedder and embedder.fingerprint}
-    trainer = build_trainer(config, {"config": settings, **fingerprints}, checkpoint)
+    record = {"config": settings, **fingerprints, "decay": decay._asdict()}
+    trainer = build_trainer(config, record, checkpoint, decay)
     if stored:
         ensure_embeddings(embedder, data, trainer.strategy.root_device)
     if trainer.is_global_zero:
         OmegaConf.save(config, folder / "config.yaml")
+        if decay.start is not None:
+            keep_stable(checkpoint, decay, folder)
     trainer.fit(module, data, ckpt_path=checkpoint)
     measured = trainer.callback_metrics.get(config["objective"])
     objective = None if measured is None else float(measured)
@@ -169,13 +177,16 @@ def build_module(config: dict[str, Any], embedder: Any, *, fresh: bool) -> Any:
     )
 
 
-def build_trainer(config: dict[str, Any], record: dict[str, Any], checkpoint: Path | None) -> Any:
+def build_trainer(
+    config: dict[str, Any], record: dict[str, Any], checkpoint: Path | None, decay: Decay
+) -> Any:
     """The trainer, its loggers told of the run.
 
     Args:
         config: all of it.
         record: what the run is of, to which the number of ranks is added.
         checkpoint: where it goes on from.
+        decay: decay of the learning rate, at whose end the run ends.
 
     Raises:
         ResumeError: that is of another run.
@@ -183,7 +194,7 @@ def build_trainer(config: dict[str, Any], record: dict[str, Any], checkpoint: Pa
     from unclip.training.callbacks.record import RunRecord
     from unclip.training.provenance import code_version
 
-    trainer = build(config["trainer"])(
+    trainer = build(decay.trainer_settings(config["trainer"]))(
         callbacks=[build(callback) for callback in config["callbacks"].values()],
         loggers=[build(logger) for logger in config["logger"].values()],
     )

@@ -188,6 +188,35 @@ def test_the_same_command_goes_on_to_the_bit(place):
 
 
 @pytest.mark.slow
+def test_a_decay_starts_from_a_checkpoint_survives_a_kill_and_ends_the_run(place):
+    words = ("stage=clip", "bundle=decayed", "schedule=warmup_stable_decay")
+    words = (*words, "trainer.max_steps=100000", "trainer.log_every_n_steps=1")
+    words = (*words, "callbacks.checkpoint.every_steps=4", "optimizer.lr=1e-3")
+    process = start(place, *words)
+    while not (found := list(place.glob("runs/decayed/clip/*"))):
+        time.sleep(0.1)
+    (folder,) = found
+    end(process, signal.SIGKILL, folder / "last.ckpt", after=8)
+    began = step_of(folder / "last.ckpt")
+    decaying = (*words, "schedule.decay_steps=30", f"resume={folder}/last.ckpt")
+    *_, code = end(start(place, *decaying), signal.SIGKILL, folder / "last.ckpt", after=began)
+    assert code == -signal.SIGKILL
+    assert began < step_of(folder / "last.ckpt") < began + 30
+    result = run(place, *decaying)
+    assert result.returncode == 0, result.stderr
+    assert only(place, "runs/decayed/clip/*") == folder
+    assert step_of(folder / "stable.ckpt") == began
+    assert step_of(folder / "last.ckpt") == began + 30
+    assert read_metadata(place / "models" / "decayed" / "clip.safetensors").steps == began + 30
+    with open(folder / "logs" / "metrics.csv") as file:
+        logged = [row["train/learning_rate"] for row in csv.DictReader(file)]
+    rates = [float(rate) / 1e-3 for rate in logged if rate]
+    assert rates[5 : began + 1] == pytest.approx([1.0] * (began - 4))
+    decay = [1 - (step / 30) ** 0.5 for step in range(30)]
+    assert rates[began:] == pytest.approx(decay, abs=1e-6)
+
+
+@pytest.mark.slow
 def test_no_key_is_written_anywhere(place, trained):
     """Neither into logs and configurations nor into checkpoints and bundles."""
     files = [path for path in place.rglob("*") if path.is_file()]

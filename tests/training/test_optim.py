@@ -48,6 +48,19 @@ def test_constant_stays():
     assert [optim.constant(step, 9, warm_up_steps=4) for step in (0, 3, 8)] == [0.25, 1.0, 1.0]
 
 
+def test_a_decay_is_one_minus_the_root_of_its_progress_and_ends_with_the_run():
+    def factor(step, **settings):
+        return optim.warmup_stable_decay(step, 100, warm_up_steps=4, **settings)
+
+    assert [factor(step) for step in (0, 3, 50, 99, 100)] == [0.25, 1, 1, 1, 1]
+    decaying = [factor(step, decay_steps=16) for step in range(101)]
+    assert decaying[:85] == [0.25, 0.5, 0.75] + 82 * [1.0]
+    for step, expected in ((88, 1 / 2), (93, 1 / 4), (100, 0)):
+        assert decaying[step] == pytest.approx(expected)
+    assert decaying[99] == pytest.approx(1 - (15 / 16) ** 0.5)
+    assert factor(1000, decay_steps=16) == 0
+
+
 def test_gradient_norm_is_that_of_all_gradients_together():
     net = nn.Linear(3, 2)
     net(torch.randn(5, 3)).square().sum().backward()

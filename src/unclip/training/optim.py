@@ -84,6 +84,18 @@ def constant(step: int, max_steps: int, *, warm_up_steps: int = 0) -> float:
     return _warm_up(step, warm_up_steps)
 
 
+def warmup_stable_decay(
+    step: int, max_steps: int, *, warm_up_steps: int = 0, decay_steps: int = 0
+) -> float:
+    """Linear warm-up, then 1, then 1 - √progress over the last `decay_steps` steps.
+
+    This shape of the decay is the best of those that Hägele et al. 2024 compare.
+    """
+    progress = max(step - (max_steps - decay_steps), 0) / max(decay_steps, 1)
+    decay = 1 - math.sqrt(min(progress, 1.0)) if decay_steps > 0 else 1.0
+    return _warm_up(step, warm_up_steps) * decay
+
+
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """The 2-norm of all gradients together, a scalar; of shards, that of all ranks' shards."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+STABLE = "stable.ckpt"  # where a decay of the learning rate started
 FINISHED = "objective.json"  # in the folder of a run that has come to its end
 AUTO = "auto"
 
@@ -90,24 +91,14 @@ def check_same_run(
 
     Args:
         path: the checkpoint.
-        record: of the run, as `RunRecord` writes it into checkpoints.
+        record: of the run, as `RunRecord` writes it into checkpoints; its "decay" may change.
         max_steps: of the run.
         anyway: go on whatever has changed.
 
     Raises:
         ResumeError: code in the file, a finished run, or one of another configuration or data set.
     """
-    import pickle
-
-    import torch
-
-    try:
-        saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError:
-        raise ResumeError(
-            f"{path} holds more than tensors and plain values, and could run code: nothing of it "
-            "was loaded"
-        ) from None
+    saved = read_checkpoint(path)
     if saved["global_step"] >= max_steps:
         raise ResumeError(
             f"{path} is of a finished run, of {saved['global_step']} steps: resume=null starts "
@@ -117,7 +108,8 @@ def check_same_run(
         return
     if "run" not in saved:
         raise ResumeError(f"{path} does not say what run it is of: add resume_anyway=true")
-    changed = list(_differences(json.loads(saved["run"]), json.loads(json.dumps(record))))
+    before, now = json.loads(saved["run"]), json.loads(json.dumps(record))
+    changed = list(_differences(*({**run, "decay": None} for run in (before, now))))
     if changed:
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise ResumeError(
@@ -125,6 +117,25 @@ def check_same_run(
             "was started with (config.yaml beside it), or add resume_anyway=true to go on with "
             "these changes"
         )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint; tensors are read from the file when they are used.
+
+    Raises:
+        ResumeError: the file has code in it.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError:
+        raise ResumeError(
+            f"{path} holds more than tensors and plain values, and could run code: nothing of it "
+            "was loaded"
+        ) from None
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
@@ -179,6 +190,6 @@ def claimed(folder: Path, *, anew: bool = False) -> Iterator[None]:
         for path in folder.glob(f".{LAST}.*.tmp"):
             path.unlink()
         if anew:
-            for name in (LAST, PREVIOUS, FINISHED):
+            for name in (LAST, PREVIOUS, STABLE, FINISHED):
                 (folder / name).unlink(missing_ok=True)
         yield
