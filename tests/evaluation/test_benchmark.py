@@ -35,6 +35,8 @@ TINY = dict(
     pictures=10,
     held_out=8,
     prior_gap=6,
+    open_captions=2,
+    open_seeds=2,
     upsampled_256=2,
     upsampled_1024=1,
     recall_among=4,
@@ -56,7 +58,12 @@ def metadata_of(scene) -> dict:
         {"concept": item.concept.hexcode, "name": item.concept.name, "colour": item.colour}
         for item in scene.items
     ]
-    return {"captions": captions(scene, seed=0), "objects": objects, "kind": scene.kind}
+    return {
+        "captions": captions(scene, seed=0),
+        "objects": objects,
+        "kind": scene.kind,
+        "relation": scene.relation,
+    }
 
 
 def write_split(folder, split: str, size: int, count: int) -> None:
@@ -84,6 +91,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for split in ("val", "test_seen", "test_held_out"):
         write_split(folder, split, 64, 12)
+    write_split(folder, "train", 64, 150)  # every concept alone at least once
     write_split(folder, "test_seen", 256, 2)
     write_split(folder, "test_seen", 1024, 1)
     (folder / "dataset.json").write_text(json.dumps({"settings": {"set": "S"}}))
@@ -132,6 +140,18 @@ def test_every_number_of_the_demo_is_there(results, tmp_path):
             assert ("concept" in answers) == (split == "test_seen")
             expected = {"test_seen": TINY["pictures"], "test_held_out": TINY["held_out"]}
             assert answers["caption"]["n"] == expected[split] > answers["colour"]["n"]
+    for name in ("clip", "judge"):
+        choices = results["clip"][name]["choices"]
+        assert choices.keys() == {"val", "test_seen", "test_held_out"}
+        assert choices["test_held_out"].keys() >= {"pair_places", "pair_colors", "pair_concept"}
+        assert choices["test_held_out"]["pair_concept"]["among"] == 18
+    assert results["two_objects"]["val"].keys() == {"real"}
+    found = results["two_objects"]["test_held_out"]
+    assert found.keys() == {"generated", "true_embedding", "real"}
+    n = {found[source]["both"]["n"] for source in found}
+    assert n == {results["judge"]["test_held_out"]["real"]["pair_colors"]["n"]} and n != {0}
+    assert found["generated"].keys() == {"colors", "concepts", "both", "single"}
+    assert results["open_captions"].keys() == {"data", "diffusion"}
     for stage in ("upsampler_256", "upsampler_1024"):
         numbers = results[stage]
         assert numbers["psnr_gain"] == pytest.approx(numbers["psnr"] - numbers["psnr_bicubic"])
@@ -143,7 +163,9 @@ def test_every_number_of_the_demo_is_there(results, tmp_path):
     write_results(results, tmp_path / "results.json")
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["settings"]["upsampled_1024"] == 1
-    assert "judge" in summary(read)
+    text = summary(read)
+    for words in ("judge picks the", "colors in place", "different backgrounds", "of a pair"):
+        assert words in text
 
 
 def test_every_picture_is_written(results):
@@ -209,7 +231,7 @@ def test_what_follows_from_a_part_that_is_left_out_is_left_out(model, data, tmp_
 
     monkeypatch.setattr(parts, "EfficientNetLite0", missing)
     results = measured(model, data, tmp_path)
-    left_out = {"decoder", "prior_gap", "judge", "upsampler_256"}
+    left_out = {"decoder", "prior_gap", "two_objects", "judge", "upsampler_256"}
     assert results["left_out"] == dict.fromkeys(left_out, "pip install it")
     assert results["prior"] and "decoder" not in results
 

@@ -77,6 +77,19 @@ def test_the_summary_says_what_was_measured_and_what_not(results):
         assert words in text
 
 
+def test_a_share_is_printed_next_to_its_ceiling_and_marked_where_that_is_low(results):
+    weak = {"share": 0.25, "error": 0.1, "among": 18, "n": 20}
+    ceiling = {"caption": {**weak, "share": 1.0}, "pair_concept": {**weak, "share": 0.89}}
+    generated = {"caption": {**weak, "share": 0.5}, "pair_concept": weak}
+    results["judge"] = {"test_seen": {"generated": generated, "real": ceiling}}
+    lines = [line.split() for line in summary(results).splitlines()]
+    (caption,) = [line for line in lines if line[:2] == ["own", "caption"]]
+    assert caption[-5:] == ["0.500", "0.100", "1.000", "0.500", "20"]
+    (concept,) = [line for line in lines if line[:3] == ["a", "concept", "of"]]
+    assert concept[-10:-5] == ["0.250", "0.100", "0.890", "0.281", "20"]
+    assert " ".join(concept[-5:]) == "not measurable with this judge"
+
+
 def test_a_summary_of_an_empty_bundle_has_no_numbers_to_show():
     assert "evaluated in 1 s" in summary({"stages": {}, "seconds": {"total": 1.0}})
 

@@ -1,6 +1,7 @@
 """The probes find in renders the objects that the scenes state, and no others."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from unclip.evaluation.two_objects import (
     background_names,
     everywhere,
     main_colors,
-    measure,
+    measure_scenes,
     pairs,
 )
 
@@ -41,17 +42,17 @@ def values(found):
 
 
 def changed(real, change):
-    """The metadata of the pairs after `change(objects)`."""
-    about = copy.deepcopy([real.metadata[row] for row in pairs(real.metadata)])
-    for scene in about:
+    """The pairs, their metadata after `change(objects)`."""
+    shown = copy.deepcopy(real.take(pairs(real.metadata)))
+    for scene in shown.metadata:
         change(scene["objects"])
-    return real.images[pairs(real.metadata)], about
+    return shown
 
 
 def test_every_render_is_right(real, templates):
     assert 8 <= len(pairs(real.metadata)) < len(real)
     assert {scene["relation"] for scene in real.metadata} == {"left of", "above", None}
-    found = measure(real.images, real.metadata, templates)
+    found = measure_scenes(real, templates)
     assert values(found) == {"colors": 1, "concepts": 1, "both": 1, "single": 1}
     assert found["both"]["n"] == len(pairs(real.metadata)) == len(real) - found["single"]["n"]
 
@@ -59,11 +60,11 @@ def test_every_render_is_right(real, templates):
 def test_noise_does_not_hide_the_objects(real, templates):
     noise = torch.randn(real.images.shape, generator=torch.Generator().manual_seed(0))
     noisy = (real.images + 8 * noise).clamp(0, 255).to(torch.uint8)
-    assert set(values(measure(noisy, real.metadata, templates)).values()) == {1}
+    assert set(values(measure_scenes(replace(real, images=noisy), templates)).values()) == {1}
 
 
 def test_exchanged_objects_are_in_the_wrong_places(real, templates):
-    found = measure(*changed(real, list.reverse), templates)
+    found = measure_scenes(changed(real, list.reverse), templates)
     assert values(found) == {"colors": 0, "concepts": 0, "both": 0}
 
 
@@ -72,16 +73,16 @@ def test_a_wrong_color_is_seen(real, templates):
         taken = {item["colour"] for item in objects}
         objects[1]["colour"] = next(c for c in ("red", "green", "blue") if c not in taken)
 
-    found = measure(*changed(real, repaint), templates)
+    found = measure_scenes(changed(real, repaint), templates)
     assert values(found) == {"colors": 0, "concepts": 1, "both": 0}
 
 
 def test_a_wrong_concept_is_seen(real, templates):
-    def replace(objects):
+    def exchange(objects):
         codes = ("1F34E", "1F436", "1F431")
         objects[0]["concept"] = next(c for c in codes if c != objects[0]["concept"])
 
-    found = measure(*changed(real, replace), templates)
+    found = measure_scenes(changed(real, exchange), templates)
     assert values(found) == {"colors": 1, "concepts": 0, "both": 0}
 
 

@@ -25,6 +25,8 @@ class Benchmark:
         pictures: of the seen compositions, for the Fréchet distance and the judge: n on both sides.
         held_out: pictures of held-out compositions, for the judge.
         prior_gap: pictures of each other thing that a decoder can start from (section 5.1).
+        open_captions: captions that leave the background open, for the priors' spread.
+        open_seeds: samples of each of them.
         upsampled_256: true renders that the first upsampler is measured on.
         upsampled_1024: the second one's.
         recall_among: candidates of CLIP's retrieval recall.
@@ -39,6 +41,8 @@ class Benchmark:
     pictures: int = 500
     held_out: int = 128
     prior_gap: int = 66
+    open_captions: int = 30
+    open_seeds: int = 8
     upsampled_256: int = 48
     upsampled_1024: int = 8
     recall_among: int = 64

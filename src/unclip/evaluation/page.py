@@ -12,6 +12,7 @@ from PIL import Image
 
 from unclip.evaluation.evaluation import Outcome
 from unclip.evaluation.extremes import Chosen, extremes
+from unclip.evaluation.probe_tables import probe_tables
 from unclip.evaluation.published import PUBLISHED
 from unclip.evaluation.report import (
     ENLARGEMENT_HEAD,
@@ -154,6 +155,8 @@ def _stages(results: dict[str, Any]) -> str:
         parts += ["<h2>The prior's embeddings</h2>", html_table(rows, ["captions of", *names])]
     if enlarged := enlargement_rows(results):
         parts += ["<h2>The upsamplers</h2>", html_table(enlarged, ENLARGEMENT_HEAD)]
+    for probed in probe_tables(results):
+        parts += [f"<h2>{escape(probed.title)}</h2>", html_table(probed.rows, probed.head)]
     for name, why in results.get("left_out", {}).items():
         parts.append(f'<p class="missing">left out: <b>{escape(name)}</b>: {escape(why)}</p>')
     return "\n".join(parts)

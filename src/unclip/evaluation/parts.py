@@ -1,6 +1,7 @@
 """The parts of the offline benchmark, one method each, and what they share while they run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,14 +12,18 @@ from torch import Tensor, nn
 from unclip.bundle import read_metadata, stage_file
 from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder
+from unclip.data.emoji import concepts
 from unclip.evaluation import gallery, measures
+from unclip.evaluation.counterfactuals import pair_probes
 from unclip.evaluation.emoji_probes import concept_set, probes
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.networks import load_judge
+from unclip.evaluation.open_captions import choose_captions, measure_open
 from unclip.evaluation.pictures import bicubic
 from unclip.evaluation.prior_gap import measure_gap
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.sampling import Sampling
+from unclip.evaluation.two_objects import Templates, measure_scenes, pairs
 
 if TYPE_CHECKING:
     from unclip.evaluation.benchmark import Benchmark
@@ -29,12 +34,20 @@ NEEDS = {
     "prior": ("clip", "prior"),
     "decoder": ("clip", "prior", "decoder"),
     "prior_gap": ("clip", "prior", "decoder"),
+    "two_objects": ("clip", "prior", "decoder"),
+    "open_captions": ("clip", "prior", "decoder"),
     "judge": ("clip", "prior", "decoder", "judge"),
     "upsampler_256": ("upsampler_256",),
     "upsampler_1024": ("upsampler_1024",),
     "pictures": ("clip", "prior", "decoder"),
 }
-FOLLOWS = {"decoder": "prior", "prior_gap": "decoder", "judge": "decoder"}  # what it made of
+FOLLOWS = {  # whose results or images each part uses
+    "decoder": "prior",
+    "prior_gap": "decoder",
+    "two_objects": "decoder",
+    "judge": "decoder",
+}
+SINGLES = 100  # training images read for each concept
 
 
 class Given(NamedTuple):
@@ -91,6 +104,20 @@ class Parts:
         return {split: read_real(self.root, split, 64, count=n) for split, n in wanted.items()}
 
     @cached_property
+    def singles(self) -> Real:
+        """64 px training renders of one object, of emoji scenes only."""
+        if self.concept_set is None:
+            raise FileNotFoundError(f"{self.root} holds no emoji scenes")
+        count = SINGLES * len(concepts(self.concept_set))
+        real = read_real(self.root, "train", 64, count=count)
+        return real.take([k for k, scene in enumerate(real.metadata) if len(scene["objects"]) == 1])
+
+    @cached_property
+    def templates(self) -> Templates:
+        """Crops that name the concepts of objects."""
+        return Templates.cut(self.singles, self.concept_set)
+
+    @cached_property
     def judge_clip(self) -> ClipEmbedder:
         """The CLIP that no stage has seen."""
         return load_judge(self.cascade.folder, self.cascade.embedder)
@@ -113,12 +140,30 @@ class Parts:
         return described
 
     def clip(self) -> None:
-        """Retrieval recall of the model's CLIP and of the judge."""
-        among, real = self.benchmark.recall_among, self.real[VALIDATION]
-        recall = {"clip": measures.clip_recall(self.cascade.embedder, real, among=among)}
+        """Retrieval recall of the model's CLIP and of the judge, and their choices for renders."""
+        clips = {"clip": self.cascade.embedder}
         if self.file("judge").is_file():
-            recall["judge"] = measures.clip_recall(self.judge_clip, real, among=among)
-        self.results["clip"] = recall
+            clips["judge"] = self.judge_clip
+        among = self.benchmark.recall_among
+        self.results["clip"] = {
+            name: measures.clip_recall(clip, self.real[VALIDATION], among=among)
+            for name, clip in clips.items()
+        }
+        if self.concept_set:
+            for name, clip in clips.items():
+                self.results["clip"][name]["choices"] = {
+                    split: measures.answers(
+                        clip, measures.embed_images(clip, real.images), self._probes(real)
+                    )
+                    for split, real in self.real.items()
+                }
+
+    def _probes(self, real: Real) -> dict[str, measures.Probe]:
+        """Questions about single objects and pairs; none for data other than emoji scenes."""
+        if not self.concept_set:
+            return {}
+        of_pairs = pair_probes(real.captions, real.metadata, self.concept_set)
+        return {**probes(real.metadata, self.concept_set), **of_pairs}
 
     def prior(self) -> None:
         """Cosines of predicted to true image embeddings, on captions that training did not see."""
@@ -192,12 +237,45 @@ class Parts:
             resamples=self.benchmark.resamples,
         )
 
+    def two_objects(self) -> None:
+        """Scenes of two objects that show what they state, from the prior's and from true z_i."""
+        templates, found = self.templates, {}
+        for split, real in self.real.items():
+            shown = {"real": real}
+            if split in self._generated:
+                shown["generated"] = replace(real, images=self._generated[split])
+                if rows := pairs(real.metadata):
+                    shown["true_embedding"] = self._reconstructed(real.take(rows))
+            found[split] = {
+                source: measure_scenes(scenes, templates) for source, scenes in shown.items()
+            }
+        self.results["two_objects"] = found
+
+    def _reconstructed(self, real: Real) -> Real:
+        """The decoder's images of the true embeddings."""
+        z = measures.embed_images(self.cascade.embedder, real.images)
+        return replace(real, images=self.sampling.decode(z, real.captions))
+
+    def open_captions(self) -> None:
+        """Spread of each prior's samples for captions that leave the background open."""
+        singles, templates = self.singles, self.templates
+        linear = self.cascade.stage("prior").linear is not None
+        priors = {"diffusion": True, "linear": linear, "ar": self.file("prior_ar").is_file()}
+        self.results["open_captions"] = measure_open(
+            self.sampling,
+            [name for name, available in priors.items() if available],
+            choose_captions(self.concept_set, self.benchmark.open_captions, seed=self.seed),
+            singles,
+            templates,
+            seeds=self.benchmark.open_seeds,
+        )
+
     def judge(self) -> None:
         """What the judge picks for generated pictures, beside the same for real ones."""
         self.results["judge"] = {}
         for split, generated in self._generated.items():
             real = self.real[split]
-            asked = probes(real.metadata, self.concept_set) if self.concept_set else {}
+            asked = self._probes(real)
             self.results["judge"][split] = {
                 source: measures.judge_choices(
                     self.judge_clip,

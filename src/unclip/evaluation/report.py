@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from unclip.evaluation.probe_tables import probe_tables
+
 _PACKAGES = ("unclip", "torch", "torchmetrics", "open_clip_torch", "timm", "pillow")
 
 
@@ -178,7 +180,7 @@ def headline(stage: str, results: dict[str, Any]) -> str:
 
 
 def measure_tables(results: dict[str, Any]) -> list[str]:
-    """The Fréchet distances, and the judge's choices for generated pictures beside real ones."""
+    """The Fréchet distances, the upsamplers' numbers and the probes of emoji scenes."""
     tables = []
     if decoder := results.get("decoder"):
         found = decoder["fd_effnet_lite0"]
@@ -192,17 +194,8 @@ def measure_tables(results: dict[str, Any]) -> list[str]:
             tables.append(table(gap_rows(gap), head=GAP_HEAD))
     if enlarged := enlargement_rows(results):
         tables.append(table(enlarged, head=ENLARGEMENT_HEAD))
-    rows = []
-    for split, sources in results.get("judge", {}).items():
-        for name, ours in sources["generated"].items():
-            true = sources["real"][name]
-            rows.append([name, ours["among"], split, ours["share"], ours["error"], true["share"]])
-            rows[-1].append(ours["n"])
-    if rows:
-        order = list(dict.fromkeys(row[0] for row in rows))
-        rows.sort(key=lambda row: order.index(row[0]))
-        head = ["judge picks its", "among", "captions of", "generated", "±", "real", "n"]
-        tables.append(table(rows, head=head))
+    for probed in probe_tables(results):
+        tables.append(f"{probed.title}\n{table(probed.rows, head=probed.head)}")
     return tables
 
 

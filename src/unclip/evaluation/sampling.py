@@ -58,12 +58,15 @@ class Sampling:
         self.settings = settings
         self.cascade = cascade
 
-    def predict(self, captions: Sequence[str], *, first: int = 0) -> Float[Tensor, "batch dim"]:
-        """The prior's image embeddings of captions."""
+    def predict(
+        self, captions: Sequence[str], *, first: int = 0, prior: str = "diffusion"
+    ) -> Float[Tensor, "batch dim"]:
+        """Image embeddings of captions from a prior of `Cascade.prior`."""
         with self._bar() as progress:
             return self.cascade.prior(
                 captions,
                 seeds=self._seeds(captions, first),
+                prior=prior,
                 guidance_scale=self.settings.prior_guidance_scale,
                 steps=self.settings.steps,
                 batch_size=self.settings.batch_size,

@@ -139,15 +139,13 @@ def describe(images: Images, regions: Regions) -> Float[Tensor, "count features"
     return torch.cat(described)
 
 
-def measure(
-    images: Images, metadata: Sequence[Mapping[str, Any]], templates: Templates
-) -> dict[str, Numbers]:
+def measure_scenes(shown: Real, templates: Templates) -> dict[str, Numbers]:
     """Measure how many images show the objects that their metadata state.
 
     `colors`, `concepts` and `both` are shares of scenes with two recolored objects, `single` is the
     share of images of one object whose concept is right. A share without images is left out.
     """
-    shares = {}
+    images, metadata, shares = shown.images, shown.metadata, {}
     if rows := pairs(metadata):
         scenes = [metadata[row] for row in rows]
         regions = halves([scene["relation"] for scene in scenes], images.shape[-1]).flatten(0, 1)

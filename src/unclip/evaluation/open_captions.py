@@ -1,0 +1,147 @@
+"""Open captions: the spread of a prior's embeddings for captions that leave the background open.
+
+Such captions ("a cat", "a red heart") have many valid images. A linear map gives one embedding for
+each, so that only the decoder's noise can vary the images; a prior should sample the variety.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from unclip.data.emoji import BACKGROUNDS, COLOURS, Concept, concepts
+from unclip.data.emoji.captions import article
+from unclip.data.emoji.compositions import cells
+from unclip.evaluation.measures import Numbers, embed_images, share
+from unclip.evaluation.real import Real
+from unclip.evaluation.sampling import Sampling
+from unclip.evaluation.two_objects import (
+    Images,
+    Templates,
+    background_names,
+    everywhere,
+    main_colors,
+)
+
+
+class OpenCaption(NamedTuple):
+    """A single object with or without a stated color, on any background."""
+
+    concept: Concept
+    colour: str | None
+
+    @property
+    def text(self) -> str:
+        """The caption, such as "a red heart"."""
+        return article(f"{self.colour} {self.concept.name}" if self.colour else self.concept.name)
+
+    @property
+    def backgrounds(self) -> int:
+        """How many backgrounds the data has for it: all but the one of the object's color."""
+        return len(BACKGROUNDS.keys() - {self.colour or self.concept.colour})
+
+
+def choose_captions(name: str, count: int, *, seed: int = 0) -> list[OpenCaption]:
+    """Choose captions of set `name`: half of them in natural colors, half recolored and seen."""
+    draw = random.Random(f"{seed}/open captions/{name}")
+    natural = draw.sample(concepts(name), min(count - count // 2, len(concepts(name))))
+    recolored = draw.sample(cells(name, held_out=False), count - len(natural))
+    return [
+        *(OpenCaption(concept, None) for concept in natural),
+        *map(OpenCaption._make, recolored),
+    ]
+
+
+def measure_open(
+    sampling: Sampling,
+    priors: Sequence[str],
+    captions: Sequence[OpenCaption],
+    singles: Real,
+    templates: Templates,
+    *,
+    seeds: int,
+) -> dict[str, Numbers]:
+    """Measure each prior's spread over `seeds` samples of each caption, and the data's.
+
+    `embedding_spread` is the mean cosine distance between two embeddings of one caption,
+    `backgrounds` the mean number of different backgrounds among its images, and `right` the share
+    of images whose concept and stated color the network-free probes find. The data's backgrounds
+    are the expectation of as many uniform draws.
+
+    Args:
+        sampling: the bundle.
+        priors: names of `Cascade.prior`.
+        captions: from `choose_captions`.
+        singles: real images of one object.
+        templates: names the concepts.
+        seeds: samples of each caption.
+    """
+    texts = [caption.text for caption in captions for _ in range(seeds)]
+    repeated = [caption for caption in captions for _ in range(seeds)]
+    found = {"data": _data(sampling, captions, singles, templates, seeds=seeds)}
+    for prior in priors:
+        z = sampling.predict(texts, prior=prior)
+        images = sampling.decode(z, texts)
+        names = background_names(images)
+        groups = [names[start : start + seeds] for start in range(0, len(names), seeds)]
+        found[prior] = {
+            "embedding_spread": _mean([_spread(rows) for rows in z.split(seeds)]),
+            "backgrounds": _mean([len(set(group)) for group in groups]),
+            "right": share(_right(images, repeated, templates)),
+            "captions": len(captions),
+            "seeds": seeds,
+        }
+    return found
+
+
+def _data(
+    sampling: Sampling,
+    captions: Sequence[OpenCaption],
+    singles: Real,
+    templates: Templates,
+    *,
+    seeds: int,
+) -> Numbers:
+    """Measure the same of real images, at most `seeds` of each caption."""
+    rows: dict[tuple[str, str | None], list[int]] = {}
+    for row, scene in enumerate(singles.metadata):
+        (item,) = scene["objects"]
+        rows.setdefault((item["concept"], item["colour"]), []).append(row)
+    groups = [rows.get((one.concept.hexcode, one.colour), [])[:seeds] for one in captions]
+    images = singles.images[[row for group in groups for row in group]]
+    shown = [one for one, group in zip(captions, groups, strict=True) for _ in group]
+    parts = embed_images(sampling.cascade.embedder, images).split([len(group) for group in groups])
+    drawn = [one.backgrounds * (1 - (1 - 1 / one.backgrounds) ** seeds) for one in captions]
+    return {
+        "embedding_spread": _mean([_spread(part) for part in parts if len(part) > 1]),
+        "backgrounds": _mean(drawn),
+        "right": share(_right(images, shown, templates)),
+        "captions": len(captions),
+        "seeds": seeds,
+    }
+
+
+def _spread(z: Float[Tensor, "count dim"]) -> float:
+    """Return the mean cosine distance over all pairs of different rows."""
+    z, count = F.normalize(z.double(), dim=1), len(z)
+    return float((count**2 - z.sum(dim=0).square().sum()) / max(count * (count - 1), 1))
+
+
+def _right(images: Images, captions: Sequence[OpenCaption], templates: Templates) -> Tensor:
+    """Return whether each image shows its caption's concept in the stated color."""
+    named = templates.name(images, everywhere(images))
+    colors = [None if k < 0 else list(COLOURS)[k] for k in main_colors(images, everywhere(images))]
+    return torch.tensor(
+        [
+            code == caption.concept.hexcode and caption.colour in (None, color)
+            for caption, code, color in zip(captions, named, colors, strict=True)
+        ]
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

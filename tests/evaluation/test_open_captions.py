@@ -1,0 +1,86 @@
+"""The spread of open captions is known for samplers whose images are known."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("resvg_py")
+
+from emoji_renders import drawn, rendered
+
+from unclip.data.emoji import BACKGROUNDS
+from unclip.data.emoji.compositions import is_cell_held_out
+from unclip.data.emoji.scenes import Item, Scene
+from unclip.evaluation.open_captions import choose_captions, measure_open
+from unclip.evaluation.two_objects import Templates
+
+SEEDS = 3
+
+
+class KnownSampling:
+    """A prior whose embeddings of a caption are orthogonal, next to one that has only one."""
+
+    def __init__(self, captions, broken=()):
+        self.cascade = SimpleNamespace(embedder=SimpleNamespace(image=self.embed))
+        self.objects = {caption.text: caption for caption in captions}
+        self.broken = broken
+
+    def embed(self, images):
+        return torch.ones(len(images), SEEDS)
+
+    def predict(self, texts, *, prior):
+        sampled = torch.eye(SEEDS).repeat(len(texts) // SEEDS, 1)
+        return sampled if prior == "diffusion" else torch.ones_like(sampled)
+
+    def decode(self, z, texts):
+        scenes = []
+        for row, text in zip(z, texts, strict=True):
+            one = self.objects[text]
+            concept = self.objects[self.broken[0]].concept if text in self.broken else one.concept
+            item = Item(concept, one.colour, 36, 36, 55, 0)
+            free = [name for name in BACKGROUNDS if name not in (one.colour, one.concept.colour)]
+            background = free[int(row.argmax())]
+            scenes.append(Scene("", 0, "single", (item,), None, background, False))
+        return rendered(scenes).images
+
+
+@pytest.fixture(scope="module")
+def singles():
+    return rendered([scene for scene in drawn("train", 260) if len(scene.items) == 1])
+
+
+def test_captions_are_open_and_seen():
+    captions = choose_captions("S", 30)
+    assert len({caption.text for caption in captions}) == 30
+    assert [caption.colour is None for caption in captions] == [True] * 15 + [False] * 15
+    assert not any(is_cell_held_out(one.concept, one.colour) for one in captions)
+    assert all(len(one.text.split()) <= 3 and "background" not in one.text for one in captions)
+    assert {one.backgrounds for one in captions} <= {7, 8}
+
+
+def test_the_spread_is_the_samplers(singles):
+    captions = choose_captions("S", 6)
+    sampling, templates = KnownSampling(captions), Templates.cut(singles, "S")
+    found = measure_open(
+        sampling, ["diffusion", "linear"], captions, singles, templates, seeds=SEEDS
+    )
+    assert found.keys() == {"data", "diffusion", "linear"}
+    sampled, constant, data = (found[name] for name in ("diffusion", "linear", "data"))
+    assert (sampled["embedding_spread"], sampled["backgrounds"]) == (1, SEEDS)
+    assert (constant["embedding_spread"], constant["backgrounds"]) == pytest.approx((0, 1))
+    assert data["embedding_spread"] == pytest.approx(0)
+    draws = [{a, b, c} for a in range(7) for b in range(7) for c in range(7)]
+    expected = {7: sum(map(len, draws)) / len(draws), 8: 8 * (1 - (7 / 8) ** 3)}
+    mean = sum(expected[one.backgrounds] for one in captions) / len(captions)
+    assert data["backgrounds"] == pytest.approx(mean)
+    assert all(one["right"]["share"] == 1 for one in found.values())
+
+
+def test_another_object_is_not_right(singles):
+    captions = choose_captions("S", 6)
+    broken = [one.text for one in captions if one.concept != captions[0].concept][:2]
+    broken = KnownSampling(captions, broken=(captions[0].text, *broken))
+    templates = Templates.cut(singles, "S")
+    found = measure_open(broken, ["linear"], captions, singles, templates, seeds=SEEDS)
+    assert found["linear"]["right"] == found["linear"]["right"] | {"share": 4 / 6, "n": 18}
