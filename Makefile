@@ -4,6 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 QUICK ?=
 HOURS ?= 2
+CPU_SECONDS ?= 1600
 COCO_ROOT ?= data/coco
 MODEL ?= models/emoji
 SCALE := $(if $(QUICK),quick,emoji)
@@ -12,7 +13,7 @@ STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 FIGURES := $(basename $(notdir $(wildcard conf/figure/*.yaml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint doctor format test data-emoji data-coco eval-coco demo train-emoji bench paper clean
+.PHONY: help setup lint doctor format test data-emoji data-coco eval-coco demo train-emoji bench race paper clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +64,9 @@ train-emoji: setup ## Train every stage on set M, 64 concepts, for HOURS hours o
 
 bench: setup ## Time training and sampling beside diffusers, GLIDE and DALLE2-pytorch: ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
+
+race: setup ## Race DALLE2-pytorch's decoder: CPU_SECONDS of training each, with MODEL's CLIP and prior
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/race.py --model $(MODEL) --seconds $(CPU_SECONDS) scale=$(SCALE)
 
 paper: setup ## Draw the paper's figures and tables with MODEL, and a page of them
 	for figure in $(FIGURES); do \
