@@ -28,7 +28,7 @@ KIND_WEIGHTS = {
 
 
 class Jitter(NamedTuple):
-    """How much two scenes of the same content differ: the demo's set S only a little."""
+    """How much two scenes of the same content differ: set S's only a little."""
 
     smallest: float  # scale; the largest is 1
     shift: float  # of a single object's centre, either way
