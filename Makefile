@@ -63,8 +63,9 @@ train: setup ## Train and evaluate every stage that models/ lacks: set S, or SET
 bench: setup ## Time training and sampling beside diffusers, GLIDE and DALLE2-pytorch: ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
 
-race: setup ## Race DALLE2-pytorch's decoder: CPU_SECONDS of training each, with MODEL's CLIP and prior
-	OMP_NUM_THREADS=1 $(RUN) benchmarks/race.py --model $(MODEL) --seconds $(CPU_SECONDS) scale=$(SCALE)
+race: setup ## Race DALLE2-pytorch's decoder, CPU_SECONDS each, with MODEL's CLIP and prior
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/race.py --model $(MODEL) \
+		--seconds $(CPU_SECONDS) scale=$(SCALE)
 
 paper: setup ## Draw the paper's figures and tables with MODEL, and a page of them
 	for figure in $(FIGURES); do \
