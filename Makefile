@@ -3,16 +3,20 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 RUN := $(BIN)/python
 QUICK ?=
+SET ?= S
 HOURS ?= 2
+CPU_SECONDS ?= 1600
 COCO_ROOT ?= data/coco
-MODEL ?= models/emoji
-SCALE := $(if $(QUICK),quick,emoji)
+SCALE := $(if $(QUICK),quick,$(if $(filter M,$(SET)),emoji_m,emoji))
+DATA := $(if $(QUICK),emoji_quick,$(SCALE))
 METRICS := $(if $(QUICK),quick,offline)
+EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.effort=$(HOURS))
+MODEL ?= models/$(SCALE)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 FIGURES := $(basename $(notdir $(wildcard conf/figure/*.yaml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint doctor format test data-emoji data-coco eval-coco demo train-emoji bench paper clean
+.PHONY: help setup lint doctor format test data-emoji data-coco eval-coco train bench race paper clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,19 +54,18 @@ eval-coco: setup ## Evaluate MODEL on COCO_ROOT as papers do: 30,000 captions, 2
 	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco metrics=full \
 		out=$(MODEL)/coco
 
-demo: setup ## Train every stage on emoji scenes and draw: half an hour on two cores; QUICK=1: minutes
-	for stage in $(STAGES); do \
-		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train || exit 1; done
-	$(RUN) src/evaluate.py model=models/$(SCALE) data=emoji$(if $(QUICK),_quick) metrics=$(METRICS)
-
-train-emoji: setup ## Train every stage on set M, 64 concepts, for HOURS hours on two cores
-	for stage in $(STAGES); do \
-		$(RUN) src/train.py stage=$$stage scale=emoji_m upstream=train trainer.effort=$(HOURS) \
-		|| exit 1; done
-	$(RUN) src/evaluate.py model=models/emoji_m data=emoji_m
+train: setup ## Train and evaluate every stage that models/ lacks: set S, or SET=M HOURS=2; QUICK=1
+	$(if $(filter-out S M,$(SET)),$(error SET is $(SET): it can be S or M))
+	for stage in $(STAGES); do test -f models/$(SCALE)/$$stage.safetensors || \
+		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train $(EFFORT) || exit 1; done
+	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) metrics=$(METRICS)
 
 bench: setup ## Time training and sampling beside diffusers, GLIDE and DALLE2-pytorch: ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
+
+race: setup ## Race DALLE2-pytorch's decoder, CPU_SECONDS each, with MODEL's CLIP and prior
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/race.py --model $(MODEL) \
+		--seconds $(CPU_SECONDS) scale=$(SCALE)
 
 paper: setup ## Draw the paper's figures and tables with MODEL, and a page of them
 	for figure in $(FIGURES); do \

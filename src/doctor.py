@@ -163,7 +163,7 @@ def look_at_bundles(folder: Path, only: str | None = None) -> Iterator[Finding]:
     """Bundles: which stages are there, do they load, are they of one CLIP, do sizes chain."""
     bundles = sorted({path.parent for path in folder.glob(f"{only or '*'}/*.safetensors")})
     if not bundles:
-        yield Finding("note", f"no bundle in {folder}", "make demo, or src/train.py")
+        yield Finding("note", f"no bundle in {folder}", "make train, or src/train.py")
     for bundle in bundles:
         yield from _look_at_bundle(bundle)
 

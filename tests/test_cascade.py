@@ -311,7 +311,7 @@ class TestMistakes:
 
     def test_no_such_bundle(self, tmp_path):
         with pytest.raises(
-            FileNotFoundError, match="holds no stage: make a bundle with `make demo`"
+            FileNotFoundError, match="holds no stage: make a bundle with `make train`"
         ):
             Cascade.load(tmp_path / "nothing")
 

