@@ -90,7 +90,7 @@ _RECIPES = {
                 "text_states": TEXT_WIDTH,
                 "context_width": 8,
             },
-            "feature_maps": {"levels": [0], "rank": 2, "image_size": 64},
+            "feature_maps": {"levels": [0], "hidden": 8, "rank": 2, "image_size": 64},
         },
         "diffusion": {
             **_DIFFUSION,

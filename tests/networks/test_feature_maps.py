@@ -46,7 +46,9 @@ def test_maps_start_small_without_positions():
 
 
 def test_each_level_has_a_map_of_its_own_size():
-    maps = FeatureMaps(D, channels=[4, 8, 16], patch=2, levels=[0, 2], rank=2, image_size=32)
+    maps = FeatureMaps(
+        D, channels=[4, 8, 16], patch=2, levels=[0, 2], hidden=8, rank=2, image_size=32
+    )
     made = maps(torch.randn(3, D), torch.randn(3, D))
     assert {level: tuple(m.shape) for level, m in made.items()} == {
         0: (3, 4, 16, 16),

@@ -141,7 +141,7 @@ def test_a_prepared_network_reads_its_condition_once():
 
 @pytest.mark.parametrize("levels", [[0], [1], [0, 1]])
 def test_feature_maps_get_gradients_and_prepare_as_a_whole_pass_does(levels):
-    maps = dict(levels=levels, rank=3, image_size=8)
+    maps = dict(levels=levels, hidden=8, rank=3, image_size=8)
     net = randomised(
         UNet(**TINY, conditioning=CONDITIONING, attention_levels=[0, 1], feature_maps=maps)
     )
@@ -155,7 +155,7 @@ def test_feature_maps_get_gradients_and_prepare_as_a_whole_pass_does(levels):
 
 def test_a_feature_map_is_added_to_the_input_of_its_level():
     """Adding the maps by hand to the plain U-Net with the same weights gives the same output."""
-    maps = dict(levels=[1], rank=3, image_size=8)
+    maps = dict(levels=[1], hidden=8, rank=3, image_size=8)
     net = randomised(UNet(**TINY, conditioning=CONDITIONING, feature_maps=maps))
     plain = UNet(**TINY, conditioning=CONDITIONING).eval()
     rest = {k: v for k, v in net.state_dict().items() if not k.startswith("feature_maps")}
@@ -172,7 +172,7 @@ def test_a_feature_map_is_added_to_the_input_of_its_level():
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_network_with_feature_maps_takes_bfloat16(autocast):
-    maps = dict(levels=[0, 1], rank=3, image_size=8)
+    maps = dict(levels=[0, 1], hidden=8, rank=3, image_size=8)
     net = randomised(UNet(**TINY, conditioning=CONDITIONING, feature_maps=maps))
     given, x, t = condition(), torch.randn(2, 3, 8, 8), torch.tensor([3, 700])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -185,16 +185,16 @@ def test_a_network_with_feature_maps_takes_bfloat16(autocast):
 
 def test_feature_maps_that_do_not_fit_say_so():
     options = dict(**TINY, patch=2, conditioning=CONDITIONING)
-    net = UNet(**options, feature_maps=dict(levels=[1], rank=3, image_size=8))
+    net = UNet(**options, feature_maps=dict(levels=[1], hidden=8, rank=3, image_size=8))
     for height, width in ((16, 16), (8, 12)):
         with pytest.raises(ValueError, match="feature maps are for 8×8"):
             net(torch.randn(2, 3, height, width), torch.tensor([0, 1]), **condition())
     with pytest.raises(ValueError, match="levels are 0 to 1"):
-        UNet(**options, feature_maps=dict(levels=[2], rank=3, image_size=8))
+        UNet(**options, feature_maps=dict(levels=[2], hidden=8, rank=3, image_size=8))
     with pytest.raises(ValueError, match="multiple of 4"):
-        UNet(**options, feature_maps=dict(levels=[1], rank=3, image_size=6))
+        UNet(**options, feature_maps=dict(levels=[1], hidden=8, rank=3, image_size=6))
     with pytest.raises(ValueError, match="set conditioning"):
-        UNet(**TINY, feature_maps=dict(levels=[1], rank=3, image_size=8))
+        UNet(**TINY, feature_maps=dict(levels=[1], hidden=8, rank=3, image_size=8))
 
 
 def test_a_head_width_that_does_not_divide_the_channels_says_so():

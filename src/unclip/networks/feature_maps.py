@@ -1,7 +1,9 @@
 """Spatial feature maps of the conditioning embeddings, and learned positions, for a U-Net.
 
-A U-Net learns only slowly to turn a vector into a layout. A linear map from the embeddings to the
-feature maps of its low resolutions gives it the layout directly; low rank keeps the map small.
+A U-Net learns only slowly to turn a vector into a layout. A small MLP from the embeddings to the
+feature maps of its low resolutions gives it the layout directly; low rank keeps the maps small. The
+hidden layer matters: in CLIP's embedding of two objects, which color and concept stands where is
+largely not linear.
 """
 
 from collections.abc import Sequence
@@ -12,21 +14,21 @@ from torch import Tensor, nn
 
 
 class FeatureMap(nn.Module):
-    """A low-rank linear map from embeddings to one feature map, plus a learned position map.
+    """A low-rank linear map from a vector to one feature map, plus a learned position map.
 
-    map[y, x, c] = Σ_r basis[y, x, r] · (W z)[r, c] + position[y, x, c]
+    map[y, x, c] = Σ_r basis[y, x, r] · (W h)[r, c] + position[y, x, c]
 
     Args:
-        embedding_dim: width of z.
+        width: width of h.
         channels: channels of the feature map.
         side: height and width of the feature map.
         rank: number of spatial basis functions.
     """
 
-    def __init__(self, embedding_dim: int, *, channels: int, side: int, rank: int):
+    def __init__(self, width: int, *, channels: int, side: int, rank: int):
         super().__init__()
         self.rank, self.side = rank, side
-        self.coefficients = nn.Linear(embedding_dim, rank * channels)
+        self.coefficients = nn.Linear(width, rank * channels)
         self.basis = nn.Parameter(torch.empty(side**2, rank))
         self.position_embedding = nn.Parameter(torch.zeros(side**2, channels))
         # together a full linear map whose entries have a standard deviation of 0.02
@@ -35,11 +37,11 @@ class FeatureMap(nn.Module):
         nn.init.normal_(self.basis, std=rank**-0.5)
 
     def forward(
-        self, z: Float[Tensor, "batch dim"]
+        self, h: Float[Tensor, "batch width"]
     ) -> Float[Tensor, "batch channels {self.side} {self.side}"]:
         """Compute the feature map, in channels_last memory format."""
-        coefficients = self.coefficients(z).unflatten(1, (self.rank, -1))  # (B, R, C)
-        basis = self.basis.expand(len(z), -1, -1)
+        coefficients = self.coefficients(h).unflatten(1, (self.rank, -1))  # (B, R, C)
+        basis = self.basis.expand(len(h), -1, -1)
         tokens = torch.baddbmm(self.position_embedding, basis, coefficients)  # (B, HW, C)
         return tokens.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
 
@@ -52,6 +54,7 @@ class FeatureMaps(nn.Module):
         channels: channels at the start of each level of the U-Net.
         patch: factor between `image_size` and the side of level 0; each level halves the side.
         levels: levels that receive a feature map.
+        hidden: width of the hidden layer between the embeddings and all maps.
         rank: number of spatial basis functions per level.
         image_size: height and width of the images, to which the maps tie the U-Net.
 
@@ -66,6 +69,7 @@ class FeatureMaps(nn.Module):
         channels: Sequence[int],
         patch: int,
         levels: Sequence[int],
+        hidden: int,
         rank: int,
         image_size: int,
     ):
@@ -80,9 +84,10 @@ class FeatureMaps(nn.Module):
                 f"feature_maps.image_size is {image_size}; it must be a multiple of {stride}"
             )
         self.image_size, self.levels = image_size, tuple(levels)
+        self.hidden = nn.Sequential(nn.Linear(2 * embedding_dim, hidden), nn.SiLU())
         self.maps = nn.ModuleList(
             FeatureMap(
-                2 * embedding_dim,
+                hidden,
                 channels=channels[level],
                 side=image_size // (patch * 2**level),
                 rank=rank,
@@ -96,5 +101,5 @@ class FeatureMaps(nn.Module):
         text_embedding: Float[Tensor, "batch dim"],
     ) -> dict[int, Tensor]:
         """Compute the feature map of each level in `levels`."""
-        z = torch.cat([image_embedding, text_embedding], dim=1)
-        return {level: make(z) for level, make in zip(self.levels, self.maps, strict=True)}
+        h = self.hidden(torch.cat([image_embedding, text_embedding], dim=1))
+        return {level: make(h) for level, make in zip(self.levels, self.maps, strict=True)}

@@ -194,9 +194,9 @@ class UNet(nn.Module):
         head_width: channels of an attention head.
         conditioning: sizes of image embedding and text, as `Conditioning` takes them; None for a
             network that sees images alone.
-        feature_maps: `levels`, `rank` and `image_size` of the `FeatureMaps` that are added to the
-            input of their levels on the way down, which needs `conditioning`; None for a network
-            that takes any image size.
+        feature_maps: `levels`, `hidden`, `rank` and `image_size` of the `FeatureMaps` that are
+            added to the input of their levels on the way down, which needs `conditioning`; None for
+            a network that takes any image size.
         in_channels: of the input, 3, or 6 with a low-resolution image as its constant half.
         out_channels: 3, or 6 with a learned variance.
         patch: side of the pixel-unshuffle front end; 1 is the paper's network. With a larger one
