@@ -51,16 +51,18 @@ def _judge(results: dict[str, Any]) -> Table:
 
 
 def _clips(results: dict[str, Any]) -> Table:
-    """The choices of CLIP and judge for real images."""
-    rows = [
-        [clip, _PROBES[name], share["among"], split, share["share"], share["error"], share["n"]]
-        for clip, measured in results.get("clip", {}).items()
-        for name in _PROBES
-        for split, shares in measured.get("choices", {}).items()
-        if (share := shares.get(name))
-    ]
-    head = ["on real images", "picks the", "among", "captions of", "right", "±", "n"]
-    return Table("CLIP's and the judge's choices for real images", head, rows)
+    """The choices of CLIP and judge for real images; a split takes two columns."""
+    measured = {k: one["choices"] for k, one in results.get("clip", {}).items() if "choices" in one}
+    splits = list(dict.fromkeys(split for choices in measured.values() for split in choices))
+    rows = []
+    for clip, choices in measured.items():
+        for name, words in _PROBES.items():
+            shares = [choices[split].get(name, {}) for split in splits]
+            if among := {share["among"] for share in shares if share}:
+                numbers = [share.get(key) for share in shares for key in ("share", "n")]
+                rows.append([clip, words, *among, *numbers])
+    head = ["real images", "picks the", "among", *(word for one in splits for word in (one, "n"))]
+    return Table("Choices of CLIP and judge for real images", head, rows)
 
 
 def _scenes(results: dict[str, Any]) -> Table:
