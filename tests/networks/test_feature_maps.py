@@ -58,3 +58,12 @@ def test_each_level_has_a_map_of_its_own_size():
         z = a * torch.ones(1, D), b * torch.ones(1, D)
         nothing = maps(torch.zeros(1, D), torch.zeros(1, D))
         assert all(not torch.allclose(m, nothing[level]) for level, m in maps(*z).items())
+
+
+def test_the_maps_are_not_linear_in_the_embeddings():
+    maps = FeatureMaps(D, channels=[4, 8], patch=2, levels=[1], hidden=8, rank=2, image_size=32)
+    a, b, zero = torch.randn(1, D), torch.randn(1, D), torch.zeros(1, D)
+    both, first, second, nothing = (
+        maps(*z)[1] for z in ((a, b), (a, zero), (zero, b), (zero, zero))
+    )
+    assert not torch.allclose(both + nothing, first + second, atol=1e-4)

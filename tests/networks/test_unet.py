@@ -162,8 +162,7 @@ def test_a_feature_map_is_added_to_the_input_of_its_level():
     plain.load_state_dict(rest)
     given, x, t = condition(), torch.randn(2, 3, 8, 8), torch.tensor([3, 700])
     assert not torch.allclose(net(x, t, **given), plain(x, t, **given))
-    feature_map = net.feature_maps.maps[0]
-    expected = feature_map(torch.cat([given["image_embedding"], given["text_embedding"]], dim=1))
+    (expected,) = net.feature_maps(given["image_embedding"], given["text_embedding"]).values()
     plain.down[1].blocks[0].register_forward_pre_hook(
         lambda _, inputs: (inputs[0] + expected, *inputs[1:])
     )
