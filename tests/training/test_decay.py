@@ -57,7 +57,10 @@ def test_the_same_command_continues_a_decay_from_any_checkpoint(tmp_path):
 @pytest.mark.parametrize("steps", [0, 12])
 def test_a_decay_of_another_length_is_refused_unless_told_to(tmp_path, steps):
     last = write(tmp_path / "last.ckpt", 25, Decay(10, start=20))
-    with pytest.raises(ResumeError, match=r"decay_steps=10.*stable\.ckpt.*resume_anyway=true"):
+    with pytest.raises(ResumeError, match=r"decay_steps=10 to continue it, or .*anyway=true"):
+        resumed_decay(last, steps)
+    stable = write(tmp_path / "stable.ckpt", 20)
+    with pytest.raises(ResumeError, match=f"resume={stable} for the run before the decay"):
         resumed_decay(last, steps)
     expected = Decay(steps, start=25 if steps else None)
     assert resumed_decay(last, steps, anyway=True) == (last, expected)

@@ -56,10 +56,12 @@ def resumed_decay(
     if before.steps == steps:
         return checkpoint, before
     if before.steps and not anyway:
+        stable = checkpoint.with_name(STABLE)
+        earlier = f"resume={stable} for the run before the decay, " if stable.is_file() else ""
         raise ResumeError(
             f"{checkpoint} is of a run that decays over {before.steps} steps: give "
-            f"schedule.decay_steps={before.steps} to continue it, resume={STABLE} (beside it) for "
-            "the run before the decay, or add resume_anyway=true"
+            f"schedule.decay_steps={before.steps} to continue it, {earlier}or add "
+            "resume_anyway=true"
         )
     if not steps:
         return checkpoint, Decay(0)
