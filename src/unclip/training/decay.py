@@ -34,18 +34,19 @@ class Decay(NamedTuple):
 
 
 def resumed_decay(
-    checkpoint: Path | None, steps: int, *, anyway: bool = False
+    checkpoint: Path | None, steps: int, *, folder: Path, anyway: bool = False
 ) -> tuple[Path | None, Decay]:
     """Choose between starting a decay and continuing the one that a checkpoint is in.
 
     Args:
         checkpoint: checkpoint that the run resumes from; None for a new run.
         steps: length of the decay that the run asks for; 0 for none.
+        folder: folder of the run.
         anyway: start another decay even if the checkpoint is in one.
 
     Returns:
-        The checkpoint to resume from, and the decay. The checkpoint is last.ckpt of the same folder
-        if that is in the very decay that `checkpoint` would start.
+        The checkpoint to resume from, and the decay. The checkpoint is last.ckpt of `folder` if
+        that is in the very decay that `checkpoint` would start.
 
     Raises:
         ResumeError: the checkpoint is in a decay of another length.
@@ -65,7 +66,7 @@ def resumed_decay(
         )
     if not steps:
         return checkpoint, Decay(0)
-    decay, last = Decay(steps, step), checkpoint.with_name(LAST)
+    decay, last = Decay(steps, step), folder / LAST
     if last != checkpoint and last.is_file() and is_whole(last) and _read(last)[1] == decay:
         return last, decay
     return checkpoint, decay

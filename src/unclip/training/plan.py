@@ -66,9 +66,7 @@ class StepPlan(NamedTuple):
         return kept // devices + (self.checkpointed if checkpointing else self.activations)
 
 
-def plan_step(
-    stage: Stage, batch: Batch, *, averaged: bool = True, muon: bool = False
-) -> StepPlan:
+def plan_step(stage: Stage, batch: Batch, *, averaged: bool = True, muon: bool = False) -> StepPlan:
     """Plan a step.
 
     Args:
