@@ -20,8 +20,8 @@ def parameter_groups(module: nn.Module) -> list[dict]:
 
     The first group has the matrices and convolutions outside of the networks' blocks: input, output
     and conditioning layers. The second, without weight decay, has norms, biases, single vectors,
-    embeddings, positions and the states of a missing caption. The third, marked "hidden", has the matrices and convolutions inside
-    of blocks.
+    embeddings, positions and the states of a missing caption. The third, marked "hidden", has the
+    matrices and convolutions inside of blocks.
     """
     blocks = [part for part in module.modules() if isinstance(part, (*BLOCKS, *CLIP_BLOCKS))]
     inside = {part for block in blocks for part in block.modules()}
