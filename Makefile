@@ -60,7 +60,7 @@ train: setup ## Train and evaluate every stage that models/ lacks: set S, or SET
 		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train $(EFFORT) || exit 1; done
 	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) metrics=$(METRICS)
 
-bench: setup ## Time training and sampling beside diffusers, GLIDE and DALLE2-pytorch: ten minutes
+bench: setup ## Compare speed with diffusers, GLIDE and DALLE2-pytorch: ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
 
 race: setup ## Race DALLE2-pytorch's decoder, CPU_SECONDS each, with MODEL's CLIP and prior

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,14 +25,11 @@ class Training(NamedTuple):
 
 
 def train_for(
-    seconds: float,
+    rules: Mapping[str, Any],
     loss: Callable[[Tensor], Tensor],
     optimizer: Optimizer,
     *,
     rows: int,
-    batch_size: int,
-    warm_up_steps: int,
-    ema_decay: float,
     since: float | None = None,
 ) -> Training:
     """Train for a CPU time and leave the averaged weights in the parameters.
@@ -41,15 +38,14 @@ def train_for(
     Gradients are clipped to a norm of 1. The EMA's update t decays by at most (1 + t) / (10 + t).
 
     Args:
-        seconds: CPU time of this process; at least one step is made.
-        loss: of a batch, given the indices of its rows.
-        optimizer: of all that is trained.
+        rules: "seconds", CPU time of this process, in which at least one step is made;
+            "batch_size"; "warm_up_steps"; "ema_decay".
+        loss: loss of a batch, given the indices of its rows.
+        optimizer: optimizer of all parameters that are trained.
         rows: number of training images.
-        batch_size: images of a step.
-        warm_up_steps: steps until the learning rates are at their full height.
-        ema_decay: of the averaged weights.
         since: `time.process_time()` at the start; None is now.
     """
+    batch_size, warm_up_steps = rules["batch_size"], rules["warm_up_steps"]
     since = time.process_time() if since is None else since
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -73,9 +69,9 @@ def train_for(
         step += 1
         losses.append(value.item())
         with torch.no_grad():
-            decay = min(ema_decay, (1 + step) / (10 + step))
+            decay = min(rules["ema_decay"], (1 + step) / (10 + step))
             torch._foreach_lerp_(averages, parameters, 1 - decay)
-        progress = min((time.process_time() - since) / seconds, 1.0)
+        progress = min((time.process_time() - since) / rules["seconds"], 1.0)
     with torch.no_grad():
         torch._foreach_copy_(parameters, averages)
     last = losses[-100:]

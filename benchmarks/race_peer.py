@@ -73,7 +73,7 @@ def unet_of(parameters: int, *, dim: dict[str, int], tokens: int) -> Unet:
             return make(*best)
     raise ValueError(
         f"no U-Net of DALLE2-pytorch has {parameters} parameters to within {TOLERANCE:.0%}: "
-        "change ours, as by network.channels=24"
+        "change ours, as by network.channels=64"
     )
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where race.py has put them; takes the images")
     folder = parser.parse_args().folder
     rules = json.loads((folder / "rules.json").read_text())
-    torch.set_num_threads(rules["threads"])
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     train, test = (load_file(folder / f"{name}.safetensors") for name in ("train", "test"))
     dim = {"image": train["image_embedding"].shape[-1], "text": train["text_states"].shape[-1]}
@@ -108,17 +108,10 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=rules["bf16"]):
             return decoder(image, image_embed=z, text_encodings=text_of(train, rows))
 
-    trained = train_for(
-        rules["seconds"],
-        loss,
-        torch.optim.AdamW(
-            decoder.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        ),
-        rows=len(train["image"]),
-        batch_size=rules["batch_size"],
-        warm_up_steps=rules["warm_up_steps"],
-        ema_decay=rules["ema_decay"],
+    optimizer = torch.optim.AdamW(
+        decoder.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
+    trained = train_for(rules, loss, optimizer, rows=len(train["image"]))
     decoder.eval()
     since, images = time.process_time(), []
     for start in range(0, len(test["text_mask"]), SAMPLE_BATCH):

@@ -50,7 +50,12 @@ def main(cfg: DictConfig) -> None:
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     with torch.device("meta"):
         stage = bundle.build(config["model"])
-    step = plan_step(stage, example_batch(config, stage), averaged="ema" in config["callbacks"])
+    step = plan_step(
+        stage,
+        example_batch(config, stage),
+        averaged="ema" in config["callbacks"],
+        muon=config["optimizer"]["_target_"].endswith(".Muon"),
+    )
     print(describe(config, step, plan_run(config, step)))
 
 

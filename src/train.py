@@ -112,6 +112,7 @@ def train(config: dict[str, Any], settings: dict[str, Any]) -> float | None:
     checkpoint, decay = resumed_decay(
         checkpoint_of(folder, config["resume"]),
         config["schedule"].get("decay_steps", 0),
+        folder=folder,
         anyway=config["resume_anyway"],
     )
     module = build_module(config, embedder, fresh=checkpoint is None)

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,9 +42,8 @@ def test_the_loop_visits_every_row_once_an_epoch_and_leaves_the_average(load):
         return weight.square().sum()
 
     since = time.process_time()
-    training = load("race_loop").train_for(
-        0.05, loss, optimizer, rows=6, batch_size=2, warm_up_steps=2, ema_decay=0.5
-    )
+    rules = {"seconds": 0.05, "batch_size": 2, "warm_up_steps": 2, "ema_decay": 0.5}
+    training = load("race_loop").train_for(rules, loss, optimizer, rows=6)
     assert time.process_time() - since >= training.cpu_seconds >= 0.05
     assert training.steps == len(visited) == len(raw) - 1 > 3
     assert sorted(row for batch in visited[:3] for row in batch) == list(
@@ -61,13 +61,10 @@ def test_the_loop_visits_every_row_once_an_epoch_and_leaves_the_average(load):
 def test_the_loop_makes_a_step_even_when_the_time_is_over(load):
     weight = torch.nn.Parameter(torch.ones(1))
     training = load("race_loop").train_for(
-        1e-9,
+        {"seconds": 1e-9, "batch_size": 8, "warm_up_steps": 0, "ema_decay": 0.0},
         lambda rows: weight.sum() * len(rows),
         torch.optim.SGD([weight], lr=1.0),
         rows=3,
-        batch_size=8,
-        warm_up_steps=0,
-        ema_decay=0.0,
     )
     assert training.steps == 1 and training.loss == 3  # fewer rows than a batch holds
     assert weight.item() == pytest.approx(0.0, abs=1e-5)
@@ -111,7 +108,7 @@ def test_ours_is_trained_scored_and_shown_next_to_real_renders(
     assert race.OURS in printed and race.REAL in printed and race.PEER not in printed
 
     images = load_file(out / "unclip.safetensors")["image"]
-    assert images.shape == (24, 3, 64, 64) and images.dtype == torch.uint8  # both splits
+    assert images.shape == (18, 3, 64, 64) and images.dtype == torch.uint8  # 12 seen, 6 held out
     train, shown = load_file(out / "train.safetensors"), read_real(data, "train", 64)
     embedder = Cascade.load(model, device="cpu").embedder
     assert torch.equal(train["image"], shown.images)
@@ -119,7 +116,7 @@ def test_ours_is_trained_scored_and_shown_next_to_real_renders(
     text = embedder.text(shown.captions[7:8])
     assert torch.allclose(train["text_states"][7].float(), text.text_states[0], atol=1e-2)
     with Image.open(out / "race.png") as sheet:
-        assert sheet.width == 2 * (4 * (96 + 8) + 8)  # ours and the real ones, four in a row
+        assert sheet.width == 2 * (128 + 8) + 8  # ours and the real render of each caption
 
 
 def test_what_the_preset_does_not_know_is_refused_with_the_nearest_name(
@@ -129,3 +126,36 @@ def test_what_the_preset_does_not_know_is_refused_with_the_nearest_name(
     monkeypatch.setattr(sys, "argv", ["race.py", *words, "scale=quick", "network.chanels=8"])
     with pytest.raises(SystemExit, match=r"network\.channels"):
         load("race").main()
+
+
+def test_scores_show_the_real_objects_and_no_exchanged_ones(load, monkeypatch):
+    pytest.importorskip("resvg_py")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "evaluation")
+    renders, scoring = load("emoji_renders"), load("race_score")
+    drawn = renders.drawn
+    pairs = {
+        split: renders.rendered([s for s in drawn(split, 200) if s.kind == "coloured_pair"][:4])
+        for split in (scoring.SEEN, scoring.HELD_OUT)
+    }
+    singles = renders.rendered([s for s in drawn("train", 260) if len(s.items) == 1])
+    given = {
+        "concept_set": lambda root: "S",
+        "read_singles": lambda root: singles,
+        "read_real": lambda root, split, size, count: pairs[scoring.SEEN].take(range(count)),
+        "EfficientNetLite0": lambda: None,
+        "extract": lambda network, images: torch.randn(len(images), 2),
+        "load_judge": lambda folder, embedder: None,
+        "judge_choices": lambda *_: {"caption": {"share": 0.5, "n": 4}},
+    }
+    for name, value in given.items():
+        monkeypatch.setattr(scoring, name, value)
+    real = {split: shown.images for split, shown in pairs.items()}
+    images = {"real": real, "exchanged": {k: v[[1, 0, 3, 2]] for k, v in real.items()}}
+    cascade = SimpleNamespace(folder=None, embedder=None)
+    found = scoring.score(cascade, images, pairs, None)
+    for name, share in (("real", 1), ("exchanged", 0)):  # a pair is followed by its twin
+        for split in pairs:
+            both = found[name]["two_objects"][split]["both"]
+            assert (both["share"], both["n"]) == (share, 4)
+    *_, line = scoring.summary({"contenders": found}).splitlines()
+    assert line.split()[0] == "exchanged" and line.count(" 0.000") == 2

@@ -37,7 +37,8 @@ def forms(scene):
 @pytest.mark.parametrize("name", ["S", "L"])
 def test_exchanged_places_are_the_captions_of_the_twin(name):
     compared = 0
-    for scene, twin in pairs(name):
+    for scene, *twins in pairs(name):
+        (twin,) = [twin for twin in twins if twin.key.endswith("-swap")]
         ours, theirs = forms(scene), forms(twin)
         for mine, other in zip(ours, theirs, strict=False):
             assert exchange_places(mine) == other
@@ -65,7 +66,7 @@ def test_exchanged_colors_are_the_captions_of_the_repainted_scene(name):
 @pytest.mark.parametrize("name", ["S", "M"])
 def test_a_replaced_concept_is_the_caption_of_the_scene_with_it(name):
     plain = [concept._replace(alias="") for concept in concepts(name)]
-    for scene, _ in pairs(name, count=400):
+    for scene, *_ in pairs(name, count=200):
         items = [item._replace(concept=item.concept._replace(alias="")) for item in scene.items]
         for row in (0, 1):
             for concept in plain[::7]:

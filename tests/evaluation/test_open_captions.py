@@ -57,6 +57,21 @@ def test_captions_are_open_and_seen():
     assert not any(is_cell_held_out(one.concept, one.colour) for one in captions)
     assert all(len(one.text.split()) <= 3 and "background" not in one.text for one in captions)
     assert {one.backgrounds for one in captions} <= {7, 8}
+    every = choose_captions("S", 10_000)
+    assert len(every) == len({caption.text for caption in every}) > 100
+
+
+def test_captions_without_a_real_image_say_so(singles):
+    (caption, *_), templates = choose_captions("S", 2), Templates.cut(singles, "S")
+    others = [
+        row
+        for row, scene in enumerate(singles.metadata)
+        if scene["objects"][0]["concept"] != caption.concept.hexcode
+    ]
+    with pytest.raises(FileNotFoundError, match="prepare a larger data set"):
+        measure_open(
+            KnownSampling([caption]), [], [caption], singles.take(others), templates, seeds=SEEDS
+        )
 
 
 def test_the_spread_is_the_samplers(singles):

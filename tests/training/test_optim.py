@@ -13,6 +13,8 @@ def test_no_decay_for_what_scales_shifts_or_stands_for_a_symbol():
             self.norm = nn.LayerNorm(5)
             self.words = nn.Embedding(7, 5)
             self.positional_embedding = nn.Parameter(torch.zeros(3, 5))
+            self.positions = nn.Parameter(torch.zeros(1, 3, 5))
+            self.states = nn.Parameter(torch.zeros(3, 5))
             self.query = nn.Parameter(torch.zeros(1, 1, 5))
             self.frozen = nn.Parameter(torch.zeros(5, 5), requires_grad=False)
 

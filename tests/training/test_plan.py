@@ -10,6 +10,8 @@ from torch import nn
 
 from unclip import bundle
 from unclip.training import plan
+from unclip.training.muon import Muon
+from unclip.training.optim import parameter_groups
 
 sys.path.append(str(Path(__file__).parents[1]))
 import tiny_bundle
@@ -88,6 +90,23 @@ def test_a_step_in_closed_form():
     # Backward twice the forward, but for the gradient of x, which nobody asks for.
     assert step.training_flops == 3 * step.forward_flops - 2 * 16 * 64 * 64
     assert step.peak(devices=4) - step.activations == step.peak() // 4 - step.activations // 4
+
+
+@pytest.mark.parametrize("name", ["decoder", "prior"])
+def test_muon_keeps_the_bytes_of_a_real_step(name):
+    planned = plan.plan_step(meta(name), plan.example_batch(CONFIG, meta(name)), muon=True)
+    stage = bundle.build(recipe(name))
+    optimizer = Muon(
+        parameter_groups(stage),
+        **{"lr": 1e-3, "muon_lr": 1e-3, "momentum": 0.9, "betas": (0.9, 0.99)},
+        **{"weight_decay": 0.0, "muon_weight_decay": 0.0},
+    )
+    for parameter in stage.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    assert planned.optimizer == sum(value.nbytes for value in kept if value.ndim)  # no counts
+    assert planned.optimizer < plan.MOMENTS * planned.gradients
 
 
 @pytest.mark.parametrize("name", ["decoder", "prior"])

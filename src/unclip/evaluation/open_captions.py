@@ -46,10 +46,11 @@ class OpenCaption(NamedTuple):
 
 
 def choose_captions(name: str, count: int, *, seed: int = 0) -> list[OpenCaption]:
-    """Choose captions of set `name`: half of them in natural colors, half recolored and seen."""
+    """Choose at most `count` captions of set `name`: half in natural colors, half recolored."""
     draw = random.Random(f"{seed}/open captions/{name}")
     natural = draw.sample(concepts(name), min(count - count // 2, len(concepts(name))))
-    recolored = draw.sample(cells(name, held_out=False), count - len(natural))
+    seen = cells(name, held_out=False)
+    recolored = draw.sample(seen, min(count - len(natural), len(seen)))
     return [
         *(OpenCaption(concept, None) for concept in natural),
         *map(OpenCaption._make, recolored),
@@ -106,12 +107,18 @@ def _data(
     *,
     seeds: int,
 ) -> Numbers:
-    """Measure the same of real images, at most `seeds` of each caption."""
+    """Measure the same of real images, at most `seeds` of each caption.
+
+    Raises:
+        FileNotFoundError: no caption has a real image.
+    """
     rows: dict[tuple[str, str | None], list[int]] = {}
     for row, scene in enumerate(singles.metadata):
         (item,) = scene["objects"]
         rows.setdefault((item["concept"], item["colour"]), []).append(row)
     groups = [rows.get((one.concept.hexcode, one.colour), [])[:seeds] for one in captions]
+    if not any(groups):
+        raise FileNotFoundError("no training image of any open caption: prepare a larger data set")
     images = singles.images[[row for group in groups for row in group]]
     shown = [one for one, group in zip(captions, groups, strict=True) for _ in group]
     parts = embed_images(sampling.cascade.embedder, images).split([len(group) for group in groups])

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from unclip.bundle import read_metadata, stage_file
 from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder
-from unclip.data.emoji import concepts
 from unclip.evaluation import gallery, measures
 from unclip.evaluation.counterfactuals import pair_probes
 from unclip.evaluation.emoji_probes import concept_set, probes
@@ -23,7 +22,7 @@ from unclip.evaluation.pictures import bicubic
 from unclip.evaluation.prior_gap import measure_gap
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.sampling import Sampling
-from unclip.evaluation.two_objects import Templates, measure_scenes, pairs
+from unclip.evaluation.two_objects import Templates, measure_scenes, pairs, read_singles
 
 if TYPE_CHECKING:
     from unclip.evaluation.benchmark import Benchmark
@@ -47,7 +46,6 @@ FOLLOWS = {  # whose results or images each part uses
     "two_objects": "decoder",
     "judge": "decoder",
 }
-SINGLES = 100  # training images read for each concept
 
 
 class Given(NamedTuple):
@@ -106,11 +104,7 @@ class Parts:
     @cached_property
     def singles(self) -> Real:
         """64 px training renders of one object, of emoji scenes only."""
-        if self.concept_set is None:
-            raise FileNotFoundError(f"{self.root} holds no emoji scenes")
-        count = SINGLES * len(concepts(self.concept_set))
-        real = read_real(self.root, "train", 64, count=count)
-        return real.take([k for k, scene in enumerate(real.metadata) if len(scene["objects"]) == 1])
+        return read_singles(self.root)
 
     @cached_property
     def templates(self) -> Templates:

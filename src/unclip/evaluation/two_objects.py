@@ -6,6 +6,7 @@ image of two objects is right if its two halves show the stated objects in the s
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,13 +15,15 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from unclip.data.emoji import BACKGROUNDS, COLOURS, concepts
+from unclip.evaluation.emoji_probes import concept_set
 from unclip.evaluation.measures import Numbers, share
-from unclip.evaluation.real import Real
+from unclip.evaluation.real import Real, read_real
 
 CONTRAST = 40.0  # of 255: how far a pixel's strongest channel is from the background's
 TOLERANCE = 32.0  # Euclidean distance of a pixel from a palette shade, in levels of 255
 FEWEST = 20  # palette pixels of an object, at 64 px
 CROP = 32  # side of a crop in pixels
+SINGLES = 100  # training images read for each concept
 _BATCH = 64
 _LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 
@@ -35,6 +38,18 @@ def pairs(metadata: Sequence[Mapping[str, Any]]) -> list[int]:
         for row, scene in enumerate(metadata)
         if scene.get("relation") and all(item["colour"] for item in scene["objects"])
     ]
+
+
+def read_singles(root: str | Path) -> Real:
+    """Load 64 px training images of one object from a folder of emoji scenes.
+
+    Raises:
+        FileNotFoundError: the folder has no emoji scenes.
+    """
+    if (name := concept_set(root)) is None:
+        raise FileNotFoundError(f"{root} holds no emoji scenes")
+    real = read_real(root, "train", 64, count=SINGLES * len(concepts(name)))
+    return real.take([row for row, scene in enumerate(real.metadata) if len(scene["objects"]) == 1])
 
 
 def background(images: Images) -> Float[Tensor, "count 3"]:

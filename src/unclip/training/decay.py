@@ -34,18 +34,19 @@ class Decay(NamedTuple):
 
 
 def resumed_decay(
-    checkpoint: Path | None, steps: int, *, anyway: bool = False
+    checkpoint: Path | None, steps: int, *, folder: Path, anyway: bool = False
 ) -> tuple[Path | None, Decay]:
     """Choose between starting a decay and continuing the one that a checkpoint is in.
 
     Args:
         checkpoint: checkpoint that the run resumes from; None for a new run.
         steps: length of the decay that the run asks for; 0 for none.
+        folder: folder of the run.
         anyway: start another decay even if the checkpoint is in one.
 
     Returns:
-        The checkpoint to resume from, and the decay. The checkpoint is last.ckpt of the same folder
-        if that is in the very decay that `checkpoint` would start.
+        The checkpoint to resume from, and the decay. The checkpoint is last.ckpt of `folder` if
+        that is in the very decay that `checkpoint` would start.
 
     Raises:
         ResumeError: the checkpoint is in a decay of another length.
@@ -56,14 +57,16 @@ def resumed_decay(
     if before.steps == steps:
         return checkpoint, before
     if before.steps and not anyway:
+        stable = checkpoint.with_name(STABLE)
+        earlier = f"resume={stable} for the run before the decay, " if stable.is_file() else ""
         raise ResumeError(
             f"{checkpoint} is of a run that decays over {before.steps} steps: give "
-            f"schedule.decay_steps={before.steps} to continue it, resume={STABLE} (beside it) for "
-            "the run before the decay, or add resume_anyway=true"
+            f"schedule.decay_steps={before.steps} to continue it, {earlier}or add "
+            "resume_anyway=true"
         )
     if not steps:
         return checkpoint, Decay(0)
-    decay, last = Decay(steps, step), checkpoint.with_name(LAST)
+    decay, last = Decay(steps, step), folder / LAST
     if last != checkpoint and last.is_file() and is_whole(last) and _read(last)[1] == decay:
         return last, decay
     return checkpoint, decay

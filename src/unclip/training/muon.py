@@ -101,7 +101,8 @@ class Muon(Optimizer):
         alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                alike[len(parameter), parameter[0].numel()].append(parameter)
+                rows = len(parameter)  # of all shards; indexing one would gather it
+                alike[rows, parameter.numel() // rows].append(parameter)
         for (rows, columns), parameters in alike.items():
             updates = [whole_of(self._update(p, group["momentum"]), p) for p in parameters]
             matrices = orthogonalize(torch.stack([update.flatten(1) for update in updates]))

@@ -12,14 +12,16 @@ from unclip.clip.model import BLOCKS as CLIP_BLOCKS
 from unclip.training.acceleration import BLOCKS
 from unclip.training.sharding import own
 
+SYMBOLS = ("embedding", "token", "position", "states")  # in names of learned inputs of a network
+
 
 def parameter_groups(module: nn.Module) -> list[dict]:
     """Group the trainable parameters by their role.
 
     The first group has the matrices and convolutions outside of the networks' blocks: input, output
     and conditioning layers. The second, without weight decay, has norms, biases, single vectors,
-    embeddings and positions. The third, marked "hidden", has the matrices and convolutions inside
-    of blocks.
+    embeddings, positions and the states of a missing caption. The third, marked "hidden", has the
+    matrices and convolutions inside of blocks.
     """
     blocks = [part for part in module.modules() if isinstance(part, (*BLOCKS, *CLIP_BLOCKS))]
     inside = {part for block in blocks for part in block.modules()}
@@ -29,7 +31,7 @@ def parameter_groups(module: nn.Module) -> list[dict]:
             if not parameter.requires_grad:
                 continue
             vector = sum(size > 1 for size in parameter.shape) < 2
-            symbol = isinstance(owner, nn.Embedding) or "embedding" in name or "token" in name
+            symbol = isinstance(owner, nn.Embedding) or any(word in name for word in SYMBOLS)
             matrices = hidden if owner in inside else outer
             (plain if vector or symbol else matrices).append(parameter)
     groups = [

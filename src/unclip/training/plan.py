@@ -25,11 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from unclip.clip import encode_text
 from unclip.stages import ClipStage, Stage
 from unclip.training.acceleration import recompute
+from unclip.training.optim import parameter_groups
 
 aten = torch.ops.aten
 Batch = dict[str, Any]
 
-MOMENTS = 2  # Adam's, of each parameter
+MOMENTS = 2  # AdamW's, of each parameter; Muon keeps one of each hidden matrix
 
 
 class StepPlan(NamedTuple):
@@ -42,7 +43,7 @@ class StepPlan(NamedTuple):
         training_flops: forward and backward, without what checkpointing computes again.
         weights: bytes of parameters and buffers.
         gradients: bytes.
-        optimizer: bytes of Adam's moments.
+        optimizer: bytes of the optimizer's moments.
         average: bytes of the averaged weights.
         activations: bytes that come on top of all these at the step's peak.
         checkpointed: the same, when each block keeps its input alone.
@@ -65,13 +66,14 @@ class StepPlan(NamedTuple):
         return kept // devices + (self.checkpointed if checkpointing else self.activations)
 
 
-def plan_step(stage: Stage, batch: Batch, *, averaged: bool = True) -> StepPlan:
-    """Plans a step.
+def plan_step(stage: Stage, batch: Batch, *, averaged: bool = True, muon: bool = False) -> StepPlan:
+    """Plan a step.
 
     Args:
         stage: on the meta device.
         batch: a batch on it, as `example_batch` makes it.
         averaged: whether an average of the weights is kept.
+        muon: whether the optimizer is Muon; else it is AdamW.
     """
     stage.train()
     trained = [p for p in stage.parameters() if p.requires_grad]
@@ -88,11 +90,16 @@ def plan_step(stage: Stage, batch: Batch, *, averaged: bool = True) -> StepPlan:
         training_flops=both,
         weights=sum(tensor.nbytes for tensor in (*stage.parameters(), *stage.buffers())),
         gradients=size,
-        optimizer=MOMENTS * size,
+        optimizer=MOMENTS * size - (_hidden_bytes(stage) if muon else 0),
         average=size if averaged else 0,
         activations=max(activations, 0),
         checkpointed=max(checkpointed, 0),
     )
+
+
+def _hidden_bytes(stage: Stage) -> int:
+    groups = [group for group in parameter_groups(stage) if group.get("hidden")]
+    return sum(parameter.nbytes for group in groups for parameter in group["params"])
 
 
 def example_batch(config: Mapping[str, Any], stage: Stage) -> Batch:

@@ -18,8 +18,8 @@ BELOW = {"upsampler_256": "decoder", "upsampler_1024": "upsampler_256"}
 def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str | Path) -> None:
     """Wants room for two training checkpoints and the exported stage, in each folder.
 
-    A checkpoint is written beside the old one: weights, averages and both of Adam's moments. Those
-    that are in the run's folder will be replaced.
+    A checkpoint is written next to the old one: weights, averages and at most two moments of the
+    optimizer. Those in the run's folder will be replaced.
 
     Raises:
         ValueError: naming the folder, what it has and what is needed.
@@ -40,7 +40,7 @@ def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str 
 
 
 def checkpoint_bytes(stage: nn.Module) -> int:
-    """The size of a training checkpoint: float32 weights, averages and two moments."""
+    """The most that a training checkpoint takes: float32 weights, averages and two moments."""
     trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
     return 4 * sum(p.numel() for p in stage.parameters()) + 12 * trained
 
