@@ -2,8 +2,8 @@
 
 A U-Net learns only slowly to turn a vector into a layout. A small MLP from the embeddings to the
 feature maps of its low resolutions gives it the layout directly; low rank keeps the maps small. The
-hidden layer matters: in CLIP's embedding of two objects, which color and concept stands where is
-largely not linear.
+hidden layer matters: the place of each color and concept is largely not linear in CLIP's embedding
+of two objects.
 """
 
 from collections.abc import Sequence

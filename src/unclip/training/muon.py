@@ -98,12 +98,12 @@ class Muon(Optimizer):
         return loss
 
     def _step_hidden(self, group: dict) -> None:
-        alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
                 rows = len(parameter)  # of all shards; indexing one would gather it
-                alike[rows, parameter.numel() // rows].append(parameter)
-        for (rows, columns), parameters in alike.items():
+                by_shape[rows, parameter.numel() // rows].append(parameter)
+        for (rows, columns), parameters in by_shape.items():
             updates = [whole_of(self._update(p, group["momentum"]), p) for p in parameters]
             matrices = orthogonalize(torch.stack([update.flatten(1) for update in updates]))
             weights = [own(parameter) for parameter in parameters]
