@@ -251,7 +251,8 @@ def test_pictures_that_are_there_are_not_made_again(results, model, data, tmp_pa
     sampling = Sampling(SETTINGS, Cascade.load(model, device="cpu"))
     images = sampling.text_to_image(real.captions, size=64)
     again = measured(model, data, tmp_path, given=Given(images, {}))
-    assert again["decoder"]["fd_effnet_lite0"] == results["decoder"]["fd_effnet_lite0"]
+    again, before = (found["decoder"]["fd_effnet_lite0"]["prior"] for found in (again, results))
+    assert again == pytest.approx(before, rel=1e-4)  # another batch size rounds a pixel differently
 
 
 def test_the_caption_alone_is_what_training_drops_the_image_embedding_to(model):

@@ -75,7 +75,7 @@ def mapped_decoder() -> DecoderStage:
     network = unet(
         conditioning=dict(image_embedding=D, text_states=W, context_width=16),
         attention_levels=[0, 1],
-        feature_maps=dict(levels=[0, 1], rank=3, image_size=8),
+        feature_maps=dict(levels=[0, 1], hidden=8, rank=3, image_size=8),
     )
     return DecoderStage(
         network,

@@ -41,7 +41,7 @@ class Benchmark:
     pictures: int = 500
     held_out: int = 128
     prior_gap: int = 66
-    open_captions: int = 30
+    open_captions: int = 12
     open_seeds: int = 8
     upsampled_256: int = 48
     upsampled_1024: int = 8
