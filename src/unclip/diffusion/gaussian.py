@@ -166,6 +166,10 @@ class GaussianDiffusion(nn.Module):
     def _at(self, table: Tensor, t: Int64[Tensor, " batch"], like: Tensor) -> Tensor:
         return table[t].float().reshape(-1, *([1] * (like.ndim - 1)))
 
+    def signal(self, t: Int64[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch ..."]:
+        """Return √ᾱ_t, shaped to multiply with `like`."""
+        return self._at(self.alpha_bar.sqrt(), t, like)
+
     def add_noise(
         self, x0: Float[Tensor, "batch ..."], noise: Float[Tensor, "batch ..."], t: Tensor
     ) -> Float[Tensor, "batch ..."]:
