@@ -232,7 +232,7 @@ def test_a_scaled_input_is_the_same_in_training_and_sampling(generators):
     stage.loss({"image": torch.zeros(2, 3, 32, 32), "low_res": torch.zeros(2, 3, 8, 8)})
     torch.manual_seed(0)
     noise = torch.randn(2, 3, 32, 32)
-    t = stage.diffusion.draw_timesteps(2, noise.device)
+    t = stage.diffusion.sample_timesteps(2, noise.device)
     alpha_bar = stage.diffusion.alpha_bar[t].float().reshape(2, 1, 1, 1)
     expected = F.pixel_unshuffle((alpha_bar * (1 - alpha_bar)).sqrt() * noise, stage.network.patch)
     torch.testing.assert_close(seen[0][:, : expected.shape[1]], expected)
