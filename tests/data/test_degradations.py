@@ -1,13 +1,16 @@
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from unclip.data.degradations import (
     _blur,
     _convolve,
     bsr,
+    downsize,
     gaussian_blur,
     gaussian_kernel,
     named,
@@ -152,3 +155,19 @@ def test_blur_of_a_small_crop_is_cheap():
     for _ in range(50):
         gaussian_blur(image)
     assert (time.process_time() - start) / 50 < 0.004  # about 0.15 ms; room for a busy machine
+
+
+def test_downsizing_is_by_area_or_bicubic_and_keeps_flat_color():
+    image = noise(32)
+    made = [downsize(image, seed=seed) for seed in range(200)]
+    area = image.float().unflatten(2, (8, 4)).unflatten(1, (8, 4)).mean((2, 4)).round()
+    by_area = sum(torch.equal(low_res.float(), area) for low_res in made)
+    assert 70 < by_area < 130
+    assert len({low_res.numpy().tobytes() for low_res in made}) == 2
+    pixels = image.permute(1, 2, 0).numpy()
+    pillow = torch.from_numpy(np.array(Image.fromarray(pixels).resize((8, 8), Image.BICUBIC)))
+    other = next(low_res for low_res in made if not torch.equal(low_res.float(), area))
+    assert (other.permute(1, 2, 0).int() - pillow.int()).abs().max() <= 1
+    assert all(torch.equal(downsize(constant(), seed=s), constant(size=16)) for s in range(4))
+    with pytest.raises(ValueError, match="cannot be made 4"):
+        downsize(noise(30), seed=0)

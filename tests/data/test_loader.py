@@ -250,8 +250,29 @@ def test_crops_and_their_low_res(tmp_path):
     assert batch["image"][:, :2, 0, 0].tolist() == [[24, 24]] * 3
 
 
+def test_a_share_of_the_crops_is_clean(tmp_path):
+    content = position_picture(64)
+    write_shard(tmp_path / "00000.tar", [sample(i) | {"png": content} for i in range(8)])
+
+    def shrunk(share: float) -> list[torch.Tensor]:
+        reader = SampleReader(
+            image_size=64, crop=16, crops_per_image=16, degradation=corrupt, clean_share=share
+        )
+        return [
+            low for batch in ShardLoader(tmp_path, reader, batch_size=8) for low in batch["low_res"]
+        ]
+
+    counts = [sum(bool(low_res.any()) for low_res in shrunk(share)) for share in (0.0, 0.5, 1.0)]
+    assert (counts[0], counts[2]) == (0, 128) and 45 < counts[1] < 83
+
+
+def corrupt(image, *, seed):
+    return torch.zeros(3, 4, 4, dtype=torch.uint8)
+
+
 def test_bad_arguments(folder):
     for options in (
+        {"clean_share": 1.5},
         {"caption": "last"},
         {"crop": 65},
         {"crops_per_image": 2},

@@ -59,6 +59,20 @@ def test_weighted_loss_is_the_same_for_every_prediction(prediction, loss_weight)
     torch.testing.assert_close(loss, weight * error.square().mean(dim=1), rtol=1e-3, atol=1e-5)
 
 
+def test_pseudo_huber_is_a_square_near_zero_and_a_hyperbola_beyond():
+    """Errors of 4/3 δ and 12/5 δ complete Pythagorean triples: the loss is 4/3 δ² and 16/5 δ²."""
+    delta, t = 0.3, torch.tensor([500, 500, 500])
+    diffusion = GaussianDiffusion(prediction="x0", huber=delta)
+    error = delta * torch.tensor([[4 / 3], [-12 / 5], [1e-2]]).expand(-1, 6)
+    zero = torch.zeros(3, 6)
+    losses = diffusion.loss(error, zero, zero, zero, t)
+    expected = delta**2 * torch.tensor([4 / 3, 16 / 5, 1e-4])
+    torch.testing.assert_close(losses["loss"], expected, rtol=2e-3, atol=0)
+    torch.testing.assert_close(losses["mse"], error.square().mean(dim=1))
+    with pytest.raises(ValueError, match="huber"):
+        GaussianDiffusion(huber=0.0)
+
+
 def test_posterior_is_bayes_rule():
     """q(x_{t-1} | x_t, x0) ∝ q(x_t | x_{t-1}) q(x_{t-1} | x0), multiplied out as Gaussians."""
     diffusion = GaussianDiffusion()

@@ -19,6 +19,7 @@ from unclip.data.emoji.scenes import scenes
 from unclip.evaluation import measures, parts
 from unclip.evaluation.benchmark import Benchmark
 from unclip.evaluation.emoji_probes import probes, sheet_prompts
+from unclip.evaluation.enlargement import compare_enlargements, crops, fresh_renders
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.gallery import varied
 from unclip.evaluation.measures import wilson
@@ -360,12 +361,39 @@ def test_the_distance_grows_as_pictures_get_worse(data):
     assert near < 1e-3 < middle < far
 
 
+def test_crops_tile_the_middle_of_an_image():
+    x = torch.arange(7 * 10).reshape(1, 1, 7, 10).expand(2, 3, 7, 10)
+    cut = crops(x, 3)
+    assert cut.shape == (2 * 2 * 3, 3, 3, 3)
+    assert cut[0, 0].tolist() == [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
+    assert cut[5, 0].tolist() == [[36, 37, 38], [46, 47, 48], [56, 57, 58]]  # rows 3-5, columns 6-8
+
+
+def test_the_distance_of_crops_sees_detail_that_a_small_copy_loses():
+    true = torch.randint(0, 256, (2, 3, 512, 512), dtype=torch.uint8)
+    low_res = bicubic(true, 128)
+    numbers = compare_enlargements(true, true, low_res, resamples=2)
+    assert numbers["fd_crops"]["upsampler"]["distance"] < 1e-3
+    assert numbers["fd_crops"]["bicubic"]["distance"] > 10
+    assert (numbers["n"], numbers["fd_crops"]["n"]) == (2, 8)
+
+
+def test_fresh_renders_are_in_no_data_set(data):
+    fresh = fresh_renders(data, 64, count=6)
+    assert torch.equal(fresh, fresh_renders(data, 64, count=6))
+    for split in ("val", "test_seen", "test_held_out"):
+        known = read_real(data, split, 64).images
+        assert not (fresh[:, None] == known[None]).flatten(2).all(2).any()
+    with pytest.raises(ValueError, match=r"benchmark\.fresh=false"):
+        fresh_renders(data / "val", 64, count=1)
+
+
 def test_bicubic_itself_gains_nothing():
-    true = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    low_res = bicubic(true, 8)
-    numbers = measures.enlargement(bicubic(low_res, 32), true, low_res)
+    true = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
+    low_res = bicubic(true, 64)
+    numbers = compare_enlargements(bicubic(low_res, 256), true, low_res)
     assert numbers["psnr_gain"] == numbers["psnr_gain_worst"] == 0
-    assert measures.enlargement(true, true, low_res)["psnr"] == 100
+    assert compare_enlargements(true, true, low_res)["psnr"] == 100
 
 
 def test_probes_ask_only_what_a_picture_can_answer():

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from unclip.diffusion import GaussianDiffusion, LogitNormal, ddim, ddpm, dpm_solver_pp_2m
 from unclip.networks import PriorTransformer, TextTransformer, UNet
@@ -211,6 +212,34 @@ def test_a_residual_upsampler_starts_as_bicubic(generators):
     stage, batch = upsampler(residual=True), embedded_batch()
     out = stage.sample(stage.condition(batch), generators=generators(4))
     torch.testing.assert_close(out, stage.enlarge(batch["low_res"]))
+
+
+def test_a_scaled_input_takes_the_noise_out_of_one_step(generators):
+    def spread(**options) -> float:
+        torch.manual_seed(0)
+        stage = shaken(upsampler(residual=True, **options))
+        condition = {"low_res": torch.rand(1, 3, 8, 8).mul(2).sub(1).expand(2, -1, -1, -1)}
+        first, second = stage.sample(condition, generators=generators(2), steps=1)
+        return float((first - second).abs().mean())
+
+    assert spread(scale_input=True) < 0.05 * spread()
+
+
+def test_a_scaled_input_is_the_same_in_training_and_sampling(generators):
+    stage, seen = upsampler(residual=True, scale_input=True), []
+    stage.network.conv_in.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    torch.manual_seed(0)
+    stage.loss({"image": torch.zeros(2, 3, 32, 32), "low_res": torch.zeros(2, 3, 8, 8)})
+    torch.manual_seed(0)
+    noise = torch.randn(2, 3, 32, 32)
+    t = stage.diffusion.sample_timesteps(2, noise.device)
+    alpha_bar = stage.diffusion.alpha_bar[t].float().reshape(2, 1, 1, 1)
+    expected = F.pixel_unshuffle((alpha_bar * (1 - alpha_bar)).sqrt() * noise, stage.network.patch)
+    torch.testing.assert_close(seen[0][:, : expected.shape[1]], expected)
+    prepared = stage._prepare(torch.zeros(2, 3, 8, 8))
+    x_t = stage.diffusion.add_noise(torch.zeros_like(noise), noise, t)
+    whole = stage.network(alpha_bar.sqrt() * x_t, t, constant=torch.zeros_like(noise))
+    torch.testing.assert_close(prepared(x_t, t), whole)
 
 
 def test_an_upsampler_takes_any_size_and_no_guidance(generators):

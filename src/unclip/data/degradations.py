@@ -2,7 +2,8 @@
 
 At sampling time an upsampler starts from what the stage before it made, which is never as clean
 as a downsized photograph; training on corrupted inputs makes it robust to that. `gaussian_blur`
-serves the first upsampler (64 → 256) and `bsr` the second (256 → 1024).
+serves the first upsampler (64 → 256) and `bsr` the second (256 → 1024). `downsize` corrupts
+nothing.
 """
 
 import io
@@ -31,6 +32,21 @@ def named(degradation: str | Degradation) -> Degradation:
     if degradation not in known:
         raise ValueError(f"degradation {degradation!r} is unknown: use one of {sorted(known)}")
     return known[degradation]
+
+
+def downsize(
+    image: UInt8[Tensor, "3 height width"], *, scale: int = 4, seed: str | int = 0
+) -> UInt8[Tensor, "3 h w"]:
+    """Downsize by area or by antialiased bicubic interpolation, each with a chance of one half.
+
+    Both filters are in use: a render at the small size looks like the former, a photograph that was
+    resized like the latter, which overshoots at edges.
+    """
+    if seeded("downsize", seed).random() < 0.5:
+        return _to_uint8(_downsize(image, scale))
+    _check_scale(image, scale)
+    size = (image.shape[-2] // scale, image.shape[-1] // scale)
+    return _to_uint8(F.interpolate(image.float()[None], size, mode="bicubic", antialias=True)[0])
 
 
 def gaussian_blur(

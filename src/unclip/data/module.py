@@ -41,6 +41,7 @@ class ShardDataModule(LightningDataModule):
         crop: side of the crops (upsamplers); None for whole pictures.
         crops_per_image: random crops that training takes of each decoded picture.
         degradation: "gaussian_blur", "bsr" or a callable (image, *, seed); adds `low_res`.
+        clean_share: share of the samples whose `low_res` is only made smaller.
         embeddings: fingerprint of the CLIP whose stored image embeddings are added.
         load_image: False decodes no pictures (enough for a prior with stored embeddings).
         minimum_size: pictures with a shorter side are bad samples.
@@ -68,6 +69,7 @@ class ShardDataModule(LightningDataModule):
         crop: int | None = None,
         crops_per_image: int = 1,
         degradation: str | Degradation | None = None,
+        clean_share: float = 0.0,
         embeddings: str | None = None,
         load_image: bool = True,
         minimum_size: int = 16,
@@ -96,6 +98,7 @@ class ShardDataModule(LightningDataModule):
             "image_size": image_size,
             "crop": crop,
             "degradation": degradation,
+            "clean_share": clean_share,
             "load_image": load_image,
             "minimum_size": minimum_size,
             "seed": seed,

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unclip.data.choosing import centre_corner, choose_caption, random_corner
+from unclip.data.choosing import centre_corner, choose_caption, random_corner, seeded
 from unclip.data.decoding import (
     PICTURE_PIXELS,
     decode_captions,
@@ -15,7 +15,7 @@ from unclip.data.decoding import (
     decode_picture,
     find_picture,
 )
-from unclip.data.degradations import Degradation, named
+from unclip.data.degradations import Degradation, downsize, named
 from unclip.data.pictures import fit, to_tensor
 from unclip.data.shards import RawSample
 
@@ -36,6 +36,7 @@ class SampleReader:
         random_crop: cut it anywhere, or in the middle.
         crops_per_image: samples that are made from one decoded picture.
         degradation: "gaussian_blur", "bsr" or a callable (image, *, seed); makes `low_res`.
+        clean_share: share of the samples whose `low_res` is `downsize`'s, without the degradation.
         load_image: False leaves the pictures alone.
         metadata: give the json, too.
         minimum_size: smaller pictures are bad samples.
@@ -49,6 +50,7 @@ class SampleReader:
     random_crop: bool = True
     crops_per_image: int = 1
     degradation: str | Degradation | None = None
+    clean_share: float = 0.0
     load_image: bool = True
     metadata: bool = False
     minimum_size: int = 16
@@ -64,6 +66,8 @@ class SampleReader:
             raise ValueError(f"crops_per_image is at least 1, not {self.crops_per_image}")
         if self.crops_per_image > 1 and (self.crop is None or not self.random_crop):
             raise ValueError("crops_per_image above 1 needs a random crop: set crop")
+        if not 0 <= self.clean_share <= 1:
+            raise ValueError(f"clean_share is a share, from 0 to 1, not {self.clean_share}")
         if self.degradation is not None:
             named(self.degradation)  # an unknown name is an error now, not in a worker
 
@@ -114,9 +118,10 @@ class SampleReader:
             image = image[:, top : top + self.crop, left : left + self.crop].contiguous()
         if self.degradation is None:
             return {"image": image}
-        degrade = named(self.degradation)
-        low_res = degrade(image, seed=f"{self.seed}/{epoch}/{key}/{number}")
-        return {"image": image, "low_res": low_res}
+        seed = f"{self.seed}/{epoch}/{key}/{number}"
+        clean = seeded("clean", seed).random() < self.clean_share
+        degrade = downsize if clean else named(self.degradation)
+        return {"image": image, "low_res": degrade(image, seed=seed)}
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, list | Tensor]:

@@ -59,6 +59,8 @@ class GaussianDiffusion(nn.Module):
             and "min_snr" weigh the error of x0 by min(SNR + 1, γ) and min(SNR, γ), whatever is
             predicted.
         gamma: γ, the largest weight (Hang et al. 2023).
+        huber: δ of a pseudo-Huber loss 2δ(√(e² + δ²) - δ) in place of the square e² of the error: a
+            square for errors below δ, 2δ|e| above, which weighs edges less against flat areas.
         timestep_density: density of the training timesteps over [0, T); None is uniform.
         zero_terminal_snr: makes x_{T-1} pure noise (Lin et al. 2024); not for eps, which then says
             nothing of x0.
@@ -76,6 +78,7 @@ class GaussianDiffusion(nn.Module):
         variance: VarianceType = "fixed_small",
         loss_weight: LossWeight = "simple",
         gamma: float = 5.0,
+        huber: float | None = None,
         timestep_density: LogitNormal | None = None,
         zero_terminal_snr: bool = False,
     ):
@@ -96,7 +99,10 @@ class GaussianDiffusion(nn.Module):
         self.variance = variance
         self.loss_weight = loss_weight
         self.gamma = gamma
+        self.huber = huber
         self.timestep_density = timestep_density
+        if huber is not None and huber <= 0:
+            raise ValueError(f"huber is {huber}; it must be positive, or null for the square")
         alpha_bar = SCHEDULES[schedule](timesteps)
         if zero_terminal_snr:
             if prediction == "eps":
@@ -165,6 +171,10 @@ class GaussianDiffusion(nn.Module):
 
     def _at(self, table: Tensor, t: Int64[Tensor, " batch"], like: Tensor) -> Tensor:
         return table[t].float().reshape(-1, *([1] * (like.ndim - 1)))
+
+    def signal(self, t: Int64[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch ..."]:
+        """Return √ᾱ_t, shaped to multiply with `like`."""
+        return self._at(self.alpha_bar.sqrt(), t, like)
 
     def add_noise(
         self, x0: Float[Tensor, "batch ..."], noise: Float[Tensor, "batch ..."], t: Tensor
@@ -273,8 +283,12 @@ class GaussianDiffusion(nn.Module):
         """Each sample's "loss" and its parts: "mse" and, with a learned variance, "vb"."""
         output = output.float()
         mean_output = output.chunk(2, dim=1)[0] if self.learns_variance else output
-        mse = (mean_output - self.target(x0, noise, t)).square().flatten(1).mean(dim=1)
-        loss = self.weight(t) * mse
+        square = (mean_output - self.target(x0, noise, t)).square()
+        mse = error = square.flatten(1).mean(dim=1)
+        if self.huber is not None:
+            pixels = 2 * self.huber * ((square + self.huber**2).sqrt() - self.huber)
+            error = pixels.flatten(1).mean(dim=1)
+        loss = self.weight(t) * error
         if not self.learns_variance:
             return {"loss": loss, "mse": mse}
         vb = self.variational_bound(output, x0, x_t, t)

@@ -29,6 +29,8 @@ class Benchmark:
         open_seeds: samples of each of them.
         upsampled_256: true renders that the first upsampler is measured on.
         upsampled_1024: the second one's.
+        fresh: render new scenes for the upsamplers, which no data set has, in place of the first
+            ones of the seen compositions' split.
         recall_among: candidates of CLIP's retrieval recall.
         captions_among: captions that the judge chooses from.
         untrained_steps: of the untrained decoder, which starts as a constant and samples unguided.
@@ -44,7 +46,8 @@ class Benchmark:
     open_captions: int = 12
     open_seeds: int = 8
     upsampled_256: int = 48
-    upsampled_1024: int = 8
+    upsampled_1024: int = 16
+    fresh: bool = False
     recall_among: int = 64
     captions_among: int = 16
     untrained_steps: int = 2

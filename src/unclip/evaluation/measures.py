@@ -14,7 +14,6 @@ from torch import Tensor
 from unclip.clip import ClipEmbedder, recall_at
 from unclip.evaluation.frechet import bootstrap_error, fit_gaussian, frechet_distance
 from unclip.evaluation.judge import choose, distractors
-from unclip.evaluation.pictures import bicubic, psnr, ssim
 from unclip.evaluation.real import Real
 from unclip.evaluation.scores import Z95
 
@@ -190,25 +189,6 @@ def answers(
         )
         shares[name] = {**share(right), "among": indices.shape[1]}
     return shares
-
-
-def enlargement(
-    enlarged: UInt8[Tensor, "count 3 height width"],
-    true: UInt8[Tensor, "count 3 height width"],
-    low_res: UInt8[Tensor, "count 3 low_height low_width"],
-) -> Numbers:
-    """Means over pictures of PSNR and SSIM to the truth, beside bicubic enlargement's."""
-    baseline = bicubic(low_res, true.shape[-1])
-    ours, theirs = psnr(enlarged, true), psnr(baseline, true)
-    return {
-        "psnr": float(ours.mean()),
-        "psnr_bicubic": float(theirs.mean()),
-        "psnr_gain": float((ours - theirs).mean()),
-        "psnr_gain_worst": float((ours - theirs).min()),
-        "ssim": float(ssim(enlarged, true).mean()),
-        "ssim_bicubic": float(ssim(baseline, true).mean()),
-        "n": len(true),
-    }
 
 
 def share(right: Bool[Tensor, " count"]) -> Numbers:

@@ -15,6 +15,7 @@ from unclip.clip import ClipEmbedder
 from unclip.evaluation import gallery, measures
 from unclip.evaluation.counterfactuals import pair_probes
 from unclip.evaluation.emoji_probes import concept_set, probes
+from unclip.evaluation.enlargement import compare_enlargements, fresh_renders
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.networks import load_judge
 from unclip.evaluation.open_captions import choose_captions, measure_open
@@ -283,11 +284,11 @@ class Parts:
             }
 
     def upsampler_256(self) -> None:
-        """PSNR and SSIM of 64 → 256 px."""
+        """Compare enlargements from 64 to 256 px with bicubic ones."""
         self._upsampler("upsampler_256", 256, self.benchmark.upsampled_256)
 
     def upsampler_1024(self) -> None:
-        """PSNR and SSIM of 256 → 1024 px."""
+        """Compare enlargements from 256 to 1024 px with bicubic ones."""
         self._upsampler("upsampler_1024", 1024, self.benchmark.upsampled_1024)
 
     def pictures(self) -> None:
@@ -321,24 +322,20 @@ class Parts:
         return self._features[name]
 
     def _upsampler(self, stage: str, size: int, count: int) -> None:
-        true = read_real(self.root, SEEN, size, count=count).images
+        if self.benchmark.fresh:
+            true = fresh_renders(self.root, size, count=count, seed=self.seed)
+        else:
+            true = read_real(self.root, SEEN, size, count=count).images
         low_res = bicubic(true, size // 4)
         enlarged = self.sampling.enlarge(low_res, size)
-        numbers = measures.enlargement(enlarged, true, low_res)
-        if len(true) > 1:
-            sets = {"true": true, "upsampler": enlarged, "bicubic": bicubic(low_res, size)}
-            progress = self.benchmark.settings.progress
-            features = {
-                name: extract(self.network, images, batch_size=8, progress=progress)
-                for name, images in sets.items()
-            }
-            numbers["fd_effnet_lite0"] = measures.frechet_distances(
-                {name: features[name] for name in ("upsampler", "bicubic")},
-                features["true"],
-                resamples=self.benchmark.resamples,
-                seed=self.seed,
-            )
-        self.results[stage] = numbers
+        self.results[stage] = compare_enlargements(
+            enlarged,
+            true,
+            low_res,
+            device=self.cascade.device,
+            resamples=self.benchmark.resamples,
+            seed=self.seed,
+        )
         self.paths += gallery.enlargements(enlarged, true, low_res, self.out, stage=stage)
 
     def _parameters(self, name: str) -> int:

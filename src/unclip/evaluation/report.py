@@ -219,18 +219,29 @@ def gap_rows(gap: dict[str, Any]) -> list[list[Any]]:
     ]
 
 
-ENLARGEMENT_HEAD = ["upsampler", "psnr", "bicubic", "ssim", "bicubic", "fd", "bicubic", "n"]
+ENLARGEMENT_HEAD = [
+    "upsampler",
+    "psnr",
+    "bicubic",
+    "ssim",
+    "bicubic",
+    "fd_crops",
+    "bicubic",
+    "n",
+    "crops",
+]
 
 
 def enlargement_rows(results: dict[str, Any]) -> list[list[Any]]:
-    """Each upsampler beside bicubic enlargement: PSNR, SSIM, distance to the true renders."""
+    """Each upsampler next to bicubic: PSNR, SSIM, Fréchet distance of crops to the true images."""
     rows = []
     for stage in ("upsampler_256", "upsampler_1024"):
         if found := results.get(stage):
-            distance = found.get("fd_effnet_lite0", {})
+            distance = found.get("fd_crops", {})
             names = ("psnr", "psnr_bicubic", "ssim", "ssim_bicubic")
             values = [distance.get(name, {}).get("distance") for name in ("upsampler", "bicubic")]
-            rows.append([stage, *(found[name] for name in names), *values, found["n"]])
+            counts = [found["n"], distance.get("n")]
+            rows.append([stage, *(found[name] for name in names), *values, *counts])
     return rows
 
 

@@ -23,6 +23,8 @@ class UpsamplerStage(DiffusionStage):
         name: "upsampler_256" or "upsampler_1024".
         scale: the enlargement.
         residual: the network's x0 is what has to be added to the enlarged low-resolution image.
+        scale_input: multiply x_t by √ᾱ_t in the network's input. At high noise x_t adds nothing to
+            `low_res`, and a network with little training passes its noise on as grain.
         antialias: enlarge with the antialiasing bicubic kernel and past [-1, 1], as Karlo does.
         last_network: another network for the last step, at t = 0, which it takes trained: how Karlo
             trained its own, with adversarial and perceptual losses, was not published. None for
@@ -40,6 +42,7 @@ class UpsamplerStage(DiffusionStage):
         name: str,
         scale: int = 4,
         residual: bool = False,
+        scale_input: bool = False,
         antialias: bool = False,
         last_network: UNet | None = None,
     ):
@@ -49,6 +52,7 @@ class UpsamplerStage(DiffusionStage):
         self.name = name
         self.scale = scale
         self.residual = residual
+        self.scale_input = scale_input
         self.antialias = antialias
         self.last_network = None if last_network is None else last_network.requires_grad_(False)
 
@@ -78,9 +82,12 @@ class UpsamplerStage(DiffusionStage):
 
         def output(x_t: Tensor, t: Tensor) -> Tensor:
             now = network if last is None or t[0] > 0 else last
-            return self._output(now(x_t, t), enlarged)
+            return self._output(now(self._input(x_t, t), t), enlarged)
 
         return output
+
+    def _input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.diffusion.signal(t, x_t) * x_t if self.scale_input else x_t
 
     def _output(self, output: Tensor, enlarged: Tensor) -> Tensor:
         if not self.residual:
@@ -94,7 +101,8 @@ class UpsamplerStage(DiffusionStage):
         t = self.diffusion.sample_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
         enlarged = self.enlarge(**self.condition(batch))
-        output = self._output(self.network(x_t, t, constant=enlarged), enlarged)
+        output = self.network(self._input(x_t, t), t, constant=enlarged)
+        output = self._output(output, enlarged)
         losses = self.diffusion.loss(output, x0, noise, x_t, t)
         quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
         return {**mean_losses(losses), **quartiles}
