@@ -233,7 +233,8 @@ def test_what_follows_from_a_part_that_is_left_out_is_left_out(model, data, tmp_
     monkeypatch.setattr(parts, "EfficientNetLite0", missing)
     monkeypatch.setattr(enlargement, "EfficientNetLite0", lambda size: missing())
     results = measured(model, data, tmp_path)
-    left_out = {"decoder", "prior_gap", "two_objects", "judge", "upsampler_256"}
+    upsamplers = {"upsampler_256", "upsampler_1024"}
+    left_out = {"decoder", "prior_gap", "two_objects", "judge"} | upsamplers
     assert results["left_out"] == dict.fromkeys(left_out, "pip install it")
     assert results["prior"] and "decoder" not in results
 
