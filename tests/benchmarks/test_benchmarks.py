@@ -124,7 +124,7 @@ def test_the_cheapest_setting_has_every_distance_within_the_tolerance(load):
 def bundle_and_data(tmp_path):
     """Stages with random weights, and one split for all purposes."""
     data = tiny_shards.write_shards(
-        tmp_path / "data", splits=("val", "test_seen"), sizes=(64, 256), pictures=8
+        tmp_path / "data", splits=("val", "test_seen"), sizes=(64, 256), images=8
     )
     return tiny_bundle.write(tmp_path / "model"), data
 

@@ -15,7 +15,7 @@ def bench(monkeypatch):
 
 
 def test_every_way_of_reading_counts_the_same_pictures(bench, tmp_path):
-    root = tiny_shards.write_shards(tmp_path, splits=("train",), pictures=40)
+    root = tiny_shards.write_shards(tmp_path, splits=("train",), images=40)
     shards = bench.list_shards(root / "train" / "64")
     assert sum(bench.plain_read(shards)) == sum(bench.plain_decode(shards)) == 40
     assert list(itertools.islice(bench.loaded(shards), 2)) == [64, 64]  # an epoch is one batch

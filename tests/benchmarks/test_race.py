@@ -81,7 +81,7 @@ def bundle_and_data(tmp_path):
         steps=1,
         clip_fingerprint=None,
     )
-    return folder, tiny_shards.write_shards(tmp_path / "data", splits=SPLITS, pictures=20)
+    return folder, tiny_shards.write_shards(tmp_path / "data", splits=SPLITS, images=20)
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def build_emoji(
 
 def _settings(concept_set: str, seed: int, counts: Counts) -> dict:
     """Check the arguments and return everything that determines the data set."""
-    known = concepts(concept_set)
+    known = [tuple(concept) for concept in concepts(concept_set)]
     for split, sizes in counts.items():
         for size, count in sizes.items():
             if count < SHARDS[split]:
