@@ -11,7 +11,6 @@ from unclip.data.degradations import (
     _convolve,
     bsr,
     downsize,
-    find_degradation,
     gaussian_blur,
     gaussian_kernel,
 )
@@ -139,13 +138,6 @@ def test_small_and_oblong_images():
         gaussian_blur(noise(30))
     with pytest.raises(ValueError, match="downsized 4×"):
         bsr(noise(30))
-
-
-def test_degradations_have_names():
-    assert find_degradation("bsr") is bsr
-    assert find_degradation(gaussian_blur) is gaussian_blur
-    with pytest.raises(ValueError, match="gaussian_blur"):
-        find_degradation("box")
 
 
 def test_blur_of_a_small_crop_is_cheap():

@@ -7,7 +7,6 @@ for the first upsampler (64 → 256) and `bsr` for the second (256 → 1024). `d
 
 import io
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -20,17 +19,6 @@ from torch import Tensor
 from unclip.data.order import rng
 
 MIN_SIGMA = 0.05  # in pixels; a smaller sigma has no effect
-Degradation = Callable[..., UInt8[Tensor, "3 h w"]]  # (image, *, seed)
-
-
-def find_degradation(degradation: str | Degradation) -> Degradation:
-    """Return the degradation of that name ("gaussian_blur", "bsr"), or the callable itself."""
-    if callable(degradation):
-        return degradation
-    known = {"gaussian_blur": gaussian_blur, "bsr": bsr}
-    if degradation not in known:
-        raise ValueError(f"unknown degradation {degradation!r}: use one of {sorted(known)}")
-    return known[degradation]
 
 
 def downsize(
@@ -131,6 +119,9 @@ def bsr(
     for step in [*steps, jpeg]:
         x = step(x)
     return _to_uint8(x)
+
+
+DEGRADATIONS = {"gaussian_blur": gaussian_blur, "bsr": bsr}
 
 
 @lru_cache

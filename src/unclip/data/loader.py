@@ -152,11 +152,6 @@ class ShardLoader:
             generator=torch.Generator(),  # otherwise every epoch would advance the global one
         )
 
-    @property
-    def samples(self) -> int:
-        """Number of samples of the whole source, over all ranks."""
-        return self._dataset.total
-
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; without `shuffle` all epochs are equal."""
         self.sampler.set_epoch(epoch)

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from lightning import LightningDataModule
 
-from unclip.data.degradations import Degradation
 from unclip.data.loader import ShardLoader
 from unclip.data.reader import SampleReader
 from unclip.data.remote import is_url, list_remote
-from unclip.data.shards import flat_shards, open_shards, shards_fingerprint
+from unclip.data.shards import list_shards, open_shards, shards_fingerprint
 
 
 class ShardDataModule(LightningDataModule):
@@ -36,7 +35,7 @@ class ShardDataModule(LightningDataModule):
         shuffle_buffer: number of raw samples in the shuffle buffer.
         crop: side of the crops (for upsamplers); None for whole images.
         crops_per_image: number of random crops that training takes of each decoded image.
-        degradation: "gaussian_blur", "bsr" or a callable (image, *, seed); adds `low_res`.
+        degradation: "gaussian_blur" or "bsr", which adds `low_res`; None for no `low_res`.
         clean_share: fraction of the samples whose `low_res` is downsized without degradation.
         embeddings: fingerprint of the CLIP whose stored image embeddings are added.
         load_image: whether to decode images (a prior with stored embeddings needs none).
@@ -60,7 +59,7 @@ class ShardDataModule(LightningDataModule):
         shuffle_buffer: int = 1000,
         crop: int | None = None,
         crops_per_image: int = 1,
-        degradation: str | Degradation | None = None,
+        degradation: str | None = None,
         clean_share: float = 0.0,
         embeddings: str | None = None,
         load_image: bool = True,
@@ -119,7 +118,7 @@ class ShardDataModule(LightningDataModule):
     def source(self, split: str) -> Path | list[Path]:
         """Return the folder of a split's shards, or a list of all of them."""
         if self.val_shards is not None:
-            shards = flat_shards(self.root, self.cache, self.cache_gib)
+            shards = self._list(self.root)
             if not 0 < self.val_shards < len(shards):
                 raise ValueError(
                     f"data.val_shards={self.val_shards} of the {len(shards)} shards in {self.root} "
@@ -128,8 +127,13 @@ class ShardDataModule(LightningDataModule):
             held_out = -self.val_shards
             return shards[held_out:] if split == "val" else shards[:held_out]
         if is_url(self.root):
-            return list_remote(f"{self.root}/{split}/{self.size}", self.cache, self.cache_gib)
+            return self._list(f"{self.root}/{split}/{self.size}")
         return Path(self.root) / split / self.size
+
+    def _list(self, source: str) -> list[Path]:
+        if is_url(source):
+            return list_remote(source, self.cache, self.cache_gib)
+        return list_shards(source)
 
     def fingerprint(self) -> str:
         """Return a fingerprint of the shards of the training split."""

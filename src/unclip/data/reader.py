@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.data.bad_samples import BadSample
-from unclip.data.degradations import Degradation, downsize, find_degradation
+from unclip.data.degradations import DEGRADATIONS, downsize
 from unclip.data.order import rng
 from unclip.data.shards import IMAGE_EXTENSIONS, RawSample
 from unclip.images import fit, to_rgb, to_tensor, upright
@@ -129,7 +129,7 @@ class SampleReader:
         crop: side of the square that is cut out of each image (a quarter of it, for upsamplers).
         random_crop: crop at a random position instead of the center.
         crops_per_image: number of samples made from one decoded image.
-        degradation: "gaussian_blur", "bsr" or a callable (image, *, seed) that makes `low_res`.
+        degradation: "gaussian_blur" or "bsr", which makes `low_res`; None for no `low_res`.
         clean_share: fraction of the samples whose `low_res` is downsized without degradation.
         load_image: whether to decode images.
         minimum_size: smallest width and height of an image; smaller images are bad samples.
@@ -141,7 +141,7 @@ class SampleReader:
     crop: int | None = None
     random_crop: bool = True
     crops_per_image: int = 1
-    degradation: str | Degradation | None = None
+    degradation: str | None = None
     clean_share: float = 0.0
     load_image: bool = True
     minimum_size: int = 16
@@ -158,8 +158,10 @@ class SampleReader:
             raise ValueError("crops_per_image above 1 needs a random crop: set crop")
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"clean_share must be between 0 and 1, not {self.clean_share}")
-        if self.degradation is not None:
-            find_degradation(self.degradation)  # reject an unknown name here, not in a worker
+        if self.degradation not in (None, *DEGRADATIONS):
+            raise ValueError(
+                f"degradation must be one of {[*DEGRADATIONS]}, not {self.degradation!r}"
+            )
 
     def __call__(self, raw: RawSample, *, epoch: int) -> list[Sample]:
         """Return the `crops_per_image` samples made from one raw sample.
@@ -197,7 +199,7 @@ class SampleReader:
             return {"image": image}
         seed = f"{self.seed}/{epoch}/{key}/{number}"
         clean = rng("clean", seed).random() < self.clean_share
-        degrade = downsize if clean else find_degradation(self.degradation)
+        degrade = downsize if clean else DEGRADATIONS[self.degradation]
         return {"image": image, "low_res": degrade(image, seed=seed)}
 
 

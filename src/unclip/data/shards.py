@@ -18,7 +18,7 @@ from braceexpand import braceexpand
 from webdataset.tariterators import group_by_keys
 
 from unclip.data.bad_samples import PREPARE, BadSample
-from unclip.data.remote import fetch, is_available, is_url, list_remote, read_stats
+from unclip.data.remote import fetch, is_available, is_url, read_stats
 from unclip.files import write_text
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -36,7 +36,9 @@ class Shard(NamedTuple):
 
 
 def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """List the tar files of a folder (sorted), of one tar file, or of a list of tar files.
+    """List the tar files of a folder (sorted), a pattern, a single tar file or a list.
+
+    A pattern is a string such as /folder/{00000..00099}.tar.
 
     Raises:
         FileNotFoundError: there are no shards.
@@ -47,6 +49,8 @@ def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
     if not isinstance(source, (str, Path)):
         paths = [Path(path) for path in source]
         where = "the list of shards"
+    elif "{" in str(source):
+        paths = [Path(path) for path in braceexpand(str(source))]
     else:
         where = Path(source)
         paths = [where] if where.suffix == ".tar" else sorted(where.glob("*.tar"))
@@ -56,19 +60,6 @@ def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
         if not is_available(path):
             raise _missing_shard(path)
     return paths
-
-
-def flat_shards(
-    root: str, cache: str | Path | None = None, cache_gib: float | None = None
-) -> list[Path]:
-    """List the shards of one folder, of a pattern /folder/{00000..00099}.tar, or of a URL.
-
-    Raises:
-        FileNotFoundError: there are no shards.
-    """
-    if is_url(root):
-        return list_remote(root, cache, cache_gib)
-    return list_shards(list(braceexpand(root)) if "{" in root else root)
 
 
 def open_shards(source: str | Path | Sequence[str | Path]) -> list[Shard]:

@@ -2,13 +2,11 @@
 
 import hashlib
 import shutil
-import time
 import zipfile
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -16,7 +14,6 @@ from tqdm import tqdm
 from unclip.files import atomic_write
 
 SOURCE = "http://images.cocodataset.org"
-ATTEMPTS = 5
 
 
 class Archive(NamedTuple):
@@ -56,18 +53,16 @@ def download_coco(
     *,
     source: str = SOURCE,
     archives: Sequence[Archive] = ARCHIVES,
-    pause: float = 2.0,
 ) -> str:
     """Download ROOT/annotations and ROOT/val2014 and return a message.
 
-    The sizes and the target folder are printed first. An interrupted download can be resumed. An
-    archive is deleted after it is unpacked.
+    The sizes and the target folder are printed first. An interrupted download resumes when it is
+    started again. An archive is deleted after it is unpacked.
 
     Args:
         root: target folder.
         source: address of the archives, such as a mirror.
         archives: archives to download.
-        pause: seconds before the first retry of a broken connection, doubled for each retry.
 
     Raises:
         OSError: the disk is too small, or the source cannot be reached.
@@ -88,24 +83,21 @@ def download_coco(
         raise OSError(f"{root.resolve()} needs {needed / 1e9:.1f} GB of free disk space")
     for archive in missing:
         file = root / Path(archive.path).name
-        _download(file, archive, f"{source.rstrip('/')}/{archive.path}", pause)
+        _download(file, archive, f"{source.rstrip('/')}/{archive.path}")
         _unpack(root, archive, file)
         file.unlink()
     return f"MS-COCO val2014 is in {root}"
 
 
-def _download(file: Path, archive: Archive, url: str, pause: float) -> None:
-    """Download an archive, with retries, and verify it."""
+def _download(file: Path, archive: Archive, url: str) -> None:
+    """Download an archive and verify it."""
     part = file.with_name(f"{file.name}.part")
-    for attempt in range(ATTEMPTS if not file.is_file() else 0):
+    if not file.is_file():
         try:
             _resume(part, archive.size, url)
-            part.replace(file)
-            break
         except OSError as error:
-            if attempt == ATTEMPTS - 1 or isinstance(error, HTTPError):
-                raise OSError(f"cannot download {url} ({error}): run again") from error
-            time.sleep(pause * 2**attempt)
+            raise OSError(f"cannot download {url} ({error}): run again to resume") from error
+        part.replace(file)
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "md5").hexdigest()
     if digest != archive.md5:
