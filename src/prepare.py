@@ -30,16 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_command(
     commands, name: str, function: Callable, *, extra: str, help: str
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = commands.add_parser(name, help=help, description=help)
     parser.set_defaults(function=function, extra=extra)
     return parser
 
 
 def _add_build_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
-    parser.add_argument("--workers", type=int, help="number of processes; default: one per core")
+    parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
+    workers = "number of processes; 0 uses this one (default: one per core)"
+    parser.add_argument("--workers", type=int, help=workers)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a data set built with other settings"
     )
@@ -48,8 +47,9 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
 def _add_emoji(commands) -> None:
     about = "scenes rendered from OpenMoji, with captions and exact object boxes"
     parser = _add_command(commands, "emoji", _emoji, extra="emoji", help=about)
-    parser.add_argument("--set", choices=("S", "M", "L"), default="S", help="concept set")
-    parser.add_argument("--out", type=Path, help="folder of the data set; default: data/emoji_SET")
+    concepts = "concept set (default: %(default)s)"
+    parser.add_argument("--set", choices=("S", "M", "L"), default="S", help=concepts)
+    parser.add_argument("--out", type=Path, help="target folder (default: data/emoji_SET)")
     parser.add_argument("--train", type=int, metavar="N", help="training scenes at 64 px")
     parser.add_argument("--train-256", type=int, metavar="N", help="of these, also at 256 px")
     parser.add_argument("--train-1024", type=int, metavar="N", help="of these, also at 1024 px")
@@ -79,9 +79,8 @@ def _add_folder(commands) -> None:
     about = "your own images with captions in .txt, .json or a table metadata.*"
     parser = _add_command(commands, "folder", _folder, extra="parquet", help=about)
     _add_import_options(parser, "folder of images")
-    parser.add_argument(
-        "--caption-column", help="caption column of the tables; default: captions, caption or text"
-    )
+    column = "caption column of the tables (default: captions, caption or text)"
+    parser.add_argument("--caption-column", metavar="NAME", help=column)
 
 
 def _add_coco(commands) -> None:
@@ -92,12 +91,14 @@ def _add_coco(commands) -> None:
 
 def _add_import_options(parser: argparse.ArgumentParser, source: str) -> None:
     parser.add_argument("source", type=Path, metavar="DIR", help=source)
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the data set")
+    parser.add_argument("out", type=Path, metavar="OUT", help="target folder")
+    sizes = "image sizes in pixels (default: 64 256 1024)"
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[64, 256, 1024], help="image sizes in pixels"
+        "--sizes", type=int, nargs="+", default=[64, 256, 1024], metavar="PIXELS", help=sizes
     )
-    parser.add_argument("--val", type=int, metavar="N", help="held-out images; default: 5%%")
-    parser.add_argument("--shard-size", type=int, default=1000, help="images per shard")
+    parser.add_argument("--val", type=int, metavar="N", help="held-out images (default: 5%%)")
+    shard_size = "images per shard (default: %(default)s)"
+    parser.add_argument("--shard-size", type=int, default=1000, metavar="N", help=shard_size)
     _add_build_options(parser)
 
 
@@ -132,7 +133,7 @@ def _import(options: argparse.Namespace, listing) -> str:
 def _add_fetch_coco(commands) -> None:
     about = "MS-COCO val2014 for evaluation: 7 GB"
     parser = _add_command(commands, "fetch-coco", _fetch_coco, extra="evaluation", help=about)
-    parser.add_argument("--out", type=Path, default=Path("data/coco"), help="target folder")
+    parser.add_argument("--out", type=Path, default=Path("data/coco"), help="default: %(default)s")
     parser.add_argument("--source", help="address of a mirror with the same files")
 
 

@@ -159,9 +159,8 @@ class SampleReader:
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"clean_share must be between 0 and 1, not {self.clean_share}")
         if self.degradation not in (None, *DEGRADATIONS):
-            raise ValueError(
-                f"degradation must be one of {[*DEGRADATIONS]}, not {self.degradation!r}"
-            )
+            known = ", ".join(DEGRADATIONS)
+            raise ValueError(f"degradation must be one of {known}, not {self.degradation!r}")
 
     def __call__(self, raw: RawSample, *, epoch: int) -> list[Sample]:
         """Return the `crops_per_image` samples made from one raw sample.
