@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Save the workspace and print its URL, or print its specification."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("entity", help="W&B user or team")
-    parser.add_argument("--project", default="unclip", help="W&B project, as in logger.wandb.project")
-    parser.add_argument("--name", default="unclip", help="name of the workspace")
-    parser.add_argument("--print", action="store_true", help="print the specification; no account is needed")
+    parser.add_argument("--project", default="unclip", help="W&B project")
+    parser.add_argument("--name", default="unclip", help="workspace name")
+    parser.add_argument("--print", action="store_true", help="print it; no account is needed")
     options = parser.parse_args(arguments)
     try:
         workspace = build(options.entity, options.project, options.name)
