@@ -110,8 +110,8 @@ def test_the_last_network_is_used_for_the_last_step_only(cascade):
 
 
 # The steps of diffusers' UnCLIPPipeline, with DDPMScheduler, the one scheduler of diffusers that
-# agrees with Karlo's own. At timestep 999, noise is 20,000 times the signal, and guidance multiplies
-# it by eight, so the last digit of a float32 would be visible. Therefore networks compute in
+# agrees with Karlo's own. At timestep 999, noise is 20,000 times the signal, and guidance is eight
+# times that, so the last digit of a float32 would be visible. Therefore networks compute in
 # float64, the schedule's table is recomputed in float64, and images start at timestep 950.
 
 TIMESTEPS = {"prior": [999, 666, 333, 0], "decoder": [950, 500, 0], "upsampler_256": [950, 0]}

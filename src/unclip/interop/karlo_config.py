@@ -57,8 +57,8 @@ _UP = ("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D")
 
 def prior_sizes(prior: Component) -> dict[str, Any]:
     """Return `PriorTransformer`'s arguments from diffusers' PriorTransformer."""
-    _check(prior, _PRIOR)
     config = prior.config
+    _check(config, _PRIOR)
     heads = config["num_attention_heads"]
     return {
         "embedding_dim": config["embedding_dim"],
@@ -72,12 +72,12 @@ def prior_sizes(prior: Component) -> dict[str, Any]:
 
 def decoder_sizes(decoder: Component, text_proj: Component) -> dict[str, Any]:
     """Return `UNet`'s arguments from diffusers' UNet2DConditionModel and UnCLIPTextProjModel."""
-    _check(decoder, _DECODER)
     config, text = decoder.config, text_proj.config
+    _check(config, _DECODER)
     attended = [kind == _DOWN[1] for kind in config["down_block_types"]]
-    _check(decoder, _block_types(attended))
+    _check(config, _block_types(attended))
     return {
-        **_unet_sizes(decoder),
+        **_unet_sizes(config),
         "attention_levels": [i for i, has_attention in enumerate(attended) if has_attention],
         "head_width": config["attention_head_dim"],
         "conditioning": {
@@ -91,31 +91,32 @@ def decoder_sizes(decoder: Component, text_proj: Component) -> dict[str, Any]:
 
 def upsampler_sizes(upsampler: Component) -> dict[str, Any]:
     """Return `UNet`'s arguments from diffusers' UNet2DModel."""
-    _check(upsampler, _UPSAMPLER)
-    _check(upsampler, _block_types([False] * len(upsampler.config["block_out_channels"])))
-    return _unet_sizes(upsampler)
+    config = upsampler.config
+    _check(config, _UPSAMPLER | _block_types([False] * len(config["block_out_channels"])))
+    return _unet_sizes(config)
 
 
-def clip_sizes(text: Component, vision: Component) -> dict[str, Any]:
+def clip_sizes(text_encoder: Component, image_encoder: Component) -> dict[str, Any]:
     """Return `ClipStage`'s arguments from transformers' two encoders."""
-    for encoder in (text, vision):
-        _check(encoder, {**_ENCODER, "intermediate_size": 4 * encoder.config["hidden_size"]})
+    text, vision = text_encoder.config, image_encoder.config
+    for config in (text, vision):
+        _check(config, {**_ENCODER, "intermediate_size": 4 * config["hidden_size"]})
     _check(text, {"vocab_size": 49408})
-    _check(vision, {name: text.config[name] for name in ("hidden_act", "projection_dim")})
-    if text.config["hidden_act"] not in _ACTIVATIONS:
-        raise ValueError(f"{text.source}/config.json: hidden_act is {text.config['hidden_act']}")
+    _check(vision, {name: text[name] for name in ("hidden_act", "projection_dim")})
+    if text["hidden_act"] not in _ACTIVATIONS:
+        raise ValueError(f"{text.path}: hidden_act is {text['hidden_act']}")
     return {
-        "embed_dim": text.config["projection_dim"],
-        "image_size": vision.config["image_size"],
-        "patch_size": vision.config["patch_size"],
-        "vision_width": vision.config["hidden_size"],
-        "vision_layers": vision.config["num_hidden_layers"],
-        "vision_head_width": vision.config["hidden_size"] // vision.config["num_attention_heads"],
-        "text_width": text.config["hidden_size"],
-        "text_layers": text.config["num_hidden_layers"],
-        "text_heads": text.config["num_attention_heads"],
-        "context_length": text.config["max_position_embeddings"],
-        "quick_gelu": _ACTIVATIONS[text.config["hidden_act"]],
+        "embed_dim": text["projection_dim"],
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "vision_width": vision["hidden_size"],
+        "vision_layers": vision["num_hidden_layers"],
+        "vision_head_width": vision["hidden_size"] // vision["num_attention_heads"],
+        "text_width": text["hidden_size"],
+        "text_layers": text["num_hidden_layers"],
+        "text_heads": text["num_attention_heads"],
+        "context_length": text["max_position_embeddings"],
+        "quick_gelu": _ACTIVATIONS[text["hidden_act"]],
     }
 
 
@@ -134,20 +135,19 @@ def check_scheduler(scheduler: Config, stage: DiffusionStage) -> None:
         "prediction_type": _PREDICTIONS.get(diffusion.prediction),
         "variance_type": _VARIANCES.get(diffusion.variance),
     }
-    _check_settings(scheduler.path, scheduler, expected)
+    _check(scheduler, expected)
 
 
-def _unet_sizes(unet: Component) -> dict[str, Any]:
-    config = unet.config
+def _unet_sizes(config: Config) -> dict[str, Any]:
     widths = config["block_out_channels"]
     if any(width % widths[0] for width in widths):
         raise ValueError(
-            f"{unet.source}/config.json: block_out_channels is {widths}, "
+            f"{config.path}: block_out_channels is {widths}, "
             "which must be multiples of its first value"
         )
     shift = config.get("resnet_time_scale_shift", "default")
     if shift not in ("default", "scale_shift"):
-        raise ValueError(f"{unet.source}/config.json: resnet_time_scale_shift is {shift}")
+        raise ValueError(f"{config.path}: resnet_time_scale_shift is {shift}")
     return {
         "channels": widths[0],
         "multipliers": [width // widths[0] for width in widths],
@@ -167,12 +167,8 @@ def _block_types(attended: list[bool]) -> dict[str, list[str]]:
     }
 
 
-def _check(component: Component, expected: Mapping[str, Any]) -> None:
-    _check_settings(component.source / "config.json", component.config, expected)
-
-
-def _check_settings(path: Any, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ValueError for a setting that differs; a missing one has the class's default."""
+def _check(config: Config, expected: Mapping[str, Any]) -> None:
+    """Raise ValueError for a setting that differs; a missing one has its class's default."""
     for key, value in expected.items():
-        if found.get(key, value) != value:
-            raise ValueError(f"{path}: {key} is {found[key]!r}; unclip's network has {value!r}")
+        if config.get(key, value) != value:
+            raise ValueError(f"{config.path}: {key} is {config[key]!r}, but unclip has {value!r}")

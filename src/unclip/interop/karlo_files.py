@@ -41,12 +41,12 @@ class Component(NamedTuple):
 
     Attributes:
         source: its folder, or the checkpoint that contains it.
-        config: content of its config.json; empty for a checkpoint.
+        config: content of its config.json; empty for a checkpoint, whose sizes are Karlo's.
         tensors: its weights, memory-mapped if the file allows it.
     """
 
     source: Path
-    config: dict[str, Any]
+    config: Config
     tensors: dict[str, Tensor]
 
 
@@ -91,7 +91,7 @@ def has_checkpoints(folder: Path) -> bool:
 def read_checkpoints(folder: Path) -> dict[str, Component]:
     """Read Karlo's checkpoints, split into the components of diffusers' pipeline.
 
-    The tensors keep Karlo's names. There are no configs: the sizes are Karlo's.
+    The tensors keep Karlo's names.
 
     Raises:
         FileNotFoundError: naming the file that is missing.
@@ -102,14 +102,14 @@ def read_checkpoints(folder: Path) -> dict[str, Component]:
     unet, projections = {}, {}
     for key, tensor in _read_module(decoder, "model").items():
         (projections if key.startswith(_PROJECTIONS) else unet)[key] = tensor
-    prior_tensors = _read_module(prior, "model") | _read_statistics(statistics)
-    return {
-        "prior": Component(prior, {}, prior_tensors),
-        "decoder": Component(decoder, {}, unet),
-        "text_proj": Component(decoder, {}, projections),
-        "super_res_first": Component(upsampler, {}, _read_module(upsampler, "model_first_steps")),
-        "super_res_last": Component(upsampler, {}, _read_module(upsampler, "model_last_step")),
+    tensors = {
+        "prior": (prior, _read_module(prior, "model") | _read_statistics(statistics)),
+        "decoder": (decoder, unet),
+        "text_proj": (decoder, projections),
+        "super_res_first": (upsampler, _read_module(upsampler, "model_first_steps")),
+        "super_res_last": (upsampler, _read_module(upsampler, "model_last_step")),
     }
+    return {name: Component(path, Config(path, {}), part) for name, (path, part) in tensors.items()}
 
 
 def _find_file(folder: Path, pattern: str) -> Path:
