@@ -9,8 +9,9 @@ from torch import Tensor
 
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.frechet import fit_gaussian, frechet_distance
-from unclip.evaluation.pictures import bicubic, ssim, to_float, to_uint8
 from unclip.evaluation.real import read_real
+from unclip.evaluation.similarity import ssim
+from unclip.images import bicubic, to_float, to_uint8
 from unclip.stages import UpsamplerStage
 
 SIDES = {"upsampler_256": 64, "upsampler_1024": 128}
@@ -76,7 +77,7 @@ class Crops:
     def measure(self, images: Tensor) -> dict[str, float]:
         """Root mean square error of all pixels (in [-1, 1]), PSNR, SSIM and Fréchet distance.
 
-        PSNR is that of the one error: a mean over crops would be of those that are plain colour.
+        PSNR is that of the one error: a mean over crops would be of those that are plain color.
         """
         error = to_float(images) - to_float(self.true)
         rmse = float(error.square().mean().sqrt())

@@ -6,8 +6,7 @@ Loading unpickles nothing, and `unclip.recipes` limits what a file's recipe can 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from unclip._version import __version__
 from unclip.clip import ClipEmbedder, fingerprint
+from unclip.files import atomic_write
 from unclip.recipes import TensorSpec, build, check_recipe, check_tensors, meta_parameters
 from unclip.stages import ClipStage, Stage
 
@@ -108,9 +108,13 @@ def save_stage(
     }
     if clip_fingerprint is not None:
         metadata["clip_fingerprint"] = clip_fingerprint
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _atomic_write(path) as temporary:
+    with atomic_write(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)  # safetensors makes its files private
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def read_metadata(path: str | Path) -> StageMetadata:
@@ -293,27 +297,3 @@ def _parse_metadata(texts: Mapping[str, str]) -> StageMetadata:
         extra=json.loads(texts["extra"]),
         fingerprint=texts["fingerprint"],
     )
-
-
-@contextmanager
-def _atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary file in the same folder, and rename it once it is safely on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb"):
-            mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes its files private
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
