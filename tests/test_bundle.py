@@ -338,7 +338,7 @@ class TestHostileRecipes:
         )
 
     def test_deeply_nested_lists_are_refused(self, prior):
-        recipe = json.dumps({**tiny_bundle.recipe("prior"), "clip": "deep"})
+        recipe = json.dumps({**tiny_bundle.recipe("prior"), "clip_range": "deep"})
         rewrite(prior, recipe=recipe.replace('"deep"', "[" * 900 + "]" * 900))
         with pytest.raises(ValueError, match=r"prior\.safetensors"):
             load_stage(prior)
