@@ -7,7 +7,6 @@ since. The fingerprint identifies the CLIP, so embeddings of several CLIPs can c
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unclip.data.shards import list_shards
+from unclip.data.shards import list_shards, read_ends
 from unclip.files import atomic_write
 
 EMBED = "python src/embed.py"
@@ -111,13 +110,9 @@ def _is_current(shard: Path, fingerprint: str) -> bool:
 
 
 def _digest(shard: Path) -> str:
-    """Hash the size of a tar, its first and its last 64 KiB."""
-    ends = 2**16
-    size = shard.stat().st_size
-    with open(shard, "rb") as file:
-        head = file.read(ends)
-        file.seek(-min(ends, size), os.SEEK_END)
-        return hashlib.blake2b(b"%d" % size + head + file.read(), digest_size=16).hexdigest()
+    """Hash the size and both ends of a tar."""
+    content = b"%d" % shard.stat().st_size + read_ends(shard)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _missing_error(paths: list[Path]) -> FileNotFoundError:

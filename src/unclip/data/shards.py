@@ -105,20 +105,24 @@ def shards_fingerprint(shards: Sequence[Shard]) -> str:
         digest.update(f"{shard.path.name} {shard.samples}\n".encode())
         if shard.path.with_suffix(".url").is_file():
             continue
-        size = shard.path.stat().st_size
-        digest.update(f"{size}\n".encode())
+        digest.update(f"{shard.path.stat().st_size}\n".encode())
         if shard in sampled:
-            with open(shard.path, "rb") as file:
-                digest.update(file.read(2**16))
-                file.seek(max(size - 2**16, 0))
-                digest.update(file.read())
+            digest.update(read_ends(shard.path))
     return digest.hexdigest()[:16]
+
+
+def read_ends(path: Path, size: int = 2**16) -> bytes:
+    """Read the first and the last `size` bytes of a file, to hash it quickly."""
+    with open(path, "rb") as file:
+        head = file.read(size)
+        file.seek(max(path.stat().st_size - size, 0))
+        return head + file.read()
 
 
 def count_samples(path: Path) -> int:
     """Count the samples of a shard from its headers, up to the first broken one."""
     with open(path, "rb") as file:
-        return sum(1 for _ in _headers(file, path, lambda key, bad: None))
+        return sum(1 for _ in _headers(file, path, _ignore))
 
 
 def _count_all(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
@@ -180,7 +184,11 @@ class RawSample(NamedTuple):
     bad: BadSample | None = None
 
 
-Report = Callable[[str, BadSample], None]
+Report = Callable[[Path, str, BadSample], None]  # (shard, key, defect)
+
+
+def _ignore(shard: Path, key: str, bad: BadSample) -> None:
+    """Ignore a defect."""
 
 
 def read_shard(
@@ -189,7 +197,7 @@ def read_shard(
     *,
     wanted: Callable[[int], bool] = lambda place: True,
     images: bool = True,
-    report: Callable[[Path, str, BadSample], None] | None = None,
+    report: Report = _ignore,
 ) -> Iterator[tuple[int, RawSample]]:
     """Yield (place, sample) for the wanted ones of the consecutive `places` of a shard.
 
@@ -207,22 +215,16 @@ def read_shard(
         ValueError: the shard holds more samples than its index says.
     """
     next_place = places.start
-    damage = None
+    damage: list[BadSample] = []
 
-    def note(key: str, bad: BadSample) -> None:
-        nonlocal damage
+    def note(path: Path, key: str, bad: BadSample) -> None:
         if bad.kind == "truncated shard":
-            damage = bad
-        elif report is not None:
-            report(shard.path, key, bad)
+            damage.append(bad)
+        else:
+            report(path, key, bad)
 
-    fetch(shard.path)
-    try:
-        file = open(shard.path, "rb", buffering=2**18)  # noqa: SIM115 (closed below)
-    except FileNotFoundError:
-        raise _missing_shard(shard.path) from None
-    with file:
-        seen: set[str] = set()
+    seen: set[str] = set()
+    with _open(shard.path) as file:
         for place, (key, members) in enumerate(_headers(file, shard.path, note)):
             if place >= shard.samples:
                 raise ValueError(
@@ -230,23 +232,28 @@ def read_shard(
                     f"{shard.path.parent / INDEX}: delete that file (and the shard's _stats.json "
                     "if it has one); it will be written again"
                 )
-            duplicate = key in seen
-            seen.add(key)
             if place in places:
                 next_place = place + 1
-                if wanted(place):
-                    if duplicate:
-                        yield place, RawSample(shard.path, key, {}, BadSample("duplicate key"))
-                    else:
-                        yield place, _read_members(file, shard.path, key, members, images)
+                if wanted(place) and key in seen:
+                    yield place, RawSample(shard.path, key, {}, BadSample("duplicate key"))
+                elif wanted(place):
+                    yield place, _read_members(file, shard.path, key, members, images)
             if place == places.stop - 1 and places.stop < shard.samples:
                 return
-    if damage is not None and next_place == places.stop and report is not None:
-        report(shard.path, "", damage)  # every indexed sample is there, but the end is damaged
-    damage = damage or BadSample("truncated shard", "it has fewer samples than its index says")
-    for place in range(next_place, places.stop):
-        if wanted(place):
-            yield place, RawSample(shard.path, f"#{place}", {}, damage)
+            seen.add(key)
+    if damage and next_place == places.stop:  # every sample is there, but the end is damaged
+        report(shard.path, "", damage[-1])
+    damage.insert(0, BadSample("truncated shard", "it has fewer samples than its index says"))
+    for place in filter(wanted, range(next_place, places.stop)):
+        yield place, RawSample(shard.path, f"#{place}", {}, damage[-1])
+
+
+def _open(path: Path) -> BinaryIO:
+    fetch(path)
+    try:
+        return open(path, "rb", buffering=2**18)
+    except FileNotFoundError:
+        raise _missing_shard(path) from None
 
 
 def read_positions(
@@ -255,7 +262,7 @@ def read_positions(
     *,
     wanted: Callable[[int], bool] = lambda position: True,
     images: bool = True,
-    report: Callable[[Path, str, BadSample], None] | None = None,
+    report: Report = _ignore,
 ) -> Iterator[tuple[int, RawSample]]:
     """Yield (position, sample) for the wanted ones of the consecutive `positions` of an epoch.
 
@@ -287,7 +294,7 @@ def _headers(file: BinaryIO, path: Path, report: Report) -> Iterator[tuple[str, 
     """Yield the key and the members by extension of a tar's samples, without their bytes."""
 
     def keep_first(error: Exception) -> bool:  # webdataset keeps the first of two equal members
-        report(str(error.args[0]), BadSample("duplicate key"))
+        report(path, str(error.args[0]), BadSample("duplicate key"))
         return True
 
     for sample in group_by_keys(_members(file, path, report), handler=keep_first):
@@ -311,9 +318,9 @@ def _members(file: BinaryIO, path: Path, report: Report) -> Iterator[dict]:
                     yield {"fname": member.name, "data": data, "__url__": url}
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                report("", BadSample("truncated shard", "no end-of-archive mark"))
+                report(path, "", BadSample("truncated shard", "no end-of-archive mark"))
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        report("", BadSample("truncated shard", str(error)))
+        report(path, "", BadSample("truncated shard", str(error)))
 
 
 def _read_members(
