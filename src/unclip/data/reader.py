@@ -151,7 +151,7 @@ class SampleReader:
         if self.caption not in ("random", "first"):
             raise ValueError(f"caption must be 'random' or 'first', not {self.caption!r}")
         if self.crop is not None and not 0 < self.crop <= self.image_size:
-            raise ValueError(f"crop must be between 1 and {self.image_size}, not {self.crop}")
+            raise ValueError(f"a crop of {self.crop} does not fit into {self.image_size} pixels")
         if self.crops_per_image < 1:
             raise ValueError(f"crops_per_image must be at least 1, not {self.crops_per_image}")
         if self.crops_per_image > 1 and (self.crop is None or not self.random_crop):
