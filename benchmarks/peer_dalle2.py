@@ -1,26 +1,32 @@
-"""DALLE2-pytorch's U-Net and prior, as near ours in size as can be, its optimizer and samplers."""
+"""DALLE2-pytorch's U-Net and prior, near ours in size, with its own optimizer and samplers."""
 
-import unclip  # isort: skip  # noqa: F401 (first: torchvision then imports beside a CPU torch)
+import unclip  # isort: skip  # noqa: F401 (first: torchvision then imports next to a CPU torch)
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product
 
 import ours
 import torch
-from contender import Contender, nearest
+from contender import (
+    GUIDANCE_SCALE,
+    Contender,
+    DecoderSize,
+    PriorSize,
+    Problem,
+    Setting,
+    count_parameters,
+)
 from dalle2_pytorch.dalle2_pytorch import Decoder as Diffusion
 from dalle2_pytorch.dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork, Unet
 from dalle2_pytorch.optimizer import get_optimizer
-from setting import DecoderSize, PriorSize, Problem, Setting
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Decoder(Contender):
-    """Unet with self-attention at the same levels."""
+    """Unet with self-attention at the same levels as ours."""
 
     def __init__(self, size: DecoderSize, setting: Setting):
-        problem = Problem.draw(size, setting.device)
         levels = range(len(size.multipliers))
         make = partial(
             Unet,
@@ -34,47 +40,38 @@ class Decoder(Contender):
             cond_on_image_embeds=True,
             channels_out=6,
         )
-        choices = [
-            {"dim": dim, "cond_dim": context_width}
-            for dim, context_width in product(
-                (size.channels - 8, size.channels, size.channels + 8),
-                (size.context_width // 4, size.context_width // 2, size.context_width),
-            )
-        ]
-        network = nearest(make, choices, _count(ours.decoder_network(size))).to(setting.device)
-        optimizer = get_optimizer(network.parameters())
-        super().__init__(network, optimizer, problem, setting)
+        widths = (size.channels - 8, size.channels, size.channels + 8)
+        contexts = (size.context_width // 4, size.context_width // 2, size.context_width)
+        choices = [{"dim": dim, "cond_dim": width} for dim, width in product(widths, contexts)]
+        network = _nearest(make, choices, count_parameters(ours.decoder_network(size)))
+        super().__init__(network, size, setting, _optimizer)
+        self.network = setting.compiled(self.modules)
         self.diffusion = Diffusion(
-            network,
+            self.modules,
             image_sizes=(size.image_size,),
             sample_timesteps=setting.sample_steps,
             beta_schedule=("cosine",),
         ).to(setting.device)
-        self.network = setting.compiled(network)
-        self.guidance_scale = size.guidance_scale
-
-    def _evaluate(self) -> Tensor:
-        return self.network(
-            self.problem.x_t,
-            self.problem.t,
-            image_embed=self.problem.image_embedding,
-            text_encodings=_masked(self.problem),
-        )
 
     def predict(self) -> Tensor:
-        """The noise."""
-        return self._evaluate()[:, :3]
+        return self.prepare()()[:, :3]
 
     def prepare(self) -> Callable[[], Tensor]:
-        """Nothing: the conditions are computed at each step."""
-        return self._evaluate
+        """Prepare nothing: the conditions are computed at each step."""
+        problem = self.problem
+        return lambda: self.network(
+            problem.x_t,
+            problem.t,
+            image_embed=problem.image_embedding,
+            text_encodings=_masked(problem),
+        )
 
-    def draw(self, problem: Problem) -> Tensor:
-        """The two halves of the guidance one after the other, as it does."""
+    def guided(self, problem: Problem) -> Tensor:
+        """Sample; the two halves of the guidance are computed one after the other."""
         return self.diffusion.sample(
             image_embed=problem.image_embedding,
             text_encodings=_masked(problem),
-            cond_scale=self.guidance_scale,
+            cond_scale=GUIDANCE_SCALE,
         )
 
 
@@ -82,46 +79,48 @@ class Prior(Contender):
     """DiffusionPriorNetwork, whose width is always that of the embeddings."""
 
     def __init__(self, size: PriorSize, setting: Setting):
-        problem = Problem.draw(size, setting.device)
         make = partial(DiffusionPriorNetwork, dim=size.embedding_dim, max_text_len=size.tokens)
-        choices = [
-            {"depth": depth, "ff_mult": mult} for depth, mult in product(range(1, 9), (3, 4))
-        ]
-        network = nearest(make, choices, _count(ours.prior_network(size))).to(setting.device)
-        optimizer = get_optimizer(network.parameters())
-        super().__init__(network, optimizer, problem, setting)
+        choices = [{"depth": n, "ff_mult": mult} for n, mult in product(range(1, 9), (3, 4))]
+        network = _nearest(make, choices, count_parameters(ours.prior_network(size)))
+        super().__init__(network, size, setting, _optimizer)
+        self.network = setting.compiled(self.modules)
         self.diffusion = DiffusionPrior(
-            network, image_embed_dim=size.embedding_dim, sample_timesteps=setting.sample_steps
+            self.modules,
+            image_embed_dim=size.embedding_dim,
+            sample_timesteps=setting.sample_steps,
         ).to(setting.device)
-        self.network = setting.compiled(network)
-        self.guidance_scale = size.guidance_scale
 
     def predict(self) -> Tensor:
-        """The clean embedding."""
         return self.network(self.problem.x_t, self.problem.t, **_text(self.problem))
 
-    def prepare(self) -> Callable[[], Tensor]:
-        """Nothing: the whole sequence is computed at each step."""
-        return self.predict
-
-    def draw(self, problem: Problem) -> Tensor:
-        """The two halves of the guidance one after the other, as it does."""
+    def guided(self, problem: Problem) -> Tensor:
+        """Sample; the two halves of the guidance are computed one after the other."""
         return self.diffusion.p_sample_loop(
             tuple(problem.x_t.shape),
             text_cond=_text(problem),
-            cond_scale=self.guidance_scale,
-            timesteps=self.setting.sample_steps + 1,  # which makes so many evaluations
+            cond_scale=GUIDANCE_SCALE,
+            timesteps=self.setting.sample_steps + 1,  # makes `sample_steps` evaluations
         )
 
 
+def _nearest(make: Callable, choices: Iterable[dict], parameters: int) -> nn.Module:
+    """Build the choice whose number of parameters is nearest."""
+
+    def distance(choice: dict) -> int:
+        with torch.device("meta"):
+            return abs(count_parameters(make(**choice)) - parameters)
+
+    return make(**min(choices, key=distance))
+
+
+def _optimizer(modules: nn.Module) -> torch.optim.Optimizer:
+    return get_optimizer(modules.parameters())
+
+
 def _masked(problem: Problem) -> Tensor:
-    """Text states with zeros for padding, from which it reads the mask."""
+    """Return text states with zeros for padding, from which the network derives its mask."""
     return problem.text_states * problem.text_mask[..., None]
 
 
 def _text(problem: Problem) -> dict[str, Tensor]:
     return {"text_embed": problem.text_embedding, "text_encodings": _masked(problem)}
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,24 +1,22 @@
-"""GLIDE's U-Net, its blocks as shipped, behind unclip's conditioning (its own is a transformer)."""
+"""GLIDE's U-Net with its own blocks and unclip's conditioning (GLIDE conditions by a transformer)."""
 
 from collections.abc import Callable
 
 import torch
-from contender import Contender
+from contender import Contender, DecoderSize, Setting
 from glide_text2im.nn import timestep_embedding
 from glide_text2im.unet import UNetModel
-from setting import DecoderSize, Problem, Setting
 from torch import Tensor, nn
 
 from unclip.networks.unet import Conditioning
 
 
 class Decoder(Contender):
-    """UNetModel over context tokens; GLIDE has no training code, so AdamW is PyTorch's default."""
+    """UNetModel with context tokens; GLIDE has no training code, so the optimizer is AdamW."""
 
-    measures = ("train", "step")
+    measures = ("step", "train")
 
     def __init__(self, size: DecoderSize, setting: Setting):
-        problem = Problem.draw(size, setting.device)
         unet = UNetModel(
             in_channels=3,
             model_channels=size.channels,
@@ -37,13 +35,28 @@ class Decoder(Contender):
             context_width=size.context_width,
             embedding_width=4 * size.channels,
         )
-        modules = nn.ModuleDict({"unet": unet, "conditioning": conditioning}).to(setting.device)
-        optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-4)
-        super().__init__(modules, optimizer, problem, setting)
+        modules = nn.ModuleDict({"unet": unet, "conditioning": conditioning})
+        super().__init__(
+            modules, size, setting, lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4)
+        )
         self.run = setting.compiled(self._run)
 
+    def predict(self) -> Tensor:
+        return self.prepare()()[:, :3]
+
+    def prepare(self) -> Callable[[], Tensor]:
+        """Compute the conditioning."""
+        problem = self.problem
+        addition, context, _ = self.modules["conditioning"](
+            problem.image_embedding,
+            problem.text_embedding,
+            problem.text_states,
+            problem.text_mask,
+        )
+        return lambda: self.run(problem.x_t, problem.t, addition, context.transpose(1, 2))
+
     def _run(self, x_t: Tensor, t: Tensor, addition: Tensor, context: Tensor) -> Tensor:
-        """As GLIDE's Text2ImUNet goes through the blocks; it masks no tokens."""
+        """Visit the blocks in the order of GLIDE's Text2ImUNet; GLIDE masks no tokens."""
         unet, skips, h = self.modules["unet"], [], x_t
         embedding = unet.time_embed(timestep_embedding(t, unet.model_channels)) + addition
         for block in unet.input_blocks:
@@ -53,22 +66,3 @@ class Decoder(Contender):
         for block in unet.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), embedding, context)
         return unet.out(h)
-
-    def _condition(self) -> tuple[Tensor, Tensor]:
-        problem = self.problem
-        addition, context, _ = self.modules["conditioning"](
-            problem.image_embedding,
-            problem.text_embedding,
-            problem.text_states,
-            problem.text_mask,
-        )
-        return addition, context.transpose(1, 2)
-
-    def predict(self) -> Tensor:
-        """The noise."""
-        return self.run(self.problem.x_t, self.problem.t, *self._condition())[:, :3]
-
-    def prepare(self) -> Callable[[], Tensor]:
-        """The conditioning."""
-        conditions = self._condition()
-        return lambda: self.run(self.problem.x_t, self.problem.t, *conditions)
