@@ -31,10 +31,9 @@ from unclip import bundle
 from unclip.cascade import Cascade
 from unclip.evaluation.measures import embed_images
 from unclip.evaluation.parts import HELD_OUT, SEEN
-from unclip.evaluation.pictures import to_uint8
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.report import surroundings, write_results
-from unclip.evaluation.sheets import save
+from unclip.images import save_png, to_uint8
 from unclip.stages import Stage
 from unclip.training.optim import parameter_groups
 from unclip.training.trainer import keep_freed_memory, resolve_precision
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         **surroundings(torch.device("cpu")),
     }
     write_results(results, out / "race.json")
-    save(sheet(images, real), out / "race.png")
+    save_png(sheet(images, real), out / "race.png")
     print(f"{summary(results)}\n\nresults: {out / 'race.json'}\nimages: {out / 'race.png'}")
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.cascade import Cascade
+from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.emoji_probes import concept_set
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.gallery import varied
@@ -16,7 +17,6 @@ from unclip.evaluation.networks import load_judge
 from unclip.evaluation.parts import HELD_OUT, SEEN, VALIDATION
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.report import table
-from unclip.evaluation.sheets import Tile, contact_sheet
 from unclip.evaluation.two_objects import Templates, measure_scenes, read_singles
 
 SHEET_ROWS = 12

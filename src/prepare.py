@@ -46,7 +46,7 @@ def _add_emoji(commands) -> None:
 
 
 def _emoji(options: argparse.Namespace) -> Path:
-    from unclip.data.emoji.build import build, default_counts
+    from unclip.emoji.emoji_build import build, default_counts
 
     counts = default_counts(options.set, quick=options.quick)
     train = counts["train"]

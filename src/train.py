@@ -192,8 +192,8 @@ def build_trainer(
     Raises:
         ResumeError: that is of another run.
     """
+    from unclip.provenance import code_version
     from unclip.training.callbacks.record import RunRecord
-    from unclip.training.provenance import code_version
 
     trainer = build(decay.trainer_settings(config["trainer"]))(
         callbacks=[build(callback) for callback in config["callbacks"].values()],

@@ -15,7 +15,8 @@ from pathlib import Path
 from PIL import Image
 from safetensors import safe_open
 
-STAGES = "clip judge prior prior_ar decoder upsampler_256 upsampler_1024".split()
+STAGES = ["clip", "judge", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024"]
+SAMPLES = ["samples", "large", "ar", "vary", "interpolate", "edit", "inpaint", "reconstruct"]
 PROMPTS = ["a red apple to the left of a dog", "two stars"]
 
 
@@ -65,7 +66,16 @@ def fingerprints(out: Path) -> dict[str, object]:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118
                 found[f"{path.stem}:{name}"] = _digest(file.get_tensor(name).numpy().tobytes())
-    for folder in "samples large ar vary interpolate edit inpaint reconstruct".split():
+    for folder in [
+        "samples",
+        "large",
+        "ar",
+        "vary",
+        "interpolate",
+        "edit",
+        "inpaint",
+        "reconstruct",
+    ]:
         for number, path in enumerate(sorted((out / folder).glob("*.png"))):
             found[f"{folder}:{number}"] = _digest(Image.open(path).convert("RGB").tobytes())
     for path in sorted((out / "data").rglob("*.tar")):

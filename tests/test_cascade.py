@@ -8,7 +8,8 @@ import tiny_bundle
 import torch
 
 from unclip import bundle, cascade
-from unclip.cascade import PRIORS, Cascade, to_pixels
+from unclip.cascade import PRIORS, Cascade
+from unclip.images import to_uint8
 
 PROMPTS = ["a red apple", "a dog above a cat", "two stars"]
 
@@ -248,15 +249,15 @@ class TestPriors:
 class TestPixels:
     def test_each_of_256_levels_comes_back(self):
         levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 256, 256)
-        assert torch.equal(to_pixels(levels.float() / 127.5 - 1), levels)
+        assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels)
 
     def test_nearest_and_clamped(self):
         values = torch.tensor([-7.0, -1.004, -0.9955, 0.0015, 1.004, 2.0]).reshape(1, 1, 1, 6)
-        assert to_pixels(values).flatten().tolist() == [0, 0, 1, 128, 255, 255]
+        assert to_uint8(values).flatten().tolist() == [0, 0, 1, 128, 255, 255]
 
     def test_a_diverged_stage_is_named_so(self):
         with pytest.raises(ValueError, match="not finite"):
-            to_pixels(torch.full((1, 3, 2, 2), float("nan")))
+            to_uint8(torch.full((1, 3, 2, 2), float("nan")))
 
 
 class TestMistakes:

@@ -115,7 +115,7 @@ def test_programs_around_training_compose_too(program):
 def test_all_files_are_composed_here():
     programs = {path.stem for path in CONF.glob("*.yaml")}
     assert programs == {*GROUPS, "embed", "plan"}
-    composed_elsewhere = {"stage", "scale", "network", "text_encoder"}  # by every stage and scale
+    composed_elsewhere = {"stage", "scale", "preset", "text_encoder"}  # by every stage and scale
     folders = {path.name for path in CONF.iterdir() if path.is_dir()}
     assert folders == composed_elsewhere.union(*GROUPS.values())
     assert {path.stem for path in (CONF / "stage").glob("*.yaml")} == set(STAGES)
@@ -127,7 +127,7 @@ def test_all_files_are_composed_here():
 
 
 def test_every_row_belongs_to_a_stage_and_a_scale():
-    rows = {(path.parent.name, path.stem) for path in (CONF / "network").glob("*/*.yaml")}
+    rows = {(path.parent.name, path.stem) for path in (CONF / "preset").glob("*/*.yaml")}
     assert rows == {(stage, scale) for stage in STAGES for scale in SCALES}
 
 

@@ -31,7 +31,7 @@ def composed(*words):
         (["lr=3"], r"there is no lr; did you mean optimizer\.lr\?"),
         (["optimiser=adamw"], r"did you mean optimizer\?"),
         (["stage=decodr"], r"stage=decodr: there is no such stage; did you mean decoder\?"),
-        (["network/prior=emojy"], r"did you mean emoji\?"),
+        (["preset/prior=emojy"], r"did you mean emoji\?"),
         (["callbacks.ema.decya=0.5"], r"did you mean callbacks\.ema\.decay\?"),
         (["hydra.launcher.paralel=2"], r"did you mean hydra\.launcher\.parallel\?"),
         (["trainer.max_steps=many"], r"trainer\.max_steps=many is no number, such as 30"),

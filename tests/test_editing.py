@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from unclip.cascade import Cascade
-from unclip.data.pictures import fit, open_mask, square_mask, to_tensor
+from unclip.images import fit, open_mask, square_mask, to_tensor
 
 FAST = {"size": 64, "steps": {"decoder": 3}}
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from unclip.cascade import Cascade
-from unclip.data.pictures import open_picture, to_tensor
+from unclip.images import open_image, to_tensor
 
 SCRIPT = Path(__file__).parents[1] / "src" / "sample.py"
 
@@ -30,9 +30,9 @@ def model(tmp_path_factory):
 @pytest.fixture
 def pictures(tmp_path):
     """Two pictures and a mask, in the folder that the commands run in."""
-    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+    for name, color in (("a.png", "red"), ("b.png", "blue")):
         picture = Image.new("RGB", (80, 64), "white")
-        picture.paste(colour, (20, 10, 60, 50))
+        picture.paste(color, (20, 10, 60, 50))
         picture.save(tmp_path / name)
     mask = Image.new("L", (80, 64))
     mask.paste(255, (30, 20, 50, 40))
@@ -54,7 +54,7 @@ def run(sample, model, pictures, monkeypatch):
 
 
 def pixels(path):
-    return to_tensor(open_picture(path))
+    return to_tensor(open_image(path))
 
 
 class TestCommands:

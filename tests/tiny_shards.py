@@ -6,12 +6,12 @@ import tarfile
 
 from PIL import Image
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (250,) * 3}
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (250,) * 3}
 
 
 def write_shards(root, *, splits=("train", "val"), sizes=(64,), pictures=24, shards=2):
     """ROOT/SPLIT/SIZE/*.tar, `pictures` in each split and size; returns ROOT."""
-    names = list(COLOURS)
+    names = list(COLORS)
     for split in splits:
         for size in sizes:
             folder = root / split / str(size)
@@ -21,7 +21,7 @@ def write_shards(root, *, splits=("train", "val"), sizes=(64,), pictures=24, sha
                     for index in range(shard, pictures, shards):
                         name = names[index % len(names)]
                         picture = io.BytesIO()
-                        Image.new("RGB", (size, size), COLOURS[name]).save(picture, "png")
+                        Image.new("RGB", (size, size), COLORS[name]).save(picture, "png")
                         captions = [f"a {name} square", f"a square in {name}"]
                         text = json.dumps({"captions": captions}).encode()
                         _add(tar, f"{index:08d}.png", picture.getvalue())

@@ -60,7 +60,8 @@ def run(name: str, settings: argparse.Namespace) -> None:
         for path in group
     ]
 
-    from unclip.evaluation.sheets import Tile, contact_sheet, to_pil
+    from unclip.contact_sheet import Tile, contact_sheet
+    from unclip.images import to_pil
 
     cascade = open_bundle(
         settings.model, on=settings.device, dtype=settings.dtype, offload=settings.offload

@@ -33,7 +33,7 @@ def run(settings: argparse.Namespace) -> None:
     about = _story(settings.picture)
     folder = _bundle(json.loads(about["bundle"]), settings.model)
 
-    from unclip.evaluation.sheets import to_pil
+    from unclip.images import to_pil
 
     dtype = about.get("dtype", "float32")
     cascade = open_bundle(folder, on=settings.device, dtype=dtype, offload=settings.offload)

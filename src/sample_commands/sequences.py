@@ -12,7 +12,7 @@ MILLISECONDS = 120  # a frame
 
 
 def write_gif(frames: Sequence[Image.Image], folder: Path, name: str, comment: str) -> Path:
-    """An animation, there and back without end, with colours of its own in each frame.
+    """An animation, there and back without end, with colors of its own in each frame.
 
     Over one with the same comment, else under a free name.
     """

@@ -54,7 +54,8 @@ def run(settings: argparse.Namespace) -> None:
     jobs = [Job(prompt, seed) for prompt in _prompts(settings) for seed in seeds]
 
     # Late, so that --help and a missing prompt are answered at once.
-    from unclip.evaluation.sheets import Tile, to_pil
+    from unclip.contact_sheet import Tile
+    from unclip.images import to_pil
 
     cascade = open_bundle(
         settings.model, on=settings.device, dtype=settings.dtype, offload=settings.offload
@@ -128,7 +129,7 @@ def _write_sheets(
     cascade, tiles: list, how: Mapping[str, Any], settings: argparse.Namespace
 ) -> None:
     """Contact sheets, a row a prompt where that fits."""
-    from unclip.evaluation.sheets import contact_sheet
+    from unclip.contact_sheet import contact_sheet
 
     for start in range(0, len(tiles), SHEET_TILES):
         page = tiles[start : start + SHEET_TILES]

@@ -29,6 +29,7 @@ from unclip.bundle import (
 )
 from unclip.clip import ClipEmbedder
 from unclip.editing import Editing, Pictures, Progress
+from unclip.images import to_uint8
 from unclip.memory import check_fits
 from unclip.stages import Stage
 
@@ -278,7 +279,7 @@ class Cascade(Editing):
         for name in missing:
             image = self._sample(name, {"low_res": made[edge]}, guidance_scale=None, **run)
             edge = image.shape[-1]
-            made[edge] = to_pixels(image)
+            made[edge] = to_uint8(image)
         return made
 
     def _finish(
@@ -291,7 +292,7 @@ class Cascade(Editing):
     ) -> Pictures:
         """The decoder's images with what they were made from, enlarged; these have no guidance."""
         z = None if image_embedding is None else image_embedding.float().cpu()
-        return Pictures(z, self.upsample(to_pixels(image), **run))
+        return Pictures(z, self.upsample(to_uint8(image), **run))
 
     def _sample(
         self,
@@ -414,19 +415,6 @@ def stages_for(size: int) -> list[str]:
     if size not in MAKES:
         raise ValueError(f"size is {size}; it can be {', '.join(map(str, MAKES))}")
     return [stage for pixels, stage in MAKES.items() if pixels <= size]
-
-
-def to_pixels(
-    image: Float[Tensor, "batch 3 height width"],
-) -> UInt8[Tensor, "batch 3 height width"]:
-    """[-1, 1] to the nearest of 0..255; what lies outside is clamped.
-
-    Raises:
-        ValueError: for pixels that are not finite.
-    """
-    if not torch.isfinite(image).all():
-        raise ValueError("a stage made pixels that are not finite: its training has diverged")
-    return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _generator(seed: int, stage: str) -> torch.Generator:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.clip import ClipEmbedder
-from unclip.data.pictures import fit, open_mask, open_picture, square_mask, to_tensor
+from unclip.images import fit, open_image, open_mask, square_mask, to_tensor
 from unclip.latents import blend, shares, slerp, text_difference
 from unclip.stages.codes import PrincipalComponents
 from unclip.stages.editing import complete, invert, render
@@ -65,7 +65,7 @@ class Pictures(NamedTuple):
 class Editing:
     """The edits of a `Cascade`, which inherits them.
 
-    A picture may be a path, one of Pillow's or a tensor (`unclip.data.pictures.open_picture`), of
+    A picture may be a path, one of Pillow's or a tensor (`unclip.images.open_image`), of
     any size: what is not square is cropped to its middle. Beside the cascade's own, the methods
     share these arguments. `seed`: of the first picture made; where several differ by chance, the
     others count up. `guidance_scale`: None is 1, without guidance, wherever the way back to a
@@ -83,7 +83,7 @@ class Editing:
 
     def embed(self, images: Sequence[Picture]) -> Float[Tensor, "batch dim"]:
         """The CLIP embeddings of pictures, each seen as large as it is."""
-        pictures = [open_picture(image) for image in images]
+        pictures = [open_image(image) for image in images]
         squares = [to_tensor(fit(picture, min(picture.size))) for picture in pictures]
         return torch.cat([self.embedder.image(square[None]).cpu() for square in squares])
 
@@ -94,7 +94,7 @@ class Editing:
         **how: Unpack[How],
     ) -> Latents:
         """The latents of pictures: z_i from CLIP, x_T by DDIM inversion."""
-        pictures = [open_picture(image) for image in images]
+        pictures = [open_image(image) for image in images]
         image_embedding = self.embed(pictures)
         small = torch.stack([to_tensor(fit(picture, SIZE)) for picture in pictures])
         noise = self._sample(
@@ -295,7 +295,7 @@ class Editing:
             **how: the other shared arguments; `guidance_scale` None is the decoder's own.
         """
         self._require_for(size)
-        picture = open_picture(image)
+        picture = open_image(image)
         marked = open_mask(mask, picture.size)
         z = self._imagined(picture, prompt, range(seed, seed + count), how)
         return self._complete(picture, marked, z, prompt, range(seed, seed + count), size, how)
@@ -319,7 +319,7 @@ class Editing:
         if not 0 <= margin < math.inf:
             raise ValueError(f"margin is {margin}; it is a share of the longer side, 0 or more")
         self._require_for(size)
-        picture = open_picture(image)
+        picture = open_image(image)
         width, height = picture.size
         side = max(width, height) + 2 * round(margin * max(width, height))
         at = ((side - width) // 2, (side - height) // 2)

@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def picture(number: int, size: int = 16, *, kind: str = "PNG", **options) -> bytes:
-    """An encoded picture of one colour by which `number` is known."""
+    """An encoded picture of one color by which `number` is known."""
     pixels = np.full((size, size, 3), (number % 256, number // 256, 7), np.uint8)
     return encoded(Image.fromarray(pixels), kind, **options)
 

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from unclip.data.bad_samples import BadSample
 from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
-from unclip.data.pictures import fit, to_tensor
+from unclip.images import fit, to_tensor
 
 
 def kind_of(function, *args, **options) -> str:

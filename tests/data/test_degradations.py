@@ -24,8 +24,8 @@ def noise(size: int = 64, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def constant(colour=(200, 30, 90), size: int = 64) -> torch.Tensor:
-    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, size, size).clone()
+def constant(color=(200, 30, 90), size: int = 64) -> torch.Tensor:
+    return torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, size, size).clone()
 
 
 def test_kernel_is_the_closed_form():
@@ -68,13 +68,13 @@ def test_half_of_the_pictures_are_blurred():
     assert 75 < sum(torch.equal(low_res, sharp) for low_res in made) < 125
 
 
-@pytest.mark.parametrize("colour", [(200, 30, 90), (0, 0, 0), (255, 255, 255)])
-def test_constant_pictures_stay_constant(colour):
-    image, small = constant(colour), constant(colour, 16)
+@pytest.mark.parametrize("color", [(200, 30, 90), (0, 0, 0), (255, 255, 255)])
+def test_constant_pictures_stay_constant(color):
+    image, small = constant(color), constant(color, 16)
     assert torch.equal(gaussian_blur(image), small)
     for seed in range(8):
         assert torch.equal(bsr(image, seed=seed, **MILD), small)
-    for seed in range(8):  # with noise and JPEG: the same colour to within a few levels
+    for seed in range(8):  # with noise and JPEG: the same color to within a few levels
         difference = bsr(image, seed=seed).double().mean((1, 2)) - small.double().mean((1, 2))
         assert difference.abs().max() < 3
 

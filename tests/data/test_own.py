@@ -16,9 +16,9 @@ from unclip.data.own.entries import Entry
 from unclip.data.reader import SampleReader
 
 
-def save(path, colour, size=(40, 32)):
+def save(path, color, size=(40, 32)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.new("RGB", size, colour)
+    picture = Image.new("RGB", size, color)
     picture.putpixel((0, 0), (1, 2, 3))
     picture.save(path)
     return path

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unclip.data.emoji.captions import captions
-from unclip.data.emoji.render import scene_png
-from unclip.data.emoji.scenes import Scene, scenes
-from unclip.data.emoji.shards import description
+from unclip.emoji.captions import captions
+from unclip.emoji.render import scene_png
+from unclip.emoji.scene_shards import description
+from unclip.emoji.scenes import Scene, scenes
 from unclip.evaluation.real import Real
 
 

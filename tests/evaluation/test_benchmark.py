@@ -14,8 +14,8 @@ import tiny_bundle
 
 from unclip import bundle
 from unclip.cascade import Cascade
-from unclip.data.emoji.captions import captions
-from unclip.data.emoji.scenes import scenes
+from unclip.emoji.captions import captions
+from unclip.emoji.scenes import scenes
 from unclip.evaluation import enlargement, measures, parts
 from unclip.evaluation.benchmark import Benchmark
 from unclip.evaluation.emoji_probes import probes, sheet_prompts
@@ -24,11 +24,11 @@ from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.gallery import varied
 from unclip.evaluation.measures import wilson
 from unclip.evaluation.parts import NEEDS, Given
-from unclip.evaluation.pictures import bicubic
 from unclip.evaluation.protocol import Protocol
 from unclip.evaluation.real import read_real
 from unclip.evaluation.report import summary, write_results
 from unclip.evaluation.sampling import Sampling, Settings, freshly_built
+from unclip.images import bicubic
 
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt is too long")
 
@@ -56,7 +56,7 @@ def measured(model, data, out, *, settings=SETTINGS, given=None):
 
 def metadata_of(scene) -> dict:
     objects = [
-        {"concept": item.concept.hexcode, "name": item.concept.name, "colour": item.colour}
+        {"concept": item.concept.hexcode, "name": item.concept.name, "colour": item.color}
         for item in scene.items
     ]
     return {
@@ -406,7 +406,7 @@ def test_probes_ask_only_what_a_picture_can_answer():
         for row, choices, answer in zip(probe.rows, probe.choices, probe.answers, strict=True):
             (item,) = drawn[row].items
             assert item.concept.name in choices[answer]
-            assert name == "concept" or f" {item.colour} " in f" {choices[answer]} "
+            assert name == "concept" or f" {item.color} " in f" {choices[answer]} "
             assert len(set(choices)) == len(choices) == (8 if name == "colour" else 18)
     assert asked["concept"].choices[0][:2] == ["an apple", "a dog"]
     kinds = {name: {drawn[row].kind for row in probe.rows} for name, probe in asked.items()}
@@ -417,9 +417,9 @@ def test_probes_ask_only_what_a_picture_can_answer():
 def test_sheet_prompts_cover_the_set_and_the_held_out_cells():
     kinds = sheet_prompts("S", most=24)
     assert len(kinds["natural"]) == 18 == len({p.concept for p in kinds["natural"]})
-    assert {p.colour for p in kinds["natural"]} == {None}
+    assert {p.color for p in kinds["natural"]} == {None}
     assert not any(p.held_out for p in kinds["seen"]) and all(p.held_out for p in kinds["held out"])
-    cells = [(p.concept, p.colour) for p in kinds["held out"]]
+    cells = [(p.concept, p.color) for p in kinds["held out"]]
     assert 0 < len(set(cells)) == len(cells) <= 24
     few = sheet_prompts("M", most=5)
     assert [len(prompts) for prompts in few.values()] == [5, 4, 5]  # a monkey is never recoloured

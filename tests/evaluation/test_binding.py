@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unclip.data.emoji import COLOURS, concepts
+from unclip.emoji import COLORS, concepts
 from unclip.evaluation.binding import (
     Compositions,
     composition_of,
@@ -33,8 +33,8 @@ def scene(kind, *objects, relation=None, index=0, held_out=False):
     return {
         "kind": kind,
         "objects": [
-            {"name": name, "colour": colour, "box": [0.1 + 0.5 * k, 0.4, 0.2, 0.2]}
-            for k, (name, colour) in enumerate(objects)
+            {"name": name, "colour": color, "box": [0.1 + 0.5 * k, 0.4, 0.2, 0.2]}
+            for k, (name, color) in enumerate(objects)
         ],
         "relation": relation,
         "index": index,
@@ -113,7 +113,7 @@ def test_the_scenes_own_objects_are_right_and_each_change_is_wrong():
             right(
                 drawn.compositions,
                 [
-                    [one._replace(colour="brown", box=(0.4, 0.4, 0.6, 0.6)) for one in objects]
+                    [one._replace(color="brown", box=(0.4, 0.4, 0.6, 0.6)) for one in objects]
                     for objects in perfect
                 ],
             ).tolist(),
@@ -168,7 +168,7 @@ def test_the_interval_is_wilsons():
 @pytest.fixture
 def bundle(tmp_path):
     torch.manual_seed(0)
-    network = Detector(classes=len(concepts("S")), colours=len(COLOURS), width=4).eval()
+    network = Detector(classes=len(concepts("S")), colors=len(COLORS), width=4).eval()
     path = detector_file(tmp_path, "S", TRAINING)
     write_detector(path, EmojiDetector(network, recipe_of("S", TRAINING)))
     return tmp_path

@@ -2,9 +2,9 @@
 
 import pytest
 
-from unclip.data.emoji import concepts
-from unclip.data.emoji.captions import captions
-from unclip.data.emoji.scenes import scenes
+from unclip.emoji import concepts
+from unclip.emoji.captions import captions
+from unclip.emoji.scenes import scenes
 from unclip.evaluation.counterfactuals import (
     exchange_colors,
     exchange_places,
@@ -23,7 +23,7 @@ def pairs(name, split="train", count=1200):
 
 def objects_of(scene):
     return [
-        {"concept": item.concept.hexcode, "name": item.concept.name, "colour": item.colour}
+        {"concept": item.concept.hexcode, "name": item.concept.name, "colour": item.color}
         for item in scene.items
     ]
 
@@ -49,7 +49,7 @@ def test_exchanged_places_are_the_captions_of_the_twin(name):
 
 def repainted(scene):
     first, second = scene.items
-    items = (first._replace(colour=second.colour), second._replace(colour=first.colour))
+    items = (first._replace(color=second.color), second._replace(color=first.color))
     return scene._replace(items=items)
 
 

@@ -53,7 +53,7 @@ def test_a_sine_has_its_power_in_its_own_ring():
     assert power[cycles - 4] + power[cycles + 4] < 1e-3 * power[cycles]
 
 
-def test_colour_counts_by_its_luminance():
+def test_color_counts_by_its_luminance():
     noise = 0.5 + 0.1 * torch.randn(50, 64, 64)
     only = torch.full((50, 3, 64, 64), 128, dtype=torch.uint8)
     for channel, weight in enumerate((0.299, 0.587, 0.114)):

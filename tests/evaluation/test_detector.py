@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from unclip.data.emoji import COLOURS, concepts
-from unclip.data.emoji.scenes import CANVAS
+from unclip.emoji import COLORS, concepts
+from unclip.emoji.scenes import CANVAS
 from unclip.evaluation import detector as module
 from unclip.evaluation.detector import (
     Detection,
@@ -37,11 +37,11 @@ from unclip.networks.detector import Detector, Heads, find_peaks
 TINY = Training(scenes=4, steps=2, batch_size=2, width=4)
 
 
-def heads(classes=3, colours=2, size=16):
+def heads(classes=3, colors=2, size=16):
     return Heads(
         torch.full((1, classes, size, size), -8.0),
         torch.zeros(1, 4, size, size),
-        torch.zeros(1, colours, size, size),
+        torch.zeros(1, colors, size, size),
     )
 
 
@@ -53,13 +53,13 @@ def test_peaks_become_boxes_with_class_and_colour():
     said.centre[0, 1, 12, 2] = 0.0
     said.sides[0, :, 4, 10] = torch.tensor([0.1, 0.2, 0.15, 0.05])
     said.sides[0, :, 12, 2] = torch.tensor([0.5, 0.1, 0.1, 0.1])
-    said.colour[0, 1, 4, 10] = 3.0
+    said.color[0, 1, 4, 10] = 3.0
     peaks = find_peaks(said, most=5)
     kept = peaks.score[0] > 0.3
     assert kept.sum() == 2 and kept[:2].all()
     assert peaks.score[0, :2].tolist() == pytest.approx([0.880797, 0.5])
     assert peaks.label[0, :2].tolist() == [2, 1]
-    assert peaks.colour[0, :2].tolist() == [1, 0]
+    assert peaks.color[0, :2].tolist() == [1, 0]
     x, y = 10.5 / 16, 4.5 / 16
     assert peaks.box[0, 0].tolist() == pytest.approx([x - 0.1, y - 0.2, x + 0.15, y + 0.05])
     assert peaks.box[0, 1, 0] == 0  # a box ends where the picture does
@@ -77,8 +77,8 @@ def test_neighbours_of_which_both_are_sure_are_one_object():
     said.centre[0, 1, 8, 8:10] = torch.tensor([18.0, 20.0])  # both are 1 in float32
     peaks = find_peaks(said)
     assert (peaks.score > 0.3).sum() == 1
-    said.colour[0, 1, 8, 9] = 1.0
-    assert find_peaks(said).colour[0, 0] == 1
+    said.color[0, 1, 8, 9] = 1.0
+    assert find_peaks(said).color[0, 0] == 1
 
 
 def truth(*objects, size=64):
@@ -88,7 +88,7 @@ def truth(*objects, size=64):
         torch.tensor([count]),
         torch.tensor([[label for label, _, _ in objects]]),
         torch.tensor([[box for _, box, _ in objects]]),
-        torch.tensor([[colour for _, _, colour in objects]]),
+        torch.tensor([[color for _, _, color in objects]]),
     )
 
 
@@ -104,7 +104,7 @@ def test_a_network_that_says_the_targets_has_next_to_no_loss_and_is_decoded_to_t
         x, y = middle.expand(16, 16), middle[:, None].expand(16, 16)
         sides = torch.stack([x - left, y - upper, right - x, lower - y])
         said.sides[0] = torch.where(owner[0] == k, sides, said.sides[0])
-    said.colour[0, 1] = torch.where(owner[0] == 0, 20.0, 0.0)
+    said.color[0, 1] = torch.where(owner[0] == 0, 20.0, 0.0)
     right = float(detection_loss(said, wanted))
     assert right < 0.7  # the flanks of the bumps cost a little whatever is said
     peaks = find_peaks(said)
@@ -112,9 +112,9 @@ def test_a_network_that_says_the_targets_has_next_to_no_loss_and_is_decoded_to_t
     for k in range(2):
         row = int((peaks.label[0, :2] == wanted.label[0, k]).nonzero())
         torch.testing.assert_close(peaks.box[0, row], wanted.box[0, k], atol=1e-5, rtol=0)
-    for part, wrong in ((said.colour, -20.0), (said.centre, 0.0), (said.sides, 0.01)):
+    for part, wrong in ((said.color, -20.0), (said.centre, 0.0), (said.sides, 0.01)):
         kept = part.clone()
-        part.copy_(part * 0 + wrong if part is not said.colour else part * -1)
+        part.copy_(part * 0 + wrong if part is not said.color else part * -1)
         assert float(detection_loss(said, wanted)) > right + 0.5
         part.copy_(kept)
 
@@ -133,11 +133,11 @@ def test_free_scenes_lie_apart_inside_the_picture_in_any_colour():
     for scene in drawn:
         for k, item in enumerate(scene.items):
             assert item.extent / 2 <= min(item.x, item.y, CANVAS - item.x, CANVAS - item.y)
-            assert scene.background != (item.colour or item.concept.colour)
+            assert scene.background != (item.color or item.concept.color)
             for other in scene.items[:k]:
                 away = max(abs(item.x - other.x), abs(item.y - other.y))
                 assert away >= (item.extent + other.extent) / 2
-    assert {item.colour for scene in drawn for item in scene.items} == {None, *COLOURS}
+    assert {item.color for scene in drawn for item in scene.items} == {None, *COLORS}
 
 
 def test_training_pictures_have_their_objects_where_it_is_said():
@@ -162,7 +162,7 @@ def test_it_learns_its_pictures_by_heart():
     torch.manual_seed(1)
     wanted = truth((1, (0.25, 0.25, 0.75, 0.75), 1))
     wanted.images[..., 16:48, 16:48] = torch.tensor([250, 60, 20], dtype=torch.uint8)[:, None, None]
-    network = Detector(classes=3, colours=2, width=8)
+    network = Detector(classes=3, colors=2, width=8)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     image = wanted.images.float() / 127.5 - 1
     for _ in range(60):
@@ -172,13 +172,13 @@ def test_it_learns_its_pictures_by_heart():
         optimizer.step()
     peaks = find_peaks(network(image))
     assert peaks.score[0, 0] > 0.5 > peaks.score[0, 1]
-    assert peaks.label[0, 0] == 1 and peaks.colour[0, 0] == 1
+    assert peaks.label[0, 0] == 1 and peaks.color[0, 0] == 1
     assert (peaks.box[0, 0] - wanted.box[0, 0]).abs().max() < 0.05
 
 
 def fresh(width=4):
     torch.manual_seed(0)
-    network = Detector(classes=len(concepts("S")), colours=len(COLOURS), width=width).eval()
+    network = Detector(classes=len(concepts("S")), colors=len(COLORS), width=width).eval()
     return EmojiDetector(network, recipe_of("S", TINY))
 
 

@@ -86,7 +86,7 @@ def test_the_classifier_on_these_weights_knows_a_drawing(network, hexcode, name)
     from PIL import Image
     from timm.data import ImageNetInfo
 
-    from unclip.data.pictures import to_tensor
+    from unclip.images import to_tensor
 
     drawings = importlib.resources.files(openmoji)
     svg = next(path for path in _walk(drawings) if path.name == f"{hexcode}.svg").read_text()

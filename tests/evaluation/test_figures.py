@@ -35,8 +35,8 @@ SMALL = {
 
 
 def scene(row):
-    names, colours = ("apple", "star", "fish"), ("red", "blue", "green", "pink")
-    item = {"name": names[row % 3], "colour": colours[row % 4], "concept": "1"}
+    names, colors = ("apple", "star", "fish"), ("red", "blue", "green", "pink")
+    item = {"name": names[row % 3], "colour": colors[row % 4], "concept": "1"}
     return {"objects": [item], "background": ("white", "grey")[row % 2]}
 
 

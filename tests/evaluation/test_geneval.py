@@ -28,7 +28,7 @@ LINES = """\
 class Object(NamedTuple):
     name: str
     box: tuple[float, float, float, float] = (0.0, 0.0, 0.1, 0.1)
-    colour: str = "green"
+    color: str = "green"
 
 
 @pytest.fixture
@@ -86,14 +86,14 @@ def test_objects_must_be_there_and_no_more_than_asked(tasks):
     assert "too many" in fault(tasks["counting"], [Object("clock")] * 4)
 
 
-def test_colour_is_asked_of_the_surest_objects(tasks):
-    pink, green = Object("car", colour="pink"), Object("car")
+def test_color_is_asked_of_the_surest_objects(tasks):
+    pink, green = Object("car", color="pink"), Object("car")
     assert fault(tasks["colors"], [pink, green]) is None
     assert fault(tasks["colors"], [green, pink]) == "car is green, not pink"
-    swapped = [Object("cow", colour="blue"), Object("car", colour="red")]
+    swapped = [Object("cow", color="blue"), Object("car", color="red")]
     assert "cow is blue" in fault(tasks["color_attr"], swapped)
-    assert fault(tasks["color_attr"], [Object("cow", colour="red"), swapped[1]]) is not None
-    right = [Object("cow", colour="red"), Object("car", colour="blue")]
+    assert fault(tasks["color_attr"], [Object("cow", color="red"), swapped[1]]) is not None
+    right = [Object("cow", color="red"), Object("car", color="blue")]
     assert fault(tasks["color_attr"], right) is None
 
 

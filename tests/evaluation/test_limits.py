@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("resvg_py")
 
-from unclip.data.emoji.shards import write_shard
+from unclip.emoji.scene_shards import write_shard
 from unclip.evaluation import spelling
 from unclip.evaluation.binding import Binding, Compositions
 from unclip.evaluation.detail import Detail

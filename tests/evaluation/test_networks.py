@@ -21,8 +21,8 @@ from unclip.evaluation.networks import (
     public_clip,
     weights_of,
 )
-from unclip.evaluation.pictures import to_uint8
 from unclip.evaluation.scoring import Scorer
+from unclip.images import to_uint8
 
 
 def pictures(count=2, size=64):

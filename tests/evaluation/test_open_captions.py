@@ -9,9 +9,9 @@ pytest.importorskip("resvg_py")
 
 from emoji_renders import drawn, rendered
 
-from unclip.data.emoji import BACKGROUNDS
-from unclip.data.emoji.compositions import is_cell_held_out
-from unclip.data.emoji.scenes import Item, Scene
+from unclip.emoji import BACKGROUNDS
+from unclip.emoji.compositions import is_cell_held_out
+from unclip.emoji.scenes import Item, Scene
 from unclip.evaluation.open_captions import choose_captions, measure_open
 from unclip.evaluation.two_objects import Templates
 
@@ -38,8 +38,8 @@ class KnownSampling:
         for row, text in zip(z, texts, strict=True):
             one = self.objects[text]
             concept = self.objects[self.broken[0]].concept if text in self.broken else one.concept
-            item = Item(concept, one.colour, 36, 36, 55, 0)
-            free = [name for name in BACKGROUNDS if name not in (one.colour, one.concept.colour)]
+            item = Item(concept, one.color, 36, 36, 55, 0)
+            free = [name for name in BACKGROUNDS if name not in (one.color, one.concept.color)]
             background = free[int(row.argmax())]
             scenes.append(Scene("", 0, "single", (item,), None, background, False))
         return rendered(scenes).images
@@ -53,8 +53,8 @@ def singles():
 def test_captions_are_open_and_seen():
     captions = choose_captions("S", 30)
     assert len({caption.text for caption in captions}) == 30
-    assert [caption.colour is None for caption in captions] == [True] * 15 + [False] * 15
-    assert not any(is_cell_held_out(one.concept, one.colour) for one in captions)
+    assert [caption.color is None for caption in captions] == [True] * 15 + [False] * 15
+    assert not any(is_cell_held_out(one.concept, one.color) for one in captions)
     assert all(len(one.text.split()) <= 3 and "background" not in one.text for one in captions)
     assert {one.backgrounds for one in captions} <= {7, 8}
     every = choose_captions("S", 10_000)

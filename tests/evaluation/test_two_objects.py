@@ -10,7 +10,7 @@ pytest.importorskip("resvg_py")
 
 from emoji_renders import drawn, rendered
 
-from unclip.data.emoji import BACKGROUNDS
+from unclip.emoji import BACKGROUNDS
 from unclip.evaluation.two_objects import (
     Templates,
     background_names,

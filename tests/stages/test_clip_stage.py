@@ -21,7 +21,7 @@ SIZES = {
     "context_length": 20,
 }
 CAPTIONS = [
-    f"a {colour} {thing}" for colour in ("red", "blue", "green", "grey") for thing in ("dog", "cup")
+    f"a {color} {thing}" for color in ("red", "blue", "green", "grey") for thing in ("dog", "cup")
 ]
 
 

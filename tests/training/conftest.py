@@ -21,7 +21,7 @@ from unclip.training.seeding import Seeding
 
 
 class TinyStage(Stage):
-    """Predicts an image's mean colour from noise and pixels; it has all that can go wrong: dropout,
+    """Predicts an image's mean color from noise and pixels; it has all that can go wrong: dropout,
     a norm, a frozen weight and an integer buffer."""
 
     name = "tiny"

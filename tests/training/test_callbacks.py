@@ -19,11 +19,11 @@ from unclip.training.trainer import resolve_precision
 
 
 class Pictured(StageModule):
-    """Shows the first of its weights as the colour of its pictures."""
+    """Shows the first of its weights as the color of its pictures."""
 
     def preview(self, batch):
-        colour = self.stage.network[0].weight.flatten()[0].detach()
-        return {"real": batch["image"], "made": torch.full_like(batch["image"], colour)}
+        color = self.stage.network[0].weight.flatten()[0].detach()
+        return {"real": batch["image"], "made": torch.full_like(batch["image"], color)}
 
 
 def test_seeds_differ_by_every_part_and_are_the_same_everywhere():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_shards import COLOURS, write_shards
+from tiny_shards import COLORS, write_shards
 
 HERE = Path(__file__).parent
 VALIDATED = 7
@@ -30,7 +30,7 @@ def test_ranks_differ_in_data_and_noise_agree_on_weights_and_stop_together(tmp_p
     assert len(set(first["keys"] + second["keys"])) == 3 * 2 * 4  # no picture on both, none twice
     assert len(set(first["noises"] + second["noises"])) == 3 * 2
     assert any(first["mean"])  # fitted on rank 0, handed to rank 1
-    pictures = itertools.islice(itertools.cycle(COLOURS.values()), VALIDATED)
+    pictures = itertools.islice(itertools.cycle(COLORS.values()), VALIDATED)
     brightness = np.mean(list(pictures)) / 127.5 - 1  # of seven, of which the ranks have 4 and 3
     assert first["brightness"] == pytest.approx(brightness, abs=1e-5)
     for same in ("weight", "average", "mean", "brightness"):

@@ -21,7 +21,7 @@ from unclip.training.embeddings import (
 
 
 class MeanColour:
-    """An embedder whose embedding is the mean colour."""
+    """An embedder whose embedding is the mean color."""
 
     fingerprint, image_size, device = "0123456789abcdef", 32, torch.device("cpu")
     embedding_dim = 3

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from unclip.provenance import code_version
 from unclip.training.callbacks.checkpoint import RunCheckpoint
 from unclip.training.callbacks.memory import MemoryUse, most_memory
 from unclip.training.logs import ContinueLogs, CsvLogger, wandb_logger
-from unclip.training.provenance import code_version
 
 
 def rows(path):

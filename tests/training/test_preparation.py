@@ -92,7 +92,7 @@ def test_one_at_a_time(tmp_path):
 
 
 class MeanColour:
-    """An embedder whose embedding is the mean colour."""
+    """An embedder whose embedding is the mean color."""
 
     fingerprint, image_size = "0123456789abcdef", 32
 

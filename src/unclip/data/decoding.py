@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from PIL import Image
 
 from unclip.data.bad_samples import BadSample
-from unclip.data.pictures import to_rgb, upright
 from unclip.data.shards import PICTURES
+from unclip.images import to_rgb, upright
 
 PICTURE_PIXELS = 32_000_000
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}

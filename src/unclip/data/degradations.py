@@ -85,15 +85,15 @@ def bsr(
 
     The first blur is isotropic, the second anisotropic; the resizing goes through a random size
     to 1/scale, where the sequence ends; a last JPEG follows, as in BSRGAN. The strengths are
-    ranges and mild: the picture must keep its colours, so noise is weak and JPEG keeps the full
-    resolution of the colour channels (4:4:4).
+    ranges and mild: the picture must keep its colors, so noise is weak and JPEG keeps the full
+    resolution of the color channels (4:4:4).
 
     Args:
         image: the true picture; height and width are multiples of `scale`.
         scale: how many times smaller the result is.
         blur: σ in pixels of the small picture; (0, 0) leaves out both blurs.
         resize: the size passed through, as a multiple of the small size.
-        noise: σ of Gaussian noise in grey levels of 255, colour or grey by chance.
+        noise: σ of Gaussian noise in grey levels of 255, color or grey by chance.
         jpeg_quality: from 1 to 100; (100, 100) leaves JPEG out.
         seed: the result is a function of the picture and this.
     """

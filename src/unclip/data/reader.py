@@ -16,8 +16,8 @@ from unclip.data.decoding import (
     find_picture,
 )
 from unclip.data.degradations import Degradation, downsize, named
-from unclip.data.pictures import fit, to_tensor
 from unclip.data.shards import RawSample
+from unclip.images import fit, to_tensor
 
 Sample = dict[str, str | bool | dict | Tensor]
 

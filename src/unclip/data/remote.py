@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from braceexpand import braceexpand
 
-from unclip.data.files import whole_file
+from unclip.files import atomic_write
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs")
 ATTEMPTS = 5
@@ -102,7 +102,7 @@ def _place(url: str, cache: Path, cache_gib: float | None) -> Path:
     path = cache / f"{digest}-{name}.tar"
     note = {"url": url, "cache_gib": cache_gib}
     if _note(path) != note:
-        with whole_file(path.with_suffix(".url")) as temporary:
+        with atomic_write(path.with_suffix(".url")) as temporary:
             temporary.write_text(json.dumps(note) + "\n")
     return path
 
@@ -148,7 +148,7 @@ def _download(url: str, path: Path) -> None:
 
     system, name = url_to_fs(url)
     size = system.info(name).get("size")
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         with system.open(name, "rb") as source, open(temporary, "wb") as target:
             shutil.copyfileobj(source, target, 2**20)
             target.flush()

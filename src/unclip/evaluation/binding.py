@@ -1,4 +1,4 @@
-"""Binding (section 7): does each object get its own colour, number and place?
+"""Binding (section 7): does each object get its own color, number and place?
 
 GenEval's tasks, on prompts of the data's own test scenes or on GenEval's own, judged by a detector.
 The real pictures of the same prompts, judged likewise, are the ceiling.
@@ -29,7 +29,7 @@ from unclip.evaluation.measures import wilson
 from unclip.evaluation.protocol import Prompt
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.scores import Z95, Evidence, Metric, Score, around
-from unclip.evaluation.sheets import save
+from unclip.images import save_png
 
 SPLITS = ("test_seen", "test_held_out")
 _TAGS = {
@@ -90,7 +90,7 @@ class Binding(Limit):
             "samples": str(samples),
         }
         paths = [
-            save(
+            save_png(
                 marked_sheet(images, found[name], suite.compositions, verdict),
                 bench.out / "pictures" / name,
             )
@@ -250,7 +250,7 @@ def _said(reached: Mapping[str, Mapping[str, float]]) -> str:
     """What the judge itself can do, in a sentence a split."""
     return " ".join(
         f"In real pictures of {split} the detector finds {one['found']:.1%} of {one['objects']} "
-        f"objects, {one['false']:.1%} beside them, and {one['colour']:.1%} of the colours."
+        f"objects, {one['false']:.1%} beside them, and {one['colour']:.1%} of the colors."
         for split, one in reached.items()
     )
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from unclip.data.emoji import concepts
-from unclip.data.emoji.captions import article
+from unclip.emoji import concepts
+from unclip.emoji.captions import article
 from unclip.evaluation.measures import Probe
 
 _CAPTION = re.compile(
@@ -30,7 +30,7 @@ class PairCaption(NamedTuple):
 
     @classmethod
     def parse(cls, caption: str) -> Self:
-        """Split a caption of `unclip.data.emoji`.
+        """Split a caption of `unclip.emoji`.
 
         Raises:
             ValueError: it does not state a relation of two objects.

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unclip.clip import fingerprint
-from unclip.data.emoji import COLOURS, concepts
+from unclip.emoji import COLORS, concepts
 from unclip.evaluation.detector_training import SIZE, Training, train_detector
 from unclip.evaluation.features import resized
 from unclip.evaluation.protocol import fingerprint as digest
@@ -32,13 +32,13 @@ class Detection(NamedTuple):
         name: of its class.
         score: in [0, 1].
         box: left, upper, right and lower side in [0, 1].
-        colour: the nearest of those that objects can have.
+        color: the nearest of those that objects can have.
     """
 
     name: str
     score: float
     box: tuple[float, float, float, float]
-    colour: str
+    color: str
 
 
 class EmojiDetector:
@@ -69,8 +69,8 @@ class EmojiDetector:
             peaks = find_peaks(self.network(resized(batch, SIZE) * 2 - 1))
             found += [
                 [
-                    Detection(self.names[label], score, tuple(box), list(COLOURS)[colour])
-                    for score, label, box, colour in zip(*rows, strict=True)
+                    Detection(self.names[label], score, tuple(box), list(COLORS)[color])
+                    for score, label, box, color in zip(*rows, strict=True)
                     if score > threshold
                 ]
                 for rows in zip(*(part.tolist() for part in peaks), strict=True)
@@ -147,7 +147,7 @@ def read_detector(file: Path) -> EmojiDetector:
         if recipe["concepts"] != [concept.hexcode for concept in concepts(recipe["set"])]:
             raise ValueError(f"it knows other concepts than the set {recipe['set']} now has")
         network = Detector(
-            classes=len(concepts(recipe["set"])), colours=len(COLOURS), width=recipe["width"]
+            classes=len(concepts(recipe["set"])), colors=len(COLORS), width=recipe["width"]
         )
         network.load_state_dict(load_file(file))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -161,8 +161,8 @@ def accuracy(found: Sequence[Sequence[Detection]], truth: Sequence[Mapping[str, 
     """How right detections of real pictures are, given what each picture's json says.
 
     `found`: of the objects, how many a detection of their concept with an overlap of at least half
-    stands for; `false`: detections beside these, for each object; `colour`: of the found ones with
-    a colour of their own choice, how many were given it.
+    stands for; `false`: detections beside these, for each object; `color`: of the found ones with
+    a color of their own choice, how many were given it.
     """
     objects = hits = false = coloured = right = 0
     for detections, scene in zip(found, truth, strict=True):
@@ -176,7 +176,7 @@ def accuracy(found: Sequence[Sequence[Detection]], truth: Sequence[Mapping[str, 
             hits += 1
             if item["colour"] is not None:
                 coloured += 1
-                right += match.colour == item["colour"]
+                right += match.color == item["colour"]
         false += len(free)
     return {
         "found": hits / max(objects, 1),

@@ -1,6 +1,6 @@
-"""Trains the detector on emoji scenes whose objects, boxes and colours are known exactly.
+"""Trains the detector on emoji scenes whose objects, boxes and colors are known exactly.
 
-Its scenes are not the data set's: any objects in any colours anywhere, so that it knows no layout,
+Its scenes are not the data set's: any objects in any colors anywhere, so that it knows no layout,
 has seen what the generator never shows to a model, and shares no picture with any split.
 """
 
@@ -16,14 +16,14 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from unclip.data.decoding import decode_picture
-from unclip.data.emoji import BACKGROUNDS, COLOURS, Concept, concepts
-from unclip.data.emoji.scenes import CANVAS, Item, Scene
-from unclip.data.pictures import to_tensor
+from unclip.emoji import BACKGROUNDS, COLORS, Concept, concepts
+from unclip.emoji.scenes import CANVAS, Item, Scene
+from unclip.images import to_tensor
 from unclip.networks.detector import Detector, Heads, boxes_of, cell_centres
 
 SIZE = 64
 MOST_OBJECTS = 4
-NO_COLOUR = -1  # not asked for: its own colour is none of those that have a name here
+NO_COLOUR = -1  # not asked for: its own color is none of those that have a name here
 
 
 class Truth(NamedTuple):
@@ -33,7 +33,7 @@ class Truth(NamedTuple):
     count: Int[Tensor, " n"]
     label: Int[Tensor, "n objects"]
     box: Float[Tensor, "n objects 4"]  # left, upper, right, lower side in [0, 1]
-    colour: Int[Tensor, "n objects"]
+    color: Int[Tensor, "n objects"]
 
     def take(self, rows: Tensor) -> "Truth":
         """Some of the pictures."""
@@ -75,7 +75,7 @@ def train_detector(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         detector = Detector(
-            classes=len(concepts(concept_set)), colours=len(COLOURS), width=training.width
+            classes=len(concepts(concept_set)), colors=len(COLORS), width=training.width
         )
         optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=0.02)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -96,7 +96,7 @@ def train_detector(
 
 def draw(concept_set: str, count: int, *, seed: int) -> Truth:
     """Pictures of random scenes with their objects."""
-    from unclip.data.emoji.render import place, scene_png
+    from unclip.emoji.render import place, scene_png
 
     known = concepts(concept_set)
     numbers = {concept.hexcode: number for number, concept in enumerate(known)}
@@ -115,13 +115,13 @@ def draw(concept_set: str, count: int, *, seed: int) -> Truth:
             x, y, width, height = (value / CANVAS for value in place(item).box)
             truth.label[row, k] = numbers[item.concept.hexcode]
             truth.box[row, k] = torch.tensor([x, y, x + width, y + height])
-            truth.colour[row, k] = colour_number(item.colour or item.concept.colour)
+            truth.color[row, k] = colour_number(item.color or item.concept.color)
     return truth
 
 
 def colour_number(name: str) -> int:
     """A colour's place among those that objects can be given."""
-    return list(COLOURS).index(name) if name in COLOURS else NO_COLOUR
+    return list(COLORS).index(name) if name in COLORS else NO_COLOUR
 
 
 def free_scene(known: tuple[Concept, ...], draw: random.Random) -> Scene:
@@ -139,9 +139,9 @@ def free_scene(known: tuple[Concept, ...], draw: random.Random) -> Scene:
             if draw.random() < 0.02:  # no room for another
                 break
             continue
-        colour = draw.choice(list(COLOURS)) if concept.families and draw.random() < 0.6 else None
-        items.append(Item(concept, colour, x, y, extent, draw.uniform(-10, 10)))
-    taken = {item.colour or item.concept.colour for item in items}
+        color = draw.choice(list(COLORS)) if concept.families and draw.random() < 0.6 else None
+        items.append(Item(concept, color, x, y, extent, draw.uniform(-10, 10)))
+    taken = {item.color or item.concept.color for item in items}
     background = draw.choice([name for name in BACKGROUNDS if name not in taken])
     return Scene("", 0, "free", tuple(items), None, background, False)
 
@@ -158,7 +158,7 @@ def disturbed(images: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n 3 size
 
 
 def detection_loss(heads: Heads, truth: Truth) -> Float[Tensor, ""]:
-    """CenterNet's focal loss of the centres, and of the cells about them boxes and colours.
+    """CenterNet's focal loss of the centres, and of the cells about them boxes and colors.
 
     Boxes are compared by −log of their intersection over union (Yu et al. 2016).
     """
@@ -173,11 +173,11 @@ def detection_loss(heads: Heads, truth: Truth) -> Float[Tensor, ""]:
     picture, y, x = (owner >= 0).nonzero(as_tuple=True)
     own = owner[picture, y, x]
     overlap = intersection_over_union(boxes_of(heads.sides)[picture, y, x], truth.box[picture, own])
-    colours = heads.colour[picture, :, y, x]  # (positives, colours)
+    colors = heads.color[picture, :, y, x]  # (positives, colors)
     return (
         -focal.sum() / centre.sum()
         - overlap.clamp(min=1e-3).log().mean()
-        + F.cross_entropy(colours, truth.colour[picture, own], ignore_index=NO_COLOUR)
+        + F.cross_entropy(colors, truth.color[picture, own], ignore_index=NO_COLOUR)
     )
 
 

@@ -1,12 +1,12 @@
-"""Questions about emoji scenes (which concept, which colour?) and prompts for a contact sheet."""
+"""Questions about emoji scenes (which concept, which color?) and prompts for a contact sheet."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unclip.data.emoji import COLOURS, Prompt, concepts, prompts
-from unclip.data.emoji.captions import article
+from unclip.emoji import COLORS, Prompt, concepts, prompts
+from unclip.emoji.captions import article
 from unclip.evaluation.measures import Probe
 
 
@@ -21,36 +21,36 @@ def concept_set(root: str | Path) -> str | None:
 def probes(metadata: Sequence[dict[str, Any]], name: str) -> dict[str, Probe]:
     """What pictures of one object can be asked, given what each picture's json says.
 
-    "concept": which of all concepts of set `name` an object in its own colours is ("an apple").
-    "concept_recoloured": which one a recoloured object is, its colour being told ("a blue apple");
-    asked as the former, a judge may rightly know apples to be red. "colour": which of the colours a
+    "concept": which of all concepts of set `name` an object in its own colors is ("an apple").
+    "concept_recoloured": which one a recoloured object is, its color being told ("a blue apple");
+    asked as the former, a judge may rightly know apples to be red. "colour": which of the colors a
     recoloured object has, its concept being told. All held-out single objects are recoloured.
     """
-    known, colours = concepts(name), list(COLOURS)
+    known, colors = concepts(name), list(COLORS)
     places = {concept.hexcode: place for place, concept in enumerate(known)}
     asked = {kind: Probe([], [], []) for kind in ("concept", "concept_recoloured", "colour")}
     for row, scene in enumerate(metadata):
         if len(scene.get("objects", ())) != 1:
             continue
         (item,) = scene["objects"]
-        colour, place = item["colour"], places[item["concept"]]
-        names = [_noun(colour, concept.name) for concept in known]
-        asked["concept" if colour is None else "concept_recoloured"].add(row, names, place)
-        if colour is not None:
-            paints = [_noun(other, item["name"]) for other in colours]
-            asked["colour"].add(row, paints, colours.index(colour))
+        color, place = item["colour"], places[item["concept"]]
+        names = [_noun(color, concept.name) for concept in known]
+        asked["concept" if color is None else "concept_recoloured"].add(row, names, place)
+        if color is not None:
+            paints = [_noun(other, item["name"]) for other in colors]
+            asked["colour"].add(row, paints, colors.index(color))
     return asked
 
 
-def _noun(colour: str | None, name: str) -> str:
-    return article(name if colour is None else f"{colour} {name}")
+def _noun(color: str | None, name: str) -> str:
+    return article(name if color is None else f"{color} {name}")
 
 
 def sheet_prompts(name: str, *, most: int = 18, seed: int = 0) -> dict[str, list[Prompt]]:
     """Single-object prompts for a contact sheet, at most `most` of a kind.
 
-    "natural": objects in their own colours, one of each concept, evenly picked where there are
-    more. "seen": in other colours, of the cells that training saw. "held out": of those that it did
+    "natural": objects in their own colors, one of each concept, evenly picked where there are
+    more. "seen": in other colors, of the cells that training saw. "held out": of those that it did
     not, as many as there is room for.
     """
     known = concepts(name)
@@ -63,10 +63,10 @@ def sheet_prompts(name: str, *, most: int = 18, seed: int = 0) -> dict[str, list
         "held out": {},
     }
     for prompt in prompts(name, seed=seed):
-        if prompt.colour is None:
+        if prompt.color is None:
             kind, cell = "natural", (prompt.concept.hexcode, None)
         elif prompt.held_out:
-            kind, cell = "held out", (prompt.concept.hexcode, prompt.colour)
+            kind, cell = "held out", (prompt.concept.hexcode, prompt.color)
         else:
             kind, cell = "seen", (prompt.concept.hexcode, "any")
         if kind == "held out" or prompt.concept in shown:

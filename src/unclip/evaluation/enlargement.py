@@ -8,11 +8,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.data.pictures import to_tensor
 from unclip.evaluation.emoji_probes import concept_set
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.measures import Numbers, frechet_distances
-from unclip.evaluation.pictures import bicubic, psnr, ssim
+from unclip.evaluation.similarity import psnr, ssim
+from unclip.images import bicubic, to_tensor
 
 CROP = 224  # the side that EfficientNet-Lite0 was trained with
 FRESH = 1_000_000  # index of the first fresh scene; data sets take theirs from 0
@@ -32,8 +32,8 @@ def fresh_renders(
     Raises:
         ValueError: if `root` does not hold emoji scenes.
     """
-    from unclip.data.emoji.render import scene_png
-    from unclip.data.emoji.scenes import scenes
+    from unclip.emoji.render import scene_png
+    from unclip.emoji.scenes import scenes
 
     if (name := concept_set(root)) is None:
         raise ValueError(f"{root} holds no emoji scenes to render: set benchmark.fresh=false")

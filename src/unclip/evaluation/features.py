@@ -73,7 +73,7 @@ def check_bytes(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"features take uint8 pictures [batch, 3, height, width], not {images.dtype} "
-            f"{list(images.shape)}: convert with unclip.evaluation.pictures.to_uint8"
+            f"{list(images.shape)}: convert with unclip.evaluation.similarity.to_uint8"
         )
 
 

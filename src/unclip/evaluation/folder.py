@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.evaluation.protocol import Prompt, Protocol
-from unclip.evaluation.sheets import to_pil
-from unclip.evaluation.sources import open_picture, prepare
+from unclip.evaluation.sources import open_image, prepare
+from unclip.images import to_pil
 
 MANIFEST, SETTINGS = "manifest.jsonl", "settings.json"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -137,7 +137,7 @@ class PictureFolder:
             ValueError: one of them is damaged.
         """
         rows = (self.rows[k] for k in indices)
-        return torch.stack([prepare(open_picture(row.path), protocol) for row in rows])
+        return torch.stack([prepare(open_image(row.path), protocol) for row in rows])
 
 
 def _is_picture(file: Path) -> bool:

@@ -6,10 +6,11 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
+from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.emoji_probes import sheet_prompts
-from unclip.evaluation.pictures import bicubic, psnr
 from unclip.evaluation.real import Real
-from unclip.evaluation.sheets import Tile, contact_sheet, save, to_pil
+from unclip.evaluation.similarity import psnr
+from unclip.images import bicubic, save_png, to_pil
 
 Sampler = Callable[..., Tensor]  # (captions, *, size) -> pictures of bytes
 
@@ -17,7 +18,7 @@ Sampler = Callable[..., Tensor]  # (captions, *, size) -> pictures of bytes
 def single_objects(
     sample: Sampler, name: str, out: Path, *, size: int, most: int = 18
 ) -> list[Path]:
-    """A sheet of single-object prompts: own colours, seen and held-out recolourings."""
+    """A sheet of single-object prompts: own colors, seen and held-out recolourings."""
     kinds = sheet_prompts(name, most=most)
     chosen = [prompt for kind in kinds.values() for prompt in kind]
     images = sample([prompt.caption for prompt in chosen], size=size)
@@ -25,9 +26,9 @@ def single_objects(
         Tile(image, prompt.caption, marked=prompt.held_out)
         for image, prompt in zip(images, chosen, strict=True)
     ]
-    title = "Single objects. Framed: pairs of object and colour that training never saw."
+    title = "Single objects. Framed: pairs of object and color that training never saw."
     sheet = contact_sheet(tiles, columns=9, size=128, title=title)
-    return [save(sheet, out / "single_objects.png")]
+    return [save_png(sheet, out / "single_objects.png")]
 
 
 def held_out(
@@ -38,10 +39,12 @@ def held_out(
     tiles = [Tile(image, caption) for image, caption in zip(images, captions, strict=True)]
     title = f"Held-out compositions, {size} px, from text alone."
     sheet = contact_sheet(tiles, columns=3, size=320, title=title)
-    paths = [save(sheet, out / f"held_out_{size}.png")]
+    paths = [save_png(sheet, out / f"held_out_{size}.png")]
     for number, (image, caption) in enumerate(list(zip(images, captions, strict=True))[:full]):
         words = "-".join("".join(c if c.isalnum() else " " for c in caption.lower()).split())
-        paths.append(save(to_pil(image), out / f"held_out_{size}" / f"{number}-{words[:80]}.png"))
+        paths.append(
+            save_png(to_pil(image), out / f"held_out_{size}" / f"{number}-{words[:80]}.png")
+        )
     return paths
 
 
@@ -72,7 +75,7 @@ def enlargements(
         ]
     title = f"{stage}: {low_res.shape[-1]} to {true.shape[-1]} px"
     sheet = contact_sheet(tiles, columns=3, size=crop, title=title, lines=1)
-    return [save(sheet, out / f"{stage}.png")]
+    return [save_png(sheet, out / f"{stage}.png")]
 
 
 def varied(real: Real, count: int) -> list[int]:

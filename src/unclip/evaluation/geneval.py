@@ -3,7 +3,7 @@
 A prompt file is GenEval's evaluation_metadata.jsonl, a JSON object a line: "tag", "prompt",
 "include" and "exclude", lists of {"class", "count", "color", "position": [relation, place in
 include]}. Knows neither pictures nor detectors; an object is anything with a name, a box and a
-colour.
+color.
 """
 
 import json
@@ -22,7 +22,7 @@ class Found(Protocol):
 
     name: str
     box: tuple[float, float, float, float]  # left, upper, right and lower side, in [0, 1]
-    colour: str
+    color: str
 
 
 class Wanted(NamedTuple):
@@ -31,13 +31,13 @@ class Wanted(NamedTuple):
     Attributes:
         name: of their class.
         count: at least so many.
-        colour: of each of them; None is any.
+        color: of each of them; None is any.
         position: how each of them lies to those of another entry, given by its place.
     """
 
     name: str
     count: int
-    colour: str | None = None
+    color: str | None = None
     position: tuple[str, int] | None = None
 
 
@@ -154,9 +154,9 @@ def _include_fault(
 ) -> str | None:
     if len(group) < wanted.count:
         return f"{len(group)} of {wanted.count} {wanted.name}"
-    if wanted.colour is not None and any(one.colour != wanted.colour for one in group):
-        colours = " and ".join(one.colour for one in group)
-        return f"{wanted.name} is {colours}, not {wanted.colour}"
+    if wanted.color is not None and any(one.color != wanted.color for one in group):
+        colors = " and ".join(one.color for one in group)
+        return f"{wanted.name} is {colors}, not {wanted.color}"
     if wanted.position is None:
         return None
     relation, place = wanted.position
@@ -181,8 +181,8 @@ def _wanted(entry: Mapping[str, Any]) -> Wanted:
 
 def _plain(wanted: Wanted) -> dict[str, Any]:
     entry: dict[str, Any] = {"class": wanted.name, "count": wanted.count}
-    if wanted.colour is not None:
-        entry["color"] = wanted.colour
+    if wanted.color is not None:
+        entry["color"] = wanted.color
     if wanted.position is not None:
         entry["position"] = list(wanted.position)
     return entry

@@ -6,11 +6,11 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from unclip.data.emoji import COLOURS
-from unclip.data.pictures import to_tensor
+from unclip.contact_sheet import Tile, contact_sheet
+from unclip.emoji import COLORS
 from unclip.evaluation.detector import Detection
 from unclip.evaluation.geneval import Composition, fault
-from unclip.evaluation.sheets import Tile, contact_sheet, to_pil
+from unclip.images import to_pil, to_tensor
 
 _TILE = 144
 
@@ -52,15 +52,15 @@ def marked_sheet(
 def marked(
     image: UInt8[Tensor, "3 height width"], found: Sequence[Detection]
 ) -> UInt8[Tensor, "3 size size"]:
-    """A picture, enlarged, with each object's box in its colour, its name and how sure it is."""
+    """A picture, enlarged, with each object's box in its color, its name and how sure it is."""
     picture = to_pil(image).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(10)
     for one in found:
         box = [side * (_TILE - 1) for side in one.box]
         draw.rectangle(box, outline="black", width=3)
-        draw.rectangle(box, outline=COLOURS[one.colour].body, width=1)
+        draw.rectangle(box, outline=COLORS[one.color].body, width=1)
         place = (box[0] + 2, max(box[1] - 12, 0))
-        words = f"{one.colour} {one.name} {one.score:.2f}"
+        words = f"{one.color} {one.name} {one.score:.2f}"
         draw.rectangle(draw.textbbox(place, words, font), fill="white")
         draw.text(place, words, "black", font)
     return to_tensor(picture)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.data.emoji import BACKGROUNDS, COLOURS, Concept, concepts
-from unclip.data.emoji.captions import article
-from unclip.data.emoji.compositions import cells
+from unclip.emoji import BACKGROUNDS, COLORS, Concept, concepts
+from unclip.emoji.captions import article
+from unclip.emoji.compositions import cells
 from unclip.evaluation.measures import Numbers, embed_images, share
 from unclip.evaluation.real import Real
 from unclip.evaluation.sampling import Sampling
@@ -32,17 +32,17 @@ class OpenCaption(NamedTuple):
     """A single object with or without a stated color, on any background."""
 
     concept: Concept
-    colour: str | None
+    color: str | None
 
     @property
     def text(self) -> str:
         """The caption, such as "a red heart"."""
-        return article(f"{self.colour} {self.concept.name}" if self.colour else self.concept.name)
+        return article(f"{self.color} {self.concept.name}" if self.color else self.concept.name)
 
     @property
     def backgrounds(self) -> int:
         """How many backgrounds the data has for it: all but the one of the object's color."""
-        return len(BACKGROUNDS.keys() - {self.colour or self.concept.colour})
+        return len(BACKGROUNDS.keys() - {self.color or self.concept.color})
 
 
 def choose_captions(name: str, count: int, *, seed: int = 0) -> list[OpenCaption]:
@@ -116,7 +116,7 @@ def _data(
     for row, scene in enumerate(singles.metadata):
         (item,) = scene["objects"]
         rows.setdefault((item["concept"], item["colour"]), []).append(row)
-    groups = [rows.get((one.concept.hexcode, one.colour), [])[:seeds] for one in captions]
+    groups = [rows.get((one.concept.hexcode, one.color), [])[:seeds] for one in captions]
     if not any(groups):
         raise FileNotFoundError("no training image of any open caption: prepare a larger data set")
     images = singles.images[[row for group in groups for row in group]]
@@ -141,10 +141,10 @@ def _spread(z: Float[Tensor, "count dim"]) -> float:
 def _right(images: Images, captions: Sequence[OpenCaption], templates: Templates) -> Tensor:
     """Return whether each image shows its caption's concept in the stated color."""
     named = templates.name(images, everywhere(images))
-    colors = [None if k < 0 else list(COLOURS)[k] for k in main_colors(images, everywhere(images))]
+    colors = [None if k < 0 else list(COLORS)[k] for k in main_colors(images, everywhere(images))]
     return torch.tensor(
         [
-            code == caption.concept.hexcode and caption.colour in (None, color)
+            code == caption.concept.hexcode and caption.color in (None, color)
             for caption, code, color in zip(captions, named, colors, strict=True)
         ]
     )

@@ -19,11 +19,11 @@ from unclip.evaluation.enlargement import compare_enlargements, fresh_renders
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.networks import load_judge
 from unclip.evaluation.open_captions import choose_captions, measure_open
-from unclip.evaluation.pictures import bicubic
 from unclip.evaluation.prior_gap import measure_gap
 from unclip.evaluation.real import Real, read_real
 from unclip.evaluation.sampling import Sampling
 from unclip.evaluation.two_objects import Templates, measure_scenes, pairs, read_singles
+from unclip.images import bicubic
 
 if TYPE_CHECKING:
     from unclip.evaluation.benchmark import Benchmark

@@ -9,8 +9,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
-from unclip.data.pictures import fit, to_tensor
 from unclip.data.shards import BadSample, RawSample, open_shards, read_positions
+from unclip.images import fit, to_tensor
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from unclip.bundle import StageMetadata, build
 from unclip.cascade import Cascade
-from unclip.evaluation.pictures import to_uint8
+from unclip.images import to_uint8
 from unclip.stages import Stage
 
 

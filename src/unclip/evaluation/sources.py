@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
-from unclip.data.pictures import to_tensor
 from unclip.data.shards import BadSample, RawSample, open_shards, read_positions
 from unclip.evaluation.protocol import Item, Protocol
+from unclip.images import to_tensor
 
 DATA_COCO = "make data-coco"
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
@@ -109,7 +109,7 @@ class CocoSource(Source):
         """The pictures of some items."""
         paths = list(self._paths.values())
         for index in indices:
-            yield open_picture(paths[index])
+            yield open_image(paths[index])
 
 
 class ShardSource(Source):
@@ -186,7 +186,7 @@ class PromptSource(Source):
         raise ValueError("prompts alone have no pictures")
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """A picture file as RGB, decoded by content, whatever its name.
 
     Raises:

@@ -10,11 +10,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from unclip.data.pictures import to_tensor
+from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.limits import Bench, Limit, Measured
 from unclip.evaluation.protocol import Prompt
 from unclip.evaluation.scores import mean_score
-from unclip.evaluation.sheets import Tile, contact_sheet, save
+from unclip.images import save_png, to_tensor
 
 WORDS = ["HELLO", "STOP", "OPEN", "LOVE", "coffee", "welcome", "deep learning", "good morning"]
 _PARTS = ("Det", "Cls", "Rec")  # where text is, which way up, what it says
@@ -69,7 +69,7 @@ class Spelling(Limit):
             for image, word, text in zip(images, words, seen, strict=True)
         ]
         sheet = contact_sheet(tiles, columns=8, title="Words as a font draws them, then generated.")
-        path = save(sheet, bench.out / "pictures" / "spelling.png")
+        path = save_png(sheet, bench.out / "pictures" / "spelling.png")
         return Measured(scores, [path], {"size": size, "read": texts, "samples": str(samples)})
 
 

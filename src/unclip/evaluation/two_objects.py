@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from unclip.data.emoji import BACKGROUNDS, COLOURS, concepts
+from unclip.emoji import BACKGROUNDS, COLORS, concepts
 from unclip.evaluation.emoji_probes import concept_set
 from unclip.evaluation.measures import Numbers, share
 from unclip.evaluation.real import Real, read_real
@@ -81,9 +81,9 @@ def halves(relations: Sequence[str], size: int) -> Bool[Tensor, "count 2 size si
 
 
 def main_colors(images: Images, regions: Regions) -> Int64[Tensor, " count"]:
-    """Return the index in COLOURS of the color of most palette pixels; -1 if there are too few."""
+    """Return the index in COLORS of the color of most palette pixels; -1 if there are too few."""
     found = []
-    shades = torch.tensor([[_rgb(one.body), _rgb(one.detail)] for one in COLOURS.values()])
+    shades = torch.tensor([[_rgb(one.body), _rgb(one.detail)] for one in COLORS.values()])
     for batch, region in zip(images.split(_BATCH), regions.split(_BATCH), strict=True):
         pixels = batch.float().movedim(1, -1).flatten(1, 2)  # (N, HW, 3)
         distance = torch.cdist(pixels, shades.flatten(0, 1))  # (N, HW, 2 · colors)
@@ -166,7 +166,7 @@ def measure_scenes(shown: Real, templates: Templates) -> dict[str, Numbers]:
         regions = halves([scene["relation"] for scene in scenes], images.shape[-1]).flatten(0, 1)
         twice = images[rows].repeat_interleave(2, dim=0)  # the first object, then the second
         items = [item for scene in scenes for item in scene["objects"]]
-        stated = torch.tensor([list(COLOURS).index(item["colour"]) for item in items])
+        stated = torch.tensor([list(COLORS).index(item["colour"]) for item in items])
         colors = (main_colors(twice, regions) == stated).unflatten(0, (-1, 2)).all(dim=1)
         named = _named(templates, twice, regions, items).unflatten(0, (-1, 2)).all(dim=1)
         shares = {"colors": colors, "concepts": named, "both": colors & named}

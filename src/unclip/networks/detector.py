@@ -1,4 +1,4 @@
-"""A small detector of objects, their boxes and their colours: anchor-free, one point an object.
+"""A small detector of objects, their boxes and their colors: anchor-free, one point an object.
 
 Centres are peaks of a heatmap a class (CenterNet, Zhou et al. 2019); a box is its four distances
 from a cell (FCOS, Tian et al. 2019). For pictures in which objects hardly overlap.
@@ -20,12 +20,12 @@ class Heads(NamedTuple):
         centre: logits that an object of a class has its centre here, `B classes h w`.
         sides: distances to the left, upper, right and lower side in shares of the picture,
             `B 4 h w`.
-        colour: logits of the colour of the object here, `B colours h w`.
+        color: logits of the color of the object here, `B colors h w`.
     """
 
     centre: Tensor
     sides: Tensor
-    colour: Tensor
+    color: Tensor
 
 
 class Peaks(NamedTuple):
@@ -35,13 +35,13 @@ class Peaks(NamedTuple):
         score: in [0, 1], `B most`.
         label: the class, `B most`.
         box: left, upper, right and lower side in [0, 1], `B most 4`.
-        colour: `B most`.
+        color: `B most`.
     """
 
     score: Float[Tensor, "batch most"]
     label: Int[Tensor, "batch most"]
     box: Float[Tensor, "batch most 4"]
-    colour: Int[Tensor, "batch most"]
+    color: Int[Tensor, "batch most"]
 
 
 class Detector(nn.Module):
@@ -49,12 +49,12 @@ class Detector(nn.Module):
 
     Args:
         classes: of objects.
-        colours: of objects.
+        colors: of objects.
         width: channels of the finest level; the two below have twice and four times as many.
         patch: pixels of a cell's side. The picture's side is a multiple of four cells.
     """
 
-    def __init__(self, *, classes: int, colours: int, width: int = 48, patch: int = 4):
+    def __init__(self, *, classes: int, colors: int, width: int = 48, patch: int = 4):
         super().__init__()
         self.patch = patch
         self.stem = _convolution(3 * patch**2, width)
@@ -69,7 +69,7 @@ class Detector(nn.Module):
         self.last = nn.Sequential(Residual(width), _convolution(width, 2 * width))
         self.centre = nn.Conv2d(2 * width, classes, 1)
         self.sides = nn.Conv2d(2 * width, 4, 1)
-        self.colour = nn.Conv2d(2 * width, colours, 1)
+        self.color = nn.Conv2d(2 * width, colors, 1)
         nn.init.constant_(self.centre.bias, -4.0)  # nearly all cells are no centre
         nn.init.constant_(self.sides.bias, -1.5)
 
@@ -81,7 +81,7 @@ class Detector(nn.Module):
         deep = self.from_deep(self.deep(middle))  # (B, 2W, h/4, w/4)
         middle = self.middle(middle + _enlarged(deep))
         last = self.last(fine + _enlarged(self.from_middle(middle)))  # (B, 2W, h, w)
-        return Heads(self.centre(last), self.sides(last).sigmoid(), self.colour(last))
+        return Heads(self.centre(last), self.sides(last).sigmoid(), self.color(last))
 
 
 class Residual(nn.Module):
@@ -131,7 +131,7 @@ def find_peaks(heads: Heads, most: int = 16) -> Peaks:
         score,
         label.flatten(1).gather(1, place),
         box.gather(1, place[..., None].expand(-1, -1, 4)),
-        heads.colour.argmax(dim=1).flatten(1).gather(1, place),
+        heads.color.argmax(dim=1).flatten(1).gather(1, place),
     )
 
 

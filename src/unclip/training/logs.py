@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
-from unclip.data.files import whole_file
+from unclip.files import atomic_write
 
 
 class CsvLogger(Logger):
@@ -87,7 +87,7 @@ class CsvLogger(Logger):
                 self._rows = [row for row in reader if None not in row.values()]
 
     def _write(self) -> None:
-        with whole_file(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(self._rows)

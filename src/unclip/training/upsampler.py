@@ -4,7 +4,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from unclip.evaluation.pictures import psnr, to_uint8
+from unclip.evaluation.similarity import psnr
+from unclip.images import to_uint8
 from unclip.training.module import Batch, StageModule
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unclip.data.files import whole_file
 from unclip.data.own.entries import Found
 from unclip.data.own.examine import Good, examine
 from unclip.data.own.report import write_report
 from unclip.data.own.shards import write_shard
 from unclip.data.parallel import run_jobs
+from unclip.files import atomic_write
 
 KIND = "own pictures"
 UNFINISHED, FINISHED = "building.json", "dataset.json"
@@ -171,7 +171,7 @@ def _prepare(root: Path, record: dict, overwrite: bool) -> None:
             )
         for split in found["pictures"]:
             shutil.rmtree(root / split, ignore_errors=True)
-    with whole_file(root / UNFINISHED) as path:
+    with atomic_write(root / UNFINISHED) as path:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (root / FINISHED).unlink(missing_ok=True)
 
@@ -179,7 +179,7 @@ def _prepare(root: Path, record: dict, overwrite: bool) -> None:
 def _finish(root: Path, record: dict, sums: dict[str, str]) -> None:
     for left_over in root.glob("*/*/.*.tmp"):
         left_over.unlink()
-    with whole_file(root / FINISHED) as path:
+    with atomic_write(root / FINISHED) as path:
         content = {"settings": record, "sha256": dict(sorted(sums.items()))}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (root / UNFINISHED).unlink()

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from unclip.data.files import whole_file
 from unclip.data.own.entries import Dropped
+from unclip.files import atomic_write
 
 
 def write_report(root: Path, kept: dict[str, dict[int, int]], dropped: Sequence[Dropped]) -> str:
@@ -19,11 +19,11 @@ def write_report(root: Path, kept: dict[str, dict[int, int]], dropped: Sequence[
         dropped: what was left out.
     """
     reasons = Counter(one.reason for one in dropped)
-    with whole_file(root / "report.json") as path:
+    with atomic_write(root / "report.json") as path:
         content = {"kept": kept, "dropped": dict(reasons.most_common())}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     with (
-        whole_file(root / "dropped.csv") as path,
+        atomic_write(root / "dropped.csv") as path,
         open(path, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from unclip.data.bad_samples import BadSample
 from unclip.data.decoding import decode_picture
-from unclip.data.files import whole_file
 from unclip.data.own.examine import Good
-from unclip.data.pictures import fit
+from unclip.files import atomic_write
+from unclip.images import fit
 
 JPEG_QUALITY = 95
 
@@ -21,7 +21,7 @@ JPEG_QUALITY = 95
 def write_shard(path: Path, pictures: Sequence[Good], size: int) -> str:
     """Write a shard unless it is there, byte for byte the same each time; returns its sha256.
 
-    JPEGs and lossy pictures become JPEGs of quality 95 without colour subsampling, PNGs stay
+    JPEGs and lossy pictures become JPEGs of quality 95 without color subsampling, PNGs stay
     lossless.
 
     Raises:
@@ -29,7 +29,7 @@ def write_shard(path: Path, pictures: Sequence[Good], size: int) -> str:
     """
     if not path.exists():
         with (
-            whole_file(path) as temporary,
+            atomic_write(path) as temporary,
             open(temporary, "wb") as stream,
             webdataset.TarWriter(stream, user="unclip", group="unclip", mtime=0) as tar,
         ):

@@ -8,10 +8,10 @@ from jaxtyping import UInt8
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from unclip.data.emoji.captions import article
-from unclip.data.pictures import open_picture, to_tensor
+from unclip.contact_sheet import Tile
+from unclip.emoji.captions import article
 from unclip.evaluation.figures.base import Drawn, Figure, Studio, Table, sheet
-from unclip.evaluation.sheets import Tile
+from unclip.images import open_image, to_tensor
 
 TEMPERATURE = 100.0  # CLIP's usual logit scale
 
@@ -71,7 +71,7 @@ class TypographicAttack(Figure):
 
 def labelled(image: UInt8[Tensor, "3 height width"], word: str) -> UInt8[Tensor, "3 height width"]:
     """A picture with a paper slip on it that has a word written on."""
-    picture = open_picture(image)
+    picture = open_image(image)
     draw = ImageDraw.Draw(picture)
     width, height = picture.size
     font = ImageFont.load_default(max(height // 7, 8))

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder
+from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.networks import load_judge
 from unclip.evaluation.real import Real, read_real
-from unclip.evaluation.sheets import Tile, contact_sheet
 
 
 class Table(NamedTuple):

@@ -4,8 +4,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from unclip.data.emoji import BACKGROUNDS, COLOURS
-from unclip.data.emoji.captions import article
+from unclip.emoji import BACKGROUNDS, COLORS
+from unclip.emoji.captions import article
 
 
 class Difference(NamedTuple):
@@ -15,7 +15,7 @@ class Difference(NamedTuple):
         row: which picture.
         source: what it shows.
         target: what it shall show.
-        changed: the part of the caption that differs: object, colour or background.
+        changed: the part of the caption that differs: object, color or background.
     """
 
     row: int
@@ -28,7 +28,7 @@ def differences(scenes: Sequence[Mapping[str, Any]], count: int, *, seed: int) -
     """The first `count` pictures of one coloured object, each with one thing to change.
 
     Colour, object and background take turns; what they become is drawn by `seed`, an object from
-    the others in the pictures. No background gets its object's colour.
+    the others in the pictures. No background gets its object's color.
 
     Raises:
         ValueError: there are not so many such pictures.
@@ -41,7 +41,7 @@ def differences(scenes: Sequence[Mapping[str, Any]], count: int, *, seed: int) -
     if len(single) < count:
         raise ValueError(f"{count} pictures of one coloured object are needed, not {len(single)}")
     names = sorted({scene["objects"][0]["name"] for scene in single.values()})
-    choices = {"colour": list(COLOURS), "object": names, "background": list(BACKGROUNDS)}
+    choices = {"colour": list(COLORS), "object": names, "background": list(BACKGROUNDS)}
     tasks, draw = [], random.Random(seed)
     for turn, (row, scene) in enumerate(list(single.items())[:count]):
         (item,) = scene["objects"]
@@ -61,5 +61,5 @@ def differences(scenes: Sequence[Mapping[str, Any]], count: int, *, seed: int) -
     return tasks
 
 
-def _caption(*, colour: str, object: str, background: str) -> str:
-    return f"{article(f'{colour} {object}')} on {article(background)} background"
+def _caption(*, color: str, object: str, background: str) -> str:
+    return f"{article(f'{color} {object}')} on {article(background)} background"

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from unclip.contact_sheet import Tile
 from unclip.evaluation.figures.base import Drawn, Figure, Studio, sheet
 from unclip.evaluation.figures.differences import differences
-from unclip.evaluation.sheets import Tile
 
 
 @dataclass(frozen=True, kw_only=True)

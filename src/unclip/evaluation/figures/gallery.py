@@ -9,7 +9,7 @@ from typing import Any
 
 from unclip.evaluation.figures.base import Drawn, Figure
 from unclip.evaluation.page import document, html_table
-from unclip.evaluation.sheets import save
+from unclip.images import save_png
 
 PAGE = "index.html"
 
@@ -33,7 +33,7 @@ def write_figure(
         command: the command that draws it.
         made_with: the bundle's fingerprints, seed and the like.
     """
-    pictures = [save(sheet, out / f"{stem}.png") for stem, sheet in drawn.sheets.items()]
+    pictures = [save_png(sheet, out / f"{stem}.png") for stem, sheet in drawn.sheets.items()]
     told = {
         "title": figure.title,
         "about": figure.about,

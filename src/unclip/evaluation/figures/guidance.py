@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unclip.contact_sheet import Tile
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.figures.base import Drawn, Figure, Studio, Table, sheet
 from unclip.evaluation.frechet import fit_gaussian, frechet_distance
-from unclip.evaluation.sheets import Tile
 
 
 @dataclass(frozen=True, kw_only=True)

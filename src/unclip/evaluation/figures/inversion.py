@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
+from unclip.contact_sheet import Tile
 from unclip.evaluation.figures.base import Drawn, Figure, Studio, Table, sheet
-from unclip.evaluation.pictures import psnr
-from unclip.evaluation.sheets import Tile
+from unclip.evaluation.similarity import psnr
 
 
 @dataclass(frozen=True, kw_only=True)

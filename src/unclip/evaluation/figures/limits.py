@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from unclip.contact_sheet import Tile
 from unclip.evaluation.figures.base import Drawn, Figure, Studio, sheet
-from unclip.evaluation.sheets import Tile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Limits(Figure):
 
     title = "Limits (figures 14 to 16)"
     about = (
-        "Which colour belongs to which object, how many there are and where is not well told by "
+        "Which color belongs to which object, how many there are and where is not well told by "
         "CLIP's embedding; letters are not, nor are small things in a picture of 64 px."
     )
 

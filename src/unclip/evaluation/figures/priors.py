@@ -6,8 +6,8 @@ import torch
 
 from unclip.bundle import train_command
 from unclip.cascade import PRIORS, stage_of_prior
+from unclip.contact_sheet import Tile
 from unclip.evaluation.figures.base import Drawn, Figure, Studio, Table, sheet
-from unclip.evaluation.sheets import Tile
 
 
 @dataclass(frozen=True, kw_only=True)

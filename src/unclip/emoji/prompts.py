@@ -4,9 +4,9 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from unclip.data.emoji.captions import single_caption
-from unclip.data.emoji.catalogue import BACKGROUNDS, COLOURS, Concept, concepts
-from unclip.data.emoji.compositions import is_cell_held_out
+from unclip.emoji.captions import single_caption
+from unclip.emoji.catalogue import BACKGROUNDS, COLORS, Concept, concepts
+from unclip.emoji.compositions import is_cell_held_out
 
 
 class Prompt(NamedTuple):
@@ -14,7 +14,7 @@ class Prompt(NamedTuple):
 
     caption: str
     concept: Concept
-    colour: str | None  # None: as OpenMoji draws it
+    color: str | None  # None: as OpenMoji draws it
     background: str
     held_out: bool
 
@@ -28,33 +28,33 @@ def prompts(
     count: int | None = None,
     seed: int = 0,
 ) -> list[Prompt]:
-    """Single-object prompts, concept × colour × background, for contact sheets and probes.
+    """Single-object prompts, concept × color × background, for contact sheets and probes.
 
     They come in rounds: each round has one prompt of every concept, in the order of the table,
-    with a colour and a background drawn by `seed`. No background has its object's colour.
+    with a color and a background drawn by `seed`. No background has its object's color.
 
     Args:
         name: the concept set, S, M or L.
         held_out: only cells that training saw (False) or did not see (True); None takes both.
-        natural: also objects in their own colours ("an apple on a white background").
+        natural: also objects in their own colors ("an apple on a white background").
         backgrounds: the names of the backgrounds to use.
         count: how many prompts; None gives every one there is.
-        seed: the order of colours and backgrounds.
+        seed: the order of colors and backgrounds.
     """
     queues = []
     for concept in concepts(name):
-        colours = [None] * natural + (list(COLOURS) if concept.families else [])
+        colors = [None] * natural + (list(COLORS) if concept.families else [])
         queue = [
             Prompt(
-                caption=single_caption(concept, colour, background),
+                caption=single_caption(concept, color, background),
                 concept=concept,
-                colour=colour,
+                color=color,
                 background=background,
-                held_out=is_cell_held_out(concept, colour),
+                held_out=is_cell_held_out(concept, color),
             )
-            for colour in colours
+            for color in colors
             for background in backgrounds
-            if background not in (colour, None if colour else concept.colour)
+            if background not in (color, None if color else concept.color)
         ]
         queue = [prompt for prompt in queue if held_out in (None, prompt.held_out)]
         random.Random(f"{seed}/prompts/{concept.hexcode}").shuffle(queue)

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from unclip.evaluation.pictures import bicubic, psnr, ssim, to_float, to_uint8
+from unclip.evaluation.similarity import psnr, ssim
+from unclip.images import bicubic, to_float, to_uint8
 
 
 def test_bytes_are_rounded_and_clamped_never_wrapped():
@@ -52,7 +53,7 @@ def test_one_picture_alone_keeps_its_batch_dimension():
     assert psnr(image, image).shape == ssim(image, image).shape == (1,)
 
 
-def test_bicubic_keeps_flat_colours_and_antialiases():
+def test_bicubic_keeps_flat_colors_and_antialiases():
     flat = torch.full((1, 3, 64, 64), 200, dtype=torch.uint8)
     assert torch.equal(bicubic(flat, 16), torch.full((1, 3, 16, 16), 200, dtype=torch.uint8))
     assert torch.equal(bicubic(flat, 256), torch.full((1, 3, 256, 256), 200, dtype=torch.uint8))

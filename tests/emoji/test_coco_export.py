@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from unclip.data.emoji import coco
+from unclip.emoji import coco_export as coco
 from unclip.evaluation.protocol import Protocol
 from unclip.evaluation.sources import open_source, stack
 

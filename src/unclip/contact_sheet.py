@@ -1,12 +1,13 @@
 """Contact sheets: pictures in a grid with their captions under them, drawn by Pillow."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from unclip.images import to_pil
 
 _PAPER, _INK, _MARK = "white", "#222222", "#d2460a"
 
@@ -17,11 +18,6 @@ class Tile(NamedTuple):
     image: UInt8[Tensor, "3 height width"]
     caption: str
     marked: bool = False  # framed, its caption coloured
-
-
-def to_pil(image: UInt8[Tensor, "3 height width"]) -> Image.Image:
-    """A picture of bytes as Pillow's."""
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def contact_sheet(
@@ -68,9 +64,9 @@ def contact_sheet(
         sheet.paste(picture, (x, y))
         if tile.marked:
             draw.rectangle((x - 3, y - 3, x + size + 2, y + size + 2), outline=_MARK, width=3)
-        colour = _MARK if tile.marked else _INK
+        color = _MARK if tile.marked else _INK
         for number, words in enumerate(_wrap(tile.caption, font, size, lines)):
-            draw.text((x, y + size + 2 + number * line), words, colour, font)
+            draw.text((x, y + size + 2 + number * line), words, color, font)
     return sheet
 
 
@@ -82,16 +78,6 @@ def sheet_size(
     line = _line_height(_caption_font(size))
     width = columns * (size + gap) + gap
     return width, _title_height(title, gap) + rows * (size + lines * line + gap) + gap
-
-
-def save(picture: Image.Image, path: str | Path) -> Path:
-    """Write a PNG (lossless: JPEG would change what is measured or shown) and return its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    picture.save(unfinished, format="PNG")
-    unfinished.replace(path)
-    return path
 
 
 def _caption_font(size: int) -> ImageFont.FreeTypeFont:

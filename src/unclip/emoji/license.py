@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unclip.data.files import whole_file
+from unclip.files import atomic_write
 
 LICENCE = "CC BY-SA 4.0"
 LICENCE_URL = "https://creativecommons.org/licenses/by-sa/4.0/"
@@ -30,7 +30,7 @@ on plain backgrounds, combined into scenes of up to four objects, and rendered t
 
 def write_licence(root: Path, openmoji_version: str) -> None:
     """Write LICENSE.txt and ATTRIBUTION.txt into `root`."""
-    with whole_file(root / "LICENSE.txt") as temporary:
+    with atomic_write(root / "LICENSE.txt") as temporary:
         temporary.write_text(_LICENCE_TEXT, encoding="utf-8")
-    with whole_file(root / "ATTRIBUTION.txt") as temporary:
+    with atomic_write(root / "ATTRIBUTION.txt") as temporary:
         temporary.write_text(_ATTRIBUTION_TEXT.format(version=openmoji_version), encoding="utf-8")

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from unclip.data.emoji.catalogue import SETS, concepts
-from unclip.data.emoji.coco import TEST_SPLITS, write_annotations, write_pictures
-from unclip.data.emoji.licence import write_licence
-from unclip.data.emoji.scenes import SPLITS
-from unclip.data.emoji.shards import SHARDS, shard_indices, write_shard
-from unclip.data.emoji.sheet import write_sheet
-from unclip.data.files import whole_file
 from unclip.data.parallel import run_jobs
+from unclip.emoji.catalogue import SETS, concepts
+from unclip.emoji.coco_export import TEST_SPLITS, write_annotations, write_pictures
+from unclip.emoji.license import write_licence
+from unclip.emoji.overview import write_sheet
+from unclip.emoji.scene_shards import SHARDS, shard_indices, write_shard
+from unclip.emoji.scenes import SPLITS
+from unclip.files import atomic_write
 
 GENERATOR = 4  # raise it with every change of what is generated
 UNFINISHED, FINISHED = "building.json", "dataset.json"
@@ -155,7 +155,7 @@ def _prepare(root: Path, settings: dict, overwrite: bool) -> bool:
         shutil.rmtree(root)
     elif record and all((root / path).exists() for path in record["sha256"]):
         return False
-    with whole_file(root / UNFINISHED) as temporary:
+    with atomic_write(root / UNFINISHED) as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     (root / FINISHED).unlink(missing_ok=True)
     return True
@@ -217,6 +217,6 @@ def _finish(root: Path, settings: dict) -> None:
             for path in sorted(root.glob("*/*/*.tar"))
         },
     }
-    with whole_file(root / FINISHED) as temporary:
+    with atomic_write(root / FINISHED) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (root / UNFINISHED).unlink()

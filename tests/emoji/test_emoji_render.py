@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from unclip.data import emoji
-from unclip.data.emoji.render import area, artwork, items_svg, place, recolour, scene_png
-from unclip.data.emoji.scenes import CANVAS, Item, Scene, scenes
+from unclip import emoji
+from unclip.emoji.render import area, artwork, items_svg, place, recolor, scene_png
+from unclip.emoji.scenes import CANVAS, Item, Scene, scenes
 
 resvg_py = pytest.importorskip("resvg_py")
 BY_NAME = {concept.name: concept for concept in emoji.concepts("M")}
@@ -59,35 +59,35 @@ def test_sizes_are_renders_of_the_same_scene():
 
 
 @pytest.mark.parametrize("name", [concept.name for concept in emoji.concepts("S")])
-def test_the_main_shade_becomes_the_colour_asked_for(name):
+def test_the_main_shade_becomes_the_color_asked_for(name):
     concept = BY_NAME[name]
-    for colour in emoji.COLOURS:
-        item = Item(concept, colour, 36, 36, 58, 0)
+    for color in emoji.COLORS:
+        item = Item(concept, color, 36, 36, 58, 0)
         picture = _pixels(scene_png(Scene("", 0, "recoloured", (item,), None, "white", False), 64))
-        body = [int(emoji.COLOURS[colour].body[at : at + 2], 16) for at in (1, 3, 5)]
+        body = [int(emoji.COLORS[color].body[at : at + 2], 16) for at in (1, 3, 5)]
         share = (picture[..., :3] == body).all(axis=-1).sum() / (area(item) * (64 / CANVAS) ** 2)
-        assert share > 0.25, (name, colour)
+        assert share > 0.25, (name, color)
 
 
-def test_own_colour_leaves_the_drawing_as_it_is():
+def test_own_color_leaves_the_drawing_as_it_is():
     art = artwork(BY_NAME["apple"])
-    assert recolour(art, None) == art.body
-    assert recolour(art, "blue") != art.body
-    assert art.shades[0] in emoji.COLOURS["red"].palette
+    assert recolor(art, None) == art.body
+    assert recolor(art, "blue") != art.body
+    assert art.shades[0] in emoji.COLORS["red"].palette
 
 
 @pytest.mark.parametrize("background", list(emoji.BACKGROUNDS))
-def test_every_colour_stands_out_from_every_other_background(background):
+def test_every_color_stands_out_from_every_other_background(background):
     plain = np.array(ImageColor.getrgb(emoji.BACKGROUNDS[background]))
-    for colour, shades in emoji.COLOURS.items():
-        if colour != background:
-            assert np.abs(np.array(ImageColor.getrgb(shades.body)) - plain).max() >= 45, colour
+    for color, shades in emoji.COLORS.items():
+        if color != background:
+            assert np.abs(np.array(ImageColor.getrgb(shades.body)) - plain).max() >= 45, color
 
 
-def test_backgrounds_and_colours_are_plainly_distinct():
+def test_backgrounds_and_colors_are_plainly_distinct():
     for shades in (
         list(emoji.BACKGROUNDS.values()),
-        [colour.body for colour in emoji.COLOURS.values()],
+        [color.body for color in emoji.COLORS.values()],
     ):
         for first, second in combinations(map(ImageColor.getrgb, shades), 2):
             assert np.linalg.norm(np.subtract(first, second)) >= 40

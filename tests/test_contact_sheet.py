@@ -2,25 +2,26 @@ import pytest
 import torch
 from PIL import Image
 
-from unclip.evaluation.sheets import Tile, contact_sheet, save, sheet_size, to_pil
+from unclip.contact_sheet import Tile, contact_sheet, sheet_size
+from unclip.images import save_png, to_pil
 
 
-def flat(colour: tuple[int, int, int], size: int = 64) -> torch.Tensor:
-    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, size, size)
+def flat(color: tuple[int, int, int], size: int = 64) -> torch.Tensor:
+    return torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, size, size)
 
 
 def test_a_sheet_has_the_promised_size_and_every_tile_in_its_place():
-    colours = [(200, 10 * k, 30) for k in range(7)]
-    tiles = [Tile(flat(colour), f"picture {k}") for k, colour in enumerate(colours)]
+    colors = [(200, 10 * k, 30) for k in range(7)]
+    tiles = [Tile(flat(color), f"picture {k}") for k, color in enumerate(colors)]
     sheet = contact_sheet(tiles, columns=3, size=96, title="Seven", gap=8)
     assert sheet.size == sheet_size(7, 3, 96, "Seven", gap=8)
     assert sheet.width == 3 * (96 + 8) + 8
     row_height = (sheet_size(4, 3, 96)[1] - sheet_size(1, 3, 96)[1]) / 1
     top = sheet_size(1, 3, 96, "Seven")[1] - sheet_size(1, 3, 96)[1] + 8
-    for k, colour in enumerate(colours):
+    for k, color in enumerate(colors):
         row, column = divmod(k, 3)
         centre = (8 + column * 104 + 48, int(top + row * row_height + 48))
-        assert sheet.getpixel(centre) == colour
+        assert sheet.getpixel(centre) == color
 
 
 def test_a_marked_tile_is_framed_and_captions_stay_inside():
@@ -45,7 +46,7 @@ def test_pixels_keep_their_channels():
 
 def test_saved_pictures_are_lossless_and_leave_nothing_beside(tmp_path):
     image = torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8)
-    path = save(to_pil(image), tmp_path / "new" / "picture.png")
+    path = save_png(to_pil(image), tmp_path / "new" / "picture.png")
     assert [entry.name for entry in path.parent.iterdir()] == ["picture.png"]
     with Image.open(path) as read:
         assert read.tobytes() == to_pil(image).tobytes()

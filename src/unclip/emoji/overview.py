@@ -1,4 +1,4 @@
-"""A contact sheet: every colour of some concepts, then training scenes with their captions."""
+"""A contact sheet: every color of some concepts, then training scenes with their captions."""
 
 import io
 import textwrap
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from unclip.data.emoji.captions import captions
-from unclip.data.emoji.catalogue import BACKGROUNDS, COLOURS, concepts
-from unclip.data.emoji.render import scene_png
-from unclip.data.emoji.scenes import Item, Scene
-from unclip.data.emoji.shards import scenes_of
-from unclip.data.files import whole_file
+from unclip.emoji.captions import captions
+from unclip.emoji.catalogue import BACKGROUNDS, COLORS, concepts
+from unclip.emoji.render import scene_png
+from unclip.emoji.scene_shards import scenes_of
+from unclip.emoji.scenes import Item, Scene
+from unclip.files import atomic_write
 
 CELL, PICTURE, TEXT = 72, 128, 68  # pixels: a coloured object, a scene, the caption below it
 COLUMNS, MOST_CONCEPTS, SCENES = 10, 64, 40
@@ -19,29 +19,29 @@ COLUMNS, MOST_CONCEPTS, SCENES = 10, 64, 40
 
 def write_sheet(path: Path, concept_set: str, seed: int) -> None:
     """Write the contact sheet of a concept set as a PNG."""
-    colours = _colour_table(concept_set)
+    colors = _color_table(concept_set)
     scenes = _scene_table(concept_set, seed)
     sheet = Image.new(
-        "RGB", (max(colours.width, scenes.width), colours.height + scenes.height + 16), "white"
+        "RGB", (max(colors.width, scenes.width), colors.height + scenes.height + 16), "white"
     )
-    sheet.paste(colours, (0, 0))
-    sheet.paste(scenes, (0, colours.height + 16))
-    with whole_file(path) as temporary:
+    sheet.paste(colors, (0, 0))
+    sheet.paste(scenes, (0, colors.height + 16))
+    with atomic_write(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
-def _colour_table(concept_set: str) -> Image.Image:
+def _color_table(concept_set: str) -> Image.Image:
     rows = concepts(concept_set)[:MOST_CONCEPTS]
     halves = 2
     per_half = -(-len(rows) // halves)
-    width = CELL * (1 + len(COLOURS)) + 8
+    width = CELL * (1 + len(COLORS)) + 8
     table = Image.new("RGB", (halves * width, per_half * CELL), "white")
     backgrounds = list(BACKGROUNDS)
     for number, concept in enumerate(rows):
         left, top = number // per_half * width, number % per_half * CELL
-        for column, colour in enumerate([None, *COLOURS] if concept.families else [None]):
+        for column, color in enumerate([None, *COLORS] if concept.families else [None]):
             background = backgrounds[(number + column) % len(backgrounds)]
-            item = Item(concept, colour, 36, 36, 58, 0)
+            item = Item(concept, color, 36, 36, 58, 0)
             scene = Scene("", 0, "single", (item,), None, background, False)
             table.paste(_picture(scene, CELL), (left + column * CELL, top))
     return table

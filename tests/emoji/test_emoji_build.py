@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import unclip
-from unclip.data.emoji.build import build, default_counts
+from unclip.emoji.emoji_build import build, default_counts
 
 COUNTS = {
     "train": {64: 48, 256: 16},

@@ -7,8 +7,8 @@ Lengths are in units of a 72 × 72 canvas, as OpenMoji's drawings are.
 import random
 from typing import NamedTuple
 
-from unclip.data.emoji.catalogue import BACKGROUNDS, COLOURS, Concept, concepts
-from unclip.data.emoji.compositions import (
+from unclip.emoji.catalogue import BACKGROUNDS, COLORS, Concept, concepts
+from unclip.emoji.compositions import (
     cells,
     is_cell_held_out,
     is_count_held_out,
@@ -51,7 +51,7 @@ class Item(NamedTuple):
     """One object in its place."""
 
     concept: Concept
-    colour: str | None  # None: as OpenMoji draws it
+    color: str | None  # None: as OpenMoji draws it
     x: float  # centre of its box
     y: float
     extent: float  # longer side of its box
@@ -84,14 +84,14 @@ def scenes(name: str, *, seed: int, split: str, index: int) -> tuple[Scene, ...]
     kinds = [kind for kind in weights if not (held_out and kind == "single")]
     kind = draw.choices(kinds, [weights[kind] for kind in kinds])[0]
     items, relation = _DRAW[kind](name, held_out, draw)
-    taken = {item.colour or item.concept.colour for item in items}
-    background = draw.choice([colour for colour in BACKGROUNDS if colour not in taken])
+    taken = {item.color or item.concept.color for item in items}
+    background = draw.choice([color for color in BACKGROUNDS if color not in taken])
     scene = Scene(f"{index:08d}", index, kind, items, relation, background, held_out)
     twins = [] if relation is None else [_swapped(scene)]
     if split == "train" and kind not in ("single", "count"):
         twins.append(_another(scene, name, draw))
     if split == "train" and kind == "coloured_pair":
-        twins.append(_colours_exchanged(scene))
+        twins.append(_colors_exchanged(scene))
     twins = [twin for twin in twins if held_out or not is_held_out(twin)]
     return (scene, *sorted(twins, key=lambda twin: twin.key))
 
@@ -99,7 +99,7 @@ def scenes(name: str, *, seed: int, split: str, index: int) -> tuple[Scene, ...]
 def is_held_out(scene: Scene) -> bool:
     """Whether `scene` holds a composition that training must not see; read off its objects."""
     concepts_ = [item.concept for item in scene.items]
-    if any(is_cell_held_out(item.concept, item.colour) for item in scene.items):
+    if any(is_cell_held_out(item.concept, item.color) for item in scene.items):
         return True
     if scene.relation is not None:
         return is_pair_held_out(*concepts_)
@@ -113,10 +113,10 @@ def _swapped(scene: Scene) -> Scene:
     return scene._replace(key=f"{scene.key}-swap", items=swapped)
 
 
-def _colours_exchanged(scene: Scene) -> Scene:
+def _colors_exchanged(scene: Scene) -> Scene:
     """The same scene with its two objects in each other's color."""
     first, second = scene.items
-    exchanged = (first._replace(colour=second.colour), second._replace(colour=first.colour))
+    exchanged = (first._replace(color=second.color), second._replace(color=first.color))
     return scene._replace(key=f"{scene.key}-colours", items=exchanged)
 
 
@@ -124,11 +124,11 @@ def _another(scene: Scene, name: str, draw: random.Random) -> Scene:
     """The same scene with one object replaced by another concept in its place and color."""
     place = draw.randrange(len(scene.items))
     present = {item.concept for item in scene.items}
-    colour = scene.items[place].colour
-    if colour is None:
-        others = [other for other in concepts(name) if other.colour != scene.background]
+    color = scene.items[place].color
+    if color is None:
+        others = [other for other in concepts(name) if other.color != scene.background]
     else:
-        others = [other for other, painted in cells(name, held_out=False) if painted == colour]
+        others = [other for other, painted in cells(name, held_out=False) if painted == color]
     twins = [_replaced(scene, place, other) for other in others if other not in present]
     return draw.choice([twin for twin in twins if not is_held_out(twin)] or twins)
 
@@ -144,8 +144,8 @@ def _single(name: str, held_out: bool, draw: random.Random):
 
 
 def _recoloured(name: str, held_out: bool, draw: random.Random):
-    concept, colour = draw.choice(cells(name, held_out=held_out))
-    return (_place_single(concept, colour, JITTER[name], draw),), None
+    concept, color = draw.choice(cells(name, held_out=held_out))
+    return (_place_single(concept, color, JITTER[name], draw),), None
 
 
 def _pair(name: str, held_out: bool, draw: random.Random):
@@ -159,10 +159,10 @@ def _coloured_pair(name: str, held_out: bool, draw: random.Random):
     recolourable = [concept for concept in concepts(name) if concept.families]
     while True:
         pair = draw.sample(recolourable, 2)
-        colours = draw.sample(list(COLOURS), 2)
-        unseen = is_pair_held_out(*pair) or any(map(is_cell_held_out, pair, colours))
+        colors = draw.sample(list(COLORS), 2)
+        unseen = is_pair_held_out(*pair) or any(map(is_cell_held_out, pair, colors))
         if unseen == held_out:
-            return _place_pair(pair, colours, JITTER[name], draw)
+            return _place_pair(pair, colors, JITTER[name], draw)
 
 
 def _count(name: str, held_out: bool, draw: random.Random):
@@ -175,7 +175,7 @@ def _count(name: str, held_out: bool, draw: random.Random):
     return tuple(
         Item(
             concept=concept,
-            colour=None,
+            color=None,
             x=x + draw.uniform(-shift, shift),
             y=y + draw.uniform(-shift, shift),
             extent=COUNT_EXTENT * scale,
@@ -194,14 +194,12 @@ _DRAW = {
 }
 
 
-def _place_single(
-    concept: Concept, colour: str | None, jitter: Jitter, draw: random.Random
-) -> Item:
+def _place_single(concept: Concept, color: str | None, jitter: Jitter, draw: random.Random) -> Item:
     extent = SINGLE_EXTENT * draw.uniform(jitter.smallest, 1)
     room = min(jitter.shift, (CANVAS - extent) / 2 - 2)
     return Item(
         concept=concept,
-        colour=colour,
+        color=color,
         x=CANVAS / 2 + draw.uniform(-room, room),
         y=CANVAS / 2 + draw.uniform(-room, room),
         extent=extent,
@@ -209,17 +207,17 @@ def _place_single(
     )
 
 
-def _place_pair(pair, colours, jitter: Jitter, draw: random.Random):
+def _place_pair(pair, colors, jitter: Jitter, draw: random.Random):
     relation = draw.choice(list(PAIR_CENTRES))
     across, along = (jitter.shift, 1.5) if relation == "above" else (1.5, jitter.shift)
     return tuple(
         Item(
             concept=concept,
-            colour=colour,
+            color=color,
             x=x + draw.uniform(-across, across),
             y=y + draw.uniform(-along, along),
             extent=PAIR_EXTENT * draw.uniform(jitter.smallest, 1),
             angle=draw.uniform(-jitter.rotation, jitter.rotation),
         )
-        for concept, colour, (x, y) in zip(pair, colours, PAIR_CENTRES[relation], strict=True)
+        for concept, color, (x, y) in zip(pair, colors, PAIR_CENTRES[relation], strict=True)
     ), relation

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import webdataset
 
-from unclip.data.emoji.captions import captions
-from unclip.data.emoji.render import place, scene_png
-from unclip.data.emoji.scenes import CANVAS, Scene, scenes
-from unclip.data.files import whole_file
+from unclip.emoji.captions import captions
+from unclip.emoji.render import place, scene_png
+from unclip.emoji.scenes import CANVAS, Scene, scenes
+from unclip.files import atomic_write
 
 SHARDS = {"train": 16, "val": 4, "test_seen": 4, "test_held_out": 4}
 
@@ -31,7 +31,7 @@ def write_shard(
 ) -> None:
     """Render the scenes at `indices` into the tar file `path`."""
     with (
-        whole_file(path) as temporary,
+        atomic_write(path) as temporary,
         open(temporary, "wb") as stream,
         webdataset.TarWriter(stream, user="unclip", group="unclip", mtime=0) as tar,
     ):
@@ -48,7 +48,7 @@ def description(scene: Scene, *, seed: int) -> dict:
             {
                 "concept": item.concept.hexcode,
                 "name": item.concept.name,
-                "colour": item.colour,
+                "colour": item.color,
                 "box": [round(value / CANVAS, 5) for value in place(item).box],
             }
             for item in scene.items

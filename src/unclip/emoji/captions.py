@@ -2,8 +2,8 @@
 
 import random
 
-from unclip.data.emoji.catalogue import Concept
-from unclip.data.emoji.scenes import Item, Scene
+from unclip.emoji.catalogue import Concept
+from unclip.emoji.scenes import Item, Scene
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = {"left of": "to the left of", "above": "above"}
@@ -20,9 +20,9 @@ def article(words: str) -> str:
     return f"{'an' if vowel or first.startswith(_TAKES_AN) else 'a'} {words}"
 
 
-def single_caption(concept: Concept, colour: str | None, background: str) -> str:
+def single_caption(concept: Concept, color: str | None, background: str) -> str:
     """The full caption of one object: "a red apple on a blue background"."""
-    return f"{article(_noun(concept, colour))} {_on(background)}"
+    return f"{article(_noun(concept, color))} {_on(background)}"
 
 
 def captions(scene: Scene, *, seed: int) -> list[str]:
@@ -41,10 +41,10 @@ def captions(scene: Scene, *, seed: int) -> list[str]:
 def _single_captions(scene: Scene, draw: random.Random) -> list[str]:
     (item,) = scene.items
     on = _on(scene.background)
-    thing = article(_noun(item.concept, item.colour))
-    other = article(_noun(item.concept, item.colour, alias=True))
-    if item.colour is None and item.concept.colour:
-        named = article(_noun(item.concept, item.concept.colour))
+    thing = article(_noun(item.concept, item.color))
+    other = article(_noun(item.concept, item.color, alias=True))
+    if item.color is None and item.concept.color:
+        named = article(_noun(item.concept, item.concept.color))
         other = draw.choice([other, named]) if other != thing else named
     return [
         f"{thing} {on}",
@@ -86,12 +86,12 @@ def _pair_captions(scene: Scene, draw: random.Random) -> list[str]:
 
 
 def _noun_phrase(item: Item, *, alias: bool = False) -> str:
-    return article(_noun(item.concept, item.colour, alias=alias))
+    return article(_noun(item.concept, item.color, alias=alias))
 
 
-def _noun(concept: Concept, colour: str | None, *, alias: bool = False) -> str:
+def _noun(concept: Concept, color: str | None, *, alias: bool = False) -> str:
     name = concept.alias if alias and concept.alias else concept.name
-    return f"{colour} {name}" if colour else name
+    return f"{color} {name}" if color else name
 
 
 def _on(background: str) -> str:

@@ -5,14 +5,14 @@ from itertools import combinations
 
 import pytest
 
-from unclip.data import emoji
-from unclip.data.emoji.compositions import (
+from unclip import emoji
+from unclip.emoji.compositions import (
     cells,
     concepts_without_count,
     is_cell_held_out,
     is_pair_held_out,
 )
-from unclip.data.emoji.scenes import KIND_WEIGHTS, SPLITS, is_held_out, scenes
+from unclip.emoji.scenes import KIND_WEIGHTS, SPLITS, is_held_out, scenes
 
 SEEN_SPLITS = ("train", "val", "test_seen")
 
@@ -40,10 +40,10 @@ def test_names_are_plain_and_unique():
     assert len(words) == len(set(words))
     assert all(word == word.lower().strip() and word.isascii() for word in words)
     for concept in concepts:
-        assert concept.colour in ("", *emoji.COLOURS)
-        assert set(concept.families) <= set(emoji.COLOURS)
-        # No name says a colour, or a recoloured object would contradict its own name.
-        assert not set(concept.name.split()) & (set(emoji.COLOURS) | set(emoji.BACKGROUNDS))
+        assert concept.color in ("", *emoji.COLORS)
+        assert set(concept.families) <= set(emoji.COLORS)
+        # No name says a color, or a recoloured object would contradict its own name.
+        assert not set(concept.name.split()) & (set(emoji.COLORS) | set(emoji.BACKGROUNDS))
 
 
 def test_unknown_set_is_refused():
@@ -55,11 +55,11 @@ def test_unknown_set_is_refused():
 def test_about_fifteen_percent_of_cells_and_pairs_are_held_out(name):
     concepts = emoji.concepts(name)
     foreign = [
-        (concept, colour)
+        (concept, color)
         for concept in concepts
         if concept.families
-        for colour in emoji.COLOURS
-        if colour != concept.families[0]
+        for color in emoji.COLORS
+        if color != concept.families[0]
     ]
     share = sum(is_cell_held_out(*cell) for cell in foreign) / len(foreign)
     assert 0.12 <= share <= 0.18
@@ -75,9 +75,9 @@ def test_every_factor_value_can_occur_in_training(name):
     held_out = cells(name, held_out=True)
     recolourable = {concept for concept in emoji.concepts(name) if concept.families}
     assert {concept for concept, _ in seen} == recolourable
-    assert {colour for _, colour in seen} == set(emoji.COLOURS)
+    assert {color for _, color in seen} == set(emoji.COLORS)
     assert not set(seen) & set(held_out)
-    assert len(seen) + len(held_out) == len(recolourable) * len(emoji.COLOURS)
+    assert len(seen) + len(held_out) == len(recolourable) * len(emoji.COLORS)
     for concept in emoji.concepts(name):
         others = [other for other in emoji.concepts(name) if other != concept]
         assert not all(is_pair_held_out(concept, other) for other in others)
@@ -93,13 +93,13 @@ def test_held_out_compositions_are_in_their_split_alone(name, split):
 def test_training_scenes_cover_every_factor():
     train = _scenes("S", "train", 3000)
     assert {item.concept for scene in train for item in scene.items} == set(emoji.concepts("S"))
-    assert {item.colour for scene in train for item in scene.items} == {None, *emoji.COLOURS}
+    assert {item.color for scene in train for item in scene.items} == {None, *emoji.COLORS}
     assert {scene.background for scene in train} == set(emoji.BACKGROUNDS)
     assert {scene.kind for scene in train} == set(KIND_WEIGHTS["S"])
     assert {scene.relation for scene in train} == {None, "left of", "above"}
     assert {len(scene.items) for scene in train if scene.kind == "count"} == {2, 3, 4}
     drawn = {
-        (scene.items[0].concept, scene.items[0].colour)
+        (scene.items[0].concept, scene.items[0].color)
         for scene in train
         if scene.kind == "recoloured"
     }
@@ -143,7 +143,7 @@ def test_a_twin_has_its_objects_in_each_others_place():
         (twin,) = (twin for twin in twins if twin.key == f"{scene.key}-swap")
         assert twin.background == scene.background
         assert [item.concept for item in twin.items] == [i.concept for i in scene.items[::-1]]
-        assert [item.colour for item in twin.items] == [i.colour for i in scene.items[::-1]]
+        assert [item.color for item in twin.items] == [i.color for i in scene.items[::-1]]
         assert [(i.x, i.y) for i in twin.items] == [(i.x, i.y) for i in scene.items]
         for first, second in (scene.items, twin.items):
             axis = "y" if scene.relation == "above" else "x"
@@ -170,13 +170,13 @@ def test_a_pair_s_twins_in_training_differ_in_one_concept_or_in_the_order_of_the
     for scene, *twins in groups:
         assert [twin.key for twin in twins] == sorted(twin.key for twin in twins)
         twins = {twin.key.partition("-")[2]: twin for twin in twins}
-        colours = [item.colour for item in scene.items]
+        colors = [item.color for item in scene.items]
         concepts_ = [item.concept for item in scene.items]
         other = twins["other"]
-        assert [item.colour for item in other.items] == colours
+        assert [item.color for item in other.items] == colors
         assert sum(a.concept != b for a, b in zip(other.items, concepts_, strict=True)) == 1
         if "colours" in twins:
-            assert [item.colour for item in twins["colours"].items] == colours[::-1]
+            assert [item.color for item in twins["colours"].items] == colors[::-1]
             assert [item.concept for item in twins["colours"].items] == concepts_
 
 
@@ -187,10 +187,10 @@ def test_the_other_splits_have_no_twin_but_the_swapped_one():
         assert set(twins) == {"swap"}
 
 
-def test_no_object_has_the_colour_of_its_background():
+def test_no_object_has_the_color_of_its_background():
     for scene in _scenes("M", "train", 500):
         for item in scene.items:
-            assert scene.background != (item.colour or item.concept.colour)
+            assert scene.background != (item.color or item.concept.color)
 
 
 def test_prompts_run_through_the_concepts_and_respect_the_filter():
@@ -199,12 +199,12 @@ def test_prompts_run_through_the_concepts_and_respect_the_filter():
     assert [prompt.concept.name for prompt in prompts] == names * 2
     assert emoji.prompts("S", count=36) == prompts != emoji.prompts("S", count=36, seed=1)
     unseen = emoji.prompts("S", held_out=True)
-    assert {(prompt.concept, prompt.colour) for prompt in unseen} == set(cells("S", held_out=True))
+    assert {(prompt.concept, prompt.color) for prompt in unseen} == set(cells("S", held_out=True))
     assert not any(prompt.held_out for prompt in emoji.prompts("S", held_out=False))
     everything = emoji.prompts("S")
     assert len(everything) == len({prompt.caption for prompt in everything})
     white = emoji.prompts("S", natural=False, backgrounds=["white"])
     assert len(white) == 18 * 8
     assert all(
-        f"{prompt.colour} {prompt.concept.name} on a white" in prompt.caption for prompt in white
+        f"{prompt.color} {prompt.concept.name} on a white" in prompt.caption for prompt in white
     )

@@ -1,26 +1,26 @@
 """Which compositions training never sees: decided by a hash of the composition, never by image.
 
-Held out are about 15% of the (concept, colour) cells, about 15% of the concept pairs (in both
+Held out are about 15% of the (concept, color) cells, about 15% of the concept pairs (in both
 orders, since every pair scene has a twin with its objects swapped) and the count four of three
 concepts. The hash knows neither the seed nor the set, so S, M and L agree. The numbers in its keys
-were chosen so that the few cells and pairs of set S are spread over all concepts and colours.
+were chosen so that the few cells and pairs of set S are spread over all concepts and colors.
 """
 
 import hashlib
 from functools import cache
 
-from unclip.data.emoji.catalogue import COLOURS, Concept, concepts
+from unclip.emoji.catalogue import COLORS, Concept, concepts
 
 HELD_OUT_PERCENT = 15
 HELD_OUT_COUNT = 4
 CONCEPTS_WITHOUT_COUNT = 3
 
 
-def is_cell_held_out(concept: Concept, colour: str | None) -> bool:
-    """Whether `concept` in `colour` is held out; its own colour (or None) never is."""
-    if colour is None or colour == concept.families[0]:
+def is_cell_held_out(concept: Concept, color: str | None) -> bool:
+    """Whether `concept` in `color` is held out; its own color (or None) never is."""
+    if color is None or color == concept.families[0]:
         return False
-    return _percent("cell1708", concept.hexcode, colour) < HELD_OUT_PERCENT
+    return _percent("cell1708", concept.hexcode, color) < HELD_OUT_PERCENT
 
 
 def is_pair_held_out(first: Concept, second: Concept) -> bool:
@@ -42,13 +42,13 @@ def concepts_without_count() -> tuple[Concept, ...]:
 
 @cache
 def cells(name: str, *, held_out: bool) -> tuple[tuple[Concept, str], ...]:
-    """The (concept, colour) cells of set `name` that are, or are not, held out."""
+    """The (concept, color) cells of set `name` that are, or are not, held out."""
     return tuple(
-        (concept, colour)
+        (concept, color)
         for concept in concepts(name)
         if concept.families
-        for colour in COLOURS
-        if is_cell_held_out(concept, colour) == held_out
+        for color in COLORS
+        if is_cell_held_out(concept, color) == held_out
     )
 
 

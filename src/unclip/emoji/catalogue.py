@@ -1,7 +1,7 @@
-"""What a scene can be made of: concepts, colours and backgrounds. Data and look-ups only.
+"""What a scene can be made of: concepts, colors and backgrounds. Data and look-ups only.
 
 The concepts stand in concepts.tsv: OpenMoji's file, the smallest set that has it, its names, the
-colour it is drawn in, and the palette families that a new colour replaces.
+color it is drawn in, and the palette families that a new color replaces.
 """
 
 import csv
@@ -18,20 +18,20 @@ class Concept(NamedTuple):
     name: str
     plural: str
     alias: str  # another plain name, or ""
-    colour: str  # the colour that an onlooker would give it as drawn, or ""
-    families: tuple[str, ...]  # palette families that a new colour replaces; () = never recoloured
+    color: str  # the color that an onlooker would give it as drawn, or ""
+    families: tuple[str, ...]  # palette families that a new color replaces; () = never recoloured
     group: str
 
 
 class Shades(NamedTuple):
-    """A colour as OpenMoji draws it."""
+    """A color as OpenMoji draws it."""
 
     body: str  # paints the larger part of a recoloured object
     detail: str  # paints the rest
     palette: tuple[str, ...]  # every shade of the family, as found in the drawings
 
 
-COLOURS = {
+COLORS = {
     "red": Shades("#ea5a47", "#d22f27", ("#ea5a47", "#d22f27", "#781e32")),
     "orange": Shades("#f4aa41", "#e27022", ("#f4aa41", "#e27022")),
     "yellow": Shades("#fcea2b", "#f1b31c", ("#fcea2b", "#f1b31c")),
@@ -42,7 +42,7 @@ COLOURS = {
     "brown": Shades("#a57939", "#6a462f", ("#a57939", "#6a462f")),
 }
 
-# Pale and flat, so that the black outline and every body colour stand out.
+# Pale and flat, so that the black outline and every body color stand out.
 BACKGROUNDS = {
     "white": "#ffffff",
     "grey": "#bdbdbd",
@@ -83,7 +83,7 @@ def _table() -> tuple[tuple[str, Concept], ...]:
                 name=row["name"],
                 plural=row["plural"],
                 alias=row["alias"],
-                colour=row["colour"],
+                color=row["colour"],
                 families=tuple(filter(None, row["families"].split(","))),
                 group=row["group"],
             ),

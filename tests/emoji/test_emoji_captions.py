@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from unclip.data import emoji
-from unclip.data.emoji.captions import article, captions
-from unclip.data.emoji.scenes import scenes
+from unclip import emoji
+from unclip.emoji.captions import article, captions
+from unclip.emoji.scenes import scenes
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
@@ -56,21 +56,21 @@ def test_full_caption_says_everything():
         assert full.endswith(f"{article(scene.background)} background")
         for item in scene.items:
             name = item.concept.plural if scene.kind == "count" else item.concept.name
-            assert f"{item.colour} {name}" in full if item.colour else name in full
+            assert f"{item.color} {name}" in full if item.color else name in full
         if scene.relation:
             assert f" {scene.relation} " in full
         if scene.kind == "count":
             assert NUMBERS[full.split()[0]] == len(scene.items)
 
 
-def test_own_colour_is_named_only_when_plain():
+def test_own_color_is_named_only_when_plain():
     for scene in _scenes():
         if scene.kind != "single":
             continue
         concept = scene.items[0].concept
         for text in captions(scene, seed=0):
             said = set(text.replace(f"{scene.background} background", "").split())
-            assert said & set(emoji.COLOURS) <= {concept.colour}
+            assert said & set(emoji.COLORS) <= {concept.color}
 
 
 def test_no_caption_of_a_pair_fits_its_twin():

@@ -9,13 +9,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from unclip.data.emoji.captions import captions
-from unclip.data.emoji.catalogue import concepts
-from unclip.data.emoji.licence import LICENCE, LICENCE_URL
-from unclip.data.emoji.render import area, place, scene_png
-from unclip.data.emoji.scenes import CANVAS, Scene
-from unclip.data.emoji.shards import scenes_of
-from unclip.data.files import whole_file
+from unclip.emoji.captions import captions
+from unclip.emoji.catalogue import concepts
+from unclip.emoji.license import LICENCE, LICENCE_URL
+from unclip.emoji.render import area, place, scene_png
+from unclip.emoji.scene_shards import scenes_of
+from unclip.emoji.scenes import CANVAS, Scene
+from unclip.files import atomic_write
 
 PICTURE_SIZE = 256
 TEST_SPLITS = ("test_seen", "test_held_out")
@@ -26,7 +26,7 @@ def write_pictures(folder: Path, concept_set: str, seed: int, split: str, indice
     for scene in scenes_of(concept_set, seed, split, indices):
         path = folder / _file_name("val2014", _image_id(scene))
         if not path.exists():
-            with whole_file(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(scene_png(scene, PICTURE_SIZE))
 
 
@@ -96,7 +96,7 @@ def _instances(scenes: Iterable[tuple[str, Scene]]) -> list[dict]:
             "bbox": [round(value * unit, 2) for value in place(item).box],
             "area": round(area(item) * unit**2, 1),
             "iscrowd": 0,
-            "attributes": {"colour": item.colour, "natural_colour": item.concept.colour or None},
+            "attributes": {"colour": item.color, "natural_colour": item.concept.color or None},
         }
         for _, scene in scenes
         for number, item in enumerate(scene.items)
@@ -111,5 +111,5 @@ def _write(path: Path, images: list[dict], annotations: list[dict], **more) -> N
         "annotations": annotations,
         **more,
     }
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
