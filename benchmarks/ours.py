@@ -4,123 +4,83 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from contender import GUIDANCE_SCALE, Contender, DecoderSize, PriorSize, Problem, Setting
-from torch import Tensor, nn
+from contender import GUIDANCE_SCALE, NOISES, TRANSFORMER, UNET, Contender, Problem, Task
+from torch import Tensor
 
 from unclip.diffusion import GaussianDiffusion, ddpm
 from unclip.networks import PriorTransformer, UNet
-from unclip.stages import DecoderStage, PriorStage, Stage
+from unclip.stages import PriorStage
 from unclip.training.optim import adamw, parameter_groups
 from unclip.training.trainer import keep_freed_memory
 
 
-def decoder_network(size: DecoderSize) -> UNet:
+def decoder_network(task: Task) -> UNet:
     """Build the paper's U-Net with a learned variance; the peers match its parameters."""
-    return UNet(
-        channels=size.channels,
-        multipliers=size.multipliers,
-        blocks=size.blocks,
-        attention_levels=size.attention_levels,
-        head_width=size.head_width,
-        out_channels=6,
-        conditioning={
-            "image_embedding": size.embedding_dim,
-            "text_states": size.embedding_dim,
-            "context_width": size.context_width,
-        },
-    )
+    dim = task.embedding_dim
+    conditioning = {"image_embedding": dim, "text_states": dim}
+    conditioning["context_width"] = task.context_width
+    size = {name: getattr(task, name) for name in (*UNET, "head_width")}
+    return UNet(**size, out_channels=6, conditioning=conditioning)
 
 
-def prior_network(size: PriorSize) -> PriorTransformer:
+def prior_network(task: Task) -> PriorTransformer:
     """Build the paper's prior; the peers match its parameters."""
-    return PriorTransformer(
-        embedding_dim=size.embedding_dim,
-        text_width=size.embedding_dim,
-        context_length=size.tokens,
-        width=size.width,
-        layers=size.layers,
-        heads=size.heads,
-    )
+    dim, size = task.embedding_dim, {name: getattr(task, name) for name in TRANSFORMER}
+    return PriorTransformer(embedding_dim=dim, text_width=dim, context_length=task.tokens, **size)
 
 
-class _Ours(Contender):
-    stage: Stage
-
-    def __init__(self, network: nn.Module, size: DecoderSize | PriorSize, setting: Setting):
-        keep_freed_memory()
-        super().__init__(network, size, setting, lambda m: adamw(parameter_groups(m), lr=1e-4))
-
-    def guided(self, problem: Problem) -> Tensor:
-        condition = self.stage.condition({**_condition(problem), "caption": ["a caption"]})
-        return self.stage.sample(condition, generators=[torch.Generator().manual_seed(0)])
-
-
-class Decoder(_Ours):
+def decoder(task: Task) -> Contender:
     """`UNet` in channels_last with fused AdamW and freed memory kept."""
+    keep_freed_memory()
+    problem = Problem.sample(task)
+    x_t = problem.x_t.to(memory_format=torch.channels_last)
+    network = decoder_network(task).to(task.device, memory_format=torch.channels_last)
+    run = task.compiled(network)
 
-    memory_format = torch.channels_last
+    def predict() -> Tensor:
+        return run(x_t, problem.t, **problem.condition)[:, :3]
 
-    def __init__(self, size: DecoderSize, setting: Setting):
-        super().__init__(decoder_network(size), size, setting)
-        self.network = setting.compiled(self.modules)
-        self.stage = DecoderStage(
-            self.modules,
-            GaussianDiffusion(variance="learned_range"),
-            partial(ddpm, steps=setting.sample_steps),
-            embedding_dim=size.embedding_dim,
-            text_width=size.embedding_dim,
-            image_size=size.image_size,
-            guidance_scale=GUIDANCE_SCALE,
-        ).to(setting.device)
+    def prepare() -> Callable[[], Tensor]:
+        prepared = task.compiled(network.prepare(**problem.condition))
+        return lambda: prepared(x_t, problem.t)
 
-    def predict(self) -> Tensor:
-        return self.network(self.problem.x_t, self.problem.t, **_condition(self.problem))[:, :3]
-
-    def prepare(self) -> Callable[[], Tensor]:
-        """Compute the context's keys and values, among others."""
-        prepared = self.setting.compiled(self.modules.prepare(**_condition(self.problem)))
-        return lambda: prepared(self.problem.x_t, self.problem.t)
+    optimizer = adamw(parameter_groups(network), lr=1e-4)
+    return Contender(task, problem, network, optimizer, predict, prepare)
 
 
-class Prior(_Ours):
-    """`PriorTransformer` with several noises per caption; its prefix is computed once per prompt."""
+def prior(task: Task) -> Contender:
+    """`PriorTransformer` with several noises per caption and one prefix per prompt."""
+    keep_freed_memory()
+    problem = Problem.sample(task)
+    network = prior_network(task).to(task.device)
+    run_prefix, run_suffix = task.compiled(network.prefix), task.compiled(network.suffix)
+    x_t = problem.x_t[:, None].repeat(1, NOISES, 1)
+    t = torch.randint(0, 1000, (task.batch, NOISES), device=task.device)
+    stage = PriorStage(
+        network,
+        GaussianDiffusion(prediction="x0"),
+        partial(ddpm, steps=task.sample_steps),
+        text_width=task.embedding_dim,
+        scaling="none",
+        candidates=1,
+        guidance_scale=GUIDANCE_SCALE,
+        clip=10.0,
+    ).to(task.device)
 
-    def __init__(self, size: PriorSize, setting: Setting):
-        super().__init__(prior_network(size), size, setting)
-        self.prefix = setting.compiled(self.modules.prefix)
-        self.suffix = setting.compiled(self.modules.suffix)
-        self.noises = size.noises
-        self.x_t = self.problem.x_t[:, None].repeat(1, size.noises, 1)
-        self.t = torch.randint(0, 1000, (size.batch, size.noises), device=setting.device)
-        self.stage = PriorStage(
-            self.modules,
-            GaussianDiffusion(prediction="x0"),
-            partial(ddpm, steps=setting.sample_steps),
-            text_width=size.embedding_dim,
-            scaling="none",
-            candidates=1,
-            guidance_scale=GUIDANCE_SCALE,
-            clip=10.0,
-        ).to(setting.device)
+    def prefix() -> tuple:
+        text = {name: value for name, value in problem.condition.items() if "text" in name}
+        return run_prefix(**text)
 
-    def predict(self) -> Tensor:
-        return self.suffix(self._prefix(), self.x_t, self.t)
+    def predict() -> Tensor:
+        return run_suffix(prefix(), x_t, t)
 
-    def target(self) -> Tensor:
-        """Return the embedding once per noise."""
-        return self.problem.target[:, None].expand_as(self.x_t)
+    def prepare() -> Callable[[], Tensor]:
+        prepared = prefix()
+        return lambda: run_suffix(prepared, problem.x_t[:, None], problem.t[:, None])
 
-    def prepare(self) -> Callable[[], Tensor]:
-        """Compute the prefix's keys and values."""
-        prefix = self._prefix()
-        return lambda: self.suffix(prefix, self.problem.x_t[:, None], self.problem.t[:, None])
+    def guided(problem: Problem) -> Tensor:
+        condition = stage.condition({**problem.condition, "caption": ["a caption"]})
+        return stage.sample(condition, generators=[torch.Generator().manual_seed(0)])
 
-    def _prefix(self) -> tuple:
-        condition = _condition(self.problem)
-        del condition["image_embedding"]
-        return self.prefix(**condition)
-
-
-def _condition(problem: Problem) -> dict[str, Tensor]:
-    names = ("image_embedding", "text_embedding", "text_states", "text_mask")
-    return {name: getattr(problem, name) for name in names}
+    optimizer = adamw(parameter_groups(network), lr=1e-4)
+    return Contender(task, problem, network, optimizer, predict, prepare, guided, NOISES)
