@@ -41,7 +41,7 @@ def decoder(task: Task) -> Contender:
         return run(x_t, problem.t, **problem.condition)[:, :3]
 
     def prepare() -> Callable[[], Tensor]:
-        prepared = task.compiled(network.prepare(**problem.condition))
+        prepared = task.compiled(network.bind(**problem.condition))
         return lambda: prepared(x_t, problem.t)
 
     optimizer = adamw(parameter_groups(network), lr=1e-4)
@@ -64,7 +64,7 @@ def prior(task: Task) -> Contender:
         scaling="none",
         candidates=1,
         guidance_scale=GUIDANCE_SCALE,
-        clip=10.0,
+        clip_range=10.0,
     ).to(task.device)
 
     def prefix() -> tuple:
