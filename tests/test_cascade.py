@@ -7,7 +7,7 @@ import pytest
 import tiny_bundle
 import torch
 
-from unclip import bundle, cascade
+from unclip import bundle, cascade, open_bundle
 from unclip.cascade import PRIORS, Cascade
 from unclip.images import to_uint8
 
@@ -155,7 +155,7 @@ class TestParts:
     def test_stages_are_loaded_when_they_are_used(self, folder, monkeypatch):
         loaded = []
         monkeypatch.setattr(
-            cascade,
+            open_bundle,
             "load_stage",
             lambda path, *how: loaded.append(path.stem) or bundle.load_stage(path, *how),
         )
@@ -226,7 +226,7 @@ class TestPriors:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"seeds": [0]}, "1 seeds do not go with a caption of 3"),
+            ({"seeds": [0]}, "caption has 3 rows, but there are 1 seeds"),
             ({"steps": {"typo": 3}}, "steps names 'typo'"),
             ({"batch_size": 0}, "batch_size of 1 or more"),
             ({"prompts": [], "seeds": []}, "at least one seed"),
@@ -278,8 +278,8 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"prompts": "a dog"}, "prompts come as a list"),
-            ({"seeds": [0, 1]}, "2 seeds do not go with a caption of 1"),
+            ({"prompts": "a dog"}, "prompts is a string: give a list"),
+            ({"seeds": [0, 1]}, "caption has 1 rows, but there are 2 seeds"),
             ({"prompts": [], "seeds": []}, "at least one seed"),
             ({"size": 128}, "size is 128; it can be 64, 256, 1024"),
             ({"batch_size": 0}, "batch_size of 1 or more"),
@@ -293,7 +293,7 @@ class TestMistakes:
             tiny.text_to_image(settings.pop("prompts"), **settings)
 
     def test_embeddings_that_do_not_match(self, tiny):
-        with pytest.raises(ValueError, match="1 seeds do not go with a image_embedding of 2"):
+        with pytest.raises(ValueError, match="image_embedding has 2 rows, but there are 1 seeds"):
             tiny.decode(torch.zeros(2, 8), ["a dog"], seeds=[0], size=64)
 
     @pytest.mark.parametrize("name", ["clip", "prior", "decoder", "upsampler_256"])
@@ -335,7 +335,7 @@ class TestMistakes:
         assert "prior.safetensors was trained with CLIP 0123456789abcdef" in text
         assert own in text
         assert "`python src/train.py stage=prior`" in text
-        assert "bring back the clip.safetensors" in text
+        assert "restore the clip.safetensors" in text
 
     def test_a_file_under_another_stages_name(self, copied):
         shutil.copy(copied / "decoder.safetensors", copied / "prior.safetensors")
