@@ -1,4 +1,4 @@
-"""Open, resize, crop and convert images; it knows no data set.
+"""Open, resize, crop, convert and save images, independent of any data set.
 
 An image file becomes an upright RGB `PIL.Image`; tensors are uint8 or float in [-1, 1].
 """
@@ -200,4 +200,4 @@ def square_mask(mask: Bool[Tensor, "height width"], size: int) -> Bool[Tensor, "
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = mask[None, top : top + side, left : left + side]
-    return torch.nn.functional.adaptive_max_pool2d(square.float(), size).bool()
+    return F.adaptive_max_pool2d(square.float(), size).bool()
