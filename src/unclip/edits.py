@@ -28,8 +28,8 @@ from torch import Tensor
 
 from unclip.images import fit, open_image, open_mask, square_mask, to_tensor
 from unclip.latents import normalize_weights, slerp, spherical_mean, text_difference
-from unclip.stages import editing
-from unclip.stages.codes import PrincipalComponents
+from unclip.stages import decoder_edits
+from unclip.stages.quantization import PrincipalComponents
 
 if TYPE_CHECKING:
     from unclip.cascade import Cascade, Images, Progress
@@ -79,7 +79,7 @@ def invert(cascade: "Cascade", images: Sequence[AnyImage], **options: Unpack[Opt
     }
     stage = cascade.stage("decoder")
     noise = [
-        editing.invert(stage, stage.condition(batch), batch["image"], **sampling).cpu()
+        decoder_edits.invert(stage, stage.condition(batch), batch["image"], **sampling).cpu()
         for batch, sampling in cascade.batches("decoder", inputs, **_DEFAULTS | options)
     ]
     return Latents(image_embedding, torch.cat(noise))
@@ -100,7 +100,9 @@ def render(
     stage = cascade.stage("decoder")
     inputs = {**cascade.no_text(len(latents.noise)), **latents._asdict()}
     image = [
-        editing.render(stage, stage.condition(batch), batch["noise"], eta=eta, **sampling).cpu()
+        decoder_edits.render(
+            stage, stage.condition(batch), batch["noise"], eta=eta, **sampling
+        ).cpu()
         for batch, sampling in cascade.batches("decoder", inputs, seeds=seeds, **options)
     ]
     z = latents.image_embedding
@@ -358,7 +360,7 @@ def _paint(
     }
     stage = cascade.stage("decoder")
     image = [
-        editing.complete(
+        decoder_edits.complete(
             stage, stage.condition(batch), batch["image"], batch["mask"], **sampling
         ).cpu()
         for batch, sampling in cascade.batches("decoder", inputs, **options)
