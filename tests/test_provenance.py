@@ -2,7 +2,7 @@ import torch
 from PIL import Image
 
 from unclip.images import save_png
-from unclip.provenance import image_metadata, of_same_image, package_versions, read_image_metadata
+from unclip.provenance import image_metadata, is_same_image, package_versions, read_image_metadata
 
 
 def metadata(**more):
@@ -24,9 +24,9 @@ def test_a_file_that_is_not_a_png_has_no_metadata(tmp_path):
 
 
 def test_metadata_is_compared_without_the_batch():
-    assert of_same_image(metadata(index=3, batch=["a", "b"]), metadata(index=0))
-    assert not of_same_image(metadata(seed="1"), metadata(seed="2"))
-    assert not of_same_image(None, metadata())
+    assert is_same_image(metadata(index=3, batch=["a", "b"]), metadata(index=0))
+    assert not is_same_image(metadata(seed="1"), metadata(seed="2"))
+    assert not is_same_image(None, metadata())
 
 
 def test_versions_are_those_of_the_imported_packages():

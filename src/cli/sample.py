@@ -109,6 +109,7 @@ def _edit_command(
     parser.add_argument("images", type=Path, nargs=images, metavar="image", help="image file")
     parser.add_argument("--gif", action="store_true", help="also write an animation")
     _add_shared(parser, batch_size=1)
+    parser.set_defaults(mask=None)
     return parser
 
 

@@ -32,7 +32,7 @@ def run(args: Namespace) -> None:
         inputs = json.loads(metadata["inputs"])
         found = {path: _find(Path(path), inputs[path], args.image.parent) for path in inputs}
         stored.images = [found[path] for path in stored.images]
-        stored.mask = found.get(getattr(stored, "mask", None))
+        stored.mask = found.get(stored.mask)
     cascade = open_cascade(stored)
     with progress_bar(args.image.name) as progress:
         images, _ = generate(cascade, stored, progress)

@@ -31,22 +31,21 @@ def run(args: Namespace) -> None:
 
 
 def _run_text(args: Namespace) -> None:
-    """Write each batch as soon as it is finished."""
+    """Generate the images of prompts, and write each batch as soon as it is finished."""
     seeds = range(args.seed, args.seed + args.count)
     jobs = [(prompt, seed) for prompt in args.prompts for seed in seeds]
     cascade, tiles = open_cascade(args), []
     settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS | _PER_IMAGE}
     for start in range(0, len(jobs), args.batch_size):
-        batch = jobs[start : start + args.batch_size]
+        batch = args.batch = jobs[start : start + args.batch_size]
         with progress_bar(f"images {start + 1}–{start + len(batch)} of {len(jobs)}") as progress:
-            images = generate(cascade, Namespace(**{**vars(args), "batch": batch}), progress)[0]
+            images, captions = generate(cascade, args, progress)
         for size in sorted(images) if args.stages else [args.size]:
             for index, (prompt, seed) in enumerate(batch):
                 more = {"prompt": prompt, "seed": str(seed), "batch": batch, "index": index}
                 metadata = _metadata(cascade, args, {**settings, "size": size}, **more)
                 name = f"{slug(prompt)}-seed{seed}-{size}"
                 write_png(to_pil(images[size][index]), args.out, name, metadata)
-        captions = [f"{prompt} · {seed}" for prompt, seed in batch]
         tiles += map(Tile, images[min(SHEET_SIZE, args.size)], captions)
     if args.stages or args.grid:
         for start in range(0, len(tiles), SHEET_TILES):
@@ -57,8 +56,8 @@ def _run_text(args: Namespace) -> None:
 
 
 def _run_edit(args: Namespace) -> None:
-    paths = [*args.images, *([args.mask] if getattr(args, "mask", None) else [])]
-    inputs = {str(path): sha256_of(path) for path in paths}
+    """Edit images, and write the results, a contact sheet and an animation."""
+    inputs = {str(path): sha256_of(path) for path in [*args.images, args.mask] if path}
     cascade = open_cascade(args)
     settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS}
     with progress_bar(args.command) as progress:
@@ -92,7 +91,7 @@ def _write_sheet(tiles, columns: int, args: Namespace, name: str, metadata) -> N
 def generate(
     cascade: Cascade, args: Namespace, progress: Progress | None = None
 ) -> tuple[dict[int, Tensor], list[str]]:
-    """Return the images of a command by size, and a caption for each image of an edit.
+    """Return the images of a command by size, and a caption for each image.
 
     For the command `text`, `args.batch` has the prompt and the seed of each image.
     """
@@ -106,7 +105,7 @@ def generate(
         prompts, seeds = zip(*args.batch, strict=True)
         run |= {"prior": args.prior, "prior_guidance_scale": args.prior_guidance}
         images = cascade.text_to_image(prompts, seeds=seeds, batch_size=len(seeds), **run)
-        return images.images, []
+        return images.images, [f"{prompt} · {seed}" for prompt, seed in args.batch]
     run |= {"seed": args.seed, "batch_size": args.batch_size}
     images, captions = _EDITS[args.command](cascade, args, run)
     return images.images, captions

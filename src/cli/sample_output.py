@@ -75,10 +75,10 @@ def write_png(image: Image.Image, folder: Path, name: str, metadata: Mapping[str
     The file replaces one with the metadata of the same image; otherwise it gets a free name.
     """
     from unclip.images import save_png
-    from unclip.provenance import of_same_image, read_image_metadata
+    from unclip.provenance import is_same_image, read_image_metadata
 
     path = _free_path(
-        folder, name, ".png", lambda path: of_same_image(read_image_metadata(path), metadata)
+        folder, name, ".png", lambda path: is_same_image(read_image_metadata(path), metadata)
     )
     log(save_png(image, path, metadata), sys.stdout)
 

@@ -1,8 +1,8 @@
 """The stages of a bundle joined: caption → image embedding → 64 → 256 → 1024 pixels.
 
 Each image has its own generator in each stage, seeded by the image's seed and the stage's name, and
-stages pass images on as 8-bit pixels. So a seed gives the same image in any batch, except that a
-pixel may differ by one of 256 levels, because sums are rounded differently in another batch. And an
+stages pass images on as 8-bit pixels. So a seed gives the same image in any batch, except that few
+pixels may differ by one of 256 levels, because sums are rounded differently in another batch. An
 upsampler starts from exactly the pixels that are returned.
 """
 
@@ -262,7 +262,7 @@ class Cascade(OpenBundle):
         guidance_scale: float | None = None,
         **run: Any,
     ) -> Images:
-        """Enlarge the decoder's images to all sizes; upsamplers have no `guidance_scale`."""
+        """Enlarge the decoder's images; `guidance_scale` is ignored, as upsamplers have none."""
         z = None if image_embedding is None else image_embedding.float().cpu()
         return Images(z, self.upsample(to_uint8(image), **run))
 

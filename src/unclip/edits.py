@@ -9,7 +9,7 @@ The functions are methods of `Cascade`. An image may be a path, a Pillow image o
 cascade's other methods, the functions share these:
 
     seed: seed of the first image; images that differ by their noise count up from it.
-    guidance_scale: None is 1 (no guidance) for edits that have to find the way back to an image.
+    guidance_scale: None is 1 (no guidance) for edits that invert an image, except `vary`.
     steps: for the decoder, DDIM steps, in both directions.
     batch_size: 1 by default, so that an image is the same to the bit whatever is generated with it;
         more is faster on a GPU.
@@ -117,7 +117,7 @@ def reconstruct(
     size: int = 1024,
     **options: Unpack[Options],
 ) -> "Images":
-    """Invert images and decode their latents: the part of an image that the decoder can express."""
+    """Invert images and decode their latents again, which shows how much the latents retain."""
     cascade.require_for(size)
     latents = cascade.invert(images, **options)
     return cascade.render(latents, seeds=[seed] * len(images), size=size, **options)
