@@ -2,18 +2,20 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from cli.sample_output import open_cascade, progress_bar, slug, write_gif, write_png
-from unclip.cascade import Cascade, Progress, stage_of_prior, stages_for
+from unclip.cascade import Cascade, Images, Progress, stage_of_prior, stages_for
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.files import sha256_of
 from unclip.images import to_pil
 from unclip.provenance import image_metadata
+
+Edited = tuple[Images, list[str]]  # images and their captions
 
 SHEET_SIZE, SHEET_TILES = 256, 100
 # Arguments that are not settings of the images; prompts and seeds are stored per image.
@@ -75,14 +77,18 @@ def _run_edit(args: Namespace) -> None:
         write_gif(frames, args.out, f"{stem}-{args.size}", metadata)
 
 
-def _metadata(cascade: Cascade, args: Namespace, settings: Mapping[str, Any], **more: Any):
+def _metadata(
+    cascade: Cascade, args: Namespace, settings: Mapping[str, Any], **more: Any
+) -> dict[str, str]:
     prior = getattr(args, "prior", "diffusion" if getattr(args, "prompt", None) else "none")
     stages = dict.fromkeys(["clip", stage_of_prior(prior), *stages_for(settings["size"])])
     fingerprints = {name: cascade.metadata[name].fingerprint for name in stages}
     return image_metadata(args.command, settings, fingerprints, **more)
 
 
-def _write_sheet(tiles, columns: int, args: Namespace, name: str, metadata) -> None:
+def _write_sheet(
+    tiles: Sequence[Tile], columns: int, args: Namespace, name: str, metadata: Mapping[str, str]
+) -> None:
     sheet = contact_sheet(tiles, columns=columns, size=min(SHEET_SIZE, args.size))
     captions = "\n".join(tile.caption for tile in tiles)
     write_png(sheet, args.out, name, {**metadata, "captions": captions})
@@ -111,12 +117,12 @@ def generate(
     return images.images, captions
 
 
-def _vary(cascade: Cascade, args: Namespace, run: dict[str, Any]):
+def _vary(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
     images = cascade.vary(args.images[0], args.count, eta=args.eta, **run)
     return images, _seed_captions(args)
 
 
-def _interpolate(cascade: Cascade, args: Namespace, run: dict[str, Any]):
+def _interpolate(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
     if args.weights is not None:
         rows = [args.weights]
     elif len(args.images) > 1:
@@ -139,7 +145,7 @@ def _path_weights(points: int, frames: int) -> list[list[float]]:
     return rows
 
 
-def _edit(cascade: Cascade, args: Namespace, run: dict[str, Any]):
+def _edit(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
     how = {"strength": args.strength, "frames": args.frames}
     images = cascade.text_diff(args.images[0], args.source, args.target, **how, **run)
     last = max(args.frames - 1, 1)
@@ -147,7 +153,7 @@ def _edit(cascade: Cascade, args: Namespace, run: dict[str, Any]):
     return images, [f"turned by {args.strength * fraction:.2f}" for fraction in fractions]
 
 
-def _inpaint(cascade: Cascade, args: Namespace, run: dict[str, Any]):
+def _inpaint(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
     if (args.margin is None) == (args.mask is None):
         raise ValueError("where to paint? Use --mask FILE, or --margin 0.25 to paint all around")
     (image,) = args.images
@@ -158,7 +164,7 @@ def _inpaint(cascade: Cascade, args: Namespace, run: dict[str, Any]):
     return images, _seed_captions(args)
 
 
-def _reconstruct(cascade: Cascade, args: Namespace, run: dict[str, Any]):
+def _reconstruct(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
     return cascade.reconstruct(args.images, **run), [Path(path).name for path in args.images]
 
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 AnyImage = str | Path | Image.Image | Tensor
 SIZE = 64  # pixels of the decoder's images
-_DEFAULTS = {"guidance_scale": None, "steps": None, "batch_size": 1, "progress": None}
 
 
 class Options(TypedDict, total=False):
@@ -46,6 +45,9 @@ class Options(TypedDict, total=False):
     steps: Mapping[str, int] | None
     batch_size: int
     progress: "Progress | None"
+
+
+_DEFAULTS: Options = {"guidance_scale": None, "steps": None, "batch_size": 1, "progress": None}
 
 
 class Latents(NamedTuple):
@@ -345,13 +347,13 @@ def _paint(
     """Paint the marked part of a canvas; z_i is the prompt's, or without one `content`'s."""
     if not marked.any():
         raise ValueError("the mask marks no pixel: make the part to paint white")
-    options, count = {**_DEFAULTS, **options, "seeds": seeds}, len(seeds)
+    run, count = {**_DEFAULTS, **options, "seeds": seeds}, len(seeds)
     if prompt is None:
         text = cascade.no_text(count)
         z = cascade.embed([content]).expand(count, -1)
     else:
-        text = cascade.encode_prompts([prompt] * count, **options)
-        z = cascade.sample_prior("diffusion", text, **{**options, "guidance_scale": None})
+        text = cascade.encode_prompts([prompt] * count, **run)
+        z = cascade.sample_prior("diffusion", text, **{**run, "guidance_scale": None})
     inputs = {
         **text,
         "image_embedding": z,
@@ -363,9 +365,9 @@ def _paint(
         decoder_edits.complete(
             stage, stage.condition(batch), batch["image"], batch["mask"], **sampling
         ).cpu()
-        for batch, sampling in cascade.batches("decoder", inputs, **options)
+        for batch, sampling in cascade.batches("decoder", inputs, **run)
     ]
-    painted = cascade.finish(z, torch.cat(image), size=size, **options)
+    painted = cascade.finish(z, torch.cat(image), size=size, **run)
     for edge, images in painted.images.items():
         if edge <= min(canvas.size):
             known = to_tensor(fit(canvas, edge))
