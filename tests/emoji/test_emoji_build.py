@@ -85,7 +85,7 @@ def test_other_settings_need_overwrite(root, tmp_path):
 
 def test_a_foreign_folder_is_never_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds something other"):
         _build(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

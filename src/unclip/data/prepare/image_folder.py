@@ -140,7 +140,7 @@ def _read_jsonl(path: Path) -> Iterator[dict]:
 
 
 def _read_parquet(path: Path) -> Iterator[dict]:
-    import pyarrow.parquet  # an optional dependency
+    import pyarrow.parquet  # pyright: ignore[reportMissingImports]  (an optional dependency)
 
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():

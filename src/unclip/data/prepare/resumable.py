@@ -1,17 +1,20 @@
-"""Resumable builds of a data set folder, and jobs in parallel processes."""
+"""Resumable builds of a data set: settings, parallel jobs, shards with reproducible bytes."""
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from unclip.files import sha256_of, write_text
+from webdataset.writer import TarWriter
+
+from unclip.files import atomic_write, sha256_of, write_text
 
 UNFINISHED, FINISHED = "building.json", "dataset.json"
+Job, Result = TypeVar("Job"), TypeVar("Result")
 
 
 class ResumableBuild:
@@ -26,7 +29,7 @@ class ResumableBuild:
         kind: kind of the data set.
 
     Raises:
-        ValueError: `root` holds something else than a data set of this kind.
+        ValueError: `root` holds something other than a data set of this kind.
     """
 
     def __init__(self, root: Path, kind: str):
@@ -35,7 +38,7 @@ class ResumableBuild:
         self._shards = finished.get("sha256", {})
         self._found = finished.get("settings") or _read(root / UNFINISHED)
         if self._found.get("data") != kind and root.exists() and any(root.iterdir()):
-            raise ValueError(f"{root} holds something else than {kind}: choose another folder")
+            raise ValueError(f"{root} holds something other than {kind}: choose another folder")
         if not self._found:
             self._found = {"data": kind}
             _write(root / UNFINISHED, self._found)
@@ -78,33 +81,45 @@ class ResumableBuild:
 
 
 def run_jobs(
-    jobs: Iterable[tuple[Callable[..., Any], tuple]], workers: int | None
-) -> Iterator[tuple[int, Any]]:
-    """Run jobs in processes and yield (index of the job, its result) as they finish.
+    function: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int | None,
+    *,
+    chunk_size: int = 1,
+) -> Iterator[Result]:
+    """Call a function with each job, in processes, and yield the results in order.
+
+    After an exception in one job, the jobs that have not started are canceled.
 
     Args:
-        jobs: pairs of a module-level function and its arguments.
+        function: a function of a module, so that processes can import it.
+        jobs: arguments of the calls.
         workers: number of processes; None for one per core, 0 to run in this process.
-
-    Raises:
-        Exception: the first exception of a job; jobs that have not started are cancelled.
+        chunk_size: number of jobs that a process receives at once.
     """
     if workers == 0:
-        for number, (function, arguments) in enumerate(jobs):
-            yield number, function(*arguments)
+        yield from map(function, jobs)
         return
     # Spawned, so that no state of this process (threads, locks) reaches the workers.
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(function, *arguments): number
-            for number, (function, arguments) in enumerate(jobs)
-        }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        yield from pool.map(function, jobs, chunksize=chunk_size)
+
+
+def write_samples(path: Path, samples: Iterable[dict[str, Any]]) -> None:
+    """Write a shard atomically; the same samples give the same bytes.
+
+    Args:
+        path: path of the tar file.
+        samples: each has `__key__`, an encoded image under its extension, and `json`, a dict.
+    """
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "wb") as stream,
+        TarWriter(stream, user="unclip", group="unclip", mtime=0) as tar,
+    ):
+        for sample in samples:
+            text = json.dumps(sample["json"], ensure_ascii=False, separators=(",", ":"))
+            tar.write(sample | {"json": text.encode()})
 
 
 def _read(path: Path) -> dict[str, Any]:
