@@ -95,17 +95,10 @@ def test_more_consumers_than_samples_or_shards(tmp_path):
 def test_workers_without_inherited_state(folder, start_method, monkeypatch):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("WORKER", "0")):
         monkeypatch.setenv(name, value)  # the arguments apply, not the environment
-    here = ShardLoader(folder, READER, batch_size=4, shuffle=True, rank=1, world_size=2)
-    there = ShardLoader(
-        folder,
-        READER,
-        batch_size=4,
-        shuffle=True,
-        rank=1,
-        world_size=2,
-        workers=1,
-        start_method=start_method,
-    )
+    options = {"batch_size": 4, "shuffle": True, "rank": 1, "world_size": 2}
+    here = ShardLoader(folder, READER, **options)
+    there = ShardLoader(folder, READER, **options, workers=1)
+    there._loader.multiprocessing_context = start_method
     for epoch in range(2):
         here.sampler.set_epoch(epoch)
         there.sampler.set_epoch(epoch)

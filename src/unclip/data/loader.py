@@ -7,13 +7,12 @@ with unequal numbers of batches (#225). Here ranks and workers split positions i
 import contextlib
 import itertools
 import multiprocessing
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from unclip.data.bad_samples import BadSample, BadSamples
@@ -46,19 +45,13 @@ class SharedEpoch:
         """Set the epoch of the next iteration."""
         self._values[0] = epoch
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that was set last."""
-        return self._values[0]
-
-    @property
-    def consumed(self) -> int:
-        """Number of batches to skip because they were already consumed."""
-        return self._values[1]
-
-    @consumed.setter
-    def consumed(self, batches: int) -> None:
+    def skip(self, batches: int) -> None:
+        """Set the number of batches to skip, which were consumed before."""
         self._values[1] = batches
+
+    def read(self) -> tuple[int, int]:
+        """Return the epoch and the number of batches to skip."""
+        return self._values[0], self._values[1]
 
 
 class ShardLoader:
@@ -78,8 +71,7 @@ class ShardLoader:
     every image.
 
     `state_dict` holds the number of batches consumed in the epoch. A loader that loads it yields
-    the rest of the epoch, bit for bit. Skipped samples are read, because the random choices depend
-    on them, but not decoded.
+    the rest of the epoch, bit for bit: it reads the skipped samples but does not decode them.
 
     Args:
         source: folder ROOT/SPLIT/SIZE, tar file, or list of tar files.
@@ -92,8 +84,6 @@ class ShardLoader:
         shuffle_buffer: number of raw samples in the shuffle buffer.
         embeddings: fingerprint of the CLIP whose stored image embeddings are added.
         max_bad_fraction: tolerated fraction of bad samples per worker and epoch.
-        start_method: start method of the workers, "fork", "spawn" or "forkserver"; None for
-            Python's default.
 
     Raises:
         FileNotFoundError: shards or embeddings are missing.
@@ -114,7 +104,6 @@ class ShardLoader:
         shuffle_buffer: int = 1000,
         embeddings: str | None = None,
         max_bad_fraction: float = 0.01,
-        start_method: str | None = None,
     ):
         if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
             raise ValueError(
@@ -148,7 +137,6 @@ class ShardLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            multiprocessing_context=start_method if workers else None,
             generator=torch.Generator(),  # otherwise every epoch would advance the global one
         )
 
@@ -167,11 +155,11 @@ class ShardLoader:
         """Skip the consumed batches in the next iteration."""
         self._skipped = state_dict["batches"]
 
-    def __iter__(self) -> Iterator[dict[str, list | Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         # A generator: workers start (and read the epoch) at the first batch, by which time
         # Lightning, which creates the iterator earlier, has set the epoch.
-        self._yielded = self.sampler.consumed = self._skipped
-        self._skipped = 0
+        self._yielded, self._skipped = self._skipped, 0
+        self.sampler.skip(self._yielded)
         for batch in self._loader:
             self._yielded += 1
             yield batch
@@ -204,17 +192,15 @@ class _ShardDataset(IterableDataset):
         raw_batches = batches_per_rank(self.total, self.batch_size, self.world_size)
         return raw_batches * self.reader.crops_per_image
 
-    def __iter__(self) -> Iterator[dict[str, list | Tensor]]:
-        epoch = self.epoch.epoch if self.shuffle else 0
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch, consumed = self.epoch.read()
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
-        if not self.epoch.consumed:
-            return self._batches(epoch, number, workers)
         crops = self.reader.crops_per_image
         lengths = [len(self._partition(one, workers).batches) * crops for one in range(workers)]
-        consumed, turn = round_robin_state(lengths, self.epoch.consumed)
+        skips, turn = round_robin_state(lengths, consumed)
         number = (number + turn) % workers  # DataLoader starts with worker 0: make it the next one
-        return self._batches(epoch, number, workers, skip=consumed[number])
+        return self._batches(epoch if self.shuffle else 0, number, workers, skip=skips[number])
 
     def _partition(self, worker: int, workers: int) -> Partition:
         return partition(
@@ -234,8 +220,11 @@ class _ShardDataset(IterableDataset):
         counter = BadSamples(self.max_bad_fraction, len(part.batches) * self.batch_size)
         if self.shuffle:
             order = epoch_order(self.shards, self.reader.seed, epoch)
+            start = part.first + part.batches.start * self.batch_size
+            positions = range(start, start + len(part.batches) * self.batch_size)
+            groups = group_twins(self._read(order, positions, counter))
             generator = rng("samples", self.reader.seed, epoch, self.rank, worker)
-            raw_batches = self._shuffled(order, part, counter, generator)
+            raw_batches = shuffled_batches(groups, self.batch_size, self.shuffle_buffer, generator)
         else:
             raw_batches = self._in_order(part, counter)
         for raw_batch in itertools.islice(raw_batches, skip, None):
@@ -245,51 +234,37 @@ class _ShardDataset(IterableDataset):
                 yield collate([crops[number] for crops in crops_of_images])
         counter.finish()
 
-    def _shuffled(
-        self, order: list[Shard], part: Partition, counter: BadSamples, generator: random.Random
-    ) -> Iterator[list[PositionedSample]]:
-        """Yield full batches of consecutive positions, shuffled."""
-        start = part.first + part.batches.start * self.batch_size
-        positions = range(start, start + len(part.batches) * self.batch_size)
-        groups = group_twins(self._read(order, positions, lambda position: True, counter))
-        yield from shuffled_batches(groups, self.batch_size, self.shuffle_buffer, generator)
-
     def _in_order(self, part: Partition, counter: BadSamples) -> Iterator[list[PositionedSample]]:
         """Yield the rank's own samples in batches; a batch beyond its last sample is empty."""
 
         def batch_of(position: int) -> int:
             return (position - part.first) // self.batch_size
 
-        samples = self._read(
-            self.shards,
-            range(part.first, part.end),
-            lambda position: batch_of(position) in part.batches,
-            counter,
-        )
-        by_batch = itertools.groupby(samples, key=lambda one: batch_of(one.position))
-        number, batch = next(by_batch, (None, []))
-        for wanted in part.batches:
-            if number != wanted:
-                yield []
-                continue
-            yield list(batch)
-            number, batch = next(by_batch, (None, []))
+        def wanted(position: int) -> bool:
+            return batch_of(position) in part.batches
+
+        positions = range(part.first, part.end)
+        samples = self._read(self.shards, positions, counter, wanted=wanted)
+        sample = next(samples, None)
+        for number in part.batches:
+            batch = []
+            while sample is not None and batch_of(sample.position) == number:
+                batch.append(sample)
+                sample = next(samples, None)
+            yield batch
 
     def _read(
         self,
         order: list[Shard],
         positions: range,
-        wanted: Callable[[int], bool],
         counter: BadSamples,
+        wanted: Callable[[int], bool] = lambda position: True,
     ) -> Iterator[PositionedSample]:
         """Yield raw samples with their stored embeddings."""
-        current, rows, table = None, {}, None
+        current, rows, table = None, {}, torch.empty(0)
+        images, report = self.reader.load_image, counter.record
         for position, raw in read_positions(
-            order,
-            positions,
-            wanted=wanted,
-            images=self.reader.load_image,
-            report=counter.record,
+            order, positions, wanted=wanted, images=images, report=report
         ):
             embedding = None
             if self.embeddings is not None and raw.bad is None:
@@ -322,7 +297,7 @@ class _ShardDataset(IterableDataset):
         return decoded
 
     def _samples(self, positioned: PositionedSample, epoch: int, *, valid: bool) -> list[Sample]:
-        extra = {"valid": valid}
+        extra: Sample = {"valid": valid}
         if positioned.image_embedding is not None:
             extra["image_embedding"] = positioned.image_embedding
         return [sample | extra for sample in self.reader(positioned.sample, epoch=epoch)]
@@ -330,8 +305,7 @@ class _ShardDataset(IterableDataset):
     def _padding(self, epoch: int) -> list[Sample]:
         """Return the first sample of the source that can be decoded, marked as padding."""
         uncounted = BadSamples(1.0, self.total)
-        positions = range(self.total)
-        for positioned in self._read(self.shards, positions, lambda position: True, uncounted):
+        for positioned in self._read(self.shards, range(self.total), uncounted):
             with contextlib.suppress(BadSample):
                 return self._samples(positioned, epoch, valid=False)
         raise ValueError(

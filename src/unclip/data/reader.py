@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -24,7 +24,7 @@ from unclip.images import fit, to_rgb, to_tensor, upright
 MAX_IMAGE_PIXELS = 32_000_000
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
-Sample = dict[str, str | bool | Tensor]
+Sample = dict[str, Any]
 
 
 def decode_image(content: bytes, extension: str, *, minimum_size: int = 16) -> Image.Image:
@@ -202,7 +202,7 @@ class SampleReader:
         return {"image": image, "low_res": degrade(image, seed=seed)}
 
 
-def collate(samples: Sequence[Sample]) -> dict[str, list | Tensor]:
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """Stack tensors, turn `valid` into a bool tensor, and put all other values in lists."""
     batch = {}
     for name, first in samples[0].items():
