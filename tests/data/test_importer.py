@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import prepare
-from unclip.data.loader import ShardLoader
+from unclip.data.loader import ShardDataset
 from unclip.data.prepare import importer
 from unclip.data.prepare.coco_captions import CocoImage, read_coco, read_coco_captions
 from unclip.data.prepare.image_folder import read_folder
@@ -98,8 +98,7 @@ def test_a_folder_becomes_shards_that_the_loader_reads(folder, tmp_path, capsys)
     large = sum(sizes.get("64", 0) for sizes in report["accepted"].values())
     assert large == 6  # two of 200 × 100 and four of 64 × 64
 
-    loader = ShardLoader(out / "train" / "16", SampleReader(image_size=16), batch_size=10)
-    (batch,) = loader
+    (batch,) = ShardDataset(out / "train" / "16", SampleReader(image_size=16), batch_size=10)
     assert len(set(batch["key"])) == 10 and all(batch["valid"])
     train, val = (members(out / split / "16" / "00000.tar") for split in ("train", "val"))
     assert all(name.count(".") == 1 and "/" not in name for name in train)

@@ -7,12 +7,10 @@ import subprocess
 import threading
 
 import pytest
-from make_shards import write_shards
+from make_shards import load, write_shards
 
 from unclip.data import remote
-from unclip.data.loader import ShardLoader
 from unclip.data.module import ShardDataModule
-from unclip.data.reader import SampleReader
 from unclip.data.shards import list_shards, open_shards
 
 
@@ -130,7 +128,7 @@ def test_the_cache_makes_room(served, tmp_path):
     write_shards(folder, [6, 6, 6])
     size = (folder / "00000.tar").stat().st_size
     paths = remote.list_remote(url, tmp_path / "cache", 2.5 * size / 2**30)
-    loader = ShardLoader(paths, SampleReader(image_size=16), batch_size=6)
+    loader = load(paths, batch_size=6)
     for _ in range(2):  # a deleted shard is fetched again
         assert keys(loader) == [f"{n:08}" for n in range(18)]
         assert sum(path.is_file() for path in paths) == 2

@@ -68,17 +68,14 @@ def read_embeddings(
         raise _missing_error([path])
     try:
         with safe_open(path, framework="pt") as file:
-            keys = json.loads((file.metadata() or {})["keys"])
+            keys = json.loads(file.metadata()["keys"])
             image_embedding = file.get_tensor("image_embedding").float()
-    except (SafetensorError, KeyError, ValueError) as error:
+        rows = {key: row for row, key in zip(range(len(image_embedding)), keys, strict=True)}
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not hold embeddings ({error}): delete it and run `{EMBED}`"
         ) from None
-    if image_embedding.ndim != 2 or len(keys) != len(image_embedding):
-        raise ValueError(
-            f"{path}: the numbers of keys and embeddings differ: delete it and run `{EMBED}`"
-        )
-    return {key: row for row, key in enumerate(keys)}, image_embedding
+    return rows, image_embedding
 
 
 def missing_embeddings(source: str | Path | Sequence[str | Path], fingerprint: str) -> list[Path]:
@@ -103,9 +100,9 @@ def _is_current(shard: Path, fingerprint: str) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
             # A remote shard that is not in the cache is not fetched just to be compared.
-            digest = (file.metadata() or {}).get("shard")
-            return digest == _digest(shard) if shard.is_file() else digest is not None
-    except SafetensorError:
+            digest = file.metadata()["shard"]
+            return not shard.is_file() or digest == _digest(shard)
+    except (SafetensorError, LookupError, TypeError):
         return False
 
 

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ class SharedEpoch:
         return self._values[0], self._values[1]
 
 
-class ShardLoader:
-    """Batches of the samples of some shards; one iteration is one epoch of one rank.
+@dataclass(eq=False)
+class ShardDataset(IterableDataset):
+    """The samples of some shards as batches; one iteration is one epoch of one rank.
 
     With `shuffle` (training), every batch is full and every epoch has a new order. Each sample
     occurs once per epoch, with two exceptions: the last batch of a rank is filled with samples of
@@ -70,16 +71,12 @@ class ShardLoader:
     With `crops_per_image` = n, `batch_size` decoded images make n batches, each with one crop of
     every image.
 
-    `state_dict` holds the number of batches consumed in the epoch. A loader that loads it yields
-    the rest of the epoch, bit for bit: it reads the skipped samples but does not decode them.
-
     Args:
         source: folder ROOT/SPLIT/SIZE, tar file, or list of tar files.
         reader: makes the samples.
         batch_size: number of samples in a batch of this rank.
         shuffle: whether to shuffle, for training.
-        workers: number of reading processes; 0 reads in this process.
-        rank: this process's rank.
+        rank: this process's rank, passed in because spawned workers do not know it.
         world_size: number of ranks that share an epoch.
         shuffle_buffer: number of raw samples in the shuffle buffer.
         embeddings: fingerprint of the CLIP whose stored image embeddings are added.
@@ -91,102 +88,30 @@ class ShardLoader:
             many samples are bad.
     """
 
-    def __init__(
-        self,
-        source: str | Path | Sequence[str | Path],
-        reader: SampleReader,
-        *,
-        batch_size: int,
-        shuffle: bool = False,
-        workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle_buffer: int = 1000,
-        embeddings: str | None = None,
-        max_bad_fraction: float = 0.01,
-    ):
-        if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
-            raise ValueError(
-                f"batch_size {batch_size}, workers {workers} or rank {rank} of {world_size} is "
-                "out of range"
-            )
-        if embeddings is not None:
-            check_embeddings(source, embeddings)
-        self.sampler = SharedEpoch()
-        self.batch_sampler = None  # Lightning reads it if there is a sampler
-        self.batch_size = batch_size
-        self._yielded = 0  # batches of the current epoch, including skipped ones
-        self._skipped = 0  # batches to skip in the next iteration
-        self._dataset = _ShardDataset(
-            shards=open_shards(source),
-            reader=reader,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            rank=rank,
-            world_size=world_size,
-            shuffle_buffer=shuffle_buffer,
-            embeddings=embeddings,
-            max_bad_fraction=max_bad_fraction,
-            epoch=self.sampler,
-        )
-        if not self._dataset.total:
-            raise ValueError(f"the shards in {source} hold no samples")
-        self._loader = DataLoader(
-            self._dataset,
-            batch_size=None,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # otherwise every epoch would advance the global one
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration; without `shuffle` all epochs are equal."""
-        self.sampler.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the number of batches consumed in this epoch."""
-        return {"batches": self._yielded}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Skip the consumed batches in the next iteration."""
-        self._skipped = state_dict["batches"]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        # A generator: workers start (and read the epoch) at the first batch, by which time
-        # Lightning, which creates the iterator earlier, has set the epoch.
-        self._yielded, self._skipped = self._skipped, 0
-        self.sampler.skip(self._yielded)
-        for batch in self._loader:
-            self._yielded += 1
-            yield batch
-
-
-@dataclass(kw_only=True)
-class _ShardDataset(IterableDataset):
-    """The part of the loader that runs in a worker: its part of an epoch as collated batches.
-
-    Ranks are passed in and not read from environment variables or torch.distributed, because
-    spawned workers see neither.
-    """
-
-    shards: list[Shard]
+    source: InitVar[str | Path | Sequence[str | Path]]
     reader: SampleReader
+    _: KW_ONLY
     batch_size: int
-    shuffle: bool
-    rank: int
-    world_size: int
-    shuffle_buffer: int
-    embeddings: str | None
-    max_bad_fraction: float
-    epoch: SharedEpoch
+    shuffle: bool = False
+    rank: int = 0
+    world_size: int = 1
+    shuffle_buffer: int = 1000
+    embeddings: str | None = None
+    max_bad_fraction: float = 0.01
 
-    @property
-    def total(self) -> int:
-        return sum(shard.samples for shard in self.shards)
+    def __post_init__(self, source: str | Path | Sequence[str | Path]):
+        if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} or rank {self.rank} of {self.world_size} is out of "
+                "range"
+            )
+        if self.embeddings is not None:
+            check_embeddings(source, self.embeddings)
+        self.shards = open_shards(source)
+        self.total = sum(shard.samples for shard in self.shards)
+        if not self.total:
+            raise ValueError(f"the shards in {source} hold no samples")
+        self.epoch = SharedEpoch()
 
     def __len__(self) -> int:
         raw_batches = batches_per_rank(self.total, self.batch_size, self.world_size)
@@ -311,3 +236,55 @@ class _ShardDataset(IterableDataset):
         raise ValueError(
             f"none of the {self.total} samples in {self.shards[0].path.parent} can be read"
         )
+
+
+class ShardLoader:
+    """Load the batches of a `ShardDataset` in worker processes.
+
+    `state_dict` holds the number of batches consumed in the epoch. A loader that loads it yields
+    the rest of the epoch, bit for bit: it reads the skipped samples but does not decode them.
+
+    Args:
+        dataset: the dataset.
+        workers: number of reading processes; 0 reads in this process.
+    """
+
+    def __init__(self, dataset: ShardDataset, *, workers: int = 0):
+        self._dataset = dataset  # a public one would be inspected by Lightning
+        self.batch_size = dataset.batch_size
+        self.sampler = dataset.epoch
+        self.batch_sampler = None  # Lightning reads it if there is a sampler
+        self._yielded = 0  # batches of the current epoch, including skipped ones
+        self._skipped = 0  # batches to skip in the next iteration
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # otherwise every epoch would advance the global one
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration; without `shuffle` all epochs are equal."""
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of batches consumed in this epoch."""
+        return {"batches": self._yielded}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Skip the consumed batches in the next iteration."""
+        self._skipped = state_dict["batches"]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # A generator: workers start (and read the epoch) at the first batch, by which time
+        # Lightning, which creates the iterator earlier, has set the epoch.
+        self._yielded, self._skipped = self._skipped, 0
+        self.sampler.skip(self._yielded)
+        for batch in self._loader:
+            self._yielded += 1
+            yield batch

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from unclip.clip import ClipEmbedder, embed_images
 from unclip.data.embeddings import missing_embeddings, write_embeddings
-from unclip.data.loader import ShardLoader
+from unclip.data.loader import ShardDataset, ShardLoader
 from unclip.data.module import ShardDataModule
 from unclip.data.reader import SampleReader
 from unclip.data.shards import list_shards
@@ -98,13 +98,10 @@ def embed_shard(
         image_size=embedder.image_size, caption="first", minimum_size=minimum_size
     )
     keys, embeddings = [], []
-    loader = ShardLoader(
-        [shard],
-        reader,
-        batch_size=batch_size,
-        workers=workers,
-        max_bad_fraction=max_bad_fraction,
+    dataset = ShardDataset(
+        [shard], reader, batch_size=batch_size, max_bad_fraction=max_bad_fraction
     )
+    loader = ShardLoader(dataset, workers=workers)
     for batch_keys, batch_embeddings in embed_images(embedder, loader):
         keys += batch_keys
         embeddings.append(batch_embeddings)
