@@ -95,7 +95,7 @@ def test_impossible_counts_are_errors(tmp_path):
     with pytest.raises(ValueError, match="set at least 16"):
         _build(tmp_path / "few", counts=few)
     many = COUNTS | {"train": {64: 32, 256: 64}}
-    with pytest.raises(ValueError, match="set at most 32"):
+    with pytest.raises(ValueError, match="at most 32"):
         _build(tmp_path / "many", counts=many)
     with pytest.raises(ValueError, match="choose one of S, M, L"):
         default_counts("XS")

@@ -75,7 +75,7 @@ def concepts(name: str) -> tuple[Concept, ...]:
 
 @cache
 def _table() -> tuple[tuple[str, Concept], ...]:
-    text = resources.files(__package__).joinpath("concepts.tsv").read_text(encoding="utf-8")
+    text = resources.files("unclip.emoji").joinpath("concepts.tsv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines(), delimiter="\t")
     return tuple(
         (

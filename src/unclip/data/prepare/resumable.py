@@ -14,7 +14,8 @@ from webdataset.writer import TarWriter
 from unclip.files import atomic_write, sha256_of, write_text
 
 UNFINISHED, FINISHED = "building.json", "dataset.json"
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class ResumableBuild:
