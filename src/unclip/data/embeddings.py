@@ -64,13 +64,13 @@ def read_embeddings(
         ValueError: the file was not written by `write_embeddings`.
     """
     path = embeddings_path(shard, fingerprint)
-    if not path.is_file():
-        raise _missing_error([path])
     try:
         with safe_open(path, framework="pt") as file:
             keys = json.loads(file.metadata()["keys"])
             image_embedding = file.get_tensor("image_embedding").float()
-        rows = {key: row for row, key in zip(range(len(image_embedding)), keys, strict=True)}
+        rows = dict(zip(keys, range(len(image_embedding)), strict=True))
+    except FileNotFoundError:
+        raise _missing_error([path]) from None
     except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not hold embeddings ({error}): delete it and run `{EMBED}`"
@@ -94,15 +94,11 @@ def check_embeddings(source: str | Path | Sequence[str | Path], fingerprint: str
 
 
 def _is_current(shard: Path, fingerprint: str) -> bool:
-    path = embeddings_path(shard, fingerprint)
-    if not path.is_file():
-        return False
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(embeddings_path(shard, fingerprint), framework="pt") as file:
             # A remote shard that is not in the cache is not fetched just to be compared.
-            digest = file.metadata()["shard"]
-            return not shard.is_file() or digest == _digest(shard)
-    except (SafetensorError, LookupError, TypeError):
+            return not shard.is_file() or file.metadata()["shard"] == _digest(shard)
+    except (FileNotFoundError, SafetensorError, LookupError, TypeError):
         return False
 
 

@@ -148,28 +148,13 @@ def _check_available(paths: Sequence[Path]) -> None:
             )
 
 
-class Member(NamedTuple):
-    """The location of a member's bytes in its shard."""
-
-    offset: int
-    size: int
-    sparse: bool
-
-
 class RawSample(NamedTuple):
-    """The undecoded members of a sample.
-
-    Attributes:
-        shard: the tar file.
-        key: the sample's name in the shard.
-        members: encoded bytes by file extension; None if they were not read.
-        bad: why the sample cannot be decoded, or None.
-    """
+    """The undecoded members of a sample."""
 
     shard: Path
-    key: str
-    members: dict[str, bytes | None]
-    bad: BadSample | None = None
+    key: str  # the sample's name in the shard
+    members: dict[str, bytes | None]  # encoded bytes by file extension; None if they were not read
+    bad: BadSample | None = None  # why the sample cannot be decoded
 
 
 Report = Callable[[Path, str, BadSample], None]  # (shard, key, defect)
@@ -265,13 +250,13 @@ def read_positions(
 
 def _headers(
     file: BinaryIO, damage: list[BadSample]
-) -> Iterator[tuple[str, dict[str, Member], str]]:
+) -> Iterator[tuple[str, dict[str, tarfile.TarInfo], str]]:
     """Yield the key, the members by extension, and the name of a repeated member of each sample.
 
     The first of several equal members counts. A damaged end of the shard is appended to `damage`.
     """
     for key, group in itertools.groupby(_members(file, damage), key=lambda member: member[0]):
-        members: dict[str, Member] = {}
+        members: dict[str, tarfile.TarInfo] = {}
         repeated = ""
         for _, extension, member in group:
             if extension in members:
@@ -281,8 +266,8 @@ def _headers(
         yield key, members, repeated
 
 
-def _members(file: BinaryIO, damage: list[BadSample]) -> Iterator[tuple[str, str, Member]]:
-    """Yield (key, extensions, location) of the members with a known last extension."""
+def _members(file: BinaryIO, damage: list[BadSample]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Yield (key, extensions, header) of the members with a known last extension."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             offset = -1
@@ -293,11 +278,9 @@ def _members(file: BinaryIO, damage: list[BadSample]) -> Iterator[tuple[str, str
                     raise tarfile.ReadError("members overlap")
                 offset = archive.offset
                 key, extensions = base_plus_ext(member.name)
-                if key is None or not member.isreg():
-                    continue
-                if extensions.lower().rpartition(".")[2] in EXTENSIONS:
-                    location = Member(member.offset_data, member.size, member.sparse is not None)
-                    yield key, extensions.lower(), location
+                extensions = (extensions or "").lower()
+                if key and member.isreg() and extensions.rpartition(".")[2] in EXTENSIONS:
+                    yield key, extensions, member
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 damage.append(BadSample("truncated shard", "no end-of-archive mark"))
@@ -306,7 +289,7 @@ def _members(file: BinaryIO, damage: list[BadSample]) -> Iterator[tuple[str, str
 
 
 def _read_members(
-    file: BinaryIO, path: Path, key: str, members: dict[str, Member], images: bool
+    file: BinaryIO, path: Path, key: str, members: dict[str, tarfile.TarInfo], images: bool
 ) -> RawSample:
     read: dict[str, bytes | None] = {}
     for name, member in members.items():
@@ -315,10 +298,10 @@ def _read_members(
             read[name] = None
             continue
         limit = MAX_IMAGE_BYTES if is_image else MAX_TEXT_BYTES
-        if member.sparse or not 0 <= member.size <= limit:
+        if member.sparse is not None or not 0 <= member.size <= limit:
             detail = f"{name} has {member.size} bytes, the limit is {limit}"
             return RawSample(path, key, {}, BadSample("oversize member", detail))
-        file.seek(member.offset)
+        file.seek(member.offset_data)
         content = file.read(member.size)
         if len(content) < member.size:
             return RawSample(path, key, {}, BadSample("truncated shard", f"{name} is incomplete"))

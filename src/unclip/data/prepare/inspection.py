@@ -19,19 +19,12 @@ RESULTS = "inspected.jsonl"
 
 
 class Record(NamedTuple):
-    """An image with captions.
+    """An image with captions."""
 
-    Attributes:
-        source: unique name of the image in the data that it comes from.
-        path: the image file.
-        captions: one or more captions, none of them blank.
-        split: train, val or test if the data has splits, else None.
-    """
-
-    source: str
+    source: str  # unique name of the image in the data that it comes from
     path: Path
-    captions: tuple[str, ...]
-    split: str | None = None
+    captions: tuple[str, ...]  # at least one, none of them blank
+    split: str | None = None  # train, val or test if the data has splits
 
     @property
     def key(self) -> str:
@@ -60,24 +53,14 @@ class Listing(NamedTuple):
 
 
 class ImageInfo(NamedTuple):
-    """The result of inspecting an image file.
+    """The result of inspecting an image file."""
 
-    Attributes:
-        bytes: size of the file.
-        modified: modification time of the file in nanoseconds.
-        width: width in pixels after the EXIF rotation.
-        height: height in pixels after the EXIF rotation.
-        digest: hash of the decoded pixels.
-        reason: why the image cannot be used, or "".
-        detail: details of the reason.
-    """
-
-    bytes: int
-    modified: int
-    width: int = 0
+    bytes: int  # size of the file
+    modified: int  # modification time of the file in nanoseconds
+    width: int = 0  # in pixels, after the EXIF rotation
     height: int = 0
-    digest: str = ""
-    reason: str = ""
+    digest: str = ""  # hash of the decoded pixels
+    reason: str = ""  # why the image cannot be used, or ""
     detail: str = ""
 
 
