@@ -131,10 +131,8 @@ class ShardDataset(IterableDataset):
         return partition(
             self.total,
             self.batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            worker=worker,
-            workers=workers,
+            rank=(self.rank, self.world_size),
+            worker=(worker, workers),
             interleaved=not self.shuffle,
         )
 

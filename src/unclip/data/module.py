@@ -1,5 +1,6 @@
 """Shards as a LightningDataModule: the training and validation loaders of any stage."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from lightning import LightningDataModule
@@ -70,17 +71,19 @@ class ShardDataModule(LightningDataModule):
         self.embeddings = embeddings
         self.minimum_size = minimum_size
         self.max_bad_fraction = max_bad_fraction
-        common = {
-            "image_size": image_size,
-            "crop": crop,
-            "degradation": degradation,
-            "clean_share": clean_share,
-            "load_image": load_image,
-            "minimum_size": minimum_size,
-            "seed": seed,
-        }
-        self.train_reader = SampleReader(crops_per_image=crops_per_image, **common)
-        self.val_reader = SampleReader(caption="first", random_crop=False, **common)
+        self.train_reader = SampleReader(
+            image_size=image_size,
+            crop=crop,
+            crops_per_image=crops_per_image,
+            degradation=degradation,
+            clean_share=clean_share,
+            load_image=load_image,
+            minimum_size=minimum_size,
+            seed=seed,
+        )
+        self.val_reader = replace(
+            self.train_reader, caption="first", random_crop=False, crops_per_image=1
+        )
 
     def prepare_data(self) -> None:
         """Check that the shards exist and count their samples, in one process per machine.

@@ -82,14 +82,8 @@ def inspect(
     """Decode every image and accept or reject it; the first of several equal images is accepted.
 
     Results are stored in FOLDER/inspected.jsonl, so an interrupted inspection resumes and only
-    changed files are decoded again.
-
-    Args:
-        records: images with captions.
-        folder: folder of the stored results.
-        smallest: smallest width and height in pixels.
-        workers: number of processes; None for one per core, 0 to run in this process.
-        progress: whether to show a progress bar.
+    changed files are decoded again. `smallest` is the smallest width and height in pixels; the
+    other arguments are those of `import_images`.
     """
     known = dict(_stored(folder / RESULTS))
     new = [r for r in records if r.source not in known or known[r.source][:2] != _state(r.path)]
