@@ -192,7 +192,7 @@ def test_captions_do_not_depend_on_workers_and_ranks(folder):
     assert first != chosen(1, 0, 2)
     assert all(caption in captions(key) for key, caption in first.items())
     assert len({caption[-1] for caption in first.values()}) == 5
-    reader = SampleReader(image_size=16, caption="first")
+    reader = SampleReader(image_size=16, random=False)
     for batch in load(folder, reader, batch_size=16, shuffle=True):
         assert batch["caption"] == [captions(key)[0] for key in batch["key"]]
 
@@ -235,7 +235,7 @@ def test_crops_and_their_low_res(tmp_path):
     loader.set_epoch(1)
     other = {(b["image"][0, 0, 0, 0].item(), b["image"][0, 1, 0, 0].item()) for b in loader}
     assert other - corners
-    reader = SampleReader(image_size=64, crop=16, random_crop=False)
+    reader = SampleReader(image_size=64, crop=16, random=False)
     batch = next(iter(load(tmp_path, reader, batch_size=3)))
     assert batch["image"][:, :2, 0, 0].tolist() == [[24, 24]] * 3
 
@@ -262,7 +262,6 @@ def test_a_share_of_the_crops_is_clean(tmp_path, monkeypatch):
     "options",
     [
         {"clean_share": 1.5},
-        {"caption": "last"},
         {"crop": 65},
         {"crops_per_image": 2},
         {"crops_per_image": 0},

@@ -6,7 +6,6 @@ with unequal numbers of batches (#225). Here ranks and workers split positions i
 
 import contextlib
 import itertools
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
@@ -30,28 +29,6 @@ from unclip.data.order import (
 )
 from unclip.data.reader import Sample, SampleReader, collate
 from unclip.data.shards import Shard, open_shards, read_positions
-
-
-class SharedEpoch:
-    """The epoch and the number of batches to skip, in memory shared with running workers.
-
-    Lightning sets the epoch through the loader's attribute `sampler`.
-    """
-
-    def __init__(self):
-        self._values = multiprocessing.get_context("spawn").Array("q", 2, lock=False)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration."""
-        self._values[0] = epoch
-
-    def skip(self, batches: int) -> None:
-        """Set the number of batches to skip, which were consumed before."""
-        self._values[1] = batches
-
-    def read(self) -> tuple[int, int]:
-        """Return the epoch and the number of batches to skip."""
-        return self._values[0], self._values[1]
 
 
 @dataclass(eq=False)
@@ -111,14 +88,23 @@ class ShardDataset(IterableDataset):
         self.total = sum(shard.samples for shard in self.shards)
         if not self.total:
             raise ValueError(f"the shards in {source} hold no samples")
-        self.epoch = SharedEpoch()
+        # The epoch and the number of batches to skip, in memory shared with running workers.
+        self._progress = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration."""
+        self._progress[0] = epoch
+
+    def skip(self, batches: int) -> None:
+        """Set the number of batches to skip in the next iteration, which were consumed before."""
+        self._progress[1] = batches
 
     def __len__(self) -> int:
         raw_batches = batches_per_rank(self.total, self.batch_size, self.world_size)
         return raw_batches * self.reader.crops_per_image
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch, consumed = self.epoch.read()
+        epoch, consumed = self._progress.tolist()
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
         crops = self.reader.crops_per_image
@@ -250,7 +236,7 @@ class ShardLoader:
     def __init__(self, dataset: ShardDataset, *, workers: int = 0):
         self._dataset = dataset  # a public one would be inspected by Lightning
         self.batch_size = dataset.batch_size
-        self.sampler = dataset.epoch
+        self.sampler = dataset  # Lightning sets the epoch of a loader's sampler
         self.batch_sampler = None  # Lightning reads it if there is a sampler
         self._yielded = 0  # batches of the current epoch, including skipped ones
         self._skipped = 0  # batches to skip in the next iteration
@@ -265,7 +251,7 @@ class ShardLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; without `shuffle` all epochs are equal."""
-        self.sampler.set_epoch(epoch)
+        self._dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -282,7 +268,7 @@ class ShardLoader:
         # A generator: workers start (and read the epoch) at the first batch, by which time
         # Lightning, which creates the iterator earlier, has set the epoch.
         self._yielded, self._skipped = self._skipped, 0
-        self.sampler.skip(self._yielded)
+        self._dataset.skip(self._yielded)
         for batch in self._loader:
             self._yielded += 1
             yield batch

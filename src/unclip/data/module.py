@@ -81,9 +81,7 @@ class ShardDataModule(LightningDataModule):
             minimum_size=minimum_size,
             seed=seed,
         )
-        self.val_reader = replace(
-            self.train_reader, caption="first", random_crop=False, crops_per_image=1
-        )
+        self.val_reader = replace(self.train_reader, random=False, crops_per_image=1)
 
     def prepare_data(self) -> None:
         """Check that the shards exist and count their samples, in one process per machine.

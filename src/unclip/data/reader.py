@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -69,7 +69,11 @@ def find_image(members: Mapping[str, bytes | None]) -> tuple[str, bytes]:
     for extension in IMAGE_EXTENSIONS:
         if (content := members.get(extension)) is not None:
             return extension, content
-    raise BadSample("missing image", f"the sample has {sorted(members) or 'no members'}")
+    raise BadSample("missing image", _names(members))
+
+
+def _names(members: Mapping[str, bytes | None]) -> str:
+    return f"the sample has {sorted(members) or 'no members'}"
 
 
 def decode_metadata(members: Mapping[str, bytes | None]) -> dict:
@@ -101,7 +105,7 @@ def decode_captions(members: Mapping[str, bytes | None], metadata: Mapping) -> l
     captions = metadata.get("captions", metadata.get("caption"))
     if captions is None:
         if (content := members.get("txt")) is None:
-            raise BadSample("missing caption", f"the sample has {sorted(members) or 'no members'}")
+            raise BadSample("missing caption", _names(members))
         try:
             captions = content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -125,9 +129,9 @@ class SampleReader:
 
     Args:
         image_size: width and height that images are resized to.
-        caption: "random" chooses one of a sample's captions, "first" takes the first.
+        random: choose captions and crops at random; otherwise take the first caption and the
+            center crop.
         crop: side of the square that is cut out of each image (a quarter of it, for upsamplers).
-        random_crop: crop at a random position instead of the center.
         crops_per_image: number of samples made from one decoded image.
         degradation: "gaussian_blur" or "bsr", which makes `low_res`; None for no `low_res`.
         clean_share: fraction of the samples whose `low_res` is downsized without degradation.
@@ -137,9 +141,8 @@ class SampleReader:
     """
 
     image_size: int = 64
-    caption: Literal["random", "first"] = "random"
+    random: bool = True
     crop: int | None = None
-    random_crop: bool = True
     crops_per_image: int = 1
     degradation: str | None = None
     clean_share: float = 0.0
@@ -148,13 +151,11 @@ class SampleReader:
     seed: int = 0
 
     def __post_init__(self):
-        if self.caption not in ("random", "first"):
-            raise ValueError(f"caption must be 'random' or 'first', not {self.caption!r}")
         if self.crop is not None and not 0 < self.crop <= self.image_size:
             raise ValueError(f"a crop of {self.crop} does not fit into {self.image_size} pixels")
         if self.crops_per_image < 1:
             raise ValueError(f"crops_per_image must be at least 1, not {self.crops_per_image}")
-        if self.crops_per_image > 1 and (self.crop is None or not self.random_crop):
+        if self.crops_per_image > 1 and (self.crop is None or not self.random):
             raise ValueError("crops_per_image above 1 needs a random crop: set crop")
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"clean_share must be between 0 and 1, not {self.clean_share}")
@@ -172,7 +173,7 @@ class SampleReader:
             raise raw.bad
         captions = decode_captions(raw.members, decode_metadata(raw.members))
         chosen = 0
-        if self.caption == "random":
+        if self.random:
             chosen = rng("caption", self.seed, epoch, raw.key).randrange(len(captions))
         sample: Sample = {"key": raw.key, "caption": captions[chosen]}
         if not self.load_image:
@@ -190,7 +191,7 @@ class SampleReader:
         if self.crop is not None:
             room = self.image_size - self.crop
             top = left = room // 2
-            if self.random_crop:
+            if self.random:
                 generator = rng("crop", self.seed, epoch, key, number)
                 top, left = generator.randint(0, room), generator.randint(0, room)
             image = image[:, top : top + self.crop, left : left + self.crop].contiguous()

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import fsspec.core
 from braceexpand import braceexpand
+from fsspec import AbstractFileSystem
 
 from unclip.files import atomic_write, write_text
 
@@ -77,7 +78,7 @@ def list_remote(url: str, cache: str | Path, cache_gib: float | None = None) -> 
     if "{" in url:
         urls = list(braceexpand(url))
     else:
-        urls = [url] if url.endswith(".tar") else sorted(_retry(_glob, folder))
+        urls = [url] if url.endswith(".tar") else sorted(_retry(_list_tars, folder))
     if not urls:
         raise FileNotFoundError(
             f"no shards (*.tar) in {url}: if its server does not list folders, use "
@@ -86,10 +87,10 @@ def list_remote(url: str, cache: str | Path, cache_gib: float | None = None) -> 
     return [_cache_path(one, Path(cache), cache_gib) for one in urls]
 
 
-def _glob(folder: str) -> list[str]:
-    system, path = fsspec.core.url_to_fs(folder)
-    found = [system.unstrip_protocol(name) for name in system.glob(f"{path}*.tar")]
-    return [name for name in found if name.startswith(folder)]
+def _list_tars(system: AbstractFileSystem, folder: str) -> list[str]:
+    folder = folder.rstrip("/") + "/"  # stores drop the slash, web servers need it
+    found = [system.unstrip_protocol(name) for name in system.glob(f"{folder}*.tar")]
+    return [name for name in found if name.startswith(system.unstrip_protocol(folder))]
 
 
 def _cache_path(url: str, cache: Path, cache_gib: float | None) -> Path:
@@ -139,8 +140,7 @@ def fetch(path: Path) -> None:
             _make_room(path, note["cache_gib"] * 2**30)
 
 
-def _download(url: str, path: Path) -> None:
-    system, name = fsspec.core.url_to_fs(url)
+def _download(system: AbstractFileSystem, name: str, path: Path) -> None:
     size = system.info(name).get("size")
     with atomic_write(path) as temporary:
         system.get_file(name, str(temporary))
@@ -149,11 +149,11 @@ def _download(url: str, path: Path) -> None:
             raise OSError(f"received {received} of {size} bytes")
 
 
-def _retry(action: Callable[[str], Any], url: str) -> Any:
-    """Return action(url); retry network errors after 1, 2, 4 and 8 seconds."""
+def _retry(action: Callable[[AbstractFileSystem, str], Any], url: str) -> Any:
+    """Call action(file system, path); retry network errors after 1, 2, 4 and 8 seconds."""
     for attempt in range(ATTEMPTS):
         try:
-            return action(url)
+            return action(*fsspec.core.url_to_fs(url))
         except ImportError as error:
             raise ValueError(f"{url}: {error}; pip install -e '.[cloud]'") from None
         except Exception as error:  # each store has its own exception types
@@ -200,7 +200,8 @@ def read_stats(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
             if note is None:
                 text = path.with_name(f"{path.stem}_stats.json").read_bytes()
             else:
-                text = _retry(_read_bytes, note["url"].removesuffix(".tar") + "_stats.json")
+                url = note["url"].removesuffix(".tar") + "_stats.json"
+                text = _retry(lambda system, name: system.cat_file(name), url)
             successes = json.loads(text)["successes"]
         except ConnectionError:
             raise
@@ -208,8 +209,3 @@ def read_stats(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
             continue
         if type(successes) is int and successes >= 0:
             yield path, successes
-
-
-def _read_bytes(url: str) -> bytes:
-    system, name = fsspec.core.url_to_fs(url)
-    return system.cat_file(name)

@@ -94,9 +94,7 @@ def embed_shard(
     Raises:
         ValueError: too many bad samples.
     """
-    reader = SampleReader(
-        image_size=embedder.image_size, caption="first", minimum_size=minimum_size
-    )
+    reader = SampleReader(image_size=embedder.image_size, random=False, minimum_size=minimum_size)
     keys, embeddings = [], []
     dataset = ShardDataset(
         [shard], reader, batch_size=batch_size, max_bad_fraction=max_bad_fraction
