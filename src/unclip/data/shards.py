@@ -160,60 +160,6 @@ class RawSample(NamedTuple):
 Report = Callable[[Path, str, BadSample], None]  # (shard, key, defect)
 
 
-def read_shard(
-    shard: Shard,
-    places: range,
-    *,
-    wanted: Callable[[int], bool] = lambda place: True,
-    images: bool = True,
-    report: Report = lambda shard, key, bad: None,
-) -> Iterator[tuple[int, RawSample]]:
-    """Yield (place, sample) for the wanted ones of the consecutive `places` of a shard.
-
-    Every wanted place is yielded, also if the shard is truncated: its missing samples are bad.
-
-    Args:
-        shard: the shard, with the sample count from the index.
-        places: indices of samples in the shard.
-        wanted: whether to read the sample at a place; the bytes of the others are skipped.
-        images: whether to read the bytes of images.
-        report: called for defects that cost no sample (duplicate members).
-
-    Raises:
-        FileNotFoundError: the shard does not exist any more.
-        ValueError: the shard holds more samples than its index says.
-    """
-    next_place = places.start
-    damage: list[BadSample] = []
-    seen: set[str] = set()
-    _check_available([shard.path])
-    fetch(shard.path)
-    with open(shard.path, "rb", buffering=2**18) as file:
-        for place, (key, members, repeated) in enumerate(_headers(file, damage)):
-            if place >= shard.samples:
-                raise ValueError(
-                    f"{shard.path} holds more samples than the {shard.samples} listed in "
-                    f"{shard.path.parent / INDEX}: delete that file (and the shard's _stats.json "
-                    "if it has one); it will be written again"
-                )
-            if place in places:
-                next_place = place + 1
-                if repeated:
-                    report(shard.path, key, BadSample("duplicate key", repeated))
-                if wanted(place) and key in seen:
-                    yield place, RawSample(shard.path, key, {}, BadSample("duplicate key"))
-                elif wanted(place):
-                    yield place, _read_members(file, shard.path, key, members, images)
-            if place == places.stop - 1 and places.stop < shard.samples:
-                return
-            seen.add(key)
-    if damage and next_place == places.stop:  # every sample is there, but the end is damaged
-        report(shard.path, "", damage[-1])
-    damage.insert(0, BadSample("truncated shard", "it has fewer samples than its index says"))
-    for place in filter(wanted, range(next_place, places.stop)):
-        yield place, RawSample(shard.path, f"#{place}", {}, damage[-1])
-
-
 def read_positions(
     order: Sequence[Shard],
     positions: range,
@@ -224,7 +170,18 @@ def read_positions(
 ) -> Iterator[tuple[int, RawSample]]:
     """Yield (position, sample) for the wanted ones of the consecutive `positions` of an epoch.
 
-    Positions beyond the last shard continue with the first one.
+    Every wanted position is yielded, also if a shard is truncated: its missing samples are bad.
+
+    Args:
+        order: the shards, with the sample counts from the index.
+        positions: positions in this order; those beyond the last shard continue with the first.
+        wanted: whether to read the sample at a position; the bytes of the others are skipped.
+        images: whether to read the bytes of images.
+        report: called for defects that cost no sample (duplicate members).
+
+    Raises:
+        FileNotFoundError: a shard does not exist any more.
+        ValueError: a shard holds more samples than its index says.
     """
     total = sum(shard.samples for shard in order)
     position = positions.start
@@ -234,18 +191,51 @@ def read_positions(
             if place < shard.samples:
                 break
             place -= shard.samples
-        stop = min(shard.samples, place + positions.stop - position)
-        base = position - place
-        if any(wanted(base + i) for i in range(place, stop)):
-            for i, sample in read_shard(
-                shard,
-                range(place, stop),
-                wanted=lambda i, base=base: wanted(base + i),
-                images=images,
-                report=report,
-            ):
-                yield base + i, sample
-        position = base + stop
+        first = position - place
+        part = range(position, min(first + shard.samples, positions.stop))
+        if any(map(wanted, part)):
+            yield from _read_shard(shard, first, part, wanted, images, report)
+        position = part.stop
+
+
+def _read_shard(
+    shard: Shard,
+    first: int,
+    positions: range,
+    wanted: Callable[[int], bool],
+    images: bool,
+    report: Report,
+) -> Iterator[tuple[int, RawSample]]:
+    """Read one shard as `read_positions` does; `first` is the position of its first sample."""
+    end = positions.start
+    damage: list[BadSample] = []
+    seen: set[str] = set()
+    _check_available([shard.path])
+    fetch(shard.path)
+    with open(shard.path, "rb", buffering=2**18) as file:
+        for position, (key, members, repeated) in enumerate(_headers(file, damage), start=first):
+            if position >= first + shard.samples:
+                raise ValueError(
+                    f"{shard.path} holds more samples than the {shard.samples} listed in "
+                    f"{shard.path.parent / INDEX}: delete that file (and the shard's _stats.json "
+                    "if it has one); it will be written again"
+                )
+            if position in positions:
+                end = position + 1
+                if repeated:
+                    report(shard.path, key, BadSample("duplicate key", repeated))
+                if wanted(position) and key in seen:
+                    yield position, RawSample(shard.path, key, {}, BadSample("duplicate key"))
+                elif wanted(position):
+                    yield position, _read_members(file, shard.path, key, members, images)
+            if end == positions.stop < first + shard.samples:
+                return
+            seen.add(key)
+    if damage and end == positions.stop:  # every sample is there, but the end is damaged
+        report(shard.path, "", damage[-1])
+    damage.insert(0, BadSample("truncated shard", "it has fewer samples than its index says"))
+    for position in filter(wanted, range(end, positions.stop)):
+        yield position, RawSample(shard.path, f"#{position - first}", {}, damage[-1])
 
 
 def _headers(
