@@ -95,9 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     emoji.add_argument("--set", choices=("S", "M", "L"), default="S", help=concepts)
     emoji.add_argument("--out", type=Path, help="target folder (default: data/emoji_SET)")
     emoji.add_argument("--train", type=int, metavar="N", help="training scenes at 64 px")
-    emoji.add_argument("--train-256", type=int, metavar="N", help="of these, also at 256 px")
-    emoji.add_argument("--train-1024", type=int, metavar="N", help="of these, also at 1024 px")
-    emoji.add_argument("--quick", action="store_true", help="few scenes, for trying everything")
+    emoji.add_argument("--train-256", type=int, metavar="N", help="training scenes also at 256 px")
+    emoji.add_argument(
+        "--train-1024", type=int, metavar="N", help="training scenes also at 1024 px"
+    )
+    emoji.add_argument("--quick", action="store_true", help="few scenes, to try every command")
 
     about = "your own images with captions in .txt, .json or a table metadata.*"
     folder = add("folder", _folder, "parquet", about, images, build)
@@ -109,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "MS-COCO val2014 for evaluation: 7 GB"
     fetch = add("fetch-coco", _fetch_coco, "evaluation", about)
-    fetch.add_argument("--out", type=Path, default=Path("data/coco"), help="default: %(default)s")
+    out = "target folder (default: %(default)s)"
+    fetch.add_argument("--out", type=Path, default=Path("data/coco"), help=out)
     fetch.add_argument("--source", help="address of a mirror with the same files")
     return parser
 

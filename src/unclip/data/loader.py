@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from unclip.data.bad_samples import BadSample, BadSamples
 from unclip.data.embeddings import check_embeddings, read_embeddings
@@ -27,7 +27,7 @@ from unclip.data.order import (
     round_robin_state,
     shuffled_batches,
 )
-from unclip.data.reader import Sample, SampleReader, collate
+from unclip.data.reader import Sample, SampleReader
 from unclip.data.shards import Shard, open_shards, read_positions
 
 
@@ -50,7 +50,7 @@ class ShardDataset(IterableDataset):
 
     Args:
         source: folder ROOT/SPLIT/SIZE, tar file, or list of tar files.
-        reader: makes the samples.
+        reader: turns raw samples into training samples.
         batch_size: number of samples in a batch of this rank.
         shuffle: whether to shuffle, for training.
         rank: this process's rank, passed in because spawned workers do not know it.
@@ -140,7 +140,7 @@ class ShardDataset(IterableDataset):
             crops_of_images = self._decode(raw_batch, epoch, part.end, counter)
             first, crops_done = crops_done, 0
             for number in range(first, self.reader.crops_per_image if crops_of_images else 0):
-                yield collate([crops[number] for crops in crops_of_images])
+                yield default_collate([crops[number] for crops in crops_of_images])
         counter.finish()
 
     def _in_order(self, part: Partition, counter: BadSamples) -> Iterator[list[PositionedSample]]:

@@ -1,9 +1,9 @@
-"""The order of an epoch: of shards, of samples, and which worker reads which.
+"""The order of shards and samples in an epoch, and the worker that reads each sample.
 
 Random choices are functions of (seed, epoch, key) alone, so they do not depend on the process that
 makes them. A position is a sample's index in an epoch's sequence of shards, 0 … total - 1.
-`partition` cuts that sequence over ranks and workers, so that every sample is read exactly once for
-any number of ranks and workers.
+`partition` splits that sequence among ranks and workers, so that every sample is read exactly once
+for any number of ranks and workers.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ def partition(
     worker: tuple[int, int],
     interleaved: bool,
 ) -> Partition:
-    """Cut the positions 0 … total - 1 over ranks, and the batches of a rank over its workers.
+    """Split the positions 0 … total - 1 among ranks, and a rank's batches among its workers.
 
     Rank r of n owns [r · total // n, (r + 1) · total // n): the parts are disjoint, cover
     everything, and differ in size by at most one. All ranks yield the same number of batches, so

@@ -7,11 +7,10 @@ raise `BadSample`.
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -131,7 +130,7 @@ class SampleReader:
         image_size: width and height that images are resized to.
         random: choose captions and crops at random; otherwise take the first caption and the
             center crop.
-        crop: side of the square that is cut out of each image (a quarter of it, for upsamplers).
+        crop: side of the square crops in pixels (for upsamplers); None for whole images.
         crops_per_image: number of samples made from one decoded image.
         degradation: "gaussian_blur" or "bsr", which makes `low_res`; None for no `low_res`.
         clean_share: fraction of the samples whose `low_res` is downsized without degradation.
@@ -172,10 +171,9 @@ class SampleReader:
         if raw.bad is not None:
             raise raw.bad
         captions = decode_captions(raw.members, decode_metadata(raw.members))
-        chosen = 0
         if self.random:
-            chosen = rng("caption", self.seed, epoch, raw.key).randrange(len(captions))
-        sample: Sample = {"key": raw.key, "caption": captions[chosen]}
+            captions = [rng("caption", self.seed, epoch, raw.key).choice(captions)]
+        sample: Sample = {"key": raw.key, "caption": captions[0]}
         if not self.load_image:
             return [dict(sample) for _ in range(self.crops_per_image)]
         extension, content = find_image(raw.members)
@@ -201,13 +199,3 @@ class SampleReader:
         clean = rng("clean", seed).random() < self.clean_share
         degrade = downsize if clean else DEGRADATIONS[self.degradation]
         return {"image": image, "low_res": degrade(image, seed=seed)}
-
-
-def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Stack tensors, turn `valid` into a bool tensor, and put all other values in lists."""
-    batch = {}
-    for name, first in samples[0].items():
-        values = [sample[name] for sample in samples]
-        batch[name] = torch.stack(values) if isinstance(first, Tensor) else values
-    batch["valid"] = torch.tensor(batch["valid"])
-    return batch

@@ -2,9 +2,9 @@
 
 A remote shard is a path in the cache folder with a note NAME.url next to it. The file is fetched
 when it is first opened, so all other code works with local, seekable files, and embeddings are
-stored next to them in the cache. No shell is involved, and credentials come from the environment
-(the variables of fsspec and of the stores). File names in the cache are made here: the contents of
-a URL or an archive never determine a path.
+stored next to them in the cache. No URL runs a command, and credentials come from the environment
+(the variables of fsspec and of the stores). A file name in the cache is a hash with a few letters
+of the URL, so no URL can point outside the cache.
 """
 
 import contextlib

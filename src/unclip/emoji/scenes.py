@@ -1,4 +1,4 @@
-"""Scenes as plain data: which objects, where and how large; neither pixels nor captions.
+"""Scenes as plain data: the objects with their places and sizes, without pixels or captions.
 
 A scene is a function of (set, seed, split, index) alone, so any process can make any scene.
 Lengths are in units of OpenMoji's 72 × 72 canvas.
