@@ -157,10 +157,15 @@ def run(measurements: Mapping[str, Measurement | None], context: Context) -> Res
         started = time.perf_counter()
         try:
             _check_stages(measurement, context)
-            found.results[name] = measurement(context)
+            result = measurement(context)
         except (FileNotFoundError, ValueError) as error:
             found.not_available[name] = str(error)
             continue
+        if measurement.network is not None:
+            about = {"network": context.network(measurement.network).fingerprint}
+            for key, score in result.scores.items():
+                result.scores[key] = score._replace(about={**score.about, **about})
+        found.results[name] = result
         found.seconds[name] = time.perf_counter() - started
         if context.settings.progress:
             tqdm.write(f"measured: {name} ({found.seconds[name]:.1f} s)")
