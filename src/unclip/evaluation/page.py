@@ -13,7 +13,6 @@ from PIL import Image
 from unclip.evaluation.evaluation import Outcome
 from unclip.evaluation.extremes import Chosen, extremes
 from unclip.evaluation.probe_tables import probe_tables
-from unclip.evaluation.published import PUBLISHED
 from unclip.evaluation.report import (
     ENLARGEMENT_HEAD,
     GAP_HEAD,
@@ -61,7 +60,7 @@ def page(outcome: Outcome, *, curves: Sequence[Path] = ()) -> str:
     parts.append("<h2>Pictures</h2>")
     parts += [_tiles(name, chosen) for name, chosen in extremes(outcome).items()]
     parts += [_picture(Path(path), Path(path).stem) for path in _sheets(results)]
-    parts += [_published(results), _settings(results)]
+    parts += [_settings(results)]
     return document(title, parts)
 
 
@@ -167,8 +166,8 @@ def _limits(limits: dict[str, Any]) -> str:
     if rows := limit_rows(limits):
         parts.append(html_table(rows, LIMIT_HEAD))
         parts.append(
-            "<p>“real” is the same of real pictures: of binding and spelling it is how far the "
-            "detector and the reader themselves can be trusted, of detail one half of them beside "
+            "<p>“real” is the same of real pictures: of spelling it is how far the "
+            "reader itself can be trusted, of detail one half of them beside "
             "the other. Detail is in decibels over the real pictures' power, 0 being as much.</p>"
         )
     for name, measured in limits.items():
@@ -211,16 +210,6 @@ def _embedded(path: Path) -> str:
         content = BytesIO()
         picture.save(content, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def _published(results: dict[str, Any]) -> str:
-    rows = [[row.model, f"{row.fid:.2f}", row.protocol, row.source] for row in PUBLISHED]
-    return (
-        "<h2>Published numbers</h2><p>MS-COCO at 256 px, as their sources print them; none was "
-        "measured here. One model's number moves by several points with the protocol, so only "
-        f"rows of the same protocol compare, and this page's ({escape(results['protocol']['name'])}"
-        ") is not in the table.</p>" + html_table(rows, ["model", "FID", "protocol", "source"])
-    )
 
 
 def _settings(results: dict[str, Any]) -> str:

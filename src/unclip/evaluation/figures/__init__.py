@@ -4,7 +4,6 @@ from unclip.evaluation.figures.attack import TypographicAttack
 from unclip.evaluation.figures.editing import Components, Interpolation, TextDiffs, Variations
 from unclip.evaluation.figures.guidance import Guidance
 from unclip.evaluation.figures.inversion import Inversion
-from unclip.evaluation.figures.limits import Limits
 from unclip.evaluation.figures.movement import Movement
 from unclip.evaluation.figures.priors import PriorImportance, Priors
 
@@ -13,7 +12,6 @@ __all__ = [
     "Guidance",
     "Interpolation",
     "Inversion",
-    "Limits",
     "Movement",
     "PriorImportance",
     "Priors",
