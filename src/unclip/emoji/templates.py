@@ -1,4 +1,4 @@
-"""Network-free probes of emoji scenes: colors by palette pixels, concepts by templates.
+"""Find colors by palette pixels and concepts by templates in emoji scenes, without a network.
 
 An object's color is the palette family that most of its pixels belong to. Its concept is the one
 of the nearest crop among crops of real single objects. Both are right on the real renders, so an
@@ -6,7 +6,6 @@ image of two objects is right if its two halves show the stated objects in the s
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,42 +13,27 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from unclip.emoji import BACKGROUNDS, COLORS, concepts
-from unclip.evaluation.emoji_probes import concept_set
-from unclip.evaluation.measures import Numbers, share
-from unclip.evaluation.real import Real, read_real
+from unclip.emoji.catalogue import BACKGROUNDS, COLORS, concepts
 
-CONTRAST = 40.0  # of 255: how far a pixel's strongest channel is from the background's
+CONTRAST = 40.0  # of 255: least difference of a pixel's strongest channel from the background's
 TOLERANCE = 32.0  # Euclidean distance of a pixel from a palette shade, in levels of 255
 FEWEST = 20  # palette pixels of an object, at 64 px
 CROP = 32  # side of a crop in pixels
-SINGLES = 100  # training images read for each concept
 _BATCH = 64
 _LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 
 Images = UInt8[Tensor, "count 3 size size"]
 Regions = Bool[Tensor, "count size size"]
+Scenes = Sequence[Mapping[str, Any]]  # metadata of images
 
 
-def pairs(metadata: Sequence[Mapping[str, Any]]) -> list[int]:
+def pairs(metadata: Scenes) -> list[int]:
     """Return the rows of scenes with two recolored objects in a relation."""
     return [
         row
         for row, scene in enumerate(metadata)
         if scene.get("relation") and all(item["colour"] for item in scene["objects"])
     ]
-
-
-def read_singles(root: str | Path) -> Real:
-    """Load 64 px training images of one object from a folder of emoji scenes.
-
-    Raises:
-        FileNotFoundError: the folder has no emoji scenes.
-    """
-    if (name := concept_set(root)) is None:
-        raise FileNotFoundError(f"{root} holds no emoji scenes")
-    real = read_real(root, "train", 64, count=SINGLES * len(concepts(name)))
-    return real.take([row for row, scene in enumerate(real.metadata) if len(scene["objects"]) == 1])
 
 
 def background(images: Images) -> Float[Tensor, "count 3"]:
@@ -80,6 +64,11 @@ def halves(relations: Sequence[str], size: int) -> Bool[Tensor, "count 2 size si
     return torch.stack([sides[relation] for relation in relations])
 
 
+def everywhere(images: Images) -> Regions:
+    """Return regions that cover the images."""
+    return torch.ones_like(images[:, 0], dtype=torch.bool)
+
+
 def main_colors(images: Images, regions: Regions) -> Int64[Tensor, " count"]:
     """Return the index in COLORS of the color of most palette pixels; -1 if there are too few."""
     found = []
@@ -107,14 +96,20 @@ class Templates(NamedTuple):
     concepts: list[str]
 
     @classmethod
-    def cut(cls, singles: Real, name: str, *, each: int = 2) -> Self:
+    def cut(cls, images: Images, metadata: Scenes, name: str, *, each: int = 2) -> Self:
         """Take at most `each` crops of every concept of set `name` in every color.
+
+        Args:
+            images: real images of one object.
+            metadata: metadata of each image.
+            name: name of the concept set.
+            each: number of crops per concept and color.
 
         Raises:
             FileNotFoundError: a concept has no image.
         """
         cells: dict[tuple[str, str | None], list[int]] = {}
-        for row, scene in enumerate(singles.metadata):
+        for row, scene in enumerate(metadata):
             (item,) = scene["objects"]
             cells.setdefault((item["concept"], item["colour"]), []).append(row)
         shown = {code for code, _ in cells}
@@ -123,24 +118,24 @@ class Templates(NamedTuple):
             raise FileNotFoundError(f"no training image of one {names}: prepare a larger data set")
         rows = [row for cell in cells.values() for row in cell[:each]]
         codes = [code for (code, _), cell in cells.items() for _ in cell[:each]]
-        images = singles.images[rows]
-        return cls(describe(images, everywhere(images)), codes)
+        return cls(describe(images[rows], everywhere(images[rows])), codes)
 
     def name(self, images: Images, regions: Regions) -> list[str]:
         """Return the code of the concept whose crop is nearest to each image's object."""
         nearest = torch.cdist(describe(images, regions), self.crops).argmin(dim=1)
         return [self.concepts[row] for row in nearest.tolist()]
 
-
-def everywhere(images: Images) -> Regions:
-    """Return regions that cover the images."""
-    return torch.ones_like(images[:, 0], dtype=torch.bool)
+    def verify(self, images: Images, regions: Regions, items: Scenes) -> Bool[Tensor, " count"]:
+        """Return whether each region's object has the concept that its item states."""
+        named = self.name(images, regions)
+        pairs = zip(named, items, strict=True)
+        return torch.tensor([code == item["concept"] for code, item in pairs])
 
 
 def describe(images: Images, regions: Regions) -> Float[Tensor, "count features"]:
     """Describe the object in each region: its mask and, inside it, its mean-free luminance.
 
-    The box of the foreground is scaled to 32 × 32, whatever its proportions.
+    The box of the foreground is resized to 32 × 32; its aspect ratio is not kept.
     """
     described = []
     for batch, region in zip(images.split(_BATCH), regions.split(_BATCH), strict=True):
@@ -154,13 +149,15 @@ def describe(images: Images, regions: Regions) -> Float[Tensor, "count features"
     return torch.cat(described)
 
 
-def measure_scenes(shown: Real, templates: Templates) -> dict[str, Numbers]:
-    """Measure how many images show the objects that their metadata state.
+def verify_scenes(
+    images: Images, metadata: Scenes, templates: Templates
+) -> dict[str, Bool[Tensor, " count"]]:
+    """Return which images show the objects that their metadata state.
 
-    `colors`, `concepts` and `both` are shares of scenes with two recolored objects, `single` is the
-    share of images of one object whose concept is right. A share without images is left out.
+    `colors`, `concepts` and `both` are about scenes with two recolored objects, `single` is about
+    the concept of images of one object. A key without images is left out.
     """
-    images, metadata, shares = shown.images, shown.metadata, {}
+    verified = {}
     if rows := pairs(metadata):
         scenes = [metadata[row] for row in rows]
         regions = halves([scene["relation"] for scene in scenes], images.shape[-1]).flatten(0, 1)
@@ -168,20 +165,12 @@ def measure_scenes(shown: Real, templates: Templates) -> dict[str, Numbers]:
         items = [item for scene in scenes for item in scene["objects"]]
         stated = torch.tensor([list(COLORS).index(item["colour"]) for item in items])
         colors = (main_colors(twice, regions) == stated).unflatten(0, (-1, 2)).all(dim=1)
-        named = _named(templates, twice, regions, items).unflatten(0, (-1, 2)).all(dim=1)
-        shares = {"colors": colors, "concepts": named, "both": colors & named}
-    if rows := [row for row, scene in enumerate(metadata) if len(scene["objects"]) == 1]:
+        named = templates.verify(twice, regions, items).unflatten(0, (-1, 2)).all(dim=1)
+        verified = {"colors": colors, "concepts": named, "both": colors & named}
+    if rows := [row for row, scene in enumerate(metadata) if len(scene.get("objects", ())) == 1]:
         items = [metadata[row]["objects"][0] for row in rows]
-        shares["single"] = _named(templates, images[rows], everywhere(images[rows]), items)
-    return {name: share(right) for name, right in shares.items()}
-
-
-def _named(
-    templates: Templates, images: Images, regions: Regions, items: Sequence[Mapping[str, Any]]
-) -> Bool[Tensor, " count"]:
-    """Return whether the templates name the stated concept of each region's object."""
-    named = templates.name(images, regions)
-    return torch.tensor([code == item["concept"] for code, item in zip(named, items, strict=True)])
+        verified["single"] = templates.verify(images[rows], everywhere(images[rows]), items)
+    return verified
 
 
 def _boxes(mask: Regions) -> Float[Tensor, "count 2 3"]:
