@@ -10,10 +10,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.evaluation.context import SEEN, Context
+from unclip.evaluation.context import Context
 from unclip.evaluation.measurement import Measurement, Result, Score
-from unclip.evaluation.protocol import Prompt
 from unclip.evaluation.spelling import limit_result
+from unclip.evaluation.stages import SEEN
 
 BANDS = {"low": (1 / 32, 1 / 8), "middle": (1 / 8, 1 / 4), "high": (1 / 4, 1 / 2)}
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -42,9 +42,8 @@ class PowerSpectrum(Measurement):
         for size, count in sorted((int(size), count) for size, count in self.images.items()):
             if context.cascade.size < size:
                 continue
-            real = context.real(SEEN, size, count)
-            prompts = [Prompt(f"{k:05d}", text, k) for k, text in enumerate(real.captions)]
-            generated, folder = context.samples("detail", prompts, size)
+            real = context.real(SEEN, size, count=count)
+            generated, folder = context.samples("detail", real.captions, size)
             folders[str(size)] = str(folder)
             spectra[size] = radial_power(generated), radial_power(real.images)
             bands = compare(*spectra[size], resamples=self.resamples, seed=context.seed)

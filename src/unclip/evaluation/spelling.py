@@ -15,7 +15,6 @@ from torchmetrics.functional.text import edit_distance
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.context import Context
 from unclip.evaluation.measurement import Measurement, Result, Score, Table, mean_score
-from unclip.evaluation.protocol import Prompt
 from unclip.images import to_tensor
 
 WORDS = ["HELLO", "STOP", "OPEN", "LOVE", "coffee", "welcome", "deep learning", "good morning"]
@@ -50,7 +49,7 @@ class Spelling(Measurement):
         """Return the mean over images, and the share of images with every letter right."""
         read, size = load_reader(), min(self.size, context.cascade.size)
         wanted = [word for word in self.words for _ in range(self.each)]
-        prompts = [Prompt(f"{k:05d}", self.prompt.format(word), k) for k, word in enumerate(wanted)]
+        prompts = [self.prompt.format(word) for word in wanted]
         generated, folder = context.samples("spelling", prompts, size)
         signs = torch.stack([sign(word, size) for word in self.words])
         texts, sign_texts = ([read(image) for image in images] for images in (generated, signs))
