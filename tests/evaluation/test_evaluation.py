@@ -459,13 +459,13 @@ class Lacking(Metric):
     """A measure by a file that is not there."""
 
     def __call__(self, evidence):
-        raise FileNotFoundError("detector.safetensors is missing")
+        raise FileNotFoundError("network.safetensors is missing")
 
 
 def test_a_metric_that_lacks_a_file_is_left_out(evaluation, model, data, tmp_path):
     run = replace(evaluation, metrics={"lacking": Lacking(), **evaluation.metrics})
     outcome = run(data=data, out=tmp_path, model=model)
-    assert outcome.scored.not_available == {"lacking": "detector.safetensors is missing"}
+    assert outcome.scored.not_available == {"lacking": "network.safetensors is missing"}
     assert "fd_patches" in values(outcome)
 
 

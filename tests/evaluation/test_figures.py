@@ -30,7 +30,6 @@ SMALL = {
     "prior_importance": ["prompts=[a red apple,a blue star]"],
     "priors": ["captions=3", "shown=2"],
     "guidance": ["scales=[1.0,2.0]", "captions=2", "each=3"],
-    "limits": ["prompts={writing:[a sign]}", "count=2"],
 }
 
 
@@ -98,11 +97,11 @@ def test_a_figure_draws_and_tells(studio, name, tmp_path):
 
 
 def test_the_page_lists_every_figure_once(studio, tmp_path):
-    for name in ("limits", "variations", "limits"):
+    for name in ("guidance", "variations", "guidance"):
         made = figure(name, SMALL[name])
         write_figure(tmp_path, name, made, made(studio), command=f"draw {name}", made_with={})
     page = (tmp_path / PAGE).read_text()
-    assert page.count("draw limits") == page.count("draw variations") == 1
+    assert page.count("draw guidance") == page.count("draw variations") == 1
 
 
 def test_a_bundle_without_a_prior_is_told_how_to_train_it(studio):

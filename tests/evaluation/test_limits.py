@@ -16,10 +16,7 @@ pytest.importorskip("resvg_py")
 
 from unclip.emoji.scene_shards import write_shard
 from unclip.evaluation import spelling
-from unclip.evaluation.binding import Binding, Compositions
 from unclip.evaluation.detail import Detail
-from unclip.evaluation.detector import detector_file
-from unclip.evaluation.detector_training import Training
 from unclip.evaluation.evaluation import Evaluation
 from unclip.evaluation.protocol import Protocol
 from unclip.evaluation.publish import publish
@@ -39,15 +36,10 @@ PROTOCOL = Protocol(
     network="none",
 )
 LIMITS = {
-    "binding": Binding(each=2, training=Training(scenes=8, steps=2, batch_size=4, width=4)),
     "spelling": Spelling(words=["HELLO", "STOP"], each=1),
     "detail": Detail(pictures={"64": 4, "256": 2}, resamples=4),
     "left_out": None,
 }
-
-
-def detector_of(model):
-    return detector_file(model, "S", LIMITS["binding"].training)
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +79,9 @@ def run(data, tmp_path_factory):
 
 
 def test_each_limit_stands_beside_real_pictures(run):
-    _, outcome, model, _ = run
+    _, outcome, _, _ = run
     limits = outcome.results["limits"]
-    assert limits.keys() == {"binding", "spelling", "detail"}
-    binding = limits["binding"]["scores"]
-    assert {"single_object", "colors", "mean", "mean_held_out"} <= binding.keys()
-    for score in binding.values():
-        assert 0 <= score["value"] <= 1 and 0 <= score["real"] <= 1
-        assert score["n"] == score["n_real"] > 0
-    about = limits["binding"]["about"]
-    assert about["detector"]["test_seen"]["objects"] > 40
-    assert detector_of(model).is_file()
-    lines = [json.loads(line) for line in Path(about["prompts"]).read_text().splitlines()]
-    assert {line["split"] for line in lines} == {"test_seen", "test_held_out"}
-    assert {line["held_out"] for line in lines} == {True, False}
-    assert len(lines) == len(list(Path(about["samples"]).glob("*.png")))
+    assert limits.keys() == {"spelling", "detail"}
     assert limits["spelling"]["scores"]["right"]["real"] == 0.5  # it reads HELLO from any font
     assert limits["detail"]["scores"].keys() == {
         f"{size}_{band}" for size in (64, 256) for band in ("low", "middle", "high")
@@ -113,9 +93,7 @@ def test_their_pictures_open(run):
     _, outcome, _, out = run
     paths = [path for one in outcome.results["limits"].values() for path in one["paths"]]
     names = {Path(path).relative_to(out).as_posix() for path in paths}
-    assert names == {
-        f"pictures/{name}.png" for name in ("binding", "binding_real", "spelling", "detail")
-    }
+    assert names == {f"pictures/{name}.png" for name in ("spelling", "detail")}
     for path in paths:
         with Image.open(path) as picture:
             picture.load()
@@ -126,28 +104,20 @@ def test_they_are_printed_and_on_the_page(run, capsys):
     publish(outcome, out)
     printed = capsys.readouterr().out
     page = (out / "report.html").read_text()
-    for words in (
-        "mean_held_out",
-        "similarity",
-        "256_high",
-        "binding_real.png",
-        "the detector finds",
-    ):
+    for words in ("similarity", "256_high", "spelling.png"):
         assert words in printed
-    assert "limits that the paper admits" in page and page.count("data:image/png") >= 6
+    assert "limits that the paper admits" in page and page.count("data:image/png") >= 3
     HTMLParser().feed(page)
     assert json.loads((out / "results.json").read_text())["limits"]["detail"]["about"]["unit"]
 
 
-def test_a_second_run_finds_pictures_and_detector(run, data, monkeypatch):
+def test_a_second_run_finds_the_images(run, data, monkeypatch):
     evaluation, outcome, model, out = run
     before = {path: path.stat().st_mtime_ns for path in (out / "samples").rglob("*.png")}
-    detector = detector_of(model).stat().st_mtime_ns
     monkeypatch.setattr(spelling, "reader", lambda: lambda image: "")
     again = evaluation(data=data, out=out, model=model).results["limits"]
-    assert again["binding"] == outcome.results["limits"]["binding"]
+    assert again["detail"] == outcome.results["limits"]["detail"]
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert detector == detector_of(model).stat().st_mtime_ns
 
 
 def test_what_is_missing_is_named_and_the_rest_is_measured(run, tmp_path, monkeypatch):
@@ -164,7 +134,6 @@ def test_what_is_missing_is_named_and_the_rest_is_measured(run, tmp_path, monkey
     write_shard(folder / "00000.tar", "S", 0, "test_seen", 64, range(4))
     outcome = evaluation(data=tmp_path / "data", out=tmp_path / "out", model=small)
     limits = outcome.results["limits"]
-    assert "has no emoji scenes" in limits["binding"]["not_available"]
     assert limits["spelling"]["not_available"] == "pip install it"
     assert set(limits["detail"]["scores"]) == {"64_low", "64_middle", "64_high"}
 
@@ -184,7 +153,7 @@ def composed():
 
 def test_the_configurations_values_are_the_codes_own_defaults(composed):
     cfg, made = composed("metrics=limits")
-    assert made.limits == {"binding": Binding(), "spelling": Spelling(), "detail": Detail()}
+    assert made.limits == {"spelling": Spelling(), "detail": Detail()}
     assert made.metrics == {} and cfg.by_stage is False and made.protocol.count == 12
     _, made = composed("metrics=limits", "limits.detail.pictures.64=8", "limits.spelling=null")
     assert made.limits["detail"].pictures == {"64": 8, "256": 32, "1024": 8}
@@ -194,11 +163,4 @@ def test_the_configurations_values_are_the_codes_own_defaults(composed):
 def test_they_belong_to_the_full_metrics_and_not_to_the_offline_ones(composed):
     assert composed("metrics=full")[1].limits.keys() == LIMITS.keys() - {"left_out"}
     assert composed("metrics=offline")[1].limits == {}
-    assert composed("limits=quick")[1].limits["binding"].training.steps == 4
-
-
-def test_genevals_prompts_are_a_protocol(composed):
-    cfg, made = composed("data=geneval", "metrics=binding", "model=models/x")
-    assert (made.protocol.count, made.protocol.repeats) == (553, 4)
-    assert made.protocol.split == "evaluation_metadata" and cfg.data.root == "data/geneval"
-    assert made.metrics["binding"] == Compositions(bundle="models/x")
+    assert composed("limits=quick")[1].limits["detail"].resamples == 20

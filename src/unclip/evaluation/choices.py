@@ -2,18 +2,104 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from unclip.clip import ClipEmbedder
-from unclip.emoji.probes import Probe
+from unclip.emoji.counterfactuals import counterfactual_probes
+from unclip.emoji.probes import Probe, concept_set, object_probes
+from unclip.evaluation.context import Context
+from unclip.evaluation.measurement import Z95, Measurement, Result, Table
+from unclip.evaluation.sources import Real
 
 Numbers = dict[str, Any]
 
-Z95 = 1.96
+MEASURABLE = 0.9  # least share of real images on which a judge must be right
+_PROBES = {
+    "caption": "own caption",
+    "concept": "concept",
+    "concept_recoloured": "concept, recolored",
+    "colour": "color, recolored",
+    "count": "count",
+    "pair_places": "places of a pair",
+    "pair_colors": "colors of a pair",
+    "pair_concept": "a concept of a pair",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeChoices(Measurement):
+    """How often a judge CLIP chooses the true caption of a generated image among false ones.
+
+    Binding, counting and position are the choices among counterfactual captions. The same share
+    for real images is the ceiling; below 90% the judge cannot measure that category.
+
+    Args:
+        among: number of captions of other images that an image's own caption is chosen from.
+    """
+
+    among: int = 16
+
+    title: ClassVar[str] = "The judge's choices"
+    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder", "judge")
+
+    def __call__(self, context: Context) -> Result:
+        """Measure generated and real images of seen and held-out compositions."""
+        found = {}
+        for split in ("test_seen", "test_held_out"):
+            real = context.real(split)
+            images = {"generated": context.generated(split), "real": real.images}
+            found[split] = {
+                source: judge_choices(
+                    context.judge,
+                    shown,
+                    real.captions,
+                    scene_probes(context, real),
+                    among=self.among,
+                    seed=context.seed,
+                )
+                for source, shown in images.items()
+            }
+        return Result(tables={self.title: _table(found)}, values={"judge": found})
+
+
+def scene_probes(context: Context, real: Real) -> dict[str, Probe]:
+    """Return the questions about emoji scenes; none for other data."""
+    if (name := concept_set(context.data)) is None:
+        return {}
+    objects = object_probes(real.metadata, name)
+    return objects | counterfactual_probes(real.captions, real.metadata, name)
+
+
+def choice_rows(choices: Mapping[str, Mapping[str, Numbers]]) -> list[list[Any]]:
+    """Return a table row per probe: its name, number of choices, and share and n of each split."""
+    rows = []
+    for name, words in _PROBES.items():
+        shares = [of_split.get(name, {}) for of_split in choices.values()]
+        if among := {share["among"] for share in shares if share}:
+            numbers = [share.get(key) for share in shares for key in ("share", "n")]
+            rows.append([words, *among, *numbers])
+    return rows
+
+
+def _table(found: Mapping[str, Mapping[str, Mapping[str, Numbers]]]) -> Table:
+    """Return the shares of generated images next to those of real images, their ceiling."""
+    rows = []
+    for name, words in _PROBES.items():
+        for split, sources in found.items():
+            if (ours := sources["generated"].get(name)) is None:
+                continue
+            real = sources["real"][name]["share"]
+            ratio = ours["share"] / real if real else None
+            note = "" if real >= MEASURABLE else "not measurable with this judge"
+            numbers = [ours["share"], ours["error"], real, ratio, ours["n"]]
+            rows.append([words, ours["among"], split, *numbers, note])
+    head = ["judge chooses the", "among", "captions of", "generated", "±", "real"]
+    return Table([*head, "generated / real", "n", "note"], rows)
 
 
 def encode_images(

@@ -1,72 +1,69 @@
-"""Detail (section 7): the power spectrum of generated pictures beside that of real ones."""
+"""Detail (section 7): the power spectrum of generated images compared with that of real ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
+from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
-from unclip.evaluation.folder import write_beside
-from unclip.evaluation.limits import Bench, Limit, Measured
-from unclip.evaluation.protocol import Prompt
-from unclip.evaluation.real import read_real
-from unclip.evaluation.scores import Score
+from unclip.evaluation.context import Context
+from unclip.evaluation.measurement import Measurement, Result, Score
+from unclip.evaluation.spelling import limit_result
+from unclip.evaluation.stages import SEEN
 
-SPLIT = "test_seen"
 BANDS = {"low": (1 / 32, 1 / 8), "middle": (1 / 8, 1 / 4), "high": (1 / 4, 1 / 2)}
 _LUMINANCE = (0.299, 0.587, 0.114)
 _DECIBELS = 10 / torch.log(torch.tensor(10.0)).item()
-_FLOOR = 1e-9  # of pixels in [0, 1]: below what eight bits can show
+_FLOOR = 1e-9  # power of pixels in [0, 1], below what eight bits can represent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detail(Limit):
-    """How much power each band of frequencies has, in decibels over real pictures' power.
-
-    0 is as much; −3 is half as much: pictures are too smooth there; more than 0 is noise. Bands are
-    given in cycles a pixel, half a cycle being the finest that there is.
+class PowerSpectrum(Measurement):
+    """Power of each band of spatial frequencies in decibels relative to real images.
 
     Args:
-        pictures: how many of each side in pixels, if the bundle reaches it.
-        resamples: of the bootstrap, over both sets of pictures.
+        images: number of images for each side in pixels; sizes above the bundle's are skipped.
+        resamples: number of bootstrap resamples, of both sets of images.
     """
 
-    pictures: Mapping[str, int] = field(default_factory=lambda: {"64": 96, "256": 32, "1024": 8})
+    images: Mapping[str, int] = field(default_factory=lambda: {"64": 96, "256": 32, "1024": 8})
     resamples: int = 500
 
-    def __call__(self, bench: Bench) -> Measured:
-        """Each band's ratio at each size; `real` is one half of the real pictures to the other."""
-        scores, spectra, samples = {}, {}, {}
-        for size, count in sorted((int(size), count) for size, count in self.pictures.items()):
-            if bench.cascade.size < size:
+    title: ClassVar[str] = "Detail: power spectrum relative to real images (section 7)"
+    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+
+    def __call__(self, context: Context) -> Result:
+        """Compare each band at each size; the baseline compares two halves of the real images."""
+        scores, spectra, folders = {}, {}, {}
+        for size, count in sorted((int(size), count) for size, count in self.images.items()):
+            if context.cascade.size < size:
                 continue
-            real = read_real(bench.data, SPLIT, size, count=count)
-            prompts = [Prompt(f"{k:05d}", text, k) for k, text in enumerate(real.captions)]
-            generated, folder = bench.sample("detail", prompts, size)
-            samples[str(size)] = str(folder)
-            spectra[size] = tuple(radial_power(images) for images in (generated, real.images))
-            scores |= {
-                f"{size}_{band}": score
-                for band, score in compare(
-                    *spectra[size], resamples=self.resamples, seed=bench.settings.seed
-                ).items()
-            }
-        picture = bench.out / "pictures" / "detail.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        write_beside(picture, draw(spectra))
-        return Measured(scores, [picture], {"unit": "dB", "bands": BANDS, "samples": samples})
+            real = context.real(SEEN, size, count=count)
+            generated, folder = context.samples("detail", real.captions, size)
+            folders[str(size)] = str(folder)
+            spectra[size] = radial_power(generated), radial_power(real.images)
+            bands = compare(*spectra[size], resamples=self.resamples, seed=context.seed)
+            scores |= {f"{size}_{band}": score for band, score in bands.items()}
+        note = (
+            "Decibels: 0 is as much power as real images have, -3 half as much (the images are too "
+            "smooth), more than 0 is noise. Bands are in cycles per pixel; 0.5 is the finest."
+        )
+        about = {"unit": "dB", "bands": BANDS, "samples": folders}
+        result = limit_result("detail", scores, about, note)
+        result.images["power_spectrum"] = plot(spectra)
+        return result
 
 
-def radial_power(
-    images: UInt8[Tensor, "count 3 size size"],
-) -> Float[Tensor, "count radii"]:
-    """The power of each picture's luminance at each radius of the frequency plane.
+def radial_power(images: UInt8[Tensor, "count 3 size size"]) -> Float[Tensor, "count radii"]:
+    """Compute the power of each image's luminance at each radius of the frequency plane.
 
-    The squared modulus of the Fourier transform, averaged over rings one step wide; ring k is about
-    k / size cycles a pixel. The mean is taken off before a Hann window, whose own power is divided
-    out, so that white noise has its variance at every radius.
+    It is the squared modulus of the Fourier transform, averaged over rings of width one; ring k is
+    about k / size cycles per pixel. The mean is subtracted before a Hann window is applied, and the
+    window's power is divided out, so that white noise has its variance at every radius.
     """
     size = images.shape[-1]
     window = torch.hann_window(size, periodic=True, dtype=torch.float64)
@@ -78,7 +75,7 @@ def radial_power(
     count = torch.bincount(ring)
     weights = torch.tensor(_LUMINANCE, dtype=torch.float64)
     rows = []
-    for image in images:  # a large one takes 16 MB in complex numbers
+    for image in images:  # one by one: a 1024 px image takes 16 MB in complex numbers
         luminance = torch.einsum("c,chw->hw", weights, image.double() / 255)
         spectrum = torch.fft.fft2((luminance - luminance.mean()) * window)
         power = spectrum.abs().square()[inside] / window.square().sum()
@@ -89,7 +86,7 @@ def radial_power(
 def band_power(
     power: Float[Tensor, "count radii"], band: tuple[float, float]
 ) -> Float[Tensor, " count"]:
-    """The mean power of the rings whose frequency in cycles a pixel lies in a band."""
+    """Average the power of the rings in a band of frequencies in cycles per pixel."""
     radii = power.shape[1]
     frequency = torch.arange(radii) / (2 * (radii - 1))
     low, high = band
@@ -103,13 +100,13 @@ def compare(
     resamples: int = 500,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """Each band's power over that of real pictures, in decibels.
+    """Return each band's power relative to real images, in decibels.
 
     Args:
-        generated: `radial_power` of the pictures.
-        real: of real ones.
-        resamples: of the bootstrap.
-        seed: of the draws.
+        generated: radial power of generated images.
+        real: radial power of real images.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap and of the split into halves.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(real), generator=generator)
@@ -117,17 +114,17 @@ def compare(
     scores = {}
     for name, band in BANDS.items():
         ours, theirs = band_power(generated, band), band_power(real, band)
-        again = torch.stack(
+        resampled = torch.stack(
             [
                 ratio(_resampled(ours, generator), _resampled(theirs, generator))
                 for _ in range(resamples)
             ]
         )
-        interval = again.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        interval = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         floor = float(ratio(theirs[order[:half]], theirs[order[half:]])) if half else None
         scores[name] = Score(
             float(ratio(ours, theirs)),
-            float(again.std()),
+            float(resampled.std()),
             tuple(interval),
             len(ours),
             "nearest 0",
@@ -140,18 +137,18 @@ def compare(
 
 
 def ratio(power: Float[Tensor, " n"], reference: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-    """The mean of some powers over that of others, in decibels."""
+    """Return the ratio of two mean powers in decibels."""
     return _DECIBELS * ((power.mean() + _FLOOR).log() - (reference.mean() + _FLOOR).log())
 
 
-def draw(spectra: Mapping[int, tuple[Tensor, Tensor]]) -> bytes:
-    """The spectra of each size, generated and real, and below them their ratio, as a PNG."""
+def plot(spectra: Mapping[int, tuple[Tensor, Tensor]]) -> Image.Image:
+    """Plot the spectra of generated and real images of each size, and their ratio below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
-    figure = Figure(figsize=(4.4 * len(spectra), 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(4.4 * len(spectra), 5.2), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(
         2, len(spectra), squeeze=False, sharex="col", height_ratios=(3, 2), sharey="row"
     )
@@ -165,14 +162,14 @@ def draw(spectra: Mapping[int, tuple[Tensor, Tensor]]) -> bytes:
         lower.semilogx(frequency, _DECIBELS * (ours / theirs).log(), color="C3")
         lower.axhline(0, color="black", linewidth=0.8)
         for low, high in BANDS.values():
-            lower.axvspan(low, high, color="grey", alpha=0.06 + 0.2 * low)
-        lower.set(xlabel="cycles a pixel", ylabel="over real, dB" if lower is axes[1, 0] else "")
+            lower.axvspan(low, high, color="gray", alpha=0.06 + 0.2 * low)
+        label = "generated / real, dB" if lower is axes[1, 0] else ""
+        lower.set(xlabel="cycles per pixel", ylabel=label)
         lower.xaxis.set_minor_formatter(NullFormatter())
         for axis in (upper, lower):
             axis.grid(alpha=0.3)
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    return png.getvalue()
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _resampled(rows: Tensor, generator: torch.Generator) -> Tensor:
