@@ -1,4 +1,4 @@
-"""Measure a bundle or a folder of images: `python src/evaluate.py model=models/emoji data=emoji`."""
+"""Measure a bundle or a folder of images: `python src/evaluate.py model=models/emoji`."""
 
 import sys
 import time

@@ -120,7 +120,7 @@ def match_by_position(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> d
     """Give the stored tensors the wanted names, entry k to entry k.
 
     Raises:
-        ValueError: the counts differ, or a pair differs in shape, dtype or the last word of its name.
+        ValueError: the counts differ, or a pair differs in shape, dtype or last word.
     """
     if len(stored) != len(wanted):
         raise ValueError(f"the file has {len(stored)} entries, the network {len(wanted)}")
@@ -141,7 +141,7 @@ def extract(
     batch_size: int = 50,
     progress: bool = False,
 ) -> Float[Tensor, "count features"]:
-    """Compute features of many images in batches on the network's device; return them on the CPU."""
+    """Compute features in batches on the network's device; return them on the CPU."""
     device = next(network.parameters()).device
     batches = images.split(batch_size)
     bar = tqdm(batches, desc="features", unit="batch", leave=False, disable=not progress)

@@ -34,8 +34,9 @@ def fit_gaussian(features: Float[Tensor, "count features"]) -> Gaussian:
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     """Compute |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) (Dowson & Landau 1982), at least 0.
 
-    The trace of (S1 S2)^½ is computed from the symmetric S1^½ S2 S1^½, which has the same eigenvalues
-    and can neither become complex nor fail where fewer samples than features make S1 singular.
+    The trace of (S1 S2)^½ is computed from the symmetric S1^½ S2 S1^½, which has the same
+    eigenvalues and can neither become complex nor fail if fewer samples than features make S1
+    singular.
     """
     values, vectors = torch.linalg.eigh(first.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # S1^½
@@ -55,8 +56,8 @@ def bootstrap_error(
 ) -> float:
     """Compute the standard deviation of the distance over bootstrap resamples of both sets.
 
-    Only the spread is returned, not percentiles: repeated rows add to the distance's own bias, so that
-    the resampled distances lie above the distance itself.
+    Only the spread is returned, not percentiles: repeated rows add to the distance's own bias, so
+    the resampled distances are above the distance itself.
     """
     generator = torch.Generator().manual_seed(seed)
 

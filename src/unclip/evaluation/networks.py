@@ -206,7 +206,7 @@ class TimmNetwork(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"{path} does not have the weights of {model}: {error}") from error
         if unknown.missing_keys:
-            raise ValueError(f"{path} lacks {unknown.missing_keys[0]} of {model}: is it a different network?")
+            raise ValueError(f"{path} lacks {unknown.missing_keys[0]} of {model}")
         self.name, self.size = name, size
         self.num_features = self.network.num_features
         self.fingerprint = f"{sha256_of(path)[:8]}-{size}"

@@ -86,7 +86,9 @@ class Protocol:
             )
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"protocol.{name} is {value!r}; it must be one of {', '.join(known)}")
+                raise ValueError(
+                    f"protocol.{name} is {value!r}; it must be one of {', '.join(known)}"
+                )
         for name in ("count", "resolution", "reference_count", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -19,7 +19,7 @@ class Settings:
         prior: where image embeddings come from: "diffusion", "ar", "linear" or "none" (z_t itself).
         guidance_scale: guidance scale of the decoder; None is the stage's own.
         prior_guidance_scale: guidance scale of the prior; None is the stage's own.
-        steps: sampler steps of the named stages; None, and stages that are not named, use their own.
+        steps: sampler steps of stages by name; None, and the others, use the stage's own.
         batch_size: number of 64 px images per batch; larger images use smaller batches.
         seed: image k has the seed `seed` + k.
         progress: show progress bars.

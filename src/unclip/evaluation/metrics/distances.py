@@ -70,9 +70,7 @@ class Kernel(Measurement):
         left = min(len(generated), len(reference)) - size
         error = spread * (size / max(left, 1)) ** 0.5
         about = {"subsets": self.subsets, "subset_size": size}
-        score = _score(
-            context, self.network, value, error, lambda *pair: distance(*pair)[0], about
-        )
+        score = _score(context, self.network, value, error, lambda *pair: distance(*pair)[0], about)
         name = "kid" if self.network == "inception" else f"kid_{self.network}"
         return Result({name: score})
 

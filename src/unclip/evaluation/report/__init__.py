@@ -1,1 +1,1 @@
-"""The report of an evaluation: results.json, samples.csv, report.html, a sweep's curves, loggers."""
+"""An evaluation's report: results.json, samples.csv, report.html, sweep curves, loggers."""

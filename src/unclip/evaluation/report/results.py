@@ -123,7 +123,13 @@ def collect(
         }
     for result in found.results.values():
         _merge(results, result.values)
+    tables = {
+        name: {title: table._asdict() for title, table in result.tables.items()}
+        for name, result in found.results.items()
+        if result.tables
+    }
     results |= {
+        "tables": tables,
         "paths": [str(path) for paths in images.values() for path in paths],
         "settings": {name: asdict(measurements[name]) for name in found.results},
         "seconds": {k: round(v, 1) for k, v in (found.seconds | {"total": seconds}).items()},

@@ -119,8 +119,7 @@ def rows_of(points: Sequence[Point]) -> list[list[Any]]:
 
 
 def plot(points: Sequence[Point]) -> Any:
-    """Plot scores over guidance and against each other; None without two points or a shared score.
-    """
+    """Plot scores over guidance and against each other; None if fewer than two points share one."""
     from matplotlib.figure import Figure
 
     points = [point for point in points if point.guidance is not None]
