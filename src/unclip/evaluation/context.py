@@ -237,6 +237,12 @@ class Context:
         return self._foreign
 
     @property
+    def opened_folder(self) -> ImageFolder | None:
+        """The protocol's images if a measurement has asked for them."""
+        folder = self._kept.get("folder")
+        return folder if isinstance(folder, ImageFolder) else None
+
+    @property
     def prompts(self) -> list[str]:
         """The caption of each of the protocol's images.
 
@@ -292,6 +298,12 @@ class Context:
         if self._foreign is not None:
             return self._foreign.settings.get("clip")
         return weights_of(self.cascade.embedder) if "clip" in self.cascade.metadata else None
+
+    @property
+    def used_networks(self) -> dict[str, str]:
+        """Fingerprint of each feature network that was loaded."""
+        loaded = {key[1]: one for key, one in self._kept.items() if key[0] == "network"}
+        return {k: one.fingerprint for k, one in loaded.items() if not isinstance(one, Exception)}
 
     def features(self, name: str, of: str = "generated") -> Float[Tensor, "n features"] | None:
         """Compute a network's features of the protocol's images or of real ones.

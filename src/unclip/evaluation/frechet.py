@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features, in float64, and how far to trust it."""
+"""The Fréchet distance between two sets of features in float64, with a bootstrap error."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Gaussian(NamedTuple):
-    """A set of features as its first two moments."""
+    """The first two moments of a set of features."""
 
     mean: Float64[Tensor, " features"]
     covariance: Float64[Tensor, "features features"]  # divided by count - 1
@@ -16,7 +16,7 @@ class Gaussian(NamedTuple):
 
 
 def fit_gaussian(features: Float[Tensor, "count features"]) -> Gaussian:
-    """Mean and covariance, in float64 on the CPU.
+    """Compute mean and covariance in float64 on the CPU.
 
     Raises:
         ValueError: fewer than two rows, or a feature that is not finite.
@@ -25,17 +25,18 @@ def fit_gaussian(features: Float[Tensor, "count features"]) -> Gaussian:
         raise ValueError(f"a covariance needs at least 2 rows of features: {list(features.shape)}")
     values = features.detach().cpu().double()
     if not values.isfinite().all():
-        raise ValueError("a feature is not finite: the pictures or the network are broken")
+        raise ValueError("a feature is not finite: the images or the network are broken")
     mean = values.mean(dim=0)
-    centred = values - mean
-    return Gaussian(mean, centred.T @ centred / (len(values) - 1), len(values))
+    centered = values - mean
+    return Gaussian(mean, centered.T @ centered / (len(values) - 1), len(values))
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) (Dowson & Landau 1982), never below zero.
+    """Compute |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) (Dowson & Landau 1982), at least 0.
 
-    The trace of (S1 S2)^½ is taken from the symmetric S1^½ S2 S1^½, which has the same eigenvalues
-    and can neither become complex nor fail where fewer samples than features make S1 singular.
+    The trace of (S1 S2)^½ is computed from the symmetric S1^½ S2 S1^½, which has the same
+    eigenvalues and can neither become complex nor fail if fewer samples than features make S1
+    singular.
     """
     values, vectors = torch.linalg.eigh(first.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # S1^½
@@ -53,10 +54,10 @@ def bootstrap_error(
     resamples: int = 20,
     seed: int = 0,
 ) -> float:
-    """Standard deviation of the distance when both sets are drawn again with replacement.
+    """Compute the standard deviation of the distance over bootstrap resamples of both sets.
 
-    Only the spread is given, not percentiles: repeated rows add to the distance's own bias, so that
-    the resampled distances lie above the distance itself.
+    Only the spread is returned, not percentiles: repeated rows add to the distance's own bias, so
+    the resampled distances are above the distance itself.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unclip.bundle import stage_file, train_command
+from unclip.cascade import stage_of_prior
 from unclip.evaluation.context import Context
 from unclip.evaluation.distributed import Ranks
 
@@ -94,7 +95,8 @@ class Measurement(ABC):
 
     Attributes:
         title: heading in the report.
-        stages: stages that the bundle needs; () for a measurement of any folder of images.
+        stages: stages that the bundle needs, "prior" for the prior of the settings; () for a
+            measurement of any folder of images.
         network: name of the feature network whose features of the protocol's images it uses. Its
             features are computed by all ranks together.
     """
@@ -157,10 +159,15 @@ def run(measurements: Mapping[str, Measurement | None], context: Context) -> Res
         started = time.perf_counter()
         try:
             _check_stages(measurement, context)
-            found.results[name] = measurement(context)
+            result = measurement(context)
         except (FileNotFoundError, ValueError) as error:
             found.not_available[name] = str(error)
             continue
+        if measurement.network is not None:
+            about = {"network": context.network(measurement.network).fingerprint}
+            for key, score in result.scores.items():
+                result.scores[key] = score._replace(about={**score.about, **about})
+        found.results[name] = result
         found.seconds[name] = time.perf_counter() - started
         if context.settings.progress:
             tqdm.write(f"measured: {name} ({found.seconds[name]:.1f} s)")
@@ -172,6 +179,8 @@ def _check_stages(measurement: Measurement, context: Context) -> None:
     if measurement.stages and context.cascade is None:
         raise ValueError("it measures a bundle: give model= instead of generated=")
     for stage in measurement.stages:
+        if stage == "prior":
+            stage = stage_of_prior(context.settings.prior)
         file = stage_file(context.cascade.folder, stage)
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: `{train_command(stage)}`")

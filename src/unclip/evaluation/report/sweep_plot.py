@@ -1,27 +1,26 @@
-"""A sweep's summary: distance and agreement with the caption against guidance (figure 11)."""
+"""Plot a sweep: distance and agreement with the caption against guidance (figure 11)."""
 
 import csv
 import json
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unclip.evaluation.folder import write_beside
+from unclip.files import atomic_write
 
 
 class Point(NamedTuple):
     """One job of a sweep."""
 
     job: str
-    key: str  # of numbers that compare
-    guidance: float | None  # the decoder's; None where nobody says it
-    settings: dict[str, Any]  # what else the numbers depend on
+    key: str  # of comparable numbers
+    guidance: float | None  # of the decoder; None if unknown
+    settings: dict[str, Any]  # the other settings that the numbers depend on
     scores: dict[str, dict[str, Any]]
 
 
 def read_points(folder: Path) -> list[Point]:
-    """The jobs of a sweep that have finished, in the order of their guidance."""
+    """Read the finished jobs of a sweep, in the order of their guidance."""
     points = []
     for path in folder.glob("*/results.json"):
         try:
@@ -32,17 +31,18 @@ def read_points(folder: Path) -> list[Point]:
                 Point(path.parent.name, results["key"], guidance, settings, results["scores"])
             )
         except (OSError, ValueError, KeyError):
-            continue  # still being written, or another program's
+            continue  # not finished, or another program's file
     return sorted(points, key=lambda point: (point.key, point.guidance or 0.0, point.job))
 
 
 def _settings(results: dict[str, Any]) -> dict[str, Any]:
-    """What two jobs of a sweep may differ in, by the names of the command line."""
+    """Return the settings in which two jobs can differ, named as on the command line."""
     made = results["made_with"]
     sampling: dict[str, dict[str, Any]] = made.get("sampling", {})
     return {
         "model": results["model"],
         "guidance": sampling.get("decoder", {}).get("guidance_scale"),
+        "prior": sampling.get("prior", {}).get("sampler"),
         "prior_guidance": sampling.get("prior", {}).get("guidance_scale"),
         **{f"steps.{stage}": how.get("steps") for stage, how in sampling.items()},
         "seed": made.get("seed"),
@@ -51,7 +51,7 @@ def _settings(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparable(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """The points by key: no table and no curve holds points of two."""
+    """Group points by key; only points of one key are comparable."""
     groups: dict[str, list[Point]] = {}
     for point in points:
         groups.setdefault(point.key, []).append(point)
@@ -59,13 +59,13 @@ def comparable(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def differing(points: Sequence[Point]) -> list[str]:
-    """The settings beside guidance in which some points differ."""
+    """Return the settings other than guidance in which points differ."""
     names = dict.fromkeys(name for point in points for name in point.settings)
     return [name for name in names if len({point.settings.get(name) for point in points}) > 1]
 
 
 def lines_of(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """The points that differ in guidance alone, by what tells them from the others."""
+    """Group the points that differ only in guidance, by their other settings."""
     names = differing(points)
     lines: dict[str, list[Point]] = {}
     for point in points:
@@ -75,7 +75,7 @@ def lines_of(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def axes(points: Sequence[Point]) -> tuple[str | None, str | None]:
-    """The names of the distance and of the agreement that all points have: FID before others."""
+    """Return the names of a distance (FID first) and an agreement that all points have."""
     shared = set.intersection(*(set(point.scores) for point in points))
     distances = sorted(
         (name for name in shared if name == "fid" or name.startswith("fd_")),
@@ -85,23 +85,26 @@ def axes(points: Sequence[Point]) -> tuple[str | None, str | None]:
     return (distances or [None])[0], (agreements or [None])[0]
 
 
-def write_curve(folder: Path) -> list[Path]:
-    """Writes curve-KEY.png and curve-KEY.csv for each key among a sweep's results."""
+def write_curves(folder: Path) -> list[Path]:
+    """Write curve-KEY.csv and curve-KEY.png for each key in a sweep's results."""
     written = []
     for key, points in comparable(read_points(folder)).items():
         table = folder / f"curve-{key}.csv"
-        with table.open("w", newline="", encoding="utf-8") as file:
+        with (
+            atomic_write(table) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             csv.writer(file).writerows(rows_of(points))
         written.append(table)
-        if len(points) > 1 and (drawing := draw(points)) is not None:
-            picture = folder / f"curve-{key}.png"
-            write_beside(picture, drawing)
-            written.append(picture)
+        if (figure := plot(points)) is not None:
+            written.append(folder / f"curve-{key}.png")
+            with atomic_write(written[-1]) as temporary:
+                figure.savefig(temporary, format="png", dpi=110)
     return written
 
 
 def rows_of(points: Sequence[Point]) -> list[list[Any]]:
-    """A head and a row a point: its guidance, the settings that differ, its scores and errors."""
+    """Return a head and one row per point: guidance, differing settings, scores and errors."""
     settings = differing(points)
     scores = list(dict.fromkeys(name for point in points for name in point.scores))
     columns = [f"{name}{part}" for name in scores for part in ("", " ±")]
@@ -115,9 +118,8 @@ def rows_of(points: Sequence[Point]) -> list[list[Any]]:
     return rows
 
 
-def draw(points: Sequence[Point]) -> bytes | None:
-    """The curve as a PNG: over guidance, and against each other; None where no name is shared."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def plot(points: Sequence[Point]) -> Any:
+    """Plot scores over guidance and against each other; None if fewer than two points share one."""
     from matplotlib.figure import Figure
 
     points = [point for point in points if point.guidance is not None]
@@ -129,40 +131,37 @@ def draw(points: Sequence[Point]) -> bytes | None:
         return None
     panels = len(names) + (len(names) == 2)
     figure = Figure(figsize=(4.6 * panels, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     for number, name in enumerate(names):
-        _over_guidance(figure.add_subplot(1, panels, number + 1), points, name)
+        _plot_over_guidance(figure.add_subplot(1, panels, number + 1), points, name)
     if len(names) == 2:
-        _against_each_other(figure.add_subplot(1, panels, panels), points, agreement, distance)
+        _plot_against_each_other(figure.add_subplot(1, panels, panels), points, agreement, distance)
     figure.suptitle(f"{points[0].key}, n = {points[0].scores[names[0]]['n']:,}")
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    return png.getvalue()
+    return figure
 
 
-def _over_guidance(axis: Any, points: Sequence[Point], name: str) -> None:
-    """A score over guidance, one line for each choice of the other settings."""
+def _plot_over_guidance(axis: Any, points: Sequence[Point], name: str) -> None:
+    """Plot a score over guidance, one line for each choice of the other settings."""
     for words, line in lines_of(points).items():
         guidance = [point.guidance for point in line]
         values, errors = _column(line, name)
         axis.errorbar(guidance, values, yerr=errors, marker="o", capsize=3, label=words or None)
     real = points[0].scores[name].get("real")
     if real is not None:
-        axis.axhline(real, linestyle=":", color="grey", label="real pictures")
+        axis.axhline(real, linestyle=":", color="gray", label="real images")
     if axis.get_legend_handles_labels()[1]:
         axis.legend(fontsize="small")
     axis.set(xlabel="guidance scale of the decoder", ylabel=name, title=_best(points, name))
     axis.grid(alpha=0.3)
 
 
-def _against_each_other(axis: Any, points: Sequence[Point], across: str, up: str) -> None:
-    """A score over another, each point with its guidance."""
+def _plot_against_each_other(axis: Any, points: Sequence[Point], across: str, up: str) -> None:
+    """Plot a score over another, with the guidance next to each point."""
     for line in lines_of(points).values():
         x, y = _column(line, across)[0], _column(line, up)[0]
         axis.plot(x, y, marker="o")
         for point, *place in zip(line, x, y, strict=True):
             axis.annotate(f"{point.guidance:g}", place, textcoords="offset points", xytext=(5, 5))
-    axis.set(xlabel=across, ylabel=up, title="one against the other")
+    axis.set(xlabel=across, ylabel=up, title="trade-off")
     axis.grid(alpha=0.3)
 
 

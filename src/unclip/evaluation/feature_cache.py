@@ -1,10 +1,8 @@
-"""Features of real pictures, kept by what decides about them: the data, the protocol, the network.
+"""Features of many images, shared by all ranks, and a cache of those of real images.
 
-The files are safetensors; a change of the data, of the crop, of the filter or of the network makes
-another one.
+The cache is keyed by the data, the protocol's crop and filter, and the network.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,38 +13,39 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.networks import FeatureNetwork
 from unclip.evaluation.protocol import Protocol, fingerprint
-from unclip.evaluation.ranks import Ranks
-from unclip.evaluation.sources import Source, stack
+from unclip.evaluation.sources import Source, load_images
+from unclip.files import atomic_write
 
 FEATURE_BATCH = 64
 
 
-def features_of(
+def compute_features(
     network: FeatureNetwork,
     load: Callable[[range], Tensor],
     count: int,
     *,
-    ranks: Ranks,
     device: torch.device,
+    ranks: Ranks | None = None,
     progress: bool = False,
     batch_size: int = FEATURE_BATCH,
 ) -> Float[Tensor, "count features"] | None:
-    """Features of `count` pictures, on rank 0; None on the others.
+    """Compute the features of `count` images; rank 0 gets them, the others get None.
 
     Args:
-        network: on `device`.
-        load: pictures of some rows, as bytes.
-        count: how many there are.
+        network: the network, on `device`.
+        load: loads a range of images as uint8.
+        count: number of images.
+        device: device of the network.
         ranks: the processes that share the work.
-        device: where the network lies.
         progress: show a bar.
-        batch_size: pictures at a time, and what ranks take turns at.
+        batch_size: number of images per batch, and the unit that ranks share.
     """
-    blocks = ranks.blocks(count, batch_size)
+    ranks = ranks or Ranks()
     bar = tqdm(
-        blocks,
+        ranks.blocks(count, batch_size),
         desc=f"features of {network.name}",
         unit="batch",
         leave=False,
@@ -67,15 +66,26 @@ def real_features(
     protocol: Protocol,
     cache: Path,
     *,
-    ranks: Ranks,
     device: torch.device,
+    ranks: Ranks | None = None,
     progress: bool = False,
 ) -> Float[Tensor, "count features"] | None:
-    """Features of some of a source's pictures, from the cache where it has them; on rank 0.
+    """Compute features of some of a source's images or load them from the cache; rank 0 gets them.
+
+    Args:
+        network: the network, on `device`.
+        source: the images.
+        indices: which of them.
+        protocol: how they are cropped and resized.
+        cache: folder of the cache.
+        device: device of the network.
+        ranks: the processes that share the work.
+        progress: show a bar.
 
     Raises:
-        ValueError: a picture is damaged.
+        ValueError: an image is damaged.
     """
+    ranks = ranks or Ranks()
     indices = sorted(indices)
     key = fingerprint(
         [
@@ -86,34 +96,27 @@ def real_features(
         ]
     )
     file = cache / f"{network.name}-{key}.safetensors"
-    kept = _read(file, len(indices)) if ranks.first else None
+    kept = _load(file, len(indices)) if ranks.first else None
     if ranks.share(kept is not None):
         return kept
-
-    def load(block: range) -> Tensor:
-        return stack(source, [indices[k] for k in block], protocol)
-
-    features = features_of(
-        network, load, len(indices), ranks=ranks, device=device, progress=progress
+    features = compute_features(
+        network,
+        lambda rows: load_images(source, [indices[k] for k in rows], protocol),
+        len(indices),
+        device=device,
+        ranks=ranks,
+        progress=progress,
     )
     if ranks.first:
-        _write(file, features)
+        with atomic_write(file) as temporary:
+            save_file({"features": features.contiguous()}, temporary)
     return features
 
 
-def _read(file: Path, count: int) -> Tensor | None:
+def _load(file: Path, count: int) -> Tensor | None:
+    """Load cached features; None if they are missing, truncated or too few."""
     try:
         features = load_file(file)["features"]
     except (OSError, SafetensorError, KeyError):
-        return None  # not there, or cut off
+        return None
     return features if len(features) == count else None
-
-
-def _write(file: Path, features: Tensor) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        save_file({"features": features.contiguous()}, unfinished)
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
