@@ -13,7 +13,6 @@ METRICS := $(if $(QUICK),quick,offline)
 EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.effort=$(HOURS))
 MODEL ?= models/$(SCALE)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
-FIGURES := $(basename $(notdir $(wildcard conf/figure/*.yaml)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint doctor format test data-emoji data-coco eval-coco train bench race paper clean
@@ -68,8 +67,7 @@ race: setup ## Race DALLE2-pytorch's decoder, CPU_SECONDS each, with MODEL's CLI
 		--seconds $(CPU_SECONDS) scale=$(SCALE)
 
 paper: setup ## Draw the paper's figures and tables with MODEL, and a page of them
-	for figure in $(FIGURES); do \
-		$(RUN) src/reproduce.py figure=$$figure model=$(MODEL) || exit 1; done
+	$(RUN) src/evaluate.py measure=paper model=$(MODEL) out=$(MODEL)/paper
 
 clean: ## Remove caches; data, models and runs stay
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

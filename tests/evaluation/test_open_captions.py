@@ -12,8 +12,8 @@ from emoji_renders import drawn, rendered
 from unclip.emoji import BACKGROUNDS
 from unclip.emoji.compositions import is_cell_held_out
 from unclip.emoji.scenes import Item, Scene
+from unclip.emoji.templates import Templates
 from unclip.evaluation.open_captions import choose_captions, measure_open
-from unclip.evaluation.two_objects import Templates
 
 SEEDS = 3
 
@@ -62,7 +62,10 @@ def test_captions_are_open_and_seen():
 
 
 def test_captions_without_a_real_image_say_so(singles):
-    (caption, *_), templates = choose_captions("S", 2), Templates.cut(singles, "S")
+    (caption, *_), templates = (
+        choose_captions("S", 2),
+        Templates.cut(singles.images, singles.metadata, "S"),
+    )
     others = [
         row
         for row, scene in enumerate(singles.metadata)
@@ -76,7 +79,10 @@ def test_captions_without_a_real_image_say_so(singles):
 
 def test_the_spread_is_the_samplers(singles):
     captions = choose_captions("S", 6)
-    sampling, templates = KnownSampling(captions), Templates.cut(singles, "S")
+    sampling, templates = (
+        KnownSampling(captions),
+        Templates.cut(singles.images, singles.metadata, "S"),
+    )
     found = measure_open(
         sampling, ["diffusion", "linear"], captions, singles, templates, seeds=SEEDS
     )
@@ -96,6 +102,6 @@ def test_another_object_is_not_right(singles):
     captions = choose_captions("S", 6)
     broken = [one.text for one in captions if one.concept != captions[0].concept][:2]
     broken = KnownSampling(captions, broken=(captions[0].text, *broken))
-    templates = Templates.cut(singles, "S")
+    templates = Templates.cut(singles.images, singles.metadata, "S")
     found = measure_open(broken, ["linear"], captions, singles, templates, seeds=SEEDS)
     assert found["linear"]["right"] == found["linear"]["right"] | {"share": 4 / 6, "n": 18}

@@ -3,7 +3,7 @@
 Both ways of a reconstruction take the same denoiser and the same timesteps, whatever sampler the
 decoder draws with. These timesteps end above 0. Near 0, what a network cannot draw is taken for
 noise of many times the noise's own size; with it in x_T a picture returns a little more exactly,
-but no longer follows its embedding (measured: `src/reproduce.py figure=inversion`).
+but no longer follows its embedding (measured: `evaluate.py measure=paper only=[inversion]`).
 """
 
 from collections.abc import Sequence

@@ -1,16 +1,17 @@
-"""Counterfactual captions are those of the counterfactual scenes, in each of the five forms."""
+"""Counterfactual captions equal those of the counterfactual scenes, in each of the five forms."""
 
 import pytest
 
 from unclip.emoji import concepts
 from unclip.emoji.captions import captions
-from unclip.emoji.scenes import scenes
-from unclip.evaluation.counterfactuals import (
+from unclip.emoji.counterfactuals import (
+    counterfactual_probes,
     exchange_colors,
     exchange_places,
-    pair_probes,
     replace_concept,
+    replace_count,
 )
+from unclip.emoji.scenes import scenes
 
 
 def pairs(name, split="train", count=1200):
@@ -92,23 +93,38 @@ def test_the_article_follows_the_new_words():
     assert repainted == "a red puppy above an orange apple"
 
 
+@pytest.mark.parametrize("name", ["S", "L"])
+def test_another_count_is_the_caption_of_the_scene_with_it(name):
+    counted = [s for k in range(400) for s in scenes(name, seed=0, split="train", index=k)]
+    counted = [scene for scene in counted if scene.kind == "count"]
+    assert len(counted) > 10
+    for scene in counted:
+        item, count = scene.items[0], len(scene.items)
+        others = [scene._replace(items=(item,) * n) for n in (2, 3, 4) if n != count]
+        texts = [captions(other, seed=0) for other in others]
+        for form, mine in enumerate(captions(scene, seed=0)):
+            assert replace_count(mine) == [text[form] for text in texts]
+
+
 def test_a_caption_of_another_form_is_an_error():
     with pytest.raises(ValueError, match="does not state a relation"):
         exchange_places("two dogs on a red background")
+    with pytest.raises(ValueError, match="does not state a number"):
+        replace_count("a dog above an apple")
 
 
 def test_probes_have_the_true_caption_first_and_every_other_concept_once():
-    shown = [s for g in pairs("S", count=300) for s in g] + list(
-        scenes("S", seed=0, split="train", index=1)
-    )
+    shown = [s for k in range(300) for s in scenes("S", seed=0, split="train", index=k)]
     metadata = [{"relation": s.relation, "objects": objects_of(s)} for s in shown]
     texts = [captions(s, seed=0)[0] for s in shown]
-    asked = pair_probes(texts, metadata, "S")
+    asked = counterfactual_probes(texts, metadata, "S")
     related = [row for row, scene in enumerate(shown) if scene.relation]
     colored = [row for row in related if shown[row].kind == "coloured_pair"]
     assert asked["pair_places"].rows == related and asked["pair_colors"].rows == colored
     assert asked["pair_concept"].rows == [row for row in colored for _ in range(2)]
-    for probe, among in zip(asked.values(), (2, 2, 18), strict=True):
+    counted = [row for row, scene in enumerate(shown) if scene.kind == "count"]
+    assert asked["count"].rows == counted != []
+    for probe, among in zip(asked.values(), (2, 2, 18, 3), strict=True):
         assert set(probe.answers) == {0}
         for row, choices in zip(probe.rows, probe.choices, strict=True):
             assert choices[0] == texts[row] and len(set(choices)) == len(choices) == among

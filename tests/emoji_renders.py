@@ -1,4 +1,4 @@
-"""Emoji scenes rendered on the fly, as `read_real` gives them."""
+"""Emoji scenes rendered on the fly, as `read_real` returns them."""
 
 import io
 
@@ -10,16 +10,16 @@ from unclip.emoji.captions import captions
 from unclip.emoji.render import scene_png
 from unclip.emoji.scene_shards import description
 from unclip.emoji.scenes import Scene, scenes
-from unclip.evaluation.real import Real
+from unclip.evaluation.sources import Real
 
 
 def drawn(split: str, count: int, name: str = "S") -> list[Scene]:
-    """The first scenes of a split with their twins."""
+    """Return the first scenes of a split with their twins."""
     return [s for index in range(count) for s in scenes(name, seed=0, split=split, index=index)]
 
 
 def rendered(shown: list[Scene]) -> Real:
-    """The images of scenes at 64 px, with their full captions and metadata."""
+    """Return the images of scenes at 64 px, with their full captions and metadata."""
     images = [Image.open(io.BytesIO(scene_png(scene, 64))).convert("RGB") for scene in shown]
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     texts = [captions(scene, seed=0)[0] for scene in shown]

@@ -11,14 +11,14 @@ pytest.importorskip("resvg_py")
 from emoji_renders import drawn, rendered
 
 from unclip.emoji import BACKGROUNDS
-from unclip.evaluation.two_objects import (
+from unclip.emoji.templates import (
     Templates,
     background_names,
     everywhere,
     main_colors,
-    measure_scenes,
     pairs,
 )
+from unclip.evaluation.two_objects import measure_scenes
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def singles():
 
 @pytest.fixture(scope="module")
 def templates(singles):
-    return Templates.cut(singles, "S")
+    return Templates.cut(singles.images, singles.metadata, "S")
 
 
 @pytest.fixture(scope="module")
@@ -100,4 +100,4 @@ def test_backgrounds_are_named(real):
 def test_a_concept_without_an_image_is_an_error(singles):
     dogless = [r for r, s in enumerate(singles.metadata) if s["objects"][0]["name"] != "dog"]
     with pytest.raises(FileNotFoundError, match="of one dog: prepare"):
-        Templates.cut(singles.take(dogless), "S")
+        Templates.cut(singles.images[dogless], [singles.metadata[row] for row in dogless], "S")
