@@ -155,9 +155,7 @@ def test_images_of_another_protocol_or_other_data_are_refused(
         _ = context_of(tiny_model, elsewhere, tmp_path, generated=folder).folder
 
 
-def test_features_of_real_images_are_cached_until_the_data_or_the_crop_change(
-    tiny_model, tmp_path
-):
+def test_features_of_real_images_are_cached_until_the_data_or_the_crop_change(tiny_model, tmp_path):
     data = write_shards(tmp_path / "data", splits=("val", "test_seen"), pictures=24)
 
     def evaluate(**changes):

@@ -9,14 +9,14 @@ import tiny_bundle
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-
-from unclip import bundle
-from unclip.cascade import Cascade
 from unclip.evaluation.figures.attack import labelled
 from unclip.evaluation.figures.base import Studio
 from unclip.evaluation.figures.differences import differences
 from unclip.evaluation.figures.gallery import PAGE, command_of, write_figure
 from unclip.evaluation.real import Real
+
+from unclip import bundle
+from unclip.cascade import Cascade
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = {
