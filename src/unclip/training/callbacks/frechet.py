@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unclip.evaluation.features import EfficientNetLite0
 from unclip.evaluation.frechet import fit_gaussian, frechet_distance
-from unclip.evaluation.ranks import gather_rows
+from unclip.evaluation.distributed import gather_rows
 from unclip.images import to_uint8
 
 
