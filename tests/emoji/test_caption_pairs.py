@@ -21,7 +21,7 @@ SINGLES = [
 def test_a_pair_differs_in_one_thing():
     pairs = caption_pairs(SCENES, 12, seed=1)
     assert [pair.row for pair in pairs] == SINGLES[:12]
-    assert [pair.changed for pair in pairs[:4]] == ["colour", "object", "background", "colour"]
+    assert [pair.changed for pair in pairs[:4]] == ["color", "object", "background", "color"]
     for pair in pairs:
         (item,) = SCENES[pair.row]["objects"]
         assert f"{item['colour']} {item['name']} on " in pair.source
