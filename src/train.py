@@ -76,7 +76,7 @@ def check(config: dict[str, Any]) -> None:
         if config["trainer"]["strategy"] == "fsdp":
             sharding.blocks_of(stage)
         if config["init"] is not None:
-            bundle.check_start(stage, starting_weights(config["init"], name))
+            bundle.check_init(stage, starting_weights(config["init"], name))
         if config["prepare"]["build"] is None:
             preflight.check_shards(data)
     except ValueError as error:
@@ -162,7 +162,7 @@ def build_module(config: dict[str, Any], embedder: Any, *, fresh: bool) -> Any:
     if config["init"] is not None and fresh:
         start = starting_weights(config["init"], config["stage"])
         try:
-            bundle.initialise(stage, start, embedder and embedder.fingerprint)
+            bundle.initialize(stage, start, embedder and embedder.fingerprint)
         except ValueError as error:
             raise ConfigurationError(f"init: {error}") from None
     accelerate(stage, **config["acceleration"])

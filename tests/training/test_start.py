@@ -38,10 +38,10 @@ def test_the_clip_that_the_weights_belong_to_comes_along(folder, tmp_path):
 def test_sizes_are_compared_before_anything_is_built(folder):
     recipe = tiny_bundle.recipe("prior")
     with torch.device("meta"):
-        bundle.check_start(bundle.build(recipe), folder / "prior.safetensors")
+        bundle.check_init(bundle.build(recipe), folder / "prior.safetensors")
         recipe["network"]["layers"] = 2
         with pytest.raises(ValueError, match=r"lacks network\.blocks\.1"):
-            bundle.check_start(bundle.build(recipe), folder / "prior.safetensors")
+            bundle.check_init(bundle.build(recipe), folder / "prior.safetensors")
 
 
 class Trainer:

@@ -1,27 +1,27 @@
-"""A frozen CLIP as the other stages use it: captions and images in, embeddings out."""
+"""A frozen CLIP for the other stages: captions and images in, embeddings out."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from unclip.clip.model import encode_text, prepare_image, to_float
+from unclip.clip.model import encode_text, prepare_image, text_tower
 from unclip.clip.tokenizer import Tokenizer
 
 CACHE_BYTES = 64 * 2**20
 
 
 class TextFeatures(NamedTuple):
-    """Captions as the stages take them.
+    """CLIP's features of captions.
 
     Attributes:
-        tokens: ids, padded with 0.
+        tokens: token ids, padded with 0.
         text_states: hidden states after the final layer norm.
-        text_mask: true at real tokens, start and end included.
+        text_mask: true at real tokens, including start and end.
         text_embedding: z_t.
     """
 
@@ -32,24 +32,27 @@ class TextFeatures(NamedTuple):
 
 
 class ClipEmbedder:
-    """A frozen CLIP: a plain object, never a submodule, always float32 outside, without gradients.
+    """A frozen CLIP: a plain object, never a submodule, with float32 outputs and no gradients.
 
-    On a CPU the features of the captions seen last are kept, up to 64 MiB.
+    On a CPU the features of recent captions are cached, up to 64 MiB.
 
     Args:
-        model: an open_clip model; taken over: set to eval mode, without gradients.
-        tokenizer: its tokenizer, of the model's context length.
+        model: an open_clip model, which is set to eval mode without gradients.
+        tokenizer: the model's tokenizer, of the same context length.
         image_mean: mean of each channel in [0, 1] that the model was trained with.
-        image_std: likewise the deviation.
-        fingerprint: of the weights, from `unclip.clip.fingerprint`.
+        image_std: standard deviation of each channel that the model was trained with.
+        fingerprint: hash of the weights, from `unclip.clip.fingerprint`.
         normalize: scale z_t and z_i to unit length.
-        dtype: what the model computes in.
+        dtype: dtype that the model computes in.
 
     Attributes:
-        embedding_dim: D, of z_t and z_i.
-        text_width: W, of the text states.
-        context_length: L.
-        image_size: edge in pixels that the image tower takes; other images are resized.
+        embedding_dim: D, width of z_t and z_i.
+        text_width: W, width of the text states.
+        context_length: L, number of tokens of a caption.
+        image_size: side in pixels of the image tower's input; other images are resized.
+
+    Raises:
+        ValueError: the CLIP does not take square images.
     """
 
     def __init__(
@@ -63,10 +66,12 @@ class ClipEmbedder:
         normalize: bool = True,
         dtype: torch.dtype = torch.float32,
     ):
-        tower = getattr(model, "text", model)
-        height, width = _pair(model.visual.image_size)
+        tower = text_tower(model)
+        height, width = _pair(cast(Any, model).visual.image_size)
         if height != width:
-            raise ValueError(f"unclip's images are square; this CLIP takes {height}×{width} pixels")
+            raise ValueError(
+                f"this CLIP takes {height}×{width} pixels; unclip needs a square input"
+            )
         assert tower.positional_embedding.shape[0] == tokenizer.context_length
         assert tower.token_embedding.num_embeddings == tokenizer.vocabulary_size
         self.model = model.to(dtype=dtype).eval().requires_grad_(False)
@@ -79,31 +84,32 @@ class ClipEmbedder:
         self.text_width = tower.token_embedding.embedding_dim
         self.context_length = tokenizer.context_length
         self.image_size = height
-        self._cache: OrderedDict[str, TextFeatures] = OrderedDict()  # rows, without a batch
+        self._cache: OrderedDict[str, TextFeatures] = OrderedDict()  # one row per caption
         row_bytes = 4 * (self.context_length * (self.text_width + 3) + self.embedding_dim)
         self._cache_size = CACHE_BYTES // row_bytes
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies, and the results."""
-        return self.model.logit_scale.device
+        """Return the device of the model and of its outputs."""
+        return cast(Tensor, self.model.logit_scale).device
 
     def to(self, device: torch.device | str) -> Self:
-        """Moves the model; returns itself."""
+        """Move the model and return this embedder."""
         self.model.to(device)
         return self
 
-    @torch.inference_mode(False)  # what is kept may later meet autograd
+    @torch.inference_mode(False)  # cached features may be used under autograd later
     def text(self, captions: Sequence[str]) -> TextFeatures:
-        """Encodes captions; what does not fit the context is cut (`tokenizer.cut` tells what)."""
+        """Encode captions; longer ones are truncated (`tokenizer.cut` returns the rest)."""
         if self.device.type != "cpu":
             return self._encode_text(captions)
-        rows = {caption: self._cache.pop(caption, None) for caption in dict.fromkeys(captions)}
-        new = [caption for caption, row in rows.items() if row is None]
+        distinct = list(dict.fromkeys(captions))
+        rows = {text: self._cache.pop(text) for text in distinct if text in self._cache}
+        new = [caption for caption in distinct if caption not in rows]
         if new:
             features = self._encode_text(new)
             for index, caption in enumerate(new):
-                # A row of its own, lest it keep the whole batch in memory.
+                # a copy, so that a cached row does not keep the whole batch in memory
                 rows[caption] = TextFeatures(*(part[index].clone() for part in features))
         self._cache.update(rows)
         while len(self._cache) > self._cache_size:
@@ -112,7 +118,7 @@ class ClipEmbedder:
         return TextFeatures(*(torch.stack(part) for part in parts))
 
     def image(self, image: Shaped[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Encodes images, float in [-1, 1] or uint8, of any size; z_i."""
+        """Encode images of any size, uint8 or float in [-1, 1], to z_i."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             image = prepare_image(
                 image.to(self.device),
@@ -120,14 +126,14 @@ class ClipEmbedder:
                 mean=self.image_mean,
                 std=self.image_std,
             )
-            return self._finish(self.model.encode_image(image.to(self.model.logit_scale.dtype)))
+            dtype = cast(Tensor, self.model.logit_scale).dtype
+            return self._finish(cast(Any, self.model).encode_image(image.to(dtype)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Embeds a batch: returns a new dict with more keys.
+        """Return a copy of the batch with CLIP's features.
 
-        `image` and `low_res` become float in [-1, 1]. Captions add `tokens`, `text_states`,
-        `text_mask` and `text_embedding`; an image adds `image_embedding`, unless the loader has
-        brought it.
+        `caption` adds `tokens`, `text_states`, `text_mask` and `text_embedding`; `image` adds
+        `image_embedding`, unless the loader has already loaded it.
         """
         batch = dict(batch)
         if "caption" in batch:
@@ -136,9 +142,6 @@ class ClipEmbedder:
             batch["image_embedding"] = batch["image_embedding"].to(self.device, torch.float32)
         elif "image" in batch:
             batch["image_embedding"] = self.image(batch["image"])
-        for key in ("image", "low_res"):
-            if key in batch:
-                batch[key] = to_float(batch[key])
         return batch
 
     def _encode_text(self, captions: Sequence[str]) -> TextFeatures:
@@ -155,7 +158,7 @@ class ClipEmbedder:
 def embed_images(
     embedder: ClipEmbedder, batches: Iterable[dict[str, Any]]
 ) -> Iterator[tuple[list[str], Float[Tensor, "batch dim"]]]:
-    """Each batch's keys and image embeddings, on the CPU."""
+    """Yield each batch's keys and image embeddings on the CPU."""
     for batch in batches:
         yield batch["key"], embedder.image(batch["image"]).cpu()
 
@@ -164,7 +167,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _embedding_dim(tower: nn.Module) -> int:
+def _embedding_dim(tower: Any) -> int:
     projection = tower.text_projection
     if projection is None:
         return tower.token_embedding.embedding_dim
