@@ -50,6 +50,10 @@ def singles():
     return rendered([scene for scene in drawn("train", 260) if len(scene.items) == 1])
 
 
+def templates_of(singles):
+    return Templates.cut(singles.images, singles.metadata, "S")
+
+
 def test_captions_are_open_and_seen():
     captions = choose_captions("S", 30)
     assert len({caption.text for caption in captions}) == 30
@@ -62,10 +66,8 @@ def test_captions_are_open_and_seen():
 
 
 def test_captions_without_a_real_image_say_so(singles):
-    (caption, *_), templates = (
-        choose_captions("S", 2),
-        Templates.cut(singles.images, singles.metadata, "S"),
-    )
+    caption, *_ = choose_captions("S", 2)
+    templates = templates_of(singles)
     others = [
         row
         for row, scene in enumerate(singles.metadata)
@@ -79,10 +81,7 @@ def test_captions_without_a_real_image_say_so(singles):
 
 def test_the_spread_is_the_samplers(singles):
     captions = choose_captions("S", 6)
-    sampling, templates = (
-        KnownSampling(captions),
-        Templates.cut(singles.images, singles.metadata, "S"),
-    )
+    sampling, templates = KnownSampling(captions), templates_of(singles)
     found = measure_open(
         sampling, ["diffusion", "linear"], captions, singles, templates, seeds=SEEDS
     )
@@ -102,6 +101,6 @@ def test_another_object_is_not_right(singles):
     captions = choose_captions("S", 6)
     broken = [one.text for one in captions if one.concept != captions[0].concept][:2]
     broken = KnownSampling(captions, broken=(captions[0].text, *broken))
-    templates = Templates.cut(singles.images, singles.metadata, "S")
+    templates = templates_of(singles)
     found = measure_open(broken, ["linear"], captions, singles, templates, seeds=SEEDS)
     assert found["linear"]["right"] == found["linear"]["right"] | {"share": 4 / 6, "n": 18}

@@ -15,7 +15,7 @@ class CaptionPair(NamedTuple):
         row: index of the image.
         source: caption of the image.
         target: caption that the edited image should match.
-        changed: part of the caption that differs: "object", "colour" or "background".
+        changed: part of the caption that differs: "object", "color" or "background".
     """
 
     row: int
@@ -48,19 +48,19 @@ def caption_pairs(
     if len(single) < count:
         raise ValueError(f"{count} images of one recolored object are needed, not {len(single)}")
     names = sorted({scene["objects"][0]["name"] for scene in single.values()})
-    choices = {"colour": list(COLORS), "object": names, "background": list(BACKGROUNDS)}
+    choices = {"color": list(COLORS), "object": names, "background": list(BACKGROUNDS)}
     tasks, rng = [], random.Random(seed)
     for turn, (row, scene) in enumerate(list(single.items())[:count]):
         (item,) = scene["objects"]
         old = {
-            "colour": item["colour"],
+            "color": item["colour"],
             "object": item["name"],
             "background": scene["background"],
         }
         changed = list(choices)[turn % len(choices)]
         taken = {old[changed]}
         if changed != "object":
-            taken |= {old["colour"], old["background"]}
+            taken |= {old["color"], old["background"]}
         new = rng.choice([word for word in choices[changed] if word not in taken])
         target = _caption({**old, changed: new})
         tasks.append(CaptionPair(row, _caption(old), target, changed))
@@ -68,5 +68,5 @@ def caption_pairs(
 
 
 def _caption(parts: Mapping[str, str]) -> str:
-    item = article(f"{parts['colour']} {parts['object']}")
+    item = article(f"{parts['color']} {parts['object']}")
     return f"{item} on {article(parts['background'])} background"

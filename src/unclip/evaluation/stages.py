@@ -31,11 +31,10 @@ class Stages(Measurement):
     """Size and training of each stage of a bundle."""
 
     title: ClassVar[str] = "The bundle"
+    stages: ClassVar[tuple[str, ...]] = ("clip",)
 
     def __call__(self, context: Context) -> Result:
         """Read the metadata of each stage's file."""
-        if context.cascade is None:
-            return Result()
         stages = {}
         for name in ("clip", "judge", "prior", "prior_ar", "decoder", *_UPSAMPLERS):
             file = stage_file(context.cascade.folder, name)

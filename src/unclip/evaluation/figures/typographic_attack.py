@@ -64,7 +64,7 @@ class TypographicAttack(Figure):
         )
         return Result(
             tables={"Zero-shot answers": Table(head, numbers)},
-            images={"typographic": sheet(rows, self.title)},
+            images={"typographic_attack": sheet(rows, self.title)},
             note=note,
         )
 
