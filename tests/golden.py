@@ -54,7 +54,7 @@ def run(repo: Path, out: Path) -> None:
     inpaint = [str(apple), "a dog", "--mask", f"{out}/mask.png"]
     script("sample.py", "inpaint", *inpaint, *where, "--out", f"{out}/inpaint")
     script("sample.py", "reconstruct", str(apple), *where, "--out", f"{out}/reconstruct")
-    evaluate = [f"model={model}", "data=emoji_quick", f"data.root={data}", "metrics=quick"]
+    evaluate = [f"model={model}", "data=emoji_quick", f"data.root={data}", "measure=quick"]
     script("evaluate.py", *evaluate, f"out={out}/evaluation", f"references={out}/references")
     (out / "golden.json").write_text(json.dumps(fingerprints(out), indent=1) + "\n")
 
