@@ -66,7 +66,7 @@ race: setup ## Race DALLE2-pytorch's decoder, CPU_SECONDS each, with MODEL's CLI
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/race.py --model $(MODEL) \
 		--seconds $(CPU_SECONDS) scale=$(SCALE)
 
-paper: setup ## Draw the paper's figures and tables with MODEL, and a page of them
+paper: setup ## Reproduce the paper's figures and tables with MODEL on one page
 	$(RUN) src/evaluate.py measure=paper model=$(MODEL) out=$(MODEL)/paper
 
 clean: ## Remove caches; data, models and runs stay
