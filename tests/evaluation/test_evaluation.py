@@ -281,6 +281,9 @@ def test_a_bundle_without_a_prior_loses_only_the_protocols_numbers(tiny_model, s
     assert "train.py stage=prior" in found.not_available["frechet"]
     results = report_of(context, found, metrics=METRICS).results
     assert results["key"] is None and results["n"] == 0 and results["generated"] is None
+    assert len(context.split_features("patches", "real", "test_seen")) == 24
+    with pytest.raises(FileNotFoundError, match="stage=prior"):
+        context.generated("test_seen")
 
 
 def test_the_protocols_images_are_not_sampled_twice(tiny_model, squares, tmp_path):

@@ -128,7 +128,8 @@ class Context(ProtocolImages):
             split: such as "val".
         """
         real, protocol = self.real(split), self.protocol
-        if ("features", name, "generated") in self._kept and self._at_64_px:
+        known = self.opened_folder and ("features", name, "generated") in self._kept
+        if known and self._at_64_px:
             if split == protocol.split and self._protocol_has(real.captions):
                 of = "generated" if kind == "generated" else "paired"
                 return self.features(name, of)[: len(real)]
