@@ -141,9 +141,7 @@ def test_annotations_cannot_name_files_elsewhere(tmp_path):
 def test_the_crop_is_the_middle_square_and_squashing_is_another_protocol():
     image = Image.new("RGB", (96, 32), (0, 0, 255))
     image.paste((255, 0, 0), (32, 0, 64, 32))
-    assert (
-        crop_and_resize(image, protocol())[0].min() == 255
-    )  # the middle alone
+    assert crop_and_resize(image, protocol())[0].min() == 255  # the middle alone
     assert crop_and_resize(image, protocol(crop="none"))[0].min() == 0
     noise = Image.effect_noise((64, 64), 80).convert("RGB")
     filters = [crop_and_resize(noise, protocol(filter=name)) for name in ("lanczos", "bicubic")]

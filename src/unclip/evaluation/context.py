@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from unclip.clip import ClipEmbedder
-from unclip.evaluation.feature_cache import compute_features
+from unclip.evaluation.features import extract
 from unclip.evaluation.generation import generate
 from unclip.evaluation.protocol import Prompt, Protocol
 from unclip.evaluation.protocol_images import ProtocolImages
@@ -141,17 +141,11 @@ class Context(ProtocolImages):
         self, name: str, key: Any, images: UInt8[Tensor, "n 3 height width"]
     ) -> Float[Tensor, "n features"]:
         """Compute a network's features of any images, once for each key."""
-
-        def compute() -> Tensor:
-            return compute_features(
-                self.network(name),
-                lambda rows: images[rows.start : rows.stop],
-                len(images),
-                device=self.device,
-                progress=self.settings.progress,
-            )
-
-        return self.cached(("features of", name, key), compute)
+        progress = self.settings.progress
+        return self.cached(
+            ("features of", name, key),
+            lambda: extract(self.network(name), images, progress=progress),
+        )
 
     @property
     def _at_64_px(self) -> bool:

@@ -69,7 +69,7 @@ class ProtocolImages:
         self._kept: dict[Any, Any] = {}
 
     def cached(self, key: Any, function: Callable[[], T]) -> T:
-        """Return `function()`, called once for each key; its error is remembered, too."""
+        """Return `function()`, called once for each key; an error is also kept and raised again."""
         if key not in self._kept:
             try:
                 self._kept[key] = function()
@@ -263,26 +263,20 @@ class ProtocolImages:
         return weights_of(self.cascade.embedder) if "clip" in self.cascade.metadata else None
 
     def _generated_features(self, name: str) -> Tensor | None:
-        return compute_features(
-            self.network(name),
-            lambda rows: self.folder.load(rows, self.protocol),
-            len(self.folder.rows),
-            device=self.device,
-            ranks=self.ranks,
-            progress=self.settings.progress,
-        )
+        def load(rows: range) -> Tensor:
+            return self.folder.load(rows, self.protocol)
+
+        return compute_features(self.network(name), load, len(self.folder.rows), **self._shared)
 
     def _real_features(self, name: str, source: Source, indices: Sequence[int]) -> Tensor | None:
-        return real_features(
-            self.network(name),
-            source,
-            indices,
-            self.protocol,
-            self.cache,
-            device=self.device,
-            ranks=self.ranks,
-            progress=self.settings.progress,
-        )
+        network, protocol = self.network(name), self.protocol
+        return real_features(network, source, indices, protocol, self.cache, **self._shared)
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """Arguments of every computation of features."""
+        progress = self.settings.progress
+        return {"device": self.device, "ranks": self.ranks, "progress": progress}
 
     def _drawn_features(self, name: str) -> Tensor | None:
         if self.source is self.reference_source and self._drawn_items == list(self.reference):

@@ -5,7 +5,6 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from unclip.evaluation.generation import GeneratedImage, ImageFolder
 from unclip.evaluation.measurement import Measurement, Result, Results
 from unclip.files import write_text
 from unclip.images import save_png
+from unclip.provenance import package_versions
 
 FORMAT = 2
-_PACKAGES = ("unclip", "torch", "torchmetrics", "open_clip_torch", "timm", "pillow")
 
 Chosen = list[tuple[GeneratedImage, float | None]]
 
@@ -141,15 +140,9 @@ def collect(
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return package versions and the machine that computed on `device`."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else f"{device.type} {platform.machine()}"
-    return {"versions": versions, "device": name, "threads": torch.get_num_threads()}
+    return {"versions": package_versions(), "device": name, "threads": torch.get_num_threads()}
 
 
 def write_results(results: Mapping[str, Any], path: str | Path) -> Path:

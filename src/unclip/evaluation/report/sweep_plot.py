@@ -26,12 +26,11 @@ def read_points(folder: Path) -> list[Point]:
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
             settings = _settings(results)
-            guidance = settings.pop("guidance")
-            points.append(
-                Point(path.parent.name, results["key"], guidance, settings, results["scores"])
-            )
+            guidance, key = settings.pop("guidance"), results["key"]
+            points.append(Point(path.parent.name, key, guidance, settings, results["scores"]))
         except (OSError, ValueError, KeyError):
             continue  # not finished, or another program's file
+    points = [point for point in points if point.key is not None]  # None: no protocol's images
     return sorted(points, key=lambda point: (point.key, point.guidance or 0.0, point.job))
 
 
