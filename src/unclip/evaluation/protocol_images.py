@@ -15,8 +15,9 @@ from torch import Tensor
 from unclip.cascade import Cascade
 from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.feature_cache import compute_features, real_features
+from unclip.evaluation.features import FeatureNetwork
 from unclip.evaluation.generation import ImageFolder, generate
-from unclip.evaluation.networks import ClipNetwork, FeatureNetwork, weights_of
+from unclip.evaluation.networks import ClipNetwork, weights_of
 from unclip.evaluation.protocol import Prompt, Protocol
 from unclip.evaluation.sampling import Settings
 from unclip.evaluation.sources import Source, open_source
