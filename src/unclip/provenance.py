@@ -79,8 +79,8 @@ def read_image_metadata(path: Path) -> dict[str, str] | None:
         return None
 
 
-def of_same_image(first: Mapping[str, str] | None, second: Mapping[str, str] | None) -> bool:
-    """Return whether two images' metadata agree in everything but the batch."""
+def is_same_image(first: Mapping[str, str] | None, second: Mapping[str, str] | None) -> bool:
+    """Return whether the metadata of two images differ at most in the batch."""
     if first is None or second is None:
         return False
     parts = [

@@ -149,10 +149,15 @@ def test_images_of_another_protocol_or_other_data_are_refused(
     other = replace(PROTOCOL, split="val")
     context = context_of(tiny_model, squares, tmp_path, protocol=other, generated=folder)
     with pytest.raises(ValueError, match="another protocol"):
-        _ = context.folder
+        measure(context)
     elsewhere = write_shards(tmp_path / "x", splits=("val", "test_seen"), pictures=COUNT)
     with pytest.raises(ValueError, match="another data"):
-        _ = context_of(tiny_model, elsewhere, tmp_path, generated=folder).folder
+        measure(context_of(tiny_model, elsewhere, tmp_path, generated=folder))
+
+
+def test_missing_data_are_an_error(tiny_model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="test_seen"):
+        measure(context_of(tiny_model, tmp_path / "nowhere", tmp_path))
 
 
 def test_features_of_real_images_are_cached_until_the_data_or_the_crop_change(tiny_model, tmp_path):

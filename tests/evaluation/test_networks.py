@@ -9,11 +9,10 @@ from given_features import Given
 from torch import nn
 
 from unclip.clip import ClipEmbedder, fingerprint
-from unclip.evaluation.features import EfficientNetLite0
+from unclip.evaluation.features import EfficientNetLite0, FeatureNetwork
 from unclip.evaluation.networks import (
     INCEPTION_SHA256,
     ClipNetwork,
-    FeatureNetwork,
     Inception,
     TimmNetwork,
     judge,

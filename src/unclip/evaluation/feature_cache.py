@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unclip.evaluation.distributed import Ranks
-from unclip.evaluation.networks import FeatureNetwork
+from unclip.evaluation.features import FeatureNetwork
 from unclip.evaluation.protocol import Protocol, fingerprint
 from unclip.evaluation.sources import Source, load_images
 from unclip.files import atomic_write

@@ -1,6 +1,8 @@
-"""EfficientNet-Lite0 features, whose ImageNet weights come in a Python package."""
+"""Feature networks, and EfficientNet-Lite0, whose ImageNet weights come in a Python package."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,60 @@ from unclip.files import sha256_of
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-class EfficientNetLite0(nn.Module):
-    """Frozen EfficientNet-Lite0 features: the last block's 320 channels, averaged over the image.
+class FeatureNetwork(nn.Module, ABC):
+    """A frozen network from uint8 images of any size to features.
+
+    It stays in eval mode and computes in float32, also inside autocast. Keep an instance in a
+    callback or a script, never inside a LightningModule: its weights would be saved in every
+    checkpoint.
+
+    Attributes:
+        name: its name inside the names of scores.
+        num_features: width of the features (torchmetrics reads this name).
+        fingerprint: hash of the weights and settings; part of the key of cached features.
+    """
+
+    name: str
+    num_features: int
+    fingerprint: str
+
+    def freeze(self) -> None:
+        """Make all parameters constant."""
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, so that features do not depend on the batch."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Compute features in float32.
+
+        Raises:
+            ValueError: the images are not uint8, or not [batch, 3, height, width].
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"expected uint8 images [batch, 3, height, width], not {images.dtype} "
+                f"{list(images.shape)}: convert them with unclip.images.to_uint8"
+            )
+        with torch.autocast(images.device.type, enabled=False):
+            return self.encode(images)
+
+    @abstractmethod
+    def encode(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Compute the features."""
+
+
+class EfficientNetLite0(FeatureNetwork):
+    """EfficientNet-Lite0 features: the last block's 320 channels, averaged over the image.
 
     Distances in these features are called `fd_effnet_lite0`: they are not FIDs and not comparable
-    with any. Keep an instance in a callback or a script, never inside a LightningModule: its
-    weights would be saved in every checkpoint.
+    with any.
 
     Args:
         size: width and height in pixels that every image is resized to (bicubic, antialiased).
@@ -30,18 +80,14 @@ class EfficientNetLite0(nn.Module):
     """
 
     name = "effnet_lite0"
-    num_features = 320  # torchmetrics reads this name
+    num_features = 320
 
     def __init__(self, *, size: int = 128, weights: str | Path | None = None) -> None:
         super().__init__()
         self.size = size
+        self.fingerprint = f"{_SHA256[:8]}-{size}"
         self.network = load_efficientnet_lite0(weights)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> "EfficientNetLite0":
-        """Stay in eval mode, so that features do not depend on the batch."""
-        return super().train(False)
+        self.freeze()
 
     def normalize(
         self, images: UInt8[Tensor, "batch 3 height width"]
@@ -49,40 +95,19 @@ class EfficientNetLite0(nn.Module):
         """Resize and scale to [-1, 1] (the network's mean and standard deviation are both 0.5)."""
         return resize(images, self.size) * 2 - 1
 
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the weights and the input size."""
-        return f"{_SHA256[:8]}-{self.size}"
-
-    @torch.no_grad()
-    def forward(
+    def encode(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
-        """Compute features in float32, also inside autocast."""
-        with torch.autocast(images.device.type, enabled=False):
-            pixels = self.normalize(images).to(memory_format=torch.channels_last)
-            hidden = self.network.bn1(self.network.conv_stem(pixels))  # activation is in bn1
-            return self.network.blocks(hidden).mean(dim=(2, 3))  # (B, 320)
-
-
-def check_uint8(images: Tensor) -> None:
-    """Check that images are uint8, which a feature network itself would not notice.
-
-    Raises:
-        ValueError: they are not uint8, or not [batch, 3, height, width].
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(
-            f"expected uint8 images [batch, 3, height, width], not {images.dtype} "
-            f"{list(images.shape)}: convert them with unclip.images.to_uint8"
-        )
+        """Average the last block's channels."""
+        pixels = self.normalize(images).to(memory_format=torch.channels_last)
+        hidden = self.network.bn1(self.network.conv_stem(pixels))  # activation is in bn1
+        return self.network.blocks(hidden).mean(dim=(2, 3))  # (B, 320)
 
 
 def resize(
     images: UInt8[Tensor, "batch 3 height width"], size: int
 ) -> Float[Tensor, "batch 3 size size"]:
     """Convert uint8 to [0, 1] and resize if needed (bicubic, antialiased)."""
-    check_uint8(images)
     pixels = images.float() / 255
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
@@ -135,7 +160,7 @@ def match_by_position(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> d
 
 
 def extract(
-    network: nn.Module,
+    network: FeatureNetwork,
     images: UInt8[Tensor, "count 3 height width"],
     *,
     batch_size: int = 50,

@@ -1,5 +1,6 @@
 """The Fréchet distance between two sets of features in float64, with a bootstrap error."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -47,23 +48,30 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     return max(float(shift + traces - 2 * overlap), 0.0)
 
 
+def frechet(
+    first: Float[Tensor, "count features"], second: Float[Tensor, "count features"]
+) -> float:
+    """Compute the Fréchet distance between two sets of features."""
+    return frechet_distance(fit_gaussian(first), fit_gaussian(second))
+
+
 def bootstrap_error(
     first: Float[Tensor, "count features"],
     second: Float[Tensor, "count features"],
     *,
+    distance: Callable[[Tensor, Tensor], float] = frechet,
     resamples: int = 20,
     seed: int = 0,
 ) -> float:
-    """Compute the standard deviation of the distance over bootstrap resamples of both sets.
+    """Compute the standard deviation of a distance over bootstrap resamples of both sets.
 
     Only the spread is returned, not percentiles: repeated rows add to the distance's own bias, so
     the resampled distances are above the distance itself.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def resampled(features: Tensor) -> Gaussian:
-        rows = torch.randint(len(features), (len(features),), generator=generator)
-        return fit_gaussian(features[rows])
+    def resample(features: Tensor) -> Tensor:
+        return features[torch.randint(len(features), (len(features),), generator=generator)]
 
-    distances = [frechet_distance(resampled(first), resampled(second)) for _ in range(resamples)]
+    distances = [distance(resample(first), resample(second)) for _ in range(resamples)]
     return float(torch.tensor(distances, dtype=torch.float64).std())

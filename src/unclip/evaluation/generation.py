@@ -139,12 +139,7 @@ def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str
     """
     prior = stage_of_prior(settings.prior)
     stages = dict.fromkeys(("clip", prior, *stages_for(protocol.resolution)))
-    for name in stages:
-        if name not in cascade.metadata:
-            raise FileNotFoundError(
-                f"{stage_file(cascade.folder, name)} is missing: "
-                f"train it with `{train_command(name)}`"
-            )
+    require_stages(cascade, stages)
     used = {name: cascade.metadata[name] for name in stages}
     guidance = {prior: settings.prior_guidance_scale, "decoder": settings.guidance_scale}
     sampling = {
@@ -165,6 +160,18 @@ def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str
         "sampling": sampling,
         "seed": settings.seed,
     }
+
+
+def require_stages(cascade: Cascade, names: Iterable[str]) -> None:
+    """Check that a bundle has some stages.
+
+    Raises:
+        FileNotFoundError: it lacks one; the message has the command that trains it.
+    """
+    for name in names:
+        file = stage_file(cascade.folder, name)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: train it with `{train_command(name)}`")
 
 
 def _sampling_of(

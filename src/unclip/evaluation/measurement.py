@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unclip.bundle import stage_file, train_command
 from unclip.cascade import stage_of_prior
 from unclip.evaluation.context import Context
 from unclip.evaluation.distributed import Ranks
+from unclip.evaluation.generation import require_stages
 
 Z95 = 1.96  # standard errors in half a 95% interval
 
@@ -178,12 +178,9 @@ def _check_stages(measurement: Measurement, context: Context) -> None:
     """Check that the bundle has the stages that a measurement needs."""
     if measurement.stages and context.cascade is None:
         raise ValueError("it measures a bundle: give model= instead of generated=")
-    for stage in measurement.stages:
-        if stage == "prior":
-            stage = stage_of_prior(context.settings.prior)
-        file = stage_file(context.cascade.folder, stage)
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: `{train_command(stage)}`")
+    prior = stage_of_prior(context.settings.prior)
+    needed = [prior if stage == "prior" else stage for stage in measurement.stages]
+    require_stages(context.cascade, needed)
 
 
 def mean_score(

@@ -5,16 +5,15 @@ Nothing is downloaded: the error for a missing file says what to download and wh
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from unclip.bundle import load_embedder
 from unclip.clip import ClipEmbedder, fingerprint
 from unclip.clip.public import load_public
-from unclip.evaluation.features import check_uint8, resize
+from unclip.evaluation.features import FeatureNetwork, resize
 from unclip.files import sha256_of
 
 INCEPTION_FILE = "weights/weights-inception-2015-12-05-6726825d.pth"
@@ -25,27 +24,7 @@ _INCEPTION_URL = (
 )
 
 
-@runtime_checkable
-class FeatureNetwork(Protocol):
-    """A feature network: an nn.Module in eval mode from uint8 images to float32 features.
-
-    Attributes:
-        name: its name inside the names of scores.
-        num_features: width of the features (torchmetrics reads this name).
-        fingerprint: hash of the weights and settings; part of the key of cached features.
-    """
-
-    name: str
-    num_features: int
-    fingerprint: str
-
-    def __call__(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
-        """Compute the features of images of any size."""
-
-
-class Inception(nn.Module):
+class Inception(FeatureNetwork):
     """FID's network: TensorFlow's Inception v3 of 2015 in torch-fidelity's port.
 
     Images are resized to 299 px by TensorFlow 1's bilinear rule (no antialiasing, no half-pixel
@@ -88,27 +67,20 @@ class Inception(nn.Module):
         torch.load(path, map_location="cpu", weights_only=True)  # the extractor would unpickle it
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
         self.fingerprint = digest[:8]
-        self.requires_grad_(False).eval()
+        self.freeze()
 
-    def train(self, mode: bool = True) -> "Inception":
-        """Stay in eval mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(
+    def encode(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
-        """Compute the 2048 features before the classifier in float32, also inside autocast."""
-        check_uint8(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.network(images)[0]
+        """Compute the 2048 features before the classifier."""
+        return self.network(images)[0]
 
     def logits(self, features: Float[Tensor, "count features"]) -> Float[Tensor, "count classes"]:
         """Compute the classifier's logits without its bias, as the Inception Score does."""
         return features @ self.network.fc.weight.T.to(features)
 
 
-class ClipNetwork(nn.Module):
+class ClipNetwork(FeatureNetwork):
     """A CLIP's image embeddings as features, and its text embeddings.
 
     Args:
@@ -123,18 +95,12 @@ class ClipNetwork(nn.Module):
         self.num_features = embedder.embedding_dim
         self.fingerprint = embedder.fingerprint
         self.model = embedder.model  # so that .to(device) moves it
-        self.eval()
+        self.freeze()
 
-    def train(self, mode: bool = True) -> "ClipNetwork":
-        """Stay in eval mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(
+    def encode(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
-        """Compute image embeddings in float32."""
-        check_uint8(images)
+        """Compute image embeddings."""
         return self.embedder.image(images)
 
     def texts(
@@ -170,7 +136,7 @@ def public_clip(*, model: str, pretrained: str | Path, name: str) -> ClipNetwork
     return ClipNetwork(load_public(model, Path(pretrained)), name)
 
 
-class TimmNetwork(nn.Module):
+class TimmNetwork(FeatureNetwork):
     """A network of timm, such as DINOv2: distances in its features agree better with people.
 
     Args:
@@ -213,16 +179,10 @@ class TimmNetwork(nn.Module):
         config = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"])[:, None, None])
         self.register_buffer("std", torch.tensor(config["std"])[:, None, None])
-        self.requires_grad_(False).eval()
+        self.freeze()
 
-    def train(self, mode: bool = True) -> "TimmNetwork":
-        """Stay in eval mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(
+    def encode(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
-        """Compute the features before the classifier in float32, also inside autocast."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self.network((resize(images, self.size) - self.mean) / self.std)
+        """Compute the features before the classifier."""
+        return self.network((resize(images, self.size) - self.mean) / self.std)

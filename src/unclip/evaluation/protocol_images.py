@@ -15,8 +15,9 @@ from torch import Tensor
 from unclip.cascade import Cascade
 from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.feature_cache import compute_features, real_features
+from unclip.evaluation.features import FeatureNetwork
 from unclip.evaluation.generation import ImageFolder, generate
-from unclip.evaluation.networks import ClipNetwork, FeatureNetwork, weights_of
+from unclip.evaluation.networks import ClipNetwork, weights_of
 from unclip.evaluation.protocol import Prompt, Protocol
 from unclip.evaluation.sampling import Settings
 from unclip.evaluation.sources import Source, open_source
@@ -187,20 +188,26 @@ class ProtocolImages:
     def gather_features(self, name: str) -> None:
         """Compute all of a network's features on all ranks together; rank 0 gets them.
 
-        If the network or the folder is missing, the measurement that needs it raises the error.
+        If the network or a stage of the bundle is missing, the measurement that needs it raises the
+        error.
 
         Raises:
-            ValueError: there is no network of this name.
+            FileNotFoundError: the data are missing.
+            ValueError: there is no network of this name, or the given folder is of another
+                protocol or of other data.
         """
         if name not in self.networks:
             raise ValueError(
                 f"a measurement uses the network {name!r}; there are {', '.join(self.networks)}"
             )
-        for load in (lambda: self.network(name), lambda: self.folder):
-            try:
-                load()
-            except (FileNotFoundError, ValueError):
-                return
+        if self._given is not None:
+            _ = self.folder
+        _ = self.source, self.reference_source
+        try:
+            self.network(name)
+            self.cached("folder", self._open_folder)
+        except (FileNotFoundError, ValueError):
+            return
         for of in ("generated", "reference", "drawn"):
             self.features(name, of)
 

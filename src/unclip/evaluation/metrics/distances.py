@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unclip.evaluation.context import Context
-from unclip.evaluation.frechet import bootstrap_error, fit_gaussian, frechet_distance
+from unclip.evaluation.frechet import bootstrap_error, frechet
 from unclip.evaluation.measurement import Measurement, Result, Score, around
 from unclip.evaluation.metrics.torchmetrics_adapter import build_metric, seeded
 
@@ -32,8 +32,8 @@ class Frechet(Measurement):
         generated = context.features(self.network)
         reference = context.features(self.network, "reference")
         error = bootstrap_error(generated, reference, resamples=self.resamples, seed=context.seed)
-        value = _frechet(generated, reference)
-        score = _score(context, self.network, value, error, _frechet)
+        value = frechet(generated, reference)
+        score = _score(context, self.network, value, error, frechet)
         return Result({"fid" if self.network == "inception" else f"fd_{self.network}": score})
 
 
@@ -95,12 +95,8 @@ class Cmmd(Measurement):
         """Compute the discrepancy from the reference images."""
         generated = context.features(self.network)
         reference = context.features(self.network, "reference")
-        generator = torch.Generator().manual_seed(context.seed)
-        resampled = [
-            self._distance(_resample(generated, generator), _resample(reference, generator))
-            for _ in range(self.resamples)
-        ]
-        error = float(torch.tensor(resampled, dtype=torch.float64).std())
+        options = {"distance": self._distance, "resamples": self.resamples, "seed": context.seed}
+        error = bootstrap_error(generated, reference, **options)
         value = self._distance(generated, reference)
         about = {"sigma": self.sigma, "scale": 1000}
         score = _score(context, self.network, value, error, self._distance, about)
@@ -147,10 +143,6 @@ def _subset_size(first: Tensor, second: Tensor, most: int) -> int:
     return min(most, max(min(len(first), len(second)) // 2, 2))
 
 
-def _frechet(first: Tensor, second: Tensor) -> float:
-    return frechet_distance(fit_gaussian(first), fit_gaussian(second))
-
-
 def _score(
     context: Context,
     network: str,
@@ -172,7 +164,3 @@ def _score(
         n_real=None if pair is None else len(pair[0]),
         about=about or {},
     )
-
-
-def _resample(rows: Tensor, generator: torch.Generator) -> Tensor:
-    return rows[torch.randint(len(rows), (len(rows),), generator=generator)]
