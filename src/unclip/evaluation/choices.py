@@ -12,7 +12,7 @@ from torch import Tensor
 from unclip.clip import ClipEmbedder
 from unclip.emoji.counterfactuals import counterfactual_probes
 from unclip.emoji.probes import Probe, concept_set, object_probes
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import HELD_OUT, SEEN, Context
 from unclip.evaluation.measurement import Z95, Measurement, Result, Table
 from unclip.evaluation.sources import Real
 
@@ -50,7 +50,7 @@ class JudgeChoices(Measurement):
     def __call__(self, context: Context) -> Result:
         """Measure generated and real images of seen and held-out compositions."""
         found = {}
-        for split in ("test_seen", "test_held_out"):
+        for split in (SEEN, HELD_OUT):
             real = context.real(split)
             images = {"generated": context.generated(split), "real": real.images}
             found[split] = {

@@ -16,6 +16,8 @@ from unclip.evaluation.protocol_images import ProtocolImages
 from unclip.evaluation.sampling import Sampling
 from unclip.evaluation.sources import Real, read_real
 
+SPLITS = VALIDATION, SEEN, HELD_OUT = "val", "test_seen", "test_held_out"
+
 
 class Context(ProtocolImages):
     """Everything that measurements share.

@@ -1,6 +1,7 @@
 """Measure the decoder: Fréchet distances to real images, and the prior gap (section 5.1)."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,11 +11,10 @@ from torch import Tensor
 
 from unclip.bundle import StageMetadata, build, stage_file
 from unclip.evaluation.choices import Numbers, encode_images, encode_texts, judge_choices
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SEEN, VALIDATION, Context
 from unclip.evaluation.frechet import bootstrap_error, fit_gaussian, frechet_distance
 from unclip.evaluation.measurement import Measurement, Result, Table
 from unclip.evaluation.metrics.distances import kernel_distance
-from unclip.evaluation.stages import SEEN, VALIDATION
 from unclip.images import to_uint8
 from unclip.stages import Stage
 
@@ -106,11 +106,9 @@ class PriorGap(Measurement):
         }
         images = {"real": real.images[:few]}
         features = {"real": context.split_features(NETWORK, "real", SEEN)[:few]}
-        try:
+        with suppress(FileNotFoundError):  # the bundle has no prior
             images["prior"] = context.generated(SEEN)[:few]
             features["prior"] = context.split_features(NETWORK, "generated", SEEN)[:few]
-        except FileNotFoundError:
-            pass
         for name, z in starts.items():
             images[name] = context.sampling.decode(z, captions)
             features[name] = context.features_of(NETWORK, ("prior gap", name), images[name])

@@ -13,12 +13,11 @@ from torch import Tensor
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.emoji.probes import concept_set
 from unclip.evaluation.choices import Numbers
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.decoder_distance import frechet_distances
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.measurement import Measurement, Result, Table
 from unclip.evaluation.similarity import psnr, ssim
-from unclip.evaluation.stages import SEEN
 from unclip.images import bicubic, to_tensor
 
 CROP = 224  # side of the images that EfficientNet-Lite0 was trained with

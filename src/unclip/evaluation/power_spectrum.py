@@ -10,10 +10,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.measurement import Measurement, Result, Score
 from unclip.evaluation.spelling import limit_result
-from unclip.evaluation.stages import SEEN
 
 BANDS = {"low": (1 / 32, 1 / 8), "middle": (1 / 8, 1 / 4), "high": (1 / 4, 1 / 2)}
 _LUMINANCE = (0.299, 0.587, 0.114)

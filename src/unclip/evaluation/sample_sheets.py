@@ -5,10 +5,9 @@ from typing import ClassVar
 
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.emoji.probes import concept_set, sheet_prompts
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import HELD_OUT, Context
 from unclip.evaluation.measurement import Measurement, Result
 from unclip.evaluation.sources import Real
-from unclip.evaluation.stages import HELD_OUT
 from unclip.images import to_pil
 
 

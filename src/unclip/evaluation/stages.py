@@ -19,11 +19,9 @@ from unclip.evaluation.choices import (
     probe_choices,
     scene_probes,
 )
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import HELD_OUT, SEEN, SPLITS, VALIDATION, Context
 from unclip.evaluation.measurement import Measurement, Result, Table
 from unclip.evaluation.sources import Real
-
-SPLITS = VALIDATION, SEEN, HELD_OUT = "val", "test_seen", "test_held_out"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,9 @@ from unclip.emoji import concepts
 from unclip.emoji.probes import concept_set
 from unclip.emoji.templates import Templates, pairs, verify_scenes
 from unclip.evaluation.choices import Numbers, encode_images, share
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SPLITS, VALIDATION, Context
 from unclip.evaluation.measurement import Measurement, Result, Table
 from unclip.evaluation.sources import Real, read_real
-from unclip.evaluation.stages import SPLITS, VALIDATION
 
 SINGLES = 100  # training images loaded per concept
 _SOURCES = {

@@ -5,10 +5,9 @@ from typing import ClassVar
 
 from unclip.contact_sheet import Tile
 from unclip.emoji.caption_pairs import caption_pairs
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.figures.figure import Figure, sheet
 from unclip.evaluation.measurement import Result
-from unclip.evaluation.stages import SEEN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.choices import encode_images, encode_texts
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.measurement import Measurement
 from unclip.evaluation.sources import Real
-from unclip.evaluation.stages import SEEN
 
 
 @dataclass(frozen=True, kw_only=True)

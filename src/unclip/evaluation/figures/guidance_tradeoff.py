@@ -9,12 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.contact_sheet import Tile
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.decoder_distance import NETWORK
 from unclip.evaluation.figures.figure import Figure, judge_images, judge_texts, sheet
 from unclip.evaluation.frechet import fit_gaussian, frechet_distance
 from unclip.evaluation.measurement import Result, Table
-from unclip.evaluation.stages import SEEN
 
 
 @dataclass(frozen=True, kw_only=True)

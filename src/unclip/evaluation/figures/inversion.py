@@ -6,11 +6,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from unclip.contact_sheet import Tile
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.figures.figure import Figure, sheet
 from unclip.evaluation.measurement import Result, Table
 from unclip.evaluation.similarity import psnr
-from unclip.evaluation.stages import SEEN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from unclip.bundle import train_command
 from unclip.cascade import PRIORS, stage_of_prior
 from unclip.contact_sheet import Tile
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.figures.figure import Figure, judge_images, judge_texts, sheet
 from unclip.evaluation.measurement import Result, Table
-from unclip.evaluation.stages import SEEN
 
 
 @dataclass(frozen=True, kw_only=True)

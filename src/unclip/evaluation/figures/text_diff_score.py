@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.emoji.caption_pairs import CaptionPair, caption_pairs
-from unclip.evaluation.context import Context
+from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.figures.figure import Figure, judge_images, judge_texts
 from unclip.evaluation.measurement import Z95, Result, Table
-from unclip.evaluation.stages import SEEN
 
 Cosines = Float[Tensor, "pairs frames"]
 
