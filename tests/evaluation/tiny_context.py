@@ -13,7 +13,6 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from unclip import bundle
 from unclip.emoji.scene_shards import description
 from unclip.emoji.scenes import scenes
 from unclip.evaluation.context import Context
@@ -30,14 +29,7 @@ def write_model(folder):
     """Write a tiny bundle with a judge."""
     torch.manual_seed(0)
     tiny_bundle.write(folder)
-    bundle.save_stage(
-        folder / "judge.safetensors",
-        tiny_bundle.stage("clip"),
-        recipe=tiny_bundle.recipe("clip"),
-        steps=5,
-        clip_fingerprint=None,
-        extra={"seconds": 12.5, "images": 80},
-    )
+    tiny_bundle.write_judge(folder, steps=5, extra={"seconds": 12.5, "images": 80})
     return folder
 
 

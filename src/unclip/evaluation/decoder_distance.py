@@ -12,7 +12,7 @@ from torch import Tensor
 from unclip.bundle import StageMetadata, build, stage_file
 from unclip.evaluation.choices import Numbers, encode_images, encode_texts, judge_choices
 from unclip.evaluation.context import SEEN, VALIDATION, Context
-from unclip.evaluation.frechet import bootstrap_error, fit_gaussian, frechet_distance
+from unclip.evaluation.frechet import bootstrap_error, frechet
 from unclip.evaluation.measurement import Measurement, Result, Table
 from unclip.evaluation.metrics.distances import kernel_distance
 from unclip.images import to_uint8
@@ -150,10 +150,9 @@ def frechet_distances(
         raise ValueError(
             f"distances at n={len(reference)} and n={min(sizes)} are not comparable: use the same n"
         )
-    target = fit_gaussian(reference)
     return {
         name: {
-            "distance": frechet_distance(fit_gaussian(rows), target),
+            "distance": frechet(rows, reference),
             "error": bootstrap_error(rows, reference, resamples=resamples, seed=seed),
         }
         for name, rows in features.items()

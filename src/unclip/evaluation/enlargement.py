@@ -1,8 +1,6 @@
 """Measure an upsampler alone: enlarge reduced real images and compare with bicubic enlargement."""
 
-import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -11,17 +9,15 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.contact_sheet import Tile, contact_sheet
-from unclip.emoji.probes import concept_set
 from unclip.evaluation.choices import Numbers
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.decoder_distance import frechet_distances
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.measurement import Measurement, Result, Table
 from unclip.evaluation.similarity import psnr, ssim
-from unclip.images import bicubic, to_tensor
+from unclip.images import bicubic
 
 CROP = 224  # side of the images that EfficientNet-Lite0 was trained with
-FRESH = 1_000_000  # index of the first fresh scene; data sets count from 0
 
 Images = UInt8[Tensor, "count 3 height width"]
 
@@ -33,13 +29,11 @@ class Enlargement(Measurement):
     Args:
         size: side of the enlarged images, 256 or 1024 pixels.
         count: number of images.
-        fresh: render emoji scenes that no data set contains, instead of reading seen compositions.
         resamples: number of bootstrap resamples.
     """
 
     size: int
     count: int
-    fresh: bool = False
     resamples: int = 10
 
     title: ClassVar[str] = "An upsampler alone"
@@ -52,10 +46,7 @@ class Enlargement(Measurement):
     def __call__(self, context: Context) -> Result:
         """Compare the enlarged images with the real ones."""
         (stage,) = self.stages
-        if self.fresh:
-            true = fresh_renders(context.data, self.size, count=self.count, seed=context.seed)
-        else:
-            true = context.real(SEEN, self.size, count=self.count).images
+        true = context.real(SEEN, self.size, count=self.count).images
         low_res = bicubic(true, self.size // 4)
         enlarged = context.sampling.enlarge(low_res, self.size)
         numbers = compare_enlargements(
@@ -123,30 +114,6 @@ def crops(images: Images, side: int = CROP) -> UInt8[Tensor, "crops 3 side side"
     middle = images[:, :, top : top + rows * side, left : left + columns * side]
     squares = middle.unfold(2, side, side).unfold(3, side, side)  # (N, 3, rows, columns, s, s)
     return squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-
-
-def fresh_renders(
-    root: str | Path, size: int, *, count: int, seed: int = 0
-) -> UInt8[Tensor, "count 3 size size"]:
-    """Render seen compositions that are in no split of any data set.
-
-    Args:
-        root: folder of emoji scenes, whose concept set is used.
-        size: width and height in pixels.
-        count: number of images.
-        seed: seed of the scenes.
-
-    Raises:
-        ValueError: the folder has no emoji scenes.
-    """
-    from unclip.emoji.render import scene_png
-    from unclip.emoji.scenes import scenes
-
-    if (name := concept_set(root)) is None:
-        raise ValueError(f"{root} holds no emoji scenes to render: set fresh=false")
-    shown = (scenes(name, seed=seed, split="test_seen", index=FRESH + k)[0] for k in range(count))
-    opened = (Image.open(io.BytesIO(scene_png(scene, size))) for scene in shown)
-    return torch.stack([to_tensor(image.convert("RGB")) for image in opened])
 
 
 def comparison_sheet(

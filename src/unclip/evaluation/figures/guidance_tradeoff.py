@@ -12,7 +12,7 @@ from unclip.contact_sheet import Tile
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.decoder_distance import NETWORK
 from unclip.evaluation.figures.figure import Figure, judge_images, judge_texts, sheet
-from unclip.evaluation.frechet import fit_gaussian, frechet_distance
+from unclip.evaluation.frechet import frechet
 from unclip.evaluation.measurement import Result, Table
 
 
@@ -40,7 +40,7 @@ class Guidance(Figure):
         captions = real.captions[: self.captions]
         prompts = [caption for caption in captions for _ in range(self.each)]
         key = ("guidance", len(real))
-        reference = fit_gaussian(context.features_of(NETWORK, key, real.images))
+        reference = context.features_of(NETWORK, key, real.images)
         z = cascade.prior(captions, seeds=[context.seed] * len(captions))
         z = z.repeat_interleave(self.each, dim=0)
         seeds = [context.seed + k for k in range(len(prompts))]
@@ -49,7 +49,7 @@ class Guidance(Figure):
             made = cascade.decode(z, prompts, seeds=seeds, size=64, guidance_scale=scale).images[64]
             judged = judge_images(context, made)
             features = context.features_of(NETWORK, (*key, self.each, scale), made)
-            distance = frechet_distance(fit_gaussian(features), reference)
+            distance = frechet(features, reference)
             agreement = float((judged * wanted).sum(1).mean())
             numbers.append([f"{scale:g}", agreement, diversity(judged, self.each), distance])
             shown = list(zip(made[:: self.each], captions, strict=True))[:8]
