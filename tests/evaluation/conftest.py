@@ -7,7 +7,7 @@ from tiny_shards import write_shards
 def squares(tmp_path_factory):
     """A data set of plain squares with the splits val and test_seen."""
     root = tmp_path_factory.mktemp("squares")
-    return write_shards(root, splits=("val", "test_seen"), pictures=24)
+    return write_shards(root, splits=("val", "test_seen"), images=24)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     model = tiny_bundle.write(folder / "model", ("clip", "prior", "decoder"))
-    data = write_shards(folder / "data", splits=("val", "test_seen"), pictures=12, shards=1)
+    data = write_shards(folder / "data", splits=("val", "test_seen"), images=12, shards=1)
     return [
         *(f"model={model}", "data=emoji", f"data.root={data}", "measure=quick"),
         *("protocol.count=10", "context.settings.progress=false", f"references={folder / 'refs'}"),

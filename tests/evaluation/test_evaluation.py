@@ -150,7 +150,7 @@ def test_images_of_another_protocol_or_other_data_are_refused(
     context = context_of(tiny_model, squares, tmp_path, protocol=other, generated=folder)
     with pytest.raises(ValueError, match="another protocol"):
         measure(context)
-    elsewhere = write_shards(tmp_path / "x", splits=("val", "test_seen"), pictures=COUNT)
+    elsewhere = write_shards(tmp_path / "x", splits=("val", "test_seen"), images=COUNT)
     with pytest.raises(ValueError, match="another data"):
         measure(context_of(tiny_model, elsewhere, tmp_path, generated=folder))
 
@@ -161,7 +161,7 @@ def test_missing_data_are_an_error(tiny_model, tmp_path):
 
 
 def test_features_of_real_images_are_cached_until_the_data_or_the_crop_change(tiny_model, tmp_path):
-    data = write_shards(tmp_path / "data", splits=("val", "test_seen"), pictures=24)
+    data = write_shards(tmp_path / "data", splits=("val", "test_seen"), images=24)
 
     def evaluate(**changes):
         return values(measure(context_of(tiny_model, data, tmp_path, **changes)))

@@ -134,7 +134,7 @@ def test_annotations_cannot_name_files_elsewhere(tmp_path):
     with pytest.raises(ValueError, match="outside"):
         open_source(folder, "val2014", protocol())
     path.write_text("{}")
-    with pytest.raises(ValueError, match="captions file"):
+    with pytest.raises(ValueError, match="caption file"):
         open_source(folder, "val2014", protocol())
 
 
@@ -159,7 +159,7 @@ def test_the_resize_is_pillows_antialiased_lanczos(factor):
 
 def test_items_of_shards_have_the_metadata_of_their_scene(tmp_path):
     shards = protocol(format="shards", split="val", resolution=64)
-    root = write_shards(tmp_path, splits=("val",), pictures=6)
+    root = write_shards(tmp_path, splits=("val",), images=6)
     items = open_source(root, "val", shards).items
     assert items[1].about["captions"] == list(items[1].captions)
 

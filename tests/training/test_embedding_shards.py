@@ -81,17 +81,17 @@ def test_a_trainer_embeds(tmp_path, monkeypatch):
 
 
 def test_embedding_reads_as_training_does(tmp_path):
-    root = write_shards(tmp_path / "data", sizes=(12,), splits=("train",), pictures=60, shards=1)
+    root = write_shards(tmp_path / "data", sizes=(12,), images=60, shards=1)
     embedder = MeanColour()
-    settings = {"image_size": 12, "workers": 0, "val": None}
+    settings = {"image_size": 12, "workers": 0}
     with pytest.raises(ValueError, match="or raise max_bad_fraction"):
         ensure_embeddings(embedder, ShardDataModule(root, **settings), "cpu")
     for more, rows in (({"max_bad_fraction": 1.0}, 0), ({"minimum_size": 8}, 60)):
         ensure_embeddings(embedder, ShardDataModule(root, **settings, **more), "cpu")
-        (shard,) = root.rglob("*.tar")
-        keys, table = read_embeddings(shard, embedder.fingerprint)
-        assert len(keys) == len(table) == rows
-        embeddings_path(shard, embedder.fingerprint).unlink()
+        for shard in root.rglob("*.tar"):
+            keys, table = read_embeddings(shard, embedder.fingerprint)
+            assert len(keys) == len(table) == rows
+            embeddings_path(shard, embedder.fingerprint).unlink()
 
 
 def test_nothing_is_written_where_nothing_is_missing(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_a_clip_of_another_size_is_named():
 
 
 def test_embeddings_are_computed_once_and_stand_beside_their_shards(tmp_path):
-    root = write_shards(tmp_path / "data", pictures=12)
+    root = write_shards(tmp_path / "data", images=12)
     folders = [root / "train" / "64", root / "val" / "64"]
     embedder = MeanColour()
     assert embed_shards(embedder, folders, batch_size=4) == 4

@@ -57,7 +57,7 @@ def same(a, b, where=""):
 @pytest.mark.slow
 def test_a_run_of_many_deaths_is_the_run_of_none(tmp_path):
     """Killed ten times, at the worst moments, amid epochs, steps of two batches, with workers."""
-    root = write_shards(tmp_path / "data", pictures=26)  # 7 batches of 4 an epoch
+    root = write_shards(tmp_path / "data", images=26)  # 7 batches of 4 an epoch
     path = os.pathsep.join(map(str, (HERE, HERE.parents[1] / "src", HERE.parent)))
     subprocess.run(
         [sys.executable, str(HERE / "kill_script.py"), str(tmp_path), str(root)],

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unclip.emoji.captions import article
-from unclip.emoji.catalogue import BACKGROUNDS, COLORS
+from unclip.emoji.catalog import BACKGROUNDS, COLORS
 
 
 class CaptionPair(NamedTuple):

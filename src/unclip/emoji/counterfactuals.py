@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from unclip.emoji.captions import NUMBERS, article
-from unclip.emoji.catalogue import concepts
+from unclip.emoji.catalog import concepts
 from unclip.emoji.probes import Probe
 
 _PAIR = re.compile(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip.emoji.captions import article
-from unclip.emoji.catalogue import COLORS, concepts
+from unclip.emoji.catalog import COLORS, concepts
 from unclip.emoji.prompts import Prompt, prompts
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from unclip.emoji.catalogue import BACKGROUNDS, COLORS, concepts
+from unclip.emoji.catalog import BACKGROUNDS, COLORS, concepts
 
 CONTRAST = 40.0  # of 255: least difference of a pixel's strongest channel from the background's
 TOLERANCE = 32.0  # Euclidean distance of a pixel from a palette shade, in levels of 255

@@ -99,14 +99,12 @@ def real_features(
     kept = _load(file, len(indices)) if ranks.first else None
     if ranks.share(kept is not None):
         return kept
-    features = compute_features(
-        network,
-        lambda rows: load_images(source, [indices[k] for k in rows], protocol),
-        len(indices),
-        device=device,
-        ranks=ranks,
-        progress=progress,
-    )
+
+    def load(rows: range) -> Tensor:
+        return load_images(source, [indices[k] for k in rows], protocol)
+
+    shared = {"device": device, "ranks": ranks, "progress": progress}
+    features = compute_features(network, load, len(indices), **shared)
     if ranks.first:
         with atomic_write(file) as temporary:
             save_file({"features": features.contiguous()}, temporary)

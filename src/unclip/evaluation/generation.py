@@ -82,8 +82,8 @@ class ImageFolder:
     def read(cls, path: Path) -> "ImageFolder":
         """Open somebody else's images: those listed in manifest.jsonl, or all, sorted by name.
 
-        Each line of a manifest is {"id": …, "prompt": …}; the image is ID.png (or .jpg, .webp), or
-        the name under "file".
+        Each line of a manifest is {"id": …, "prompt": …}; the image is ID.png (or .jpg, .webp) or
+        the file named by "file".
 
         Raises:
             FileNotFoundError: the folder, all images or a listed image are missing.

@@ -4,7 +4,6 @@ A source lists the images of one split without decoding them, and decodes those 
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
-from unclip.data.shards import BadSample, RawSample, Shard, open_shards, read_positions
+from unclip.data.bad_samples import BadSample
+from unclip.data.prepare.coco_captions import read_coco_captions
+from unclip.data.reader import decode_captions, decode_image, decode_metadata, find_image
+from unclip.data.shards import RawSample, Shard, open_shards, read_positions
 from unclip.evaluation.protocol import Item, Protocol
 from unclip.images import fit, to_tensor
 
@@ -98,13 +99,11 @@ class CocoSource(Source):
                     f"{path} is missing: download MS-COCO with `{DATA_COCO}`, or set COCO_ROOT to "
                     "a folder with annotations/ and the images"
                 )
-        names, captions = _read_captions(file)
-        self._paths = {
-            image: folder / name for image, name in sorted(names.items()) if image in captions
-        }
-        self.items = [Item(f"{image:012d}", tuple(captions[image])) for image in self._paths]
+        listed = [image for image in read_coco_captions(file) if image.captions]
+        self._paths = [folder / image.file_name for image in listed]
+        self.items = [Item(f"{image.id:012d}", image.captions) for image in listed]
         try:
-            stats = [_stat(path) for path in self._paths.values()]
+            stats = [_stat(path) for path in self._paths]
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{error.filename} is listed in {file.name} and missing: run `{DATA_COCO}` again"
@@ -114,9 +113,8 @@ class CocoSource(Source):
 
     def images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         """Decode the images of some items."""
-        paths = list(self._paths.values())
         for index in indices:
-            yield open_image_file(paths[index])
+            yield open_image_file(self._paths[index])
 
 
 class ShardSource(Source):
@@ -191,7 +189,7 @@ def open_image_file(path: Path) -> Image.Image:
     """
     extension = path.suffix.lower().lstrip(".")
     try:
-        return decode_picture(path.read_bytes(), extension, minimum_size=1)
+        return decode_image(path.read_bytes(), extension, minimum_size=1)
     except (BadSample, KeyError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
@@ -211,7 +209,7 @@ def _decode(
     if not len(indices):
         return
     wanted, line = set(indices), range(indices[0], indices[-1] + 1)
-    for _, raw in read_positions(shards, line, wanted=wanted.__contains__, pictures=with_images):
+    for _, raw in read_positions(shards, line, wanted=wanted.__contains__, images=with_images):
         try:
             if raw.bad is not None:
                 raise raw.bad
@@ -224,8 +222,8 @@ def _decode(
 
 
 def _image(raw: RawSample) -> Image.Image:
-    extension, content = find_picture(raw.members)
-    return decode_picture(content, extension)
+    extension, content = find_image(raw.members)
+    return decode_image(content, extension)
 
 
 def _item(raw: RawSample) -> Item:
@@ -236,25 +234,6 @@ def _item(raw: RawSample) -> Item:
 def _stat(path: Path) -> tuple[str, int, int]:
     found = path.stat()
     return path.name, found.st_size, found.st_mtime_ns
-
-
-def _read_captions(file: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
-    """Return file names and captions by image id, captions in the order of their own ids."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
-        captions: dict[int, list[str]] = {}
-        for row in sorted(content["annotations"], key=lambda row: row["id"]):
-            if text := " ".join(str(row["caption"]).split()):
-                captions.setdefault(int(row["image_id"]), []).append(text)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} is not MS-COCO's captions file ({error!r}): run `{DATA_COCO}` again"
-        ) from error
-    for name in names.values():
-        if Path(name).name != name:
-            raise ValueError(f"{file} names an image outside its folder: {name!r}")
-    return names, captions
 
 
 def _digest(*parts: object) -> str:

@@ -91,7 +91,6 @@ def collect(
         model: folder of the bundle.
         seconds: duration of the whole evaluation.
     """
-    folder = context.opened_folder
     images = {
         name: _save_images(result, context.out / "images")
         for name, result in found.results.items()
@@ -101,41 +100,42 @@ def collect(
         "format": FORMAT,
         "model": None if context.cascade is None else str(model),
         "data": str(context.data),
-        "key": None,
-        "n": 0,
-        "n_reference": 0,
-        "generated": None,
-        "protocol": context.protocol.describe(),
+        **_describe_protocol(context),
         "scores": {name: score.plain() for name, score in found.scores.items()},
         "not_available": found.not_available,
         "networks": context.used_networks,
         "seed": context.seed,
         "sampling": asdict(context.settings),
-        "made_with": {} if folder is None else folder.settings,
     }
-    if folder is not None:
-        results |= {
-            "key": context.protocol.key(context.fingerprint, len(folder.rows)),
-            "n": len(folder.rows),
-            "n_reference": len(context.reference),
-            "generated": str(folder.path),
-        }
     for result in found.results.values():
         _merge(results, result.values)
-    tables = {
-        name: {title: table._asdict() for title, table in result.tables.items()}
-        for name, result in found.results.items()
-        if result.tables
-    }
     results |= {
-        "tables": tables,
+        "tables": {
+            name: {title: table._asdict() for title, table in result.tables.items()}
+            for name, result in found.results.items()
+            if result.tables
+        },
         "paths": [str(path) for paths in images.values() for path in paths],
         "settings": {name: asdict(measurements[name]) for name in found.results},
         "seconds": {k: round(v, 1) for k, v in (found.seconds | {"total": seconds}).items()},
         **environment(context.device),
     }
     titles = {name: measurements[name].title or name for name in found.results}
-    return Report(results, found, titles, folder, images)
+    return Report(results, found, titles, context.opened_folder, images)
+
+
+def _describe_protocol(context: Context) -> dict[str, Any]:
+    """Return the protocol, and the folder of its images if a measurement needed them."""
+    folder, protocol = context.opened_folder, context.protocol
+    count = 0 if folder is None else len(folder.rows)
+    return {
+        "key": None if folder is None else protocol.key(context.fingerprint, count),
+        "n": count,
+        "n_reference": 0 if folder is None else len(context.reference),
+        "generated": None if folder is None else str(folder.path),
+        "protocol": protocol.describe(),
+        "made_with": {} if folder is None else folder.settings,
+    }
 
 
 def environment(device: torch.device) -> dict[str, Any]:
