@@ -4,7 +4,6 @@ import tiny_bundle
 import torch
 from torch import nn
 
-from unclip import bundle
 from unclip.evaluation.context import Context
 from unclip.evaluation.features import resize
 from unclip.evaluation.measurement import run
@@ -51,13 +50,7 @@ def write_model(folder):
     """Write a tiny bundle with both priors and a judge."""
     torch.manual_seed(0)
     tiny_bundle.write(folder, (*tiny_bundle.NAMES, "prior_ar"))
-    bundle.save_stage(
-        folder / "judge.safetensors",
-        tiny_bundle.stage("clip"),
-        recipe=tiny_bundle.recipe("clip"),
-        steps=5,
-        clip_fingerprint=None,
-    )
+    tiny_bundle.write_judge(folder)
     return folder
 
 

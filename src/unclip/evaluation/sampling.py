@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -67,15 +68,10 @@ class Sampling:
             first: offset of the seeds.
             prior: one of `Cascade.prior`'s choices; None is that of the settings.
         """
-        with self._bar() as progress:
+        scale = self.settings.prior_guidance_scale
+        with self._options(captions, first) as options:
             return self.cascade.prior(
-                captions,
-                seeds=self._seeds(captions, first),
-                prior=prior or self.settings.prior,
-                guidance_scale=self.settings.prior_guidance_scale,
-                steps=self.settings.steps,
-                batch_size=self.settings.batch_size,
-                progress=progress,
+                captions, prior=prior or self.settings.prior, guidance_scale=scale, **options
             )
 
     def decode(
@@ -86,43 +82,46 @@ class Sampling:
         first: int = 0,
     ) -> UInt8[Tensor, "batch 3 64 64"]:
         """Decode image embeddings to 64 px images; None decodes the captions alone."""
-        with self._bar() as progress:
+        scale = self.settings.guidance_scale
+        with self._options(captions, first) as options:
             return self.cascade.decode(
-                image_embedding,
-                captions,
-                seeds=self._seeds(captions, first),
-                size=64,
-                guidance_scale=self.settings.guidance_scale,
-                steps=self.settings.steps,
-                batch_size=self.settings.batch_size,
-                progress=progress,
+                image_embedding, captions, size=64, guidance_scale=scale, **options
             ).images[64]
 
     def enlarge(
         self, images: UInt8[Tensor, "batch 3 height width"], size: int, *, first: int = 0
     ) -> UInt8[Tensor, "batch 3 size size"]:
         """Enlarge images with the upsamplers, in batches that shrink as the images grow."""
-        with self._bar() as progress:
-            return self.cascade.upsample(
-                images,
-                seeds=self._seeds(images, first),
-                size=size,
-                steps=self.settings.steps,
-                batch_size=max(self.settings.batch_size * 16 // size, 1),
-                progress=progress,
-            )[size]
+        with self._options(images, first) as options:
+            options["batch_size"] = max(self.settings.batch_size * 16 // size, 1)
+            return self.cascade.upsample(images, size=size, **options)[size]
 
     def text_to_image(
         self, captions: Sequence[str], *, size: int, first: int = 0
     ) -> UInt8[Tensor, "batch 3 size size"]:
         """Sample images of captions: small ones in large batches, large ones in small batches."""
-        image_embedding = self.predict(captions, first=first)
-        images = self.decode(image_embedding, captions, first=first)
+        with self._options(captions, first) as options:
+            images = self.cascade.text_to_image(
+                captions,
+                size=64,
+                prior=self.settings.prior,
+                guidance_scale=self.settings.guidance_scale,
+                prior_guidance_scale=self.settings.prior_guidance_scale,
+                **options,
+            ).images[64]
         return images if size == 64 else self.enlarge(images, size, first=first)
 
-    def _seeds(self, rows: Sequence | Tensor, first: int) -> range:
+    @contextmanager
+    def _options(self, rows: Sequence | Tensor, first: int) -> Iterator[dict[str, Any]]:
+        """Yield the options of a call of the cascade; the bar of `progress` ends with it."""
         start = self.settings.seed + first
-        return range(start, start + len(rows))
+        with self._bar() as progress:
+            yield {
+                "seeds": range(start, start + len(rows)),
+                "steps": self.settings.steps,
+                "batch_size": self.settings.batch_size,
+                "progress": progress,
+            }
 
     @contextmanager
     def _bar(self) -> Iterator[Callable[[str, int, int], None]]:
