@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.measurement import Measurement, Result, Score
-from unclip.evaluation.spelling import limit_result
+from unclip.evaluation.report.tables import score_table
 
 BANDS = {"low": (1 / 32, 1 / 8), "middle": (1 / 8, 1 / 4), "high": (1 / 4, 1 / 2)}
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -51,10 +51,14 @@ class PowerSpectrum(Measurement):
             "Decibels: 0 is as much power as real images have, -3 half as much (the images are too "
             "smooth), more than 0 is noise. Bands are in cycles per pixel; 0.5 is the finest."
         )
+        plain = {name: score.plain() for name, score in scores.items()}
         about = {"unit": "dB", "bands": BANDS, "samples": folders}
-        result = limit_result("detail", scores, about, note)
-        result.images["power_spectrum"] = plot(spectra)
-        return result
+        return Result(
+            tables={"Detail": score_table(plain)},
+            images={"power_spectrum": plot(spectra)},
+            values={"limits": {"detail": {"scores": plain, "about": about}}},
+            note=note,
+        )
 
 
 def radial_power(images: UInt8[Tensor, "count 3 size size"]) -> Float[Tensor, "count radii"]:

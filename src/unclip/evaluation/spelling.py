@@ -1,10 +1,10 @@
 """Spelling (section 7, figure 16): words that an image should show, read by an OCR program."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,7 +14,8 @@ from torchmetrics.functional.text import edit_distance
 
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.context import Context
-from unclip.evaluation.measurement import Measurement, Result, Score, Table, mean_score
+from unclip.evaluation.measurement import Measurement, Result, mean_score
+from unclip.evaluation.report.tables import score_table
 from unclip.images import to_tensor
 
 WORDS = ["HELLO", "STOP", "OPEN", "LOVE", "coffee", "welcome", "deep learning", "good morning"]
@@ -61,7 +62,7 @@ class Spelling(Measurement):
                 better="higher",
                 baseline=float(baseline.mean()),
                 n_real=len(baseline),
-            )._replace(rows=None)
+            ).plain()
             for name, rows, baseline in (
                 ("similarity", ours, ceiling),
                 ("right", (ours == 1).double(), (ceiling == 1).double()),
@@ -75,31 +76,14 @@ class Spelling(Measurement):
             )
             for image, word, text in zip(images, words, read_texts, strict=True)
         ]
-        about = {"size": size, "read": texts, "samples": str(folder)}
-        note = "“real” is the same number for words drawn by a font: the reader's own accuracy."
-        result = limit_result("spelling", scores, about, note)
         title = "Words drawn by a font, then generated."
-        result.images["spelling"] = contact_sheet(tiles, columns=8, title=title)
-        return result
-
-
-def limit_result(
-    name: str, scores: Mapping[str, Score], about: Mapping[str, Any], note: str
-) -> Result:
-    """Return the result of a limit of section 7: its scores in one table and in results.json.
-
-    Args:
-        name: key of the limit in results.json.
-        scores: scores by name.
-        about: settings that belong to all scores.
-        note: explanation for the report.
-    """
-    plain = {key: score.plain() for key, score in scores.items()}
-    columns = ("value", "error", "real", "better", "n", "n_real")
-    rows = [[key, *(score[column] for column in columns)] for key, score in plain.items()]
-    table = Table(["score", "value", "±", "real", "better", "n", "n real"], rows)
-    values = {"limits": {name: {"scores": plain, "about": dict(about)}}}
-    return Result(tables={name: table}, values=values, note=note)
+        about = {"size": size, "read": texts, "samples": str(folder)}
+        return Result(
+            tables={"Spelling": score_table(scores)},
+            images={"spelling": contact_sheet(tiles, columns=8, title=title)},
+            values={"limits": {"spelling": {"scores": scores, "about": about}}},
+            note="“real” is the same number for words drawn by a font: the reader's own accuracy.",
+        )
 
 
 def load_reader() -> Read:
