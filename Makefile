@@ -9,11 +9,10 @@ CPU_SECONDS ?= 1600
 COCO_ROOT ?= data/coco
 SCALE := $(if $(QUICK),quick,$(if $(filter M,$(SET)),emoji_m,emoji))
 DATA := $(if $(QUICK),emoji_quick,$(SCALE))
-METRICS := $(if $(QUICK),quick,offline)
+MEASURE := $(if $(QUICK),quick,offline)
 EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.effort=$(HOURS))
 MODEL ?= models/$(SCALE)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
-FIGURES := $(basename $(notdir $(wildcard conf/figure/*.yaml)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint doctor format test data-emoji data-coco eval-coco train bench race paper clean
@@ -51,14 +50,14 @@ data-coco: setup ## Download MS-COCO val2014 into COCO_ROOT: 7 GB, resumable, ve
 	$(RUN) src/prepare.py fetch-coco --out $(COCO_ROOT)
 
 eval-coco: setup ## Evaluate MODEL on COCO with the protocol of papers: 30,000 captions, 256 px
-	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco metrics=full \
+	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco measure=full \
 		out=$(MODEL)/coco
 
 train: setup ## Train the missing stages and evaluate all: set S, SET=M HOURS=2, or QUICK=1
 	$(if $(filter-out S M,$(SET)),$(error SET=$(SET): choose S or M))
 	for stage in $(STAGES); do test -f models/$(SCALE)/$$stage.safetensors || \
 		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train $(EFFORT) || exit 1; done
-	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) metrics=$(METRICS)
+	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) measure=$(MEASURE)
 
 bench: setup ## Compare speed with diffusers, GLIDE and DALLE2-pytorch, in ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
@@ -68,8 +67,7 @@ race: setup ## Compare with DALLE2-pytorch's decoder, each trained for CPU_SECON
 		--seconds $(CPU_SECONDS) scale=$(SCALE)
 
 paper: setup ## Plot the paper's figures and tables with MODEL
-	for figure in $(FIGURES); do \
-		$(RUN) src/reproduce.py figure=$$figure model=$(MODEL) || exit 1; done
+	$(RUN) src/evaluate.py measure=paper model=$(MODEL) out=$(MODEL)/paper
 
 clean: ## Delete caches, but not data, models or runs
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from unclip.evaluation.distributed import gather_rows
 from unclip.evaluation.features import EfficientNetLite0
 from unclip.evaluation.frechet import fit_gaussian, frechet_distance
-from unclip.evaluation.ranks import gather_rows
 from unclip.images import to_uint8
 
 
