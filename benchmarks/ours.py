@@ -12,7 +12,7 @@ from unclip.diffusion import GaussianDiffusion, ddpm
 from unclip.networks import PriorTransformer, UNet
 from unclip.stages import DecoderStage, PriorStage
 from unclip.training.optim import adamw, parameter_groups
-from unclip.training.trainer import keep_freed_memory
+from unclip.training.trainer import tune_malloc
 
 
 def decoder_network(size: DecoderSize) -> UNet:
@@ -48,7 +48,7 @@ class Decoder(Contender):
     """`UNet` in channels_last, fused AdamW, freed memory kept."""
 
     def __init__(self, size: DecoderSize, setting: Setting):
-        keep_freed_memory()
+        tune_malloc()
         problem = Problem.draw(size, setting.device)
         network = decoder_network(size).to(setting.device, memory_format=torch.channels_last)
         optimizer = adamw(parameter_groups(network), lr=1e-4)
@@ -84,7 +84,7 @@ class Prior(Contender):
     """`PriorTransformer` with several noises a caption, its prefix computed once a prompt."""
 
     def __init__(self, size: PriorSize, setting: Setting):
-        keep_freed_memory()
+        tune_malloc()
         problem = Problem.draw(size, setting.device)
         network = prior_network(size).to(setting.device)
         optimizer = adamw(parameter_groups(network), lr=1e-4)

@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configuration import ConfigurationError, compose_strictly
+from cli.config_check import ConfigurationError, compose_strictly
 from unclip import bundle
 from unclip.cascade import Cascade
 from unclip.evaluation.measures import embed_images
@@ -36,7 +36,7 @@ from unclip.evaluation.report import surroundings, write_results
 from unclip.images import save_png, to_uint8
 from unclip.stages import Stage
 from unclip.training.optim import parameter_groups
-from unclip.training.trainer import keep_freed_memory, resolve_precision
+from unclip.training.trainer import resolve_precision, tune_malloc
 
 FORMAT = 2
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = compose_strictly("train", ["stage=decoder", *arguments.overrides])
     rules = rules_of(config, arguments.seconds)
     torch.set_num_threads(1)
-    keep_freed_memory()
+    tune_malloc()
     out, root = arguments.out, Path(config.data.root)
     out.mkdir(parents=True, exist_ok=True)
     python = None if arguments.without_peer else peer_environment()

@@ -170,7 +170,7 @@ def look_at_bundles(folder: Path, only: str | None = None) -> Iterator[Finding]:
 
 def _look_at_bundle(folder: Path) -> Iterator[Finding]:
     from unclip.bundle import read_metadata
-    from unclip.training.preflight import check_chain
+    from unclip.training.run import check_chain
 
     found = {}
     for path in sorted(folder.glob("*.safetensors")):

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
-from configuration import check_command_line
+from cli.config_check import check_command_line
 from unclip.evaluation.evaluation import Evaluation
 from unclip.evaluation.parts import SPLITS
 from unclip.evaluation.ranks import joined, start_ranks

@@ -11,7 +11,7 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from configuration import check_command_line
+from cli.config_check import check_command_line
 from unclip import bundle
 from unclip.training.plan import StepPlan, example_batch, plan_step
 
@@ -72,7 +72,7 @@ def plan_run(config: dict[str, Any], step: StepPlan) -> RunPlan:
     return RunPlan(
         devices=devices,
         batch=own * devices * trainer["accumulate_grad_batches"],
-        steps=round(trainer["max_steps"] * trainer["effort"]),
+        steps=round(trainer["max_steps"] * trainer["max_steps_multiplier"]),
         images_per_second=speed,
         assumed=assumed,
         sample_bytes=_sample_bytes(config),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from configuration import CONF, compose_strictly
+from cli.config_check import CONF, compose_strictly
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

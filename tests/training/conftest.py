@@ -15,9 +15,9 @@ from unclip.stages import Stage
 from unclip.training import optim
 from unclip.training.callbacks.checkpoint import RunCheckpoint
 from unclip.training.callbacks.guard import NonFiniteGuard
-from unclip.training.ema import EMA
-from unclip.training.module import StageModule
-from unclip.training.seeding import Seeding
+from unclip.training.callbacks.ema import EMA
+from unclip.training.modules import StageModule
+from unclip.training.callbacks.seeding import Seeding
 
 
 class TinyStage(Stage):
@@ -53,7 +53,7 @@ class TinyStage(Stage):
         self.mean.copy_(images.mean((0, 2, 3)))
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Four-pixel pictures; sample `poisoned` makes its batch's loss NaN."""
 
     def __init__(self, count, poisoned=None):
@@ -83,22 +83,22 @@ def collate(samples):
     return batch
 
 
-class PictureData(LightningDataModule):
+class ImageData(LightningDataModule):
     def __init__(self, poisoned=None):
         super().__init__()
         self.poisoned = poisoned
 
     def train_dataloader(self):
-        return DataLoader(Pictures(64, self.poisoned), batch_size=4, collate_fn=collate)
+        return DataLoader(Images(64, self.poisoned), batch_size=4, collate_fn=collate)
 
     def val_dataloader(self):
-        return DataLoader(Pictures(8), batch_size=4, collate_fn=collate)
+        return DataLoader(Images(8), batch_size=4, collate_fn=collate)
 
 
 class Kit:
     """Builds modules and trainers that differ in what a test is about."""
 
-    TinyStage, PictureData = TinyStage, PictureData
+    TinyStage, ImageData = TinyStage, ImageData
 
     def __init__(self, folder):
         self.folder = folder
@@ -115,7 +115,7 @@ class Kit:
     def trainer(self, max_steps, *callbacks, folder=None, **settings):
         folder = folder or self.folder
         defaults = {
-            "effort": 1.0,
+            "max_steps_multiplier": 1.0,
             "accelerator": "cpu",
             "devices": 1,
             "loggers": [],
@@ -140,5 +140,5 @@ class Kit:
 
 @pytest.fixture
 def kit(tmp_path):
-    trainer_module.quieten()
+    trainer_module.silence_lightning()
     return Kit(tmp_path)

@@ -10,8 +10,8 @@ from conftest import Kit
 
 from unclip.data.module import ShardDataModule
 from unclip.training.callbacks.guard import NonFiniteError
-from unclip.training.module import StageModule
-from unclip.training.trainer import quieten
+from unclip.training.modules import StageModule
+from unclip.training.trainer import silence_lightning
 
 
 class Poisoned(StageModule):
@@ -26,7 +26,7 @@ class Poisoned(StageModule):
 
 
 def main(folder, root):
-    quieten()
+    silence_lightning()
     kit = Kit(folder)
     module = kit.module(Poisoned)
     data = ShardDataModule(root, image_size=16, shard_size=64, batch_size=4, workers=0)

@@ -12,10 +12,10 @@ from conftest import Kit
 from lightning.pytorch import Callback
 
 from unclip.data.module import ShardDataModule
-from unclip.training.callbacks.validation import LastValidation
-from unclip.training.logs import ContinueLogs, CsvLogger
-from unclip.training.resuming import checkpoint_of, claimed
-from unclip.training.trainer import quieten
+from unclip.training.callbacks.checkpoint import ValidateAtEnd
+from unclip.training.callbacks.logs import TruncateLogsOnResume, CsvLogger
+from unclip.training.resume import find_checkpoint, claimed
+from unclip.training.trainer import silence_lightning
 
 STEPS, EVERY = 16, 3
 
@@ -70,16 +70,16 @@ def strike(hook, trainer, step):
 
 
 def train(folder, root, death):
-    quieten()
+    silence_lightning()
     kit = Kit(folder)
     data = ShardDataModule(root, image_size=16, shard_size=64, batch_size=4, workers=2)
     dying = [] if death is None else [Death(*death)]
     first, *others = kit.callbacks(every_steps=EVERY)
-    callbacks = [*dying, first, ContinueLogs(), LastValidation(), *others]
+    callbacks = [*dying, first, TruncateLogsOnResume(), ValidateAtEnd(), *others]
     settings = {"accumulate_grad_batches": 2, "validate_every_steps": 4, "log_every_n_steps": 1}
     trainer = kit.trainer(STEPS, *callbacks, loggers=[CsvLogger(folder)], **settings)
-    with claimed(folder):
-        trainer.fit(kit.module(), data, ckpt_path=checkpoint_of(folder, "auto"))
+    with lock_run_dir(folder):
+        trainer.fit(kit.module(), data, ckpt_path=find_checkpoint(folder, "auto"))
 
 
 def attempt(folder, root, death=None):

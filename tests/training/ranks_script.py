@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 
 from unclip.networks.unet import ResBlock
 from unclip.training import muon
-from unclip.training.logs import CsvLogger
-from unclip.training.seeding import sample_generators
-from unclip.training.sharding import gathered
-from unclip.training.trainer import end_with_parent, quieten
+from unclip.training.callbacks.logs import CsvLogger
+from unclip.training.callbacks.seeding import sample_generators
+from unclip.training.sharding import unsharded
+from unclip.training.trainer import die_with_parent, silence_lightning
 
 PICTURES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
 MUON = functools.partial(
@@ -57,14 +57,14 @@ class Shared(LightningDataModule):
         size = BATCH // ranks
         starts = range(rank * size, PICTURES, BATCH)
         batches = [list(range(start, start + size)) for start in starts]
-        return DataLoader(Pictures(PICTURES), batch_sampler=batches, collate_fn=collate)
+        return DataLoader(Images(PICTURES), batch_sampler=batches, collate_fn=collate)
 
     def val_dataloader(self):
         return []
 
 
 class Sharded(Reproducible):
-    """With a block that is gathered by itself; Lightning shards no float64."""
+    """With a block that is unsharded by itself; Lightning shards no float64."""
 
     dtype, precision = torch.float32, "32-true"
 
@@ -82,14 +82,14 @@ class Preview(Callback):
     """Rank 0 alone looks at the whole stage, as validation's pictures do."""
 
     def on_train_start(self, trainer, module):
-        with torch.no_grad(), gathered(module.stage):
+        with torch.no_grad(), unsharded(module.stage):
             if trainer.is_global_zero:
-                module.stage.loss(module.prepare(collate([Pictures(1)[0]])))
+                module.stage.loss(module.preprocess(collate([Images(1)[0]])))
 
 
 def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, **changed):
     """Trains; the log and the weights tell how."""
-    quieten()
+    silence_lightning()
     kit = Kit(folder)
     callbacks = [*kit.callbacks(every_steps=2), Preview()]
     parallel = {"devices": ranks, "strategy": strategy} if ranks > 1 else {}
@@ -102,7 +102,7 @@ def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, **chan
     module = kit.module(stage=stage, **changed)
     trainer.fit(module, Shared(), ckpt_path=resume)
     averages = callbacks[0].state_dict()["weights"]
-    with gathered(module.stage):
+    with unsharded(module.stage):
         weights = {name: p.tolist() for name, p in module.stage.named_parameters()}
     weights |= {f"average {name}": average.tolist() for name, average in averages.items()}
     if trainer.is_global_zero:
@@ -125,7 +125,7 @@ class Fault(Callback):
 
 
 def fail(folder, kind):
-    quieten()
+    silence_lightning()
     kit = Kit(folder)
     settings = {"devices": 2, "strategy": "ddp", "timeout_minutes": TIMEOUT / 60}
     trainer = kit.trainer(STEPS, *kit.callbacks(every_steps=1), Fault(kind), **settings)
@@ -145,7 +145,7 @@ def in_ranks(function, *arguments, **named):
         second = os.fork()
         os.environ |= {"LOCAL_RANK": str(int(second == 0)), "NODE_RANK": "0"}
         if second == 0:
-            end_with_parent()
+            die_with_parent()
         else:
             os.write(writer, str(second).encode())
         code = 1

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from unclip.networks.unet import ResBlock
-from unclip.training.acceleration import accelerate
+from unclip.training.acceleration import optimize
 
 
 def batch_for(name):
@@ -33,7 +33,7 @@ def learned(name, **options):
     torch.manual_seed(0)
     stage = tiny_bundle.stage(name)
     names = list(stage.state_dict())
-    accelerate(stage, **options)
+    optimize(stage, **options)
     assert list(stage.state_dict()) == names
     torch.manual_seed(1)
     loss = stage.train().loss(batch_for(name))["loss"]
@@ -59,7 +59,7 @@ def test_checkpointing_keeps_less():
     block = next(module for module in stage.modules() if isinstance(module, ResBlock))
     convolution = next(module for module in block.modules() if isinstance(module, nn.Conv2d))
     convolution.register_forward_hook(lambda *_: calls.append(1))
-    accelerate(stage, gradient_checkpointing=True)
+    optimize(stage, gradient_checkpointing=True)
     loss = stage.loss(batch_for("upsampler_256"))["loss"]
     assert len(calls) == 1
     loss.backward()
@@ -85,4 +85,4 @@ def test_networks_can_be_traced(name, checkpointing, monkeypatch):
 
 def test_a_stage_without_such_a_network_says_so():
     with pytest.raises(ValueError, match="clip has no network"):
-        accelerate(tiny_bundle.stage("clip"), compile=True)
+        optimize(tiny_bundle.stage("clip"), compile=True)

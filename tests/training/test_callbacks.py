@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 from unclip.training.callbacks.export import Export
-from unclip.training.callbacks.grid import SampleGrid, contact_sheet
+from unclip.training.callbacks.samples import SampleGrid, contact_sheet
 from unclip.training.callbacks.progress import StepProgress
-from unclip.training.callbacks.throughput import Throughput
-from unclip.training.callbacks.validation import LastValidation
-from unclip.training.ema import EMA
-from unclip.training.logs import CsvLogger
-from unclip.training.module import StageModule
-from unclip.training.seeding import Seeding, sample_generators, seed_of
+from unclip.training.callbacks.progress import Throughput
+from unclip.training.callbacks.checkpoint import ValidateAtEnd
+from unclip.training.callbacks.ema import EMA
+from unclip.training.callbacks.logs import CsvLogger
+from unclip.training.modules import StageModule
+from unclip.training.callbacks.seeding import Seeding, sample_generators, seed_of
 from unclip.training.trainer import resolve_precision
 
 
@@ -48,7 +48,7 @@ def test_noise_does_not_depend_on_what_was_drawn_before(kit):
 
     frugal, wasteful = kit.module(), kit.module(Wasteful)
     for module in (frugal, wasteful):
-        kit.trainer(3, Seeding(0)).fit(module, kit.PictureData())
+        kit.trainer(3, Seeding(0)).fit(module, kit.ImageData())
     assert frugal.stage.noises == wasteful.stage.noises
     assert len(set(frugal.stage.noises)) == 3
 
@@ -57,9 +57,9 @@ def test_grids_show_the_averages_at_first_and_at_each_validation(kit, tmp_path):
     ema, grid = EMA(0.5), SampleGrid(tmp_path / "samples", count=3)
     module = kit.module(Pictured)
     start = module.stage.network[0].weight.flatten()[0].item()
-    callbacks = [ema, LastValidation(), grid]
+    callbacks = [ema, ValidateAtEnd(), grid]
     trainer = kit.trainer(5, *callbacks, validate_every_steps=3, num_sanity_val_steps=1)
-    trainer.fit(module, kit.PictureData())
+    trainer.fit(module, kit.ImageData())
     files = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert files == ["0000000.png", "0000003.png", "0000005.png", "captions.txt"]
     weights = {"0000000": start, "0000005": ema.weights["network.0.weight"].flatten()[0].item()}
@@ -79,7 +79,7 @@ def test_rows_of_other_sizes_fill_the_sheet():
 
 def test_stages_without_pictures_have_no_grid(kit, tmp_path):
     trainer = kit.trainer(1, SampleGrid(tmp_path / "samples"), num_sanity_val_steps=1)
-    trainer.fit(kit.module(), kit.PictureData())
+    trainer.fit(kit.module(), kit.ImageData())
     assert not (tmp_path / "samples").exists()
 
 
@@ -93,7 +93,7 @@ def test_throughput_counts_training_alone(kit, tmp_path):
     logger = CsvLogger(tmp_path)
     trainer = kit.trainer(4, throughput, loggers=[logger], limit_val_batches=1, **settings)
     started = time.perf_counter()
-    trainer.fit(kit.module(SlowValidation), kit.PictureData())
+    trainer.fit(kit.module(SlowValidation), kit.ImageData())
     assert throughput.images == 4 * 2 * 4
     assert 0 < throughput.seconds < time.perf_counter() - started - 2.0
     with open(tmp_path / "logs" / "metrics.csv") as file:
@@ -104,9 +104,9 @@ def test_throughput_counts_training_alone(kit, tmp_path):
 
 
 def test_progress_tells_a_log_how_far_it_is(kit, capsys):
-    progress = StepProgress(every_seconds_in_logs=0.0)
+    progress = StepProgress(every_seconds=0.0)
     trainer = kit.trainer(3, Throughput(), progress, enable_progress_bar=True)
-    trainer.fit(kit.module(), kit.PictureData())
+    trainer.fit(kit.module(), kit.ImageData())
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("tiny: step 3/3 · loss 0.")
     assert "images/s" in lines[-1] and "ends about" in lines[-1]
@@ -114,9 +114,9 @@ def test_progress_tells_a_log_how_far_it_is(kit, capsys):
 
 def test_progress_says_after_which_step_a_run_goes_on(kit, capsys):
     for steps, path in ((2, None), (4, kit.folder / "last.ckpt")):
-        progress = StepProgress(every_seconds_in_logs=0.0)
+        progress = StepProgress(every_seconds=0.0)
         trainer = kit.trainer(steps, *kit.callbacks(), progress, enable_progress_bar=True)
-        trainer.fit(kit.module(), kit.PictureData(), ckpt_path=path)
+        trainer.fit(kit.module(), kit.ImageData(), ckpt_path=path)
         lines = capsys.readouterr().err.splitlines()
         assert ("tiny: goes on after step 2" in lines) == (path is not None)
 
@@ -125,7 +125,7 @@ def test_progress_is_a_bar_on_a_terminal(kit, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = StepProgress(every_seconds=0.0)
     trainer = kit.trainer(3, progress, enable_progress_bar=True)
-    trainer.fit(kit.module(), kit.PictureData())
+    trainer.fit(kit.module(), kit.ImageData())
     assert "tiny: 100%" in capsys.readouterr().err
 
 
@@ -138,8 +138,8 @@ def test_export_writes_the_averages_and_one_line(kit, tmp_path, monkeypatch, cap
     monkeypatch.setattr("unclip.training.callbacks.export.save_stage", save_stage)
     ema, export = EMA(0.5), Export(tmp_path / "tiny.safetensors", metric="validation/loss")
     module = kit.module()
-    trainer = kit.trainer(5, ema, Throughput(), LastValidation(), export, validate_every_steps=2)
-    trainer.fit(module, kit.PictureData())
+    trainer = kit.trainer(5, ema, Throughput(), ValidateAtEnd(), export, validate_every_steps=2)
+    trainer.fit(module, kit.ImageData())
     assert torch.equal(saved["weight"], ema.weights["network.0.weight"])
     assert not torch.equal(saved["weight"], module.stage.network[0].weight)
     assert saved["steps"] == 5
@@ -158,7 +158,7 @@ def test_nothing_is_exported_from_a_run_that_fails(kit, tmp_path, monkeypatch):
     monkeypatch.setattr("unclip.training.callbacks.export.save_stage", pytest.fail)
     with pytest.raises(ZeroDivisionError):
         kit.trainer(5, Export(tmp_path / "x.safetensors", metric="")).fit(
-            kit.module(Failing), kit.PictureData()
+            kit.module(Failing), kit.ImageData()
         )
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from unclip.training.callbacks.guard import NonFiniteError
-from unclip.training.checkpoint_io import AtomicCheckpointIO
-from unclip.training.module import StageModule
-from unclip.training.resuming import CheckpointError
+from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
+from unclip.training.modules import StageModule
+from unclip.training.resume import CheckpointError
 
 
 def train(kit, steps, *, folder, resume=None, every_steps=1000, module=None, data=None, **settings):
     callbacks = kit.callbacks(folder, every_steps=every_steps)
     trainer = kit.trainer(steps, *callbacks, folder=folder, **settings)
     module = module or kit.module()
-    trainer.fit(module, data or kit.PictureData(), ckpt_path=resume)
+    trainer.fit(module, data or kit.ImageData(), ckpt_path=resume)
     return module, callbacks[0], trainer
 
 
@@ -126,7 +126,7 @@ def test_a_signal_in_validation_saves_the_raw_weights(kit, tmp_path):
 
 
 def test_nan_stops_before_the_weights_and_writes_nothing(kit, tmp_path):
-    data = kit.PictureData(poisoned=21)  # in the sixth batch
+    data = kit.ImageData(poisoned=21)  # in the sixth batch
     module = kit.module()
     with pytest.raises(NonFiniteError, match="step 5"):
         train(kit, 9, folder=tmp_path, module=module, data=data, every_steps=4)
@@ -199,7 +199,7 @@ def test_a_run_on_a_full_disk_ends_and_does_not_save_again(kit, tmp_path, monkey
 KILLED = """
 import sys, torch
 sys.path.insert(0, {source!r})
-from unclip.training.checkpoint_io import AtomicCheckpointIO
+from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
 big = {{"weights": torch.zeros(4_000_000)}}
 while True:
     AtomicCheckpointIO().save_checkpoint(big, {path!r})

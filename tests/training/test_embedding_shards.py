@@ -20,7 +20,7 @@ from unclip.training.embeddings import (
 )
 
 
-class MeanColour:
+class MeanColor:
     """An embedder whose embedding is the mean color."""
 
     fingerprint, image_size, device = "0123456789abcdef", 32, torch.device("cpu")
@@ -51,7 +51,7 @@ def test_ranks_embed_disjoint_shards_that_together_are_all(tmp_path):
     root = write_shards(tmp_path / "data", shards=3)
     alone = tmp_path / "alone"
     shutil.copytree(root, alone)
-    embedder = MeanColour()
+    embedder = MeanColor()
     embed_shards(embedder, [alone / "train" / "64", alone / "val" / "64"])
     parts = []
     for rank in range(2):
@@ -67,7 +67,7 @@ def test_ranks_embed_disjoint_shards_that_together_are_all(tmp_path):
 
 def test_a_trainer_embeds(tmp_path, monkeypatch):
     root = write_shards(tmp_path / "data")
-    module = ShardEmbedding(MeanColour(), [root / "train" / "64"], batch_size=5)
+    module = ShardEmbedding(MeanColor(), [root / "train" / "64"], batch_size=5)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
     )
@@ -82,7 +82,7 @@ def test_a_trainer_embeds(tmp_path, monkeypatch):
 
 def test_embedding_reads_as_training_does(tmp_path):
     root = write_shards(tmp_path / "data", sizes=(12,), splits=("train",), pictures=60, shards=1)
-    embedder = MeanColour()
+    embedder = MeanColor()
     settings = {"image_size": 12, "workers": 0, "val": None}
     with pytest.raises(ValueError, match="or raise max_bad_fraction"):
         ensure_embeddings(embedder, ShardDataModule(root, **settings), "cpu")
@@ -97,16 +97,16 @@ def test_embedding_reads_as_training_does(tmp_path):
 def test_nothing_is_written_where_nothing_is_missing(tmp_path, monkeypatch):
     root = write_shards(tmp_path / "above" / "data")
     data = ShardDataModule(root, workers=0)
-    ensure_embeddings(MeanColour(), data, "cpu")
+    ensure_embeddings(MeanColor(), data, "cpu")
     assert [path.name for path in (tmp_path / "above").iterdir()] == ["data"]
     monkeypatch.setattr(embedding, "one_at_a_time", lambda path: pytest.fail("locked"))
-    ensure_embeddings(MeanColour(), data, "cpu")
+    ensure_embeddings(MeanColor(), data, "cpu")
 
 
 def test_stored_embeddings_are_those_of_the_fly(tmp_path):
     """Equal but for float16's rounding, so the loss is the same."""
     root = write_shards(tmp_path / "data")
-    embedder = MeanColour()
+    embedder = MeanColor()
     embed_shards(embedder, [root / "train" / "64", root / "val" / "64"])
     batches = []
     for embeddings in (embedder.fingerprint, None):

@@ -10,8 +10,8 @@ from PIL import Image
 
 from unclip.provenance import code_version
 from unclip.training.callbacks.checkpoint import RunCheckpoint
-from unclip.training.callbacks.memory import MemoryUse, most_memory
-from unclip.training.logs import ContinueLogs, CsvLogger, wandb_logger
+from unclip.training.callbacks.progress import MemoryUse, peak_memory
+from unclip.training.callbacks.logs import TruncateLogsOnResume, CsvLogger, wandb_logger
 
 
 def rows(path):
@@ -48,7 +48,7 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_is(tmp_path):
     metrics.write_text(metrics.read_text() + "7,0.")  # killed while it wrote a line
     for resumed_at in (6, 3, 4, 0):
         again = CsvLogger(tmp_path / "cut")
-        again.continue_from(resumed_at)
+        again.truncate(resumed_at)
         log(again, range(resumed_at, 9))
         assert rows(tmp_path / "cut") == rows(tmp_path / "whole"), resumed_at
 
@@ -58,7 +58,7 @@ def test_a_validation_that_is_repeated_is_there_once(tmp_path):
     first.log_metrics({"train/loss": 1.0}, 2)
     first.log_metrics({"validation/loss": 5.0}, 3)
     again = CsvLogger(tmp_path)
-    again.continue_from(3)
+    again.truncate(3)
     again.log_metrics({"validation/loss": 5.0}, 3)
     assert [row["step"] for row in rows(tmp_path)] == ["2", "3"]
 
@@ -67,10 +67,10 @@ def test_training_resumed_from_a_checkpoint_leaves_the_log_of_one_run(kit, tmp_p
     def train(folder, steps, ckpt_path=None):
         logger = CsvLogger(folder)
         checkpoint = RunCheckpoint(folder, every_steps=2)
-        callbacks = (ContinueLogs(), MemoryUse(), checkpoint)
+        callbacks = (TruncateLogsOnResume(), MemoryUse(), checkpoint)
         settings = {"log_every_n_steps": 1, "validate_every_steps": 2, "limit_val_batches": 1}
         trainer = kit.trainer(steps, *callbacks, loggers=[logger], **settings)
-        trainer.fit(kit.module(), kit.PictureData(), ckpt_path=ckpt_path)
+        trainer.fit(kit.module(), kit.ImageData(), ckpt_path=ckpt_path)
 
     def comparable(folder):
         return [
@@ -85,9 +85,9 @@ def test_training_resumed_from_a_checkpoint_leaves_the_log_of_one_run(kit, tmp_p
 
 
 def test_memory_of_the_process_is_measured():
-    before = most_memory(torch.device("cpu"))
+    before = peak_memory(torch.device("cpu"))
     block = torch.ones(64 * 2**20 // 4)
-    assert most_memory(torch.device("cpu")) >= max(before, block.nbytes)
+    assert peak_memory(torch.device("cpu")) >= max(before, block.nbytes)
 
 
 def test_the_code_is_named():
@@ -117,7 +117,7 @@ def test_tensorboard_takes_numbers_and_pictures(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from unclip.training.logs import tensorboard_logger
+    from unclip.training.callbacks.logs import tensorboard_logger
 
     logger = tensorboard_logger(tmp_path)
     logger.log_hyperparams({"optimizer": {"lr": 0.1}})

@@ -18,7 +18,7 @@ from unclip.stages import (
 from unclip.training import optim
 from unclip.training.clip import ClipModule
 from unclip.training.decoder import DecoderModule
-from unclip.training.module import StageModule
+from unclip.training.modules import StageModule
 from unclip.training.prior import PriorModule
 from unclip.training.prior_ar import AutoregressivePriorModule
 from unclip.training.upsampler import UpsamplerModule
@@ -70,7 +70,7 @@ def test_pixels_become_floats_and_the_embedder_is_no_submodule():
     module = UpsamplerModule(stage, embedder=FakeEmbedder(), **TRAINING)
     batch = batch_of()
     batch["low_res"] = batch["image"][..., ::4, ::4]
-    prepared = module.prepare(batch)
+    prepared = module.preprocess(batch)
     assert prepared["image"].is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(prepared["image"], batch["image"] / 127.5 - 1)
     assert prepared["low_res"].amin() >= -1
@@ -89,7 +89,7 @@ def test_a_perfect_prior_has_cosine_one():
     )
     stage = PriorStage(network, DIFFUSION, SAMPLER, text_width=WIDTH).eval()
     module = PriorModule(stage, embedder=FakeEmbedder(), **TRAINING)
-    batch = module.prepare(batch_of())
+    batch = module.preprocess(batch_of())
     measured = module.measure(batch)
     assert measured.keys() == {"cosine", "cosine_text", "cosine_shuffled"}
     truth = batch["image_embedding"]
@@ -113,7 +113,7 @@ def test_a_prior_stands_beside_a_linear_map_and_its_own_codes():
     )
     stage = AutoregressivePriorStage(network, text_width=WIDTH).eval()
     module = AutoregressivePriorModule(stage, embedder=FakeEmbedder(), **TRAINING)
-    batch = module.prepare(batch_of(200))
+    batch = module.preprocess(batch_of(200))
     batch["image_embedding"] = batch["text_embedding"].flip(1)
     stage.fit_statistics([batch])
     measured = module.measure(batch)
@@ -136,7 +136,7 @@ def decoder():
 
 def test_a_preview_is_the_same_each_time_and_in_any_batch():
     module = DecoderModule(decoder().eval(), embedder=FakeEmbedder(), **TRAINING)
-    batch = module.prepare(batch_of())
+    batch = module.preprocess(batch_of())
     rows = module.preview(batch)
     assert rows.keys() == {"real", "decoded"}
     few = {name: value[:2] for name, value in batch.items()}
@@ -149,7 +149,7 @@ def test_an_upsampler_that_adds_nothing_gains_nothing():
     stage = UpsamplerStage(network, DIFFUSION, SAMPLER, **settings).eval()
     module = UpsamplerModule(stage, **TRAINING)
     batch = batch_of()
-    batch = module.prepare(batch | {"low_res": batch["image"][..., ::4, ::4]})
+    batch = module.preprocess(batch | {"low_res": batch["image"][..., ::4, ::4]})
     measured = module.measure(batch)  # the last convolution is zero, so x0 is the enlarged image
     assert measured["psnr_gain"] == pytest.approx(0.0, abs=1e-4)
     assert module.preview(batch).keys() == {"bicubic", "upsampled", "real"}
@@ -172,7 +172,7 @@ def test_frechet_distance_is_logged(kit):
     distances = []
     for module in (Copying, Noisy):
         trainer = kit.trainer(1, FrechetDistance(), validate_every_steps=1)
-        trainer.fit(kit.module(module), kit.PictureData())
+        trainer.fit(kit.module(module), kit.ImageData())
         distances.append(trainer.callback_metrics["validation/fd_effnet_lite0"])
     assert distances[0] == pytest.approx(0.0, abs=1e-3)
     assert distances[1] > 0.01
@@ -193,7 +193,7 @@ def test_clip_is_validated_by_retrieval_over_all_batches(kit):
     )
     module = ClipModule(stage, among=6, **TRAINING)
     trainer = kit.trainer(1, loggers=[], validate_every_steps=1)
-    trainer.fit(module, kit.PictureData())
+    trainer.fit(module, kit.ImageData())
     metrics = trainer.callback_metrics
     assert metrics["validation/among"] == 6
     assert 0 <= metrics["validation/text_to_image_at_1"] <= metrics["validation/text_to_image_at_5"]

@@ -200,7 +200,7 @@ def test_a_run_resumes_to_the_bit_and_a_schedule_scales_both_rates(kit, tmp_path
             schedule=lambda step, max_steps: 1 / (1 + step),
         )
         trainer = kit.trainer(steps, *kit.callbacks(folder, every_steps=100), folder=folder)
-        trainer.fit(module, kit.PictureData(), ckpt_path=resume)
+        trainer.fit(module, kit.ImageData(), ckpt_path=resume)
         return torch.load(folder / "last.ckpt", weights_only=True), trainer.optimizers[0]
 
     whole, optimizer = run(tmp_path / "whole", 20)

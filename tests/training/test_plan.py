@@ -162,7 +162,7 @@ def test_hours_and_bytes_of_a_run():
             "devices": 4,
             "accumulate_grad_batches": 2,
             "max_steps": 1000,
-            "effort": 0.5,
+            "max_steps_multiplier": 0.5,
         },
         "throughput": 64.0,
         "flops": 1e3,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unclip import bundle
-from unclip.training.preparation import starting_weights, take_over
+from unclip.training.run import resolve_init, copy_upstream
 
 sys.path.append(str(Path(__file__).parents[1]))
 import tiny_bundle
@@ -20,18 +20,18 @@ def folder(tmp_path_factory):
 
 def test_a_bundle_or_a_file_is_named(folder):
     path = folder / "prior.safetensors"
-    assert starting_weights(folder, "prior") == starting_weights(path, "prior") == path
+    assert resolve_init(folder, "prior") == resolve_init(path, "prior") == path
     with pytest.raises(FileNotFoundError, match=r"init=.*decoder\.safetensors"):
-        starting_weights(folder, "decoder")
+        resolve_init(folder, "decoder")
 
 
 def test_the_clip_that_the_weights_belong_to_comes_along(folder, tmp_path):
-    take_over(["clip", "absent"], folder, tmp_path / "mine")
+    copy_upstream(["clip", "absent"], folder, tmp_path / "mine")
     names = ("clip.safetensors",)
     copied = tmp_path / "mine" / names[0]
     assert copied.read_bytes() == (folder / names[0]).read_bytes()
     copied.write_bytes(b"own")
-    take_over(["clip"], folder, tmp_path / "mine")
+    copy_upstream(["clip"], folder, tmp_path / "mine")
     assert copied.read_bytes() == b"own"  # what is there stays
 
 
@@ -63,7 +63,7 @@ def test_statistics_come_with_the_weights(folder, monkeypatch):
             optimizer=None,
             schedule=None,
             embedder=embedder,
-            fitted=fitted,
+            statistics_loaded=fitted,
         )
         fits = []
         monkeypatch.setattr(module.stage, "fit_statistics", fits.append)

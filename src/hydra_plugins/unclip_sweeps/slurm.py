@@ -10,7 +10,6 @@ from hydra.core.config_store import ConfigStore
 
 from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, read_value
 from hydra_plugins.unclip_sweeps.process import ProcessLauncher
-from unclip.training.resuming import without_ranks
 
 
 @dataclass
@@ -102,6 +101,8 @@ class SlurmLauncher(ProcessLauncher):
 
 
 def _run(command: list[str]) -> int:
+    from unclip.training.resume import without_ranks  # it imports torch
+
     return subprocess.run(command, env=without_ranks(), check=False).returncode
 
 

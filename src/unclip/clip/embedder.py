@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from unclip.clip.model import encode_text, prepare_image, to_float
+from unclip.clip.model import encode_text, prepare_image
 from unclip.clip.tokenizer import Tokenizer
 
 CACHE_BYTES = 64 * 2**20
@@ -125,9 +125,8 @@ class ClipEmbedder:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Embeds a batch: returns a new dict with more keys.
 
-        `image` and `low_res` become float in [-1, 1]. Captions add `tokens`, `text_states`,
-        `text_mask` and `text_embedding`; an image adds `image_embedding`, unless the loader has
-        brought it.
+        Captions add `tokens`, `text_states`, `text_mask` and `text_embedding`; an image adds
+        `image_embedding`, unless the loader has brought it.
         """
         batch = dict(batch)
         if "caption" in batch:
@@ -136,9 +135,6 @@ class ClipEmbedder:
             batch["image_embedding"] = batch["image_embedding"].to(self.device, torch.float32)
         elif "image" in batch:
             batch["image_embedding"] = self.image(batch["image"])
-        for key in ("image", "low_res"):
-            if key in batch:
-                batch[key] = to_float(batch[key])
         return batch
 
     def _encode_text(self, captions: Sequence[str]) -> TextFeatures:

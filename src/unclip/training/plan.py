@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unclip.clip import encode_text
 from unclip.stages import ClipStage, Stage
-from unclip.training.acceleration import recompute
+from unclip.training.acceleration import enable_gradient_checkpointing
 from unclip.training.optim import parameter_groups
 
 aten = torch.ops.aten
@@ -81,7 +81,7 @@ def plan_step(stage: Stage, batch: Batch, *, averaged: bool = True, muon: bool =
     forward, both = _flops(stage, batch)
     activations = _peak(stage, batch) - size
     checkpointing = copy.deepcopy(stage)
-    recompute(checkpointing)
+    enable_gradient_checkpointing(checkpointing)
     checkpointed = _peak(checkpointing, batch) - size
     return StepPlan(
         parameters=sum(p.numel() for p in stage.parameters()),

@@ -11,13 +11,13 @@ import torch
 from tiny_shards import write_shards
 
 from unclip.training import resuming
-from unclip.training.resuming import (
+from unclip.training.resume import (
     ResumeError,
     check_same_run,
-    checkpoint_of,
+    find_checkpoint,
     claimed,
-    folder_of,
-    is_whole,
+    choose_run_dir,
+    is_intact,
 )
 
 HERE = Path(__file__).parent
@@ -80,42 +80,42 @@ def test_a_run_of_many_deaths_is_the_run_of_none(tmp_path):
 
 # ------------------------------------------------------------------------------------- from where
 def test_the_same_configuration_has_the_same_folder_until_its_run_is_finished(tmp_path):
-    first = folder_of(tmp_path, RECORD["config"])
-    assert first == folder_of(tmp_path, RECORD["config"])
+    first = choose_run_dir(tmp_path, RECORD["config"])
+    assert first == choose_run_dir(tmp_path, RECORD["config"])
     first.mkdir()
-    assert first == folder_of(tmp_path, RECORD["config"])
+    assert first == choose_run_dir(tmp_path, RECORD["config"])
     (first / "objective.json").touch()
-    assert folder_of(tmp_path, RECORD["config"]).name == f"{first.name}-2"
-    assert folder_of(tmp_path, {"seed": 1}).name != first.name
+    assert choose_run_dir(tmp_path, RECORD["config"]).name == f"{first.name}-2"
+    assert choose_run_dir(tmp_path, {"seed": 1}).name != first.name
 
 
 def test_the_newest_readable_checkpoint_is_taken(tmp_path, capsys):
-    assert checkpoint_of(tmp_path, "auto") is None
+    assert find_checkpoint(tmp_path, "auto") is None
     previous, last = write(tmp_path / "previous.ckpt"), write(tmp_path / "last.ckpt")
-    assert checkpoint_of(tmp_path, "auto") == checkpoint_of(tmp_path, str(last)) == last
-    assert checkpoint_of(tmp_path, None) is None
+    assert find_checkpoint(tmp_path, "auto") == find_checkpoint(tmp_path, str(last)) == last
+    assert find_checkpoint(tmp_path, None) is None
     content = bytearray(last.read_bytes())
     for damage in (content[:-1], content[: len(content) // 2], b"", b"\0" * len(content)):
         last.write_bytes(damage)
-        assert checkpoint_of(tmp_path, "auto") == previous
+        assert find_checkpoint(tmp_path, "auto") == previous
     assert str(last) in capsys.readouterr().out
-    assert checkpoint_of(tmp_path, str(last)) == previous
+    assert find_checkpoint(tmp_path, str(last)) == previous
     previous.write_bytes(b"")
     with pytest.raises(ResumeError, match=r"last\.ckpt.*previous\.ckpt.*resume=null"):
-        checkpoint_of(tmp_path, "auto")
+        find_checkpoint(tmp_path, "auto")
     last.unlink()
     with pytest.raises(FileNotFoundError, match=r"last\.ckpt"):
-        checkpoint_of(tmp_path, str(last))
+        find_checkpoint(tmp_path, str(last))
 
 
 def test_a_flipped_bit_is_seen(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"weights": torch.zeros(5000)}, path)
-    assert is_whole(path)
+    assert is_intact(path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert not is_whole(path)
+    assert not is_intact(path)
 
 
 # ---------------------------------------------------------------------------------- of what run
@@ -137,9 +137,9 @@ def test_the_same_run_goes_on(tmp_path):
 )
 def test_another_run_is_refused_unless_told_to(tmp_path, record, named):
     path = write(tmp_path / "last.ckpt")
-    with pytest.raises(ResumeError, match=f"{named}.*resume_anyway=true"):
+    with pytest.raises(ResumeError, match=f"{named}.*resume_strict=false"):
         check_same_run(path, record, max_steps=4)
-    check_same_run(path, record, max_steps=4, anyway=True)
+    check_same_run(path, record, max_steps=4, strict=False)
 
 
 def test_a_finished_run_does_not_go_on(tmp_path):
@@ -171,8 +171,8 @@ def test_code_in_a_checkpoint_is_refused_in_words(tmp_path):
 HOLD = """
 import os, sys
 from pathlib import Path
-from unclip.training.resuming import claimed
-with claimed(Path(sys.argv[1])):
+from unclip.training.resume import claimed
+with lock_run_dir(Path(sys.argv[1])):
     if os.fork() == 0:  # a worker that outlives its parent
         sys.stdin.read()
         os._exit(0)
@@ -190,26 +190,26 @@ def test_a_run_has_its_folder_for_itself_and_a_killed_one_gives_it_up_at_once(tm
         stdout=subprocess.PIPE,
     )
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(ResumeError, match=r"another process.*hydra\.run\.dir"), claimed(tmp_path):
+    with pytest.raises(ResumeError, match=r"another process.*hydra\.run\.dir"), lock_run_dir(tmp_path):
         pass
     holder.kill()
     holder.wait()
     (tmp_path / ".last.ckpt.123.tmp").write_bytes(b"half of it")
-    with claimed(tmp_path):
+    with lock_run_dir(tmp_path):
         assert not list(tmp_path.glob(".last*"))
     holder.stdin.close()
     holder.stdout.close()
 
 
 def test_other_ranks_claim_nothing(tmp_path, monkeypatch):
-    with claimed(tmp_path):
+    with lock_run_dir(tmp_path):
         monkeypatch.setenv("LOCAL_RANK", "1")
-        with claimed(tmp_path, anew=True):
+        with lock_run_dir(tmp_path, restart=True):
             pass
 
 
 def test_anew_means_without_the_checkpoints_of_before(tmp_path):
     write(tmp_path / "last.ckpt")
     write(tmp_path / "previous.ckpt")
-    with claimed(tmp_path, anew=True):
-        assert checkpoint_of(tmp_path, "auto") is None
+    with lock_run_dir(tmp_path, restart=True):
+        assert find_checkpoint(tmp_path, "auto") is None

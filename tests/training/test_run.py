@@ -91,7 +91,7 @@ def test_one_at_a_time(tmp_path):
     assert inside == []
 
 
-class MeanColour:
+class MeanColor:
     """An embedder whose embedding is the mean color."""
 
     fingerprint, image_size = "0123456789abcdef", 32
@@ -114,7 +114,7 @@ def test_a_clip_of_another_size_is_named():
 def test_embeddings_are_computed_once_and_stand_beside_their_shards(tmp_path):
     root = write_shards(tmp_path / "data", pictures=12)
     folders = [root / "train" / "64", root / "val" / "64"]
-    embedder = MeanColour()
+    embedder = MeanColor()
     assert embed_shards(embedder, folders, batch_size=4) == 4
     assert embedder.images == 24
     assert embed_shards(embedder, folders) == 0

@@ -1,0 +1,1 @@
+"""Code of the command-line scripts in `src/`."""

@@ -1,0 +1,131 @@
+"""What train.py and embed.py do before a run: name its folder, check it, provide its inputs.
+
+torch and Lightning are imported inside functions, so that `train.py --help` starts quickly.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cli.config_check import ConfigurationError, check_targets
+
+BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
+
+# Keys that may change when a run resumes.
+RESUMABLE_KEYS = ("hydra", "run_folder", "resume", "resume_strict", "upstream", "logger")
+
+
+def config_identity(cfg: DictConfig) -> dict[str, Any]:
+    """Return the part of a configuration that distinguishes its run from others."""
+    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    plain.run_folder = ""
+    config = OmegaConf.to_container(plain, resolve=True)
+    config["schedule"].pop("decay_steps", None)  # a decay starts when a run resumes
+    return {key: value for key, value in config.items() if key not in RESUMABLE_KEYS}
+
+
+def register_run_folder() -> None:
+    """Register the resolver run_folder_of, which conf/train.yaml uses."""
+    OmegaConf.register_new_resolver("run_folder_of", _run_folder, replace=True)
+
+
+def _run_folder(*, _root_: DictConfig) -> str:
+    from unclip.training.resume import AUTO, choose_run_dir
+
+    if _root_.resume not in (None, AUTO):
+        return str(Path(_root_.resume).absolute().parent)
+    parent = Path(_root_.folders.runs) / _root_.bundle / _root_.stage
+    try:
+        return str(choose_run_dir(parent, config_identity(_root_)))
+    except OmegaConfBaseException:  # a value is missing; the error is raised when it is used
+        return str(parent / "incomplete")
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Exit with one line instead of a traceback if the message says how to fix the error."""
+    from unclip.training.resume import ResumeError
+
+    try:
+        yield
+    except (ConfigurationError, ResumeError, OSError) as error:
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from None
+
+
+def build(config: Any) -> Any:
+    """Instantiate a part of the configuration; its targets must be in `BUILDABLE`."""
+    pending = [config]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            target = part.get("_target_")
+            if target is not None and not target.startswith(BUILDABLE):
+                raise ConfigurationError(f"_target_ {target} is not in {', '.join(BUILDABLE)}")
+            pending += part.values()
+        elif isinstance(part, list):
+            pending += part
+    return instantiate(config, _convert_="all")
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse, in seconds, what cannot work: keys, types, sizes that do not fit, a full disk.
+
+    Raises:
+        ConfigurationError: the message says what to change.
+        FileNotFoundError: a folder has no shards, and no command is known that makes them.
+    """
+    import torch
+
+    from unclip import bundle
+    from unclip.data.shards import list_shards
+    from unclip.training import run, sharding
+
+    check_targets(config)
+    name, recipe, folders = config["stage"], config["model"], config["folders"]
+    try:
+        with torch.device("meta"):
+            stage = bundle.build(recipe)
+        data = build(config["data"])()
+        run.check_disk(stage, [folders["runs"], folders["models"]], config["run_folder"])
+        image_size = config["data"].get("image_size", 64)
+        run.check_chain(name, recipe, image_size, Path(folders["models"]) / config["bundle"])
+        if config["trainer"]["strategy"] == "fsdp":
+            sharding.blocks_of(stage)
+        if config["init"] is not None:
+            bundle.check_start(stage, run.resolve_init(config["init"], name))
+        if config["prepare"]["build"] is None:
+            for source in data.sources():
+                list_shards(source)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def ensure_inputs(config: dict[str, Any], overrides: list[str]) -> None:
+    """Provide the checkpoint, the upstream stages and the data, or say how to make them.
+
+    Args:
+        config: resolved configuration.
+        overrides: command line, from which an upstream run inherits.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message has the command that makes it.
+        ChildProcessError: an upstream run fails.
+    """
+    from unclip.training import run
+    from unclip.training.resume import AUTO
+
+    if config["resume"] not in (None, AUTO) and not Path(config["resume"]).is_file():
+        raise FileNotFoundError(f"resume={config['resume']}: there is no such file")
+    bundle = Path(config["folders"]["models"]) / config["bundle"]
+    needs = config["embedder"]["needs"] if config["needs_clip"] else []
+    if config["init"] is not None:
+        init = run.resolve_init(config["init"], config["stage"])
+        run.copy_upstream(needs, init.parent, bundle)
+    run.ensure_upstream(needs, bundle, overrides, train=config["upstream"] == "train")
+    run.ensure_data(build(config["prepare"]["build"]), config["prepare"]["done"])
