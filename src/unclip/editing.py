@@ -20,8 +20,8 @@ from torch import Tensor
 from unclip.clip import ClipEmbedder
 from unclip.images import fit, open_image, open_mask, square_mask, to_tensor
 from unclip.latents import blend, shares, slerp, text_difference
-from unclip.stages.codes import PrincipalComponents
-from unclip.stages.editing import complete, invert, render
+from unclip.stages.decoder_edits import complete, invert, render
+from unclip.stages.quantization import PrincipalComponents
 
 Picture = str | Path | Image.Image | Tensor
 Progress = Callable[[str, int, int], None]

@@ -46,5 +46,5 @@ def test_groups_are_consecutive_and_the_last_is_left_out_if_incomplete():
 
 
 def test_too_few_pairs_are_an_error():
-    with pytest.raises(ValueError, match="among=10"):
+    with pytest.raises(ValueError, match="10 pairs, fewer than a group"):
         recall_at(torch.eye(10), torch.eye(10))

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 
 from unclip.diffusion import LogitNormal
-from unclip.diffusion.gaussian import GaussianDiffusion, discretised_log_likelihood, normal_kl
+from unclip.diffusion.gaussian import GaussianDiffusion, discretized_log_likelihood, normal_kl
 
 PREDICTIONS = ["x0", "eps", "v"]
 
@@ -16,9 +16,9 @@ def test_unknown_choices_name_the_known_ones():
     with pytest.raises(ValueError, match="cosine, linear"):
         GaussianDiffusion(schedule="cosin")
     with pytest.raises(ValueError, match="steps is 0"):
-        GaussianDiffusion().spacing("linear", 0)
+        GaussianDiffusion().sampling_timesteps("linspace", 0)
     with pytest.raises(ValueError, match="log_snr"):
-        GaussianDiffusion().spacing("logsnr", 4)
+        GaussianDiffusion().sampling_timesteps("logsnr", 4)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -27,7 +27,7 @@ def test_reading_the_target_gives_back_x0_and_eps(prediction):
     x0, noise = torch.randn(64, 3), torch.randn(64, 3)
     t = torch.linspace(10, 950, 64).long()
     x_t = diffusion.add_noise(x0, noise, t)
-    read = diffusion.read(diffusion.target(x0, noise, t), x_t, t)
+    read = diffusion.predict(diffusion.target(x0, noise, t), x_t, t)
     torch.testing.assert_close(read.x0, x0, atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(read.eps, noise, atol=2e-3, rtol=1e-3)
 
@@ -36,7 +36,7 @@ def test_reading_the_target_gives_back_x0_and_eps(prediction):
 def test_clipping_keeps_x0_and_eps_consistent(prediction):
     diffusion = GaussianDiffusion(prediction=prediction)
     x_t, t = torch.randn(16, 3), torch.full((16,), 700)
-    read = diffusion.read(torch.randn(16, 3), x_t, t, clip=0.5)
+    read = diffusion.predict(torch.randn(16, 3), x_t, t, clip_range=0.5)
     assert read.x0.abs().max() <= 0.5
     torch.testing.assert_close(diffusion.add_noise(read.x0, read.eps, t), x_t)
 
@@ -96,10 +96,10 @@ def test_normal_kl_equals_quadrature():
     assert normal_kl(*arguments).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_discretised_likelihood_equals_scipy_and_sums_to_one():
+def test_discretized_likelihood_equals_scipy_and_sums_to_one():
     levels = torch.arange(256).float() / 127.5 - 1
     mean, scale = 0.13, 0.07
-    ours = discretised_log_likelihood(levels, torch.tensor(mean), torch.tensor(math.log(scale)))
+    ours = discretized_log_likelihood(levels, torch.tensor(mean), torch.tensor(math.log(scale)))
     normal = scipy.stats.norm(mean, scale)
     upper, lower = normal.cdf(levels + 1 / 255), normal.cdf(levels - 1 / 255)
     upper[-1], lower[0] = 1, 0
@@ -180,24 +180,13 @@ def test_the_table_keeps_its_precision():
     assert not diffusion.state_dict()
 
 
-def test_spacing_takes_sections_and_lists_and_says_what_does_not_fit():
+def test_sampling_timesteps_may_be_a_list():
     diffusion = GaussianDiffusion()
-    assert diffusion.spacing("10,10,3,2,2", 27)[:2] == [999, 800]
-    assert diffusion.spacing([3, 997, 500], 3) == [997, 500, 3]
-    with pytest.raises(ValueError, match="steps is 8, but the spacing 10,10,3,2,2 has 27"):
-        diffusion.spacing("10,10,3,2,2", 8)
+    assert diffusion.sampling_timesteps([3, 997, 500], 3) == [997, 500, 3]
+    with pytest.raises(ValueError, match="steps is 8, but there are 3 timesteps"):
+        diffusion.sampling_timesteps([3, 997, 500], 8)
     with pytest.raises(ValueError, match="from 0 to 999"):
-        diffusion.spacing([1000, 3], 2)
-
-
-def test_dynamic_threshold_is_imagen_s():
-    """s is the percentile of |x0|, at least the bound; x0 is clipped to ±s and divided by s."""
-    diffusion = GaussianDiffusion(prediction="x0")
-    calm, wild = torch.linspace(-0.9, 0.9, 101), torch.linspace(-4, 4, 101)
-    x0, t = torch.stack([calm, wild]), torch.tensor([500, 500])
-    read = diffusion.read(x0, torch.randn(2, 101), t, clip=1.0, percentile=0.5)
-    torch.testing.assert_close(read.x0[0], calm)
-    torch.testing.assert_close(read.x0[1], wild.clamp(-2, 2) / 2)
+        diffusion.sampling_timesteps([1000, 3], 2)
 
 
 def test_an_analytic_variance_s_error_is_measured_by_timestep_and_kept():
@@ -209,8 +198,3 @@ def test_an_analytic_variance_s_error_is_measured_by_timestep_and_kept():
     assert set(diffusion.state_dict()) == {"x0_error"}
     with pytest.raises(ValueError, match="every hundredth"):
         diffusion.fit_error(torch.tensor([3]), torch.tensor([1.0]))
-
-
-def test_pure_noise_and_eps_exclude_each_other():
-    with pytest.raises(ValueError, match="not eps"):
-        GaussianDiffusion(prediction="eps", zero_terminal_snr=True)

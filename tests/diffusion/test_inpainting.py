@@ -5,7 +5,7 @@ import torch
 
 from unclip.diffusion import GaussianDiffusion, inpaint, randn
 from unclip.diffusion.gaussian import Prediction
-from unclip.diffusion.inpainting import walk
+from unclip.diffusion.inpainting import jump_schedule
 
 CORRELATION = 0.9
 
@@ -57,24 +57,25 @@ def test_what_is_known_is_kept_to_the_bit(generators):
 def test_resampling_brings_the_conditional_mean(generators):
     """Given 1.5 the other number's mean is 0.9 · 1.5; a single pass falls short of it."""
     expected = CORRELATION * 1.5
-    once = painted(generators, steps=20, resamplings=1)[:, 1].mean().item()
-    often = painted(generators, steps=20, resamplings=10, jump=3)[:, 1].mean().item()
+    once = painted(generators, steps=20, jump_n_sample=1)[:, 1].mean().item()
+    often = painted(generators, steps=20, jump_n_sample=10, jump_length=3)[:, 1].mean().item()
     assert abs(often - expected) < 0.5 * abs(once - expected)
     assert often == pytest.approx(expected, abs=0.15)
 
 
 def test_it_starts_from_pure_noise(generators):
-    diffusion = GaussianDiffusion(schedule="linear", prediction="v", zero_terminal_snr=True)
-    often = painted(generators, diffusion, steps=40, resamplings=10, jump=3)[:, 1]
+    diffusion = GaussianDiffusion(schedule="linear", prediction="v")
+    diffusion.alpha_bar[-1] = 0.0
+    often = painted(generators, diffusion, steps=40, jump_n_sample=10, jump_length=3)[:, 1]
     assert often.mean().item() == pytest.approx(CORRELATION * 1.5, abs=0.15)
 
 
-def test_walk():
-    assert walk(4, jump=10, resamplings=5) == [0, 1, 2, 3]
-    assert walk(5, jump=2, resamplings=1) == [0, 1, 2, 3, 4]
-    assert walk(5, jump=2, resamplings=2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
+def test_jump_schedule():
+    assert jump_schedule(4, jump_length=10, jump_n_sample=5) == [0, 1, 2, 3]
+    assert jump_schedule(5, jump_length=2, jump_n_sample=1) == [0, 1, 2, 3, 4]
+    assert jump_schedule(5, jump_length=2, jump_n_sample=2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
     for count in (1, 2, 7, 25):
-        places = walk(count, jump=3, resamplings=4)
+        places = jump_schedule(count, jump_length=3, jump_n_sample=4)
         assert places[0] == 0 and places[-1] == count - 1
         assert all(places.count(place) <= 8 for place in places)
 
@@ -95,8 +96,8 @@ def test_the_callback_counts_the_evaluations(generators):
         mask=torch.tensor([True, False]),
         steps=8,
         generators=generators(1),
-        jump=2,
-        resamplings=3,
+        jump_length=2,
+        jump_n_sample=3,
         callback=lambda step, steps, x0: calls.append((step, steps)),
     )
     assert calls == [(k + 1, len(evaluated)) for k in range(len(evaluated))]
@@ -120,7 +121,7 @@ def test_a_picture_does_not_depend_on_its_batch(generators):
 
 
 def test_settings_that_make_no_sense(generators):
-    with pytest.raises(ValueError, match="both are 1 or more"):
-        painted(generators, steps=5, jump=0)
+    with pytest.raises(ValueError, match="both must be 1 or more"):
+        painted(generators, steps=5, jump_length=0)
     with pytest.raises(ValueError, match="eta is 2"):
         painted(generators, steps=5, eta=2)

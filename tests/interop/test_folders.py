@@ -167,7 +167,7 @@ def test_pickled_weights_are_read_as_tensors_only(karlo, copied, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"normalise": True}, "normalise is True"),
+        ({"normalize": True}, "normalize is True"),
         ({"learn_null_text": True}, r"null_text\.learned is True"),
     ],
 )

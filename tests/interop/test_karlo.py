@@ -97,16 +97,16 @@ def test_upsampler_networks(cascade, karlo, name):
     expected = theirs(torch.cat([x_t, low_res], dim=1), t).sample
     stage = cascade.stage("upsampler_256")
     ours = stage.network if name == "first" else stage.last_network
-    torch.testing.assert_close(ours(x_t, t, constant=low_res), expected, **CLOSE)
+    torch.testing.assert_close(ours(x_t, t, concat=low_res), expected, **CLOSE)
 
 
 def test_the_last_network_makes_the_last_step_alone(cascade):
     stage = cascade.stage("upsampler_256")
-    network = stage._prepare(torch.zeros(1, 3, 8, 8))
+    network = stage._bind(torch.zeros(1, 3, 8, 8))
     x_t, enlarged = torch.randn(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
     for t, expected in ((999, stage.network), (1, stage.network), (0, stage.last_network)):
         t = torch.tensor([t])
-        torch.testing.assert_close(network(x_t, t), expected(x_t, t, constant=enlarged))
+        torch.testing.assert_close(network(x_t, t), expected(x_t, t, concat=enlarged))
 
 
 # The pipeline as diffusers' UnCLIPPipeline runs it, by its DDPM, the one of its schedulers that
@@ -217,7 +217,7 @@ def test_the_whole_pipeline(karlo, text):
     cascade = Cascade.load(karlo.models, device="cpu", dtype=torch.float64)
     for name, timesteps in TIMESTEPS.items():
         stage = cascade.stage(name)
-        stage.sampler = partial(stage.sampler, steps=len(timesteps), spacing=timesteps)
+        stage.sampler = partial(stage.sampler, steps=len(timesteps), timestep_spacing=timesteps)
     batch = cascade.embedder.text(PROMPTS)._asdict()
     encoded = Doubled(parts.text_encoder)(text.tokens)
 
@@ -265,8 +265,16 @@ def test_what_karlo_does_by_default(cascade):
     assert steps == [25, 25, 7]
     assert (prior.guidance_scale, decoder.guidance_scale) == (4, 8)
     assert (prior.drop_text, decoder.drop_text, decoder.drop_image_embedding) == (0.2, 0.3, 0.1)
-    assert (prior.clip, prior.candidates, prior.normalise) == (10, 1, False)
-    assert upsampler.diffusion.spacing("linear", 7) == [999, 832, 666, 500, 333, 166, 0]
+    assert (prior.clip_range, prior.candidates, prior.normalize) == (10, 1, False)
+    assert upsampler.diffusion.sampling_timesteps("linspace", 7) == [
+        999,
+        832,
+        666,
+        500,
+        333,
+        166,
+        0,
+    ]
     assert not cascade.embedder.normalize
     assert int(cascade.embedder.tokenizer([""]).tokens[0, -1]) == 0  # padding
 

@@ -100,7 +100,7 @@ def test_rows_are_grouped_by_head_in_the_unet(karlo):
     stage, parts = in_karlos_names(karlo.models, "decoder")
     block, theirs = stage.network.down[2].attention[0], parts["decoder"]
     x, context = torch.randn(2, 24, 4, 4), torch.randn(2, 5, 24)
-    expected = block(x, block.read(context, None))
+    expected = block(x, block.encode_context(context, None))
 
     def layer(name, value):
         prefix = f"input_blocks.5.1.{name}"

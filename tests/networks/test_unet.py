@@ -117,10 +117,10 @@ def test_a_prepared_network_gives_what_a_whole_pass_gives(patch):
     net = randomised(UNet(**TINY, **options))
     given, constant = condition(), torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        network = net.prepare(constant=constant, **given)
+        network = net.bind(concat=constant, **given)
         for t in (0, 400, 999):
             x, times = torch.randn(2, 3, 8, 8), torch.full((2,), t)
-            whole = net(x, times, constant=constant, **given)
+            whole = net(x, times, concat=constant, **given)
             joined = net(torch.cat([x, constant], dim=1), times, **given)
             assert torch.equal(whole, joined)
             torch.testing.assert_close(network(x, times), whole, atol=1e-5, rtol=1e-5)
@@ -132,7 +132,7 @@ def test_a_prepared_network_reads_its_condition_once():
     for module in [net.conditioning, *net._attention_blocks()]:
         part = module if module is net.conditioning else module.context_kv
         part.register_forward_hook(lambda *_: read.append(1))
-    network = net.prepare(**condition())
+    network = net.bind(**condition())
     once = len(read)
     for t in (1, 2, 3):
         network(torch.randn(2, 3, 8, 8), torch.full((2,), t))
@@ -147,7 +147,7 @@ def test_feature_maps_get_gradients_and_prepare_as_a_whole_pass_does(levels):
     )
     given, x, t = condition(), torch.randn(2, 3, 8, 8), torch.tensor([3, 700])
     whole = net(x, t, **given)
-    assert torch.equal(net.prepare(**given)(x, t), whole)
+    assert torch.equal(net.bind(**given)(x, t), whole)
     whole.square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
     assert all(p.grad.any() for p in net.feature_maps.parameters())
@@ -197,5 +197,5 @@ def test_feature_maps_that_do_not_fit_say_so():
 
 
 def test_a_head_width_that_does_not_divide_the_channels_says_so():
-    with pytest.raises(ValueError, match="16 channels: head_width must divide"):
+    with pytest.raises(ValueError, match="must divide the 16 channels"):
         UNet(**{**TINY, "head_width": 12}, attention_levels=[0])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from unclip.diffusion import GaussianDiffusion, LogitNormal, ddim, ddpm, dpm_solver_pp_2m
 from unclip.networks import PriorTransformer, TextTransformer, UNet
 from unclip.stages import DecoderStage, PriorStage, UpsamplerStage
-from unclip.stages.conditioning import Standardise
+from unclip.stages.conditioning import Normalizer
 
 D, W, L = 8, 12, 5
 
@@ -138,7 +138,7 @@ def test_guidance_extrapolates_and_leaves_scale_one_alone(generators):
 
     def sample(given, scale):
         clip_free = stage._sample  # x0 unclipped, so that linearity shows
-        stage._sample = lambda *a, **k: clip_free(*a, **{**k, "clip": None})
+        stage._sample = lambda *a, **k: clip_free(*a, **{**k, "clip_range": None})
         try:
             return stage.sample(given, generators=generators(2), guidance_scale=scale, steps=1)
         finally:
@@ -156,7 +156,7 @@ def test_prior_keeps_the_candidate_nearest_to_the_text(generators):
         callback=lambda step, steps, x0: seen.append(x0),
     )
     torch.testing.assert_close(kept.norm(dim=1), torch.ones(4))
-    candidates = torch.nn.functional.normalize(stage.image_scaling.invert(seen[-1]), dim=2)
+    candidates = torch.nn.functional.normalize(stage.image_scaling.denormalize(seen[-1]), dim=2)
     products = (candidates * batch["text_embedding"][:, None]).sum(2)
     torch.testing.assert_close((kept * batch["text_embedding"]).sum(1), products.amax(1))
     assert (products.std(dim=1) > 0).all()
@@ -195,17 +195,16 @@ def test_drop_rates(make, rates):
 
 def test_standardise_fits_and_inverts():
     z = torch.randn(1000, D) * torch.arange(1, D + 1) + 3
-    scaling = Standardise(D, "statistics")
+    scaling = Normalizer(D, "statistics")
     scaling.fit(z)
     torch.testing.assert_close(scaling(z).mean(0), torch.zeros(D), atol=1e-5, rtol=0)
     torch.testing.assert_close(scaling(z).std(0), torch.ones(D))
-    torch.testing.assert_close(scaling.invert(scaling(z)), z)
+    torch.testing.assert_close(scaling.denormalize(scaling(z)), z)
 
 
 def test_the_paper_s_scaling_is_17_2_at_1024_dimensions():
     z = torch.randn(2, 1024)
-    torch.testing.assert_close(Standardise(1024, "paper")(z), 17.2 * z)
-    torch.testing.assert_close(Standardise(4, "sqrt_d")(z[:, :4]), 2 * z[:, :4])
+    torch.testing.assert_close(Normalizer(1024, "paper")(z), 17.2 * z)
 
 
 def test_a_residual_upsampler_starts_as_bicubic(generators):
@@ -236,9 +235,9 @@ def test_a_scaled_input_is_the_same_in_training_and_sampling(generators):
     alpha_bar = stage.diffusion.alpha_bar[t].float().reshape(2, 1, 1, 1)
     expected = F.pixel_unshuffle((alpha_bar * (1 - alpha_bar)).sqrt() * noise, stage.network.patch)
     torch.testing.assert_close(seen[0][:, : expected.shape[1]], expected)
-    prepared = stage._prepare(torch.zeros(2, 3, 8, 8))
+    prepared = stage._bind(torch.zeros(2, 3, 8, 8))
     x_t = stage.diffusion.add_noise(torch.zeros_like(noise), noise, t)
-    whole = stage.network(alpha_bar.sqrt() * x_t, t, constant=torch.zeros_like(noise))
+    whole = stage.network(alpha_bar.sqrt() * x_t, t, concat=torch.zeros_like(noise))
     torch.testing.assert_close(prepared(x_t, t), whole)
 
 
@@ -246,7 +245,7 @@ def test_an_upsampler_takes_any_size_and_no_guidance(generators):
     stage = upsampler()
     out = stage.sample({"low_res": torch.zeros(1, 3, 4, 6)}, generators=generators(1))
     assert out.shape == (1, 3, 16, 24)
-    with pytest.raises(ValueError, match="unconditional"):
+    with pytest.raises(ValueError, match="no caption to guide by"):
         stage.sample(
             {"low_res": torch.zeros(1, 3, 4, 4)}, generators=generators(1), guidance_scale=2
         )
@@ -267,83 +266,9 @@ def test_overfits_one_batch(make, generators):
     assert sum(losses[-10:]) / 10 < 0.5 * sum(losses[:5]) / 5
 
 
-def test_text_and_image_embedding_may_have_scales_of_their_own(generators):
-    """At equal scales it is plain guidance; at text scale 0 the caption makes no difference."""
-    stage = shaken(decoder(guidance_scale=2.0))
-    batch = embedded_batch(2)
-    condition = stage.condition(batch)
-
-    def sample(given, **settings):
-        for name, value in settings.items():
-            setattr(stage, name, value)
-        return stage.sample(given, generators=generators(2))
-
-    plain = sample(condition)
-    torch.testing.assert_close(sample(condition, text_guidance_scale=2.0), plain)
-    assert not torch.allclose(sample(condition, text_guidance_scale=5.0), plain)
-    other = stage.condition({**batch, "text_states": torch.randn(2, L, W)})
-    textless = sample(condition, text_guidance_scale=0.0)
-    torch.testing.assert_close(sample(other, text_guidance_scale=0.0), textless)
-
-
-def test_a_scale_that_is_given_stands_in_for_the_caption_s_too(generators):
-    stage = shaken(decoder(guidance_scale=2.0, text_guidance_scale=5.0))
-    condition, rows = stage.condition(embedded_batch(2)), []
-    stage.network.conditioning.register_forward_hook(lambda *hooked: rows.append(len(hooked[2][0])))
-
-    def sample(scale=None):
-        return stage.sample(condition, generators=generators(2), guidance_scale=scale)
-
-    given, plain, _ = sample(4.0), sample(1.0), sample()
-    assert rows == [4, 2, 6]  # with the null; alone; with the null and without the caption
-    stage.guidance_scale = stage.text_guidance_scale = 4.0
-    torch.testing.assert_close(sample(), given)
-    stage.guidance_scale = stage.text_guidance_scale = 1.0
-    torch.testing.assert_close(sample(), plain)
-
-
-def test_rescaled_guidance_keeps_the_contrast():
-    stage = shaken(decoder(guidance_scale=4.0))
-    condition = stage.condition(embedded_batch(2))
-
-    def contrast(**settings):
-        network = stage.guided(condition, **settings)
-        return network(torch.ones(2, 3, 8, 8), torch.tensor([500, 500]))[:, :3].std(dim=(1, 2, 3))
-
-    raised, plain = contrast(), contrast(guidance_scale=1.0)
-    assert not torch.allclose(raised, plain, rtol=0.05)
-    stage.guidance_rescale = 1.0
-    torch.testing.assert_close(contrast(), plain)
-
-
-def test_a_dynamic_threshold_leaves_less_saturated(generators):
-    stage = shaken(decoder(guidance_scale=20.0))
-    condition = stage.condition(embedded_batch(2))
-
-    def saturated():
-        """With one evaluation the sample is x0."""
-        made = stage.sample(condition, generators=generators(2), steps=1)
-        return (made.abs() > 0.999).float().mean(dim=(1, 2, 3))
-
-    assert (saturated() > 0.3).all()
-    stage.threshold_percentile = 0.9
-    assert ((saturated() > 0.05) & (saturated() < 0.11)).all()
-
-
-def test_an_interval_guides_only_its_timesteps(generators):
-    stage = shaken(decoder(guidance_scale=3.0))
-    condition = stage.condition(embedded_batch(2))
-    guided = stage.sample(condition, generators=generators(2))
-    plain = stage.sample(condition, generators=generators(2), guidance_scale=1)
-    stage.guidance_interval = (0, 999)
-    torch.testing.assert_close(stage.sample(condition, generators=generators(2)), guided)
-    stage.guidance_interval = (2000, 3000)
-    torch.testing.assert_close(stage.sample(condition, generators=generators(2)), plain)
-
-
 def test_an_analytic_prior_learns_its_error_from_the_trained_network(generators):
     """Of one that says 0 it is the mean square of what there was to say."""
-    stage, batches = prior(noises=4), [embedded_batch(64) for _ in range(20)]
+    stage, batches = prior(num_noise_samples=4), [embedded_batch(64) for _ in range(20)]
     stage.fit_statistics(batches)
     torch.nn.init.zeros_(stage.network.out.weight)
     torch.nn.init.zeros_(stage.network.out.bias)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from unclip.networks.ar_transformer import ARTransformer
-from unclip.stages.prior_ar import AutoregressivePriorStage, draw, nucleus
+from unclip.stages.prior_ar import AutoregressivePriorStage, nucleus, sample_code
 
 D, W, L, B = 8, 12, 5, 16
 pytestmark = pytest.mark.filterwarnings("ignore:. components keep")
@@ -67,12 +67,12 @@ class TestLoss:
 
     def test_is_the_likelihood_that_sampling_draws_from(self):
         """With no caption dropped, every sequence's exp(-K loss), weighed, sums to one."""
-        stage = shaken(prior(components=2, buckets=4, drop_text=0.0, normalise=False))
+        stage = shaken(prior(components=2, buckets=4, drop_text=0.0, normalize=False))
         one = {name: value[:1] for name, value in embedded_batch().items()}
-        stage.dot_product_buckets.edges.fill_(10.0)  # the same code whatever z_i is
+        stage.dot_product_quantizer.edges.fill_(10.0)  # the same code whatever z_i is
         total = 0.0
         for codes in itertools.product(range(4), repeat=2):
-            values = stage.buckets.decode(torch.tensor([codes]))
+            values = stage.quantizer.decode(torch.tensor([codes]))
             z = stage.components.invert(values)
             assert stage.encode(z).tolist() == [list(codes)]
             loss = stage.loss({**one, "image_embedding": z})["loss"]
@@ -116,8 +116,8 @@ class TestSample:
         def first_logits(condition, scale):
             seen = []
             monkeypatch.setattr(
-                "unclip.stages.prior_ar.draw",
-                lambda logits, *rest: seen.append(logits) or draw(logits, *rest),
+                "unclip.stages.prior_ar.sample_code",
+                lambda logits, *rest: seen.append(logits) or sample_code(logits, *rest),
             )
             stage.sample(condition, generators=generators(4), guidance_scale=scale)
             return seen[0]
@@ -127,8 +127,8 @@ class TestSample:
         torch.testing.assert_close(first_logits(condition, 3.0), expected, atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("lowest", [0.5, 0.85])
-    def test_asks_for_a_dot_product_from_the_upper_part(self, lowest, generators):
-        stage = shaken(prior(dot_product_from=lowest))
+    def test_the_target_dot_product_is_from_the_upper_part(self, lowest, generators):
+        stage = shaken(prior(min_dot_product_percentile=lowest))
         condition = stage.condition(embedded_batch(200))
         asked = recorded(stage, condition=condition, generators=generators(200))[0]
         assert asked.min() == int(lowest * B) and asked.max() == B - 1
@@ -158,7 +158,7 @@ class TestSample:
             stage.sample(condition, generators=generators(4), steps=3)
 
     def test_a_low_temperature_takes_the_likeliest_codes(self, generators):
-        stage = shaken(prior(temperature=1e-4, dot_product_from=1 - 1 / B))
+        stage = shaken(prior(temperature=1e-4, min_dot_product_percentile=1 - 1 / B))
         condition = stage.condition(embedded_batch())
         first = stage.sample(condition, generators=generators(4))
         torch.testing.assert_close(
@@ -170,7 +170,7 @@ class TestDrawing:
     def test_frequencies_are_the_probabilities(self):
         logits = torch.tensor([0.3, -1.0, 2.0, 0.0])
         chance = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-        codes = draw(logits.expand(20_000, -1), chance, 1.0)
+        codes = sample_code(logits.expand(20_000, -1), chance, 1.0)
         shares = codes.bincount(minlength=4) / 20_000
         torch.testing.assert_close(shares, logits.softmax(0), atol=1e-4, rtol=0)
 
@@ -184,22 +184,22 @@ class TestDrawing:
         assert left[0].nonzero().flatten().tolist() == kept
         assert torch.equal(left[0, kept], probabilities[0, kept])
         chance = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
-        drawn = draw(probabilities.log().expand(1000, -1), chance, mass)
+        drawn = sample_code(probabilities.log().expand(1000, -1), chance, mass)
         assert drawn.unique().tolist() == kept
 
     def test_the_ends_of_chance_stay_within_the_nucleus(self):
         logits = torch.tensor([[-9.0, 5.0, 5.0, -9.0]]).expand(2, -1)
         ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-        assert draw(logits, ends, 0.9).tolist() == [1, 2]
+        assert sample_code(logits, ends, 0.9).tolist() == [1, 2]
 
     @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}])
     def test_settings_that_make_no_sense(self, wrong):
-        with pytest.raises(ValueError, match="temperature has to be above 0"):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
             prior(**wrong)
 
 
 def test_fit_statistics_says_how_many_components_hold_99_percent():
-    with pytest.warns(UserWarning, match=r"4 components keep 5\d\.\d% .* network.components=8"):
+    with pytest.warns(UserWarning, match=r"4 components explain 5\d\.\d% .* network.components=8"):
         prior(components=4)
 
 
@@ -221,7 +221,7 @@ def test_learns_a_handful_of_pairs_by_heart(generators):
     """Then a caption's sample is its picture's embedding, and not another's."""
     batch = embedded_batch(5)
     batch["text_embedding"] = batch["image_embedding"]  # the largest dot product, and so asked for
-    stage = prior(drop_text=0.0, dot_product_from=1 - 1 / B)
+    stage = prior(drop_text=0.0, min_dot_product_percentile=1 - 1 / B)
     optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-2)
     for _ in range(150):
         loss = stage.loss(batch)["loss"]

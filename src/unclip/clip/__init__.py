@@ -1,6 +1,6 @@
-"""CLIP through open_clip: tokens, towers for training, and a frozen embedder for other stages."""
+"""CLIP through open_clip: tokenizer, model, and a frozen embedder for the other stages."""
 
-from unclip.clip import _open_clip as _open_clip  # isort: skip (before whatever imports it)
+from unclip.clip import _open_clip as _open_clip  # isort: skip (before other imports of open_clip)
 from unclip.clip.embedder import ClipEmbedder, TextFeatures, embed_images
 from unclip.clip.loss import Contrast, contrastive_loss
 from unclip.clip.model import TextOutput, build_clip, encode_text, fingerprint, prepare_image

@@ -1,4 +1,4 @@
-"""Imports open_clip without wandb, which timm beneath it imports wherever it is installed."""
+"""Import open_clip without wandb, which its dependency timm imports if it is installed."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A frozen CLIP as the other stages use it: captions and images in, embeddings out."""
+"""A frozen CLIP for the other stages: captions and images in, embeddings out."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +16,12 @@ CACHE_BYTES = 64 * 2**20
 
 
 class TextFeatures(NamedTuple):
-    """Captions as the stages take them.
+    """CLIP's features of captions.
 
     Attributes:
-        tokens: ids, padded with 0.
+        tokens: token ids, padded with 0.
         text_states: hidden states after the final layer norm.
-        text_mask: true at real tokens, start and end included.
+        text_mask: true at real tokens, including start and end.
         text_embedding: z_t.
     """
 
@@ -32,24 +32,27 @@ class TextFeatures(NamedTuple):
 
 
 class ClipEmbedder:
-    """A frozen CLIP: a plain object, never a submodule, always float32 outside, without gradients.
+    """A frozen CLIP: a plain object, never a submodule, with float32 outputs and no gradients.
 
-    On a CPU the features of the captions seen last are kept, up to 64 MiB.
+    On a CPU the features of recent captions are cached, up to 64 MiB.
 
     Args:
-        model: an open_clip model; taken over: set to eval mode, without gradients.
-        tokenizer: its tokenizer, of the model's context length.
+        model: an open_clip model, which is set to eval mode without gradients.
+        tokenizer: the model's tokenizer, of the same context length.
         image_mean: mean of each channel in [0, 1] that the model was trained with.
-        image_std: likewise the deviation.
-        fingerprint: of the weights, from `unclip.clip.fingerprint`.
+        image_std: standard deviation of each channel that the model was trained with.
+        fingerprint: hash of the weights, from `unclip.clip.fingerprint`.
         normalize: scale z_t and z_i to unit length.
-        dtype: what the model computes in.
+        dtype: dtype that the model computes in.
 
     Attributes:
-        embedding_dim: D, of z_t and z_i.
-        text_width: W, of the text states.
-        context_length: L.
-        image_size: edge in pixels that the image tower takes; other images are resized.
+        embedding_dim: D, width of z_t and z_i.
+        text_width: W, width of the text states.
+        context_length: L, number of tokens of a caption.
+        image_size: side in pixels of the image tower's input; other images are resized.
+
+    Raises:
+        ValueError: the CLIP does not take square images.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class ClipEmbedder:
         tower = getattr(model, "text", model)
         height, width = _pair(model.visual.image_size)
         if height != width:
-            raise ValueError(f"unclip's images are square; this CLIP takes {height}×{width} pixels")
+            raise ValueError(
+                f"this CLIP takes {height}×{width} pixels; unclip needs a square input"
+            )
         assert tower.positional_embedding.shape[0] == tokenizer.context_length
         assert tower.token_embedding.num_embeddings == tokenizer.vocabulary_size
         self.model = model.to(dtype=dtype).eval().requires_grad_(False)
@@ -79,23 +84,23 @@ class ClipEmbedder:
         self.text_width = tower.token_embedding.embedding_dim
         self.context_length = tokenizer.context_length
         self.image_size = height
-        self._cache: OrderedDict[str, TextFeatures] = OrderedDict()  # rows, without a batch
+        self._cache: OrderedDict[str, TextFeatures] = OrderedDict()  # one row per caption
         row_bytes = 4 * (self.context_length * (self.text_width + 3) + self.embedding_dim)
         self._cache_size = CACHE_BYTES // row_bytes
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies, and the results."""
+        """Return the device of the model and of its outputs."""
         return self.model.logit_scale.device
 
     def to(self, device: torch.device | str) -> Self:
-        """Moves the model; returns itself."""
+        """Move the model and return this embedder."""
         self.model.to(device)
         return self
 
-    @torch.inference_mode(False)  # what is kept may later meet autograd
+    @torch.inference_mode(False)  # cached features may be used under autograd later
     def text(self, captions: Sequence[str]) -> TextFeatures:
-        """Encodes captions; what does not fit the context is cut (`tokenizer.cut` tells what)."""
+        """Encode captions; longer ones are truncated (`tokenizer.cut` returns the rest)."""
         if self.device.type != "cpu":
             return self._encode_text(captions)
         rows = {caption: self._cache.pop(caption, None) for caption in dict.fromkeys(captions)}
@@ -103,7 +108,7 @@ class ClipEmbedder:
         if new:
             features = self._encode_text(new)
             for index, caption in enumerate(new):
-                # A row of its own, lest it keep the whole batch in memory.
+                # a copy, so that a cached row does not keep the whole batch in memory
                 rows[caption] = TextFeatures(*(part[index].clone() for part in features))
         self._cache.update(rows)
         while len(self._cache) > self._cache_size:
@@ -112,7 +117,7 @@ class ClipEmbedder:
         return TextFeatures(*(torch.stack(part) for part in parts))
 
     def image(self, image: Shaped[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Encodes images, float in [-1, 1] or uint8, of any size; z_i."""
+        """Encode images of any size, uint8 or float in [-1, 1], to z_i."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             image = prepare_image(
                 image.to(self.device),
@@ -123,10 +128,10 @@ class ClipEmbedder:
             return self._finish(self.model.encode_image(image.to(self.model.logit_scale.dtype)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Embeds a batch: returns a new dict with more keys.
+        """Return a copy of the batch with CLIP's features.
 
-        Captions add `tokens`, `text_states`, `text_mask` and `text_embedding`; an image adds
-        `image_embedding`, unless the loader has brought it.
+        `caption` adds `tokens`, `text_states`, `text_mask` and `text_embedding`; `image` adds
+        `image_embedding`, unless the loader has already loaded it.
         """
         batch = dict(batch)
         if "caption" in batch:
@@ -151,7 +156,7 @@ class ClipEmbedder:
 def embed_images(
     embedder: ClipEmbedder, batches: Iterable[dict[str, Any]]
 ) -> Iterator[tuple[list[str], Float[Tensor, "batch dim"]]]:
-    """Each batch's keys and image embeddings, on the CPU."""
+    """Yield each batch's keys and image embeddings on the CPU."""
     for batch in batches:
         yield batch["key"], embedder.image(batch["image"]).cpu()
 

@@ -1,4 +1,4 @@
-"""The contrastive loss: open_clip's, in which a repeated caption is not its own negative."""
+"""open_clip's contrastive loss, without repeated captions among the negatives."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Contrast(NamedTuple):
-    """A batch's contrast.
+    """The contrastive loss of a batch and its accuracy.
 
     Attributes:
-        loss: differentiable.
-        image_to_text: the share of this process's images whose own caption scores best in the
-            batch.
-        text_to_image: the converse.
+        loss: differentiable loss.
+        image_to_text: share of this process's images whose own caption has the highest score in
+            the batch.
+        text_to_image: share of this process's captions whose own image has the highest score.
     """
 
     loss: Float[Tensor, ""]
@@ -32,15 +32,15 @@ def contrastive_loss(
     *,
     gather: bool = False,
 ) -> Contrast:
-    """The symmetric cross-entropy of Radford et al. (2021), figure 3, by open_clip.
+    """Return the symmetric cross-entropy of Radford et al. (2021), figure 3.
 
     Args:
-        image_embedding: unit vectors.
-        text_embedding: unit vectors.
-        logit_scale: the factor on the cosines (not its logarithm).
-        tokens: the captions; of two rows with the same tokens neither is a negative of the other.
-        gather: take the other processes' batches, which must be as large, as negatives too. The
-            mean over processes of the gradients is then the whole batch's.
+        image_embedding: image embeddings of unit length.
+        text_embedding: text embeddings of unit length.
+        logit_scale: factor on the cosines (not its logarithm).
+        tokens: token ids of the captions; rows with the same tokens are not negatives.
+        gather: also use the batches of the other processes, of equal size, as negatives. The mean
+            of the gradients over processes is then that of the whole batch.
     """
     process = {}
     if gather:
@@ -53,7 +53,7 @@ def contrastive_loss(
 
 
 class _PairLoss(ClipLoss):
-    """open_clip's loss with repeated captions taken out of the negatives; keeps its logits."""
+    """open_clip's loss without repeated captions among the negatives; it stores its logits."""
 
     def __init__(self, tokens: Tensor, **keywords):
         super().__init__(**keywords)
@@ -68,7 +68,7 @@ class _PairLoss(ClipLoss):
         return logits
 
     def _repeated(self) -> Bool[Tensor, "batch everyone"]:
-        """Where another row, of any process, has the same caption."""
+        """Return where another row, of any process, has the same caption."""
         everyone = [self.tokens]
         if self.world_size > 1:
             everyone = [torch.empty_like(self.tokens) for _ in range(self.world_size)]

@@ -1,4 +1,4 @@
-"""CLIP's towers: open_clip's model built from plain numbers, and functions over its modules."""
+"""Build open_clip's CLIP from plain numbers, and run its towers."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from open_clip.modified_resnet import Bottleneck
 from open_clip.transformer import ResidualAttentionBlock, text_global_pool
 from torch import Tensor, nn
 
-BLOCKS = (ResidualAttentionBlock, Bottleneck)  # the residual blocks of its towers
+BLOCKS = (ResidualAttentionBlock, Bottleneck)  # residual blocks of the towers
 
 
 class TextOutput(NamedTuple):
-    """The text tower's two outputs.
+    """Outputs of the text tower.
 
     Attributes:
         text_states: hidden states after the final layer norm.
-        text_embedding: the end token's state, projected; not normalised.
+        text_embedding: projected state of the end token, not normalized.
     """
 
     text_states: Float[Tensor, "batch length width"]
@@ -30,35 +30,34 @@ class TextOutput(NamedTuple):
 def build_clip(
     *, embed_dim: int, vision: dict[str, Any], text: dict[str, Any], quick_gelu: bool = False
 ) -> CLIP:
-    """open_clip's CLIP, freshly initialised.
+    """Build open_clip's CLIP with random weights.
 
     Args:
-        embed_dim: dimension of the joint space.
-        vision: `open_clip.model.CLIPVisionCfg` by name: image_size, patch_size, width, layers,
-            head_width, … Four numbers as `layers` make a ResNet.
-        text: `open_clip.model.CLIPTextCfg` by name: context_length, vocab_size, width, heads,
+        embed_dim: width of the joint embedding space.
+        vision: fields of `open_clip.model.CLIPVisionCfg`: image_size, patch_size, width, layers,
+            head_width, … Four numbers as `layers` build a ResNet.
+        text: fields of `open_clip.model.CLIPTextCfg`: context_length, vocab_size, width, heads,
             layers, …
-        quick_gelu: OpenAI's activation, which its weights need.
+        quick_gelu: use OpenAI's activation, which its weights need.
 
     Raises:
-        ValueError: when widths, heads and patches do not divide.
+        ValueError: a width, image size or number of heads is not divisible.
     """
     if isinstance(vision.get("layers"), int):
-        _divides("vision width", vision["width"], "head width", vision.get("head_width", 64))
-        _divides("image_size", vision["image_size"], "patch_size", vision["patch_size"])
+        _check_divides("vision width", vision["width"], "head width", vision.get("head_width", 64))
+        _check_divides("image_size", vision["image_size"], "patch_size", vision["patch_size"])
     else:
-        _divides("image_size", vision["image_size"], "the ResNet's stride", 32)
-    _divides("text width", text["width"], "text heads", text["heads"])
+        _check_divides("image_size", vision["image_size"], "the ResNet's stride", 32)
+    _check_divides("text width", text["width"], "text heads", text["heads"])
     return CLIP(embed_dim, vision, text, quick_gelu=quick_gelu)
 
 
 def encode_text(model: nn.Module, tokens: Int64[Tensor, "batch length"]) -> TextOutput:
-    """Hidden states and, as `model.encode_text(tokens)` gives it, the embedding, in one pass.
+    """Return the hidden states and the embedding (`model.encode_text(tokens)`) in one pass.
 
-    With causal attention, `length` may be less than the context, as long as it holds every end
-    token.
+    With causal attention, `length` may be shorter than the context if it includes every end token.
     """
-    tower = getattr(model, "text", model)  # a custom text tower is a module of its own
+    tower = getattr(model, "text", model)  # a custom text tower is a separate module
     dtype = tower.transformer.get_cast_dtype()
     length = tokens.shape[1]
     mask = tower.attn_mask
@@ -78,7 +77,7 @@ def encode_text(model: nn.Module, tokens: Int64[Tensor, "batch length"]) -> Text
 
 
 def to_float(image: Shaped[Tensor, "batch 3 height width"]) -> Tensor:
-    """uint8 pixels as float in [-1, 1]; floats as they are."""
+    """Convert uint8 pixels to floats in [-1, 1]; floats are unchanged."""
     return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
 
 
@@ -89,13 +88,13 @@ def prepare_image(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Images as CLIP's tower takes them: resized (bicubic, antialiased) and standardised.
+    """Crop, resize (bicubic, antialiased) and normalize images for CLIP's image tower.
 
     Args:
-        image: uint8, or float in [-1, 1]. Of what is not square, the middle is taken.
-        size: edge of the result.
-        mean: of each channel in [0, 1].
-        std: likewise.
+        image: uint8, or float in [-1, 1]; the central square is used.
+        size: side of the result in pixels.
+        mean: mean of each channel in [0, 1].
+        std: standard deviation of each channel.
     """
     image = to_float(image).float() / 2 + 0.5
     height, width = image.shape[-2:]
@@ -108,9 +107,9 @@ def prepare_image(
 
 
 def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
-    """16 hex digits that tell one set of weights from another.
+    """Return 16 hexadecimal digits that identify the weights (SHA-256, truncated).
 
-    Names, types, shapes and bytes count; order, device and memory layout do not. SHA-256, cut.
+    They depend on names, dtypes, shapes and bytes, not on order, device or memory layout.
     """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
@@ -120,6 +119,6 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _divides(what: str, whole: int, by: str, part: int) -> None:
+def _check_divides(name: str, whole: int, divisor: str, part: int) -> None:
     if whole % part:
-        raise ValueError(f"{by} ({part}) must divide {what} ({whole})")
+        raise ValueError(f"{divisor} ({part}) must divide {name} ({whole})")

@@ -1,4 +1,4 @@
-"""Public CLIPs of open_clip's, from a local file or the hub."""
+"""Load a public CLIP of open_clip from a local file or the Hugging Face hub."""
 
 import os
 import pickle
@@ -22,10 +22,10 @@ PROBE_SECONDS = 5.0
 
 
 class _HubFile(NamedTuple):
-    """Where a tag's weights lie."""
+    """Location of a tag's weights on the hub."""
 
     repository: str
-    names: tuple[str, ...]  # the same weights, best first
+    names: tuple[str, ...]  # files with the same weights, the preferred one first
 
 
 def load_public(
@@ -35,23 +35,22 @@ def load_public(
     normalize: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> ClipEmbedder:
-    """A public CLIP, frozen.
+    """Load a public CLIP as a frozen embedder.
 
     Args:
-        name: a model of `open_clip.list_models()` with CLIP's own text tokens, such as "ViT-L-14".
-            OpenAI's weights need the name with "-quickgelu" when they come from a file; with a tag,
-            the tag decides.
-        pretrained: a file of weights (`.safetensors`, or `.pt`, `.pth`, `.bin` with nothing but
-            tensors in it), or a tag of `open_clip.list_pretrained_tags_by_model(name)`, such as
-            "openai", which is fetched from the hub unless its cache has it.
-        normalize: unit-length embeddings; OpenAI's CLIP is used without by Karlo.
-        dtype: what the model computes in.
+        name: a model of `open_clip.list_models()` that uses CLIP's tokens, such as "ViT-L-14". For
+            a file of OpenAI's weights, use the name with "-quickgelu".
+        pretrained: a file of weights (`.safetensors`, or a `.pt`, `.pth` or `.bin` file of plain
+            tensors), or a tag of `open_clip.list_pretrained_tags_by_model(name)`, such as "openai",
+            which is downloaded from the hub unless it is cached.
+        normalize: scale embeddings to unit length; Karlo uses OpenAI's CLIP without.
+        dtype: dtype that the model computes in.
 
     Raises:
-        ValueError: for an unknown name, tag or kind of file, for weights that do not fit or that
-            would have to be unpickled, and for CLIPs with other tokens than CLIP's.
-        FileNotFoundError: when the weights are not here and cannot be fetched; the message says
-            what to fetch, and how.
+        ValueError: the name, tag or kind of file is unknown, the weights do not fit or are not
+            plain tensors, or the CLIP uses other tokens.
+        FileNotFoundError: the weights are missing and cannot be downloaded; the message has the
+            command that downloads them.
     """
     name = name.replace("/", "-")
     settings = _settings(name)
@@ -78,19 +77,19 @@ def load_public(
 
 
 def _settings(name: str) -> dict[str, Any]:
-    """open_clip's settings of a model, if unclip can use it."""
+    """Return open_clip's settings of a model that unclip can use."""
     if ":" in name:
         raise ValueError(
-            f"{name}: give one of open_clip.list_models() as name, a file of weights as pretrained"
+            f"{name}: name must be one of open_clip.list_models(), pretrained a file of weights"
         )
     settings = open_clip.get_model_config(name)
     if settings is None:
-        raise ValueError(f"open_clip knows no model {name!r}; open_clip.list_models() names them")
+        raise ValueError(f"open_clip has no model {name!r}; see open_clip.list_models()")
     text = settings["text_cfg"]
     if "hf_model_name" in text or "hf_tokenizer_name" in text or "multimodal_cfg" in settings:
         raise ValueError(
-            f"{name} reads its text with other tokens or another tower than CLIP's, which unclip "
-            "does not; take a CLIP such as ViT-B-32, ViT-L-14 or EVA02-L-14"
+            f"{name} uses a tokenizer or text tower other than CLIP's, which unclip does not "
+            "support; use a CLIP such as ViT-B-32, ViT-L-14 or EVA02-L-14"
         )
     return settings
 
@@ -106,10 +105,10 @@ def _local_file(name: str, path: Path) -> Path:
         tags = open_clip.list_pretrained_tags_by_model(name)
         fetch = "put the file there"
         if tags:
-            fetch += ", or fetch public weights: " + _command(
+            fetch += ", or download public weights: " + _command(
                 name, _hub_file(open_clip.get_pretrained_cfg(name, tags[0]))
             )
-        raise FileNotFoundError(f"{path} with the weights of {name} is missing: {fetch}")
+        raise FileNotFoundError(f"the weights of {name} are not at {path}: {fetch}")
     return path
 
 
@@ -129,7 +128,7 @@ def _command(name: str, wanted: _HubFile) -> str:
 
 
 def _fetch(name: str, tag_name: str, tag: dict[str, Any]) -> Path:
-    """A tag's weights from the hub or its cache; without a network it fails within seconds."""
+    """Return a tag's weights from the hub or its cache; without a network, fail in seconds."""
     wanted = _hub_file(tag)
     for file in wanted.names:
         cached = huggingface_hub.try_to_load_from_cache(wanted.repository, file)
@@ -137,18 +136,18 @@ def _fetch(name: str, tag_name: str, tag: dict[str, Any]) -> Path:
             return Path(cached)
     reason = ""
     for file in wanted.names:
-        # One question first, without retries: the download itself would try for half a minute.
+        # Ask for the metadata first, without retries: a download retries for half a minute.
         try:
             url = huggingface_hub.hf_hub_url(wanted.repository, file)
             huggingface_hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS)
             return Path(huggingface_hub.hf_hub_download(wanted.repository, file))
-        except HfHubHTTPError as error:  # the hub answers: the other name may do
+        except HfHubHTTPError as error:  # the hub answered: try the other file name
             reason = reason or _first_line(error)
-        except Exception as error:  # no network, in whichever words the hub's client has for it
+        except Exception as error:  # no network: the client raises many types
             reason = _first_line(error)
             break
     raise FileNotFoundError(
-        f"the weights {tag_name} of {name} are not here and cannot be fetched ({reason}). "
+        f"the weights {tag_name} of {name} are missing and cannot be downloaded ({reason}). "
         "With a network: " + _command(name, wanted)
     )
 
@@ -158,16 +157,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _load(model: nn.Module, path: Path, name: str) -> None:
-    """Loads weights as tensors only: what would have to be unpickled is refused."""
+    """Load weights as plain tensors; anything that needs unpickling is refused."""
     try:
         load_checkpoint(model, str(path), strict=True, weights_only=True)
     except (pickle.UnpicklingError, EOFError, OSError, SafetensorError) as error:
         raise ValueError(
-            f"{path} does not hold plain tensors, or is damaged, and is not opened "
-            f"({_first_line(error)}): take the .safetensors file of the same weights"
+            f"{path} is damaged or contains more than plain tensors, so it is not loaded "
+            f"({_first_line(error)}): use the .safetensors file of the same weights"
         ) from error
     except (RuntimeError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(
-            f"{path} does not hold the weights of {name} ({_first_line(error)}): "
-            "check the name, or take the .safetensors file of the same weights"
+            f"{path} does not contain the weights of {name} ({_first_line(error)}): "
+            "check the name, or use the .safetensors file of the same weights"
         ) from error

@@ -1,4 +1,4 @@
-"""Retrieval recall: does an image find its caption among others, and a caption its image?"""
+"""Retrieval recall between images and captions."""
 
 from collections.abc import Sequence
 
@@ -14,23 +14,21 @@ def recall_at(
     k: Sequence[int] = (1, 5),
     among: int = 64,
 ) -> dict[str, Float[Tensor, ""]]:
-    """The share of rows whose partner is among the k nearest by cosine, in groups of `among`.
+    """Return the share of rows whose partner is among the k nearest by cosine, in groups.
 
-    Consecutive rows make a group, an incomplete last one is left out. Where others are exactly as
-    near as the partner, the row counts with the probability that a random order puts the partner in
-    the first k; embeddings that are all alike thus score k / among.
+    Consecutive rows form groups of `among`; an incomplete last group is left out. If others are
+    exactly as near as the partner, the row counts with the probability that a random order puts the
+    partner among the first k, so identical embeddings score k / among.
 
     Returns:
-        `image_to_text_at_K` and `text_to_image_at_K` for each K of k, in [0, 1].
+        `image_to_text_at_K` and `text_to_image_at_K` for each K in k, in [0, 1].
 
     Raises:
-        ValueError: for fewer rows than one group takes.
+        ValueError: there are fewer rows than one group needs.
     """
     count = len(image_embedding)
     if count < among:
-        raise ValueError(
-            f"{count} pairs make no group of {among}; give among={count} or more pairs"
-        )
+        raise ValueError(f"there are {count} pairs, fewer than a group of {among}: lower `among`")
     groups = count // among
     image = F.normalize(image_embedding[: groups * among].float(), dim=-1)
     text = F.normalize(text_embedding[: groups * among].float(), dim=-1)
@@ -43,7 +41,7 @@ def recall_at(
     ):
         own = scores.diagonal(dim1=1, dim2=2)[..., None]  # (G, N, 1)
         nearer = (scores > own).sum(-1)
-        level = (scores == own).sum(-1)  # the partner itself included
+        level = (scores == own).sum(-1)  # including the partner
         for best in k:
             hit = ((best - nearer) / level).clamp(0, 1)
             recall[f"{name}_at_{best}"] = hit.to(torch.float64).mean().float()

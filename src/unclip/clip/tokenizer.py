@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokens, in any context length and, if need be, a small vocabulary."""
+"""CLIP's byte-pair tokenizer, with any context length and optionally a small vocabulary."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,16 +11,16 @@ from jaxtyping import Bool, Int64
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-BYTE_TOKENS = 512  # ids 0 to 255 spell a byte inside a word, 256 to 511 the last byte of a word
+BYTE_TOKENS = 512  # ids 0 to 255 are bytes inside a word, 256 to 511 the last byte of a word
 CACHED_CAPTIONS = 65536
 
 
 class Tokens(NamedTuple):
-    """Captions as ids.
+    """Captions as token ids.
 
     Attributes:
         tokens: start token, text, end token, then zeros.
-        text_mask: true from the start to the end token.
+        text_mask: true from the start token to the end token.
     """
 
     tokens: Int64[Tensor, "batch length"]
@@ -29,33 +29,29 @@ class Tokens(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _byte_pairs() -> SimpleTokenizer:
-    """open_clip's tokenizer, whose table of merges comes with its package."""
+    """Return open_clip's tokenizer, whose merges are part of its package."""
     return SimpleTokenizer()
 
 
 class Tokenizer:
-    """CLIP's tokenizer (Radford et al. 2021): what `open_clip.tokenize` gives, and a mask.
+    """CLIP's tokenizer (Radford et al. 2021): the ids of `open_clip.tokenize`, and a mask.
 
-    Over a small vocabulary the ids are counted anew, in CLIP's order, so that the start and end
-    tokens stay the two greatest and 0 stays the padding. A token outside of it is written as the
-    two that it was merged from, and these likewise, down to single bytes: every text can be
-    written, and read back.
+    With a small vocabulary the ids are renumbered in CLIP's order, so that the start and end tokens
+    are still the two largest and 0 is still the padding. A token that is not in the vocabulary is
+    split into the two that it was merged from, recursively down to single bytes, so every text can
+    be encoded and decoded.
 
     Args:
-        context_length: length of a row, start and end tokens included.
-        vocabulary: the ids of CLIP's that are kept, ascending; all 49,408 when None.
-            `fit_vocabulary` chooses them.
+        context_length: length of a row, including start and end tokens.
+        vocabulary: CLIP's ids that are kept, ascending (`fit_vocabulary`); None keeps all 49,408.
 
     Raises:
-        ValueError: for a context without room for text, or a vocabulary that cannot spell every
-            text.
+        ValueError: the context has no room for text, or the vocabulary cannot encode every text.
     """
 
     def __init__(self, context_length: int = 77, vocabulary: Sequence[int] | None = None):
         if context_length < 3:
-            raise ValueError(
-                f"context_length is {context_length}; at least 3 leave room for a token"
-            )
+            raise ValueError(f"context_length is {context_length}; it must be at least 3")
         if vocabulary is not None:
             vocabulary = tuple(int(token) for token in vocabulary)
             _check_vocabulary(vocabulary)
@@ -67,7 +63,7 @@ class Tokenizer:
         self._row = lru_cache(maxsize=CACHED_CAPTIONS)(self._encode)
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
-        """Encodes captions; what is too long is cut, and the end token kept at the end."""
+        """Encode captions; longer ones are truncated before the end token."""
         if isinstance(captions, str):
             raise ValueError("the tokenizer takes a list of captions, not one string")
         rows = [self._row(caption) for caption in captions]
@@ -79,9 +75,9 @@ class Tokenizer:
         )
 
     def cut(self, caption: str) -> str:
-        """The end of a caption that does not fit the context, from its first cut word on.
+        """Return the part of a caption that is truncated, or "" if the caption fits.
 
-        It reads as CLIP reads it: lower case, single spaces. "" when everything fits.
+        The text is in CLIP's form: lower case, single spaces.
         """
         text = _byte_pairs().clean_fn(caption)
         length = 2
@@ -92,7 +88,7 @@ class Tokenizer:
         return ""
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of one row of ids, start token, end token and padding left out."""
+        """Return the text of one row of ids, without start token, end token and padding."""
         text = []
         for token in tokens:
             if int(token) == self.end:
@@ -102,13 +98,13 @@ class Tokenizer:
         return _byte_pairs().decode(text).strip()
 
     def _encode(self, caption: str) -> tuple[int, ...]:
-        """One caption's ids from start to end token, without padding."""
+        """Return a caption's ids from start to end token, without padding."""
         text = _byte_pairs().clean_fn(caption)
         body = [token for _, tokens in _words(text) for token in self._compact(tokens)]
         return self.start, *body[: self.context_length - 2], self.end
 
     def _compact(self, tokens: Iterable[int]) -> list[int]:
-        """CLIP's ids as this vocabulary's."""
+        """Convert CLIP's ids to this vocabulary's."""
         if self.vocabulary is None:
             return list(tokens)
         return [self._index[part] for token in tokens for part in _spell(token, self._index)]
@@ -122,26 +118,24 @@ class Tokenizer:
 
 
 def full_vocabulary_size() -> int:
-    """The number of CLIP's ids, start and end tokens included: 49,408."""
+    """Return the number of CLIP's ids, including start and end tokens: 49,408."""
     return _byte_pairs().vocab_size
 
 
 def fit_vocabulary(captions: Iterable[str], size: int) -> list[int]:
-    """The `size` ids of CLIP's vocabulary that serve these captions best, ascending.
+    """Return the `size` most useful ids of CLIP's vocabulary for these captions, ascending.
 
-    They are the 512 single bytes, the start and end tokens, and the ids most frequent in the
-    captions
-    (ties: the lower id). Where the captions use fewer, CLIP's first merges, the most frequent
-        pieces of
-    general English, fill up.
+    They are the 512 single bytes, the start and end tokens, and the most frequent ids of the
+    captions (in ties, the lower id). If the captions use fewer, the rest are CLIP's first merges,
+    the most frequent pieces of general English.
 
     Raises:
-        ValueError: for a size under 514 or over 49,408.
+        ValueError: the size is below 514 or above 49,408.
     """
     everything = full_vocabulary_size()
     if not BYTE_TOKENS + 2 <= size <= everything:
         raise ValueError(
-            f"a vocabulary of {size} is not possible; give {BYTE_TOKENS + 2} to {everything}"
+            f"the vocabulary size is {size}; it can be {BYTE_TOKENS + 2} to {everything}"
         )
     counts: Counter[int] = Counter()
     for caption, times in Counter(captions).items():
@@ -153,7 +147,7 @@ def fit_vocabulary(captions: Iterable[str], size: int) -> list[int]:
 
 
 def _words(text: str) -> Iterable[tuple[int, list[int]]]:
-    """Where each word of a cleaned text starts, and CLIP's ids for it."""
+    """Yield the start of each word of a cleaned text, and its ids."""
     bpe = _byte_pairs()
     for match in bpe.pat.finditer(text):
         symbols = "".join(bpe.byte_encoder[byte] for byte in match[0].encode("utf-8"))
@@ -162,13 +156,13 @@ def _words(text: str) -> Iterable[tuple[int, list[int]]]:
 
 @lru_cache(maxsize=1)
 def _parts() -> list[tuple[int, int]]:
-    """The two ids that each merged id, from 512 on, consists of."""
+    """Return the two ids that each merged id, from 512 on, consists of."""
     bpe = _byte_pairs()
     return [(bpe.encoder[left], bpe.encoder[right]) for left, right in bpe.bpe_ranks]
 
 
 def _spell(token: int, kept) -> list[int]:
-    """An id in terms of kept ones."""
+    """Split an id into kept ids."""
     if token in kept:
         return [token]
     left, right = _parts()[token - BYTE_TOKENS]
@@ -181,6 +175,6 @@ def _check_vocabulary(vocabulary: tuple[int, ...]) -> None:
     ascending = all(a < b for a, b in pairwise(vocabulary))
     if not ascending or vocabulary[:BYTE_TOKENS] + vocabulary[-2:] != needed:
         raise ValueError(
-            "the vocabulary must be ascending and hold ids 0 to 511 and the start and end tokens "
-            f"{needed[-2:]}; unclip.clip.fit_vocabulary(captions, size) makes one"
+            "the vocabulary must be ascending and contain the ids 0 to 511 and the start and end "
+            f"tokens {needed[-2:]}; use unclip.clip.fit_vocabulary(captions, size)"
         )

@@ -1,12 +1,11 @@
-"""Diffusion: pure mathematics on tensors. It knows nothing of networks, text or training."""
+"""Diffusion: pure math on tensors, independent of networks, text and training."""
 
 from unclip.diffusion.gaussian import GaussianDiffusion, Prediction
-from unclip.diffusion.guidance import guided, within
+from unclip.diffusion.guidance import guided
 from unclip.diffusion.inpainting import inpaint
-from unclip.diffusion.noise import randn
-from unclip.diffusion.samplers import ddim, ddim_invert, ddpm
+from unclip.diffusion.samplers import ddim, ddim_invert, ddpm, randn
+from unclip.diffusion.schedule import LogitNormal
 from unclip.diffusion.solvers import dpm_solver_pp_2m, dpm_solver_pp_2m_sde, unipc
-from unclip.diffusion.timestep_density import LogitNormal
 
 __all__ = [
     "GaussianDiffusion",
@@ -21,5 +20,4 @@ __all__ = [
     "inpaint",
     "randn",
     "unipc",
-    "within",
 ]

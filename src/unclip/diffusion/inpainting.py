@@ -1,4 +1,4 @@
-"""Inpainting: a sampler that is told part of the picture."""
+"""Inpainting: DDIM with a known part of the image (RePaint)."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unclip.diffusion.gaussian import GaussianDiffusion
-from unclip.diffusion.noise import randn
-from unclip.diffusion.samplers import Callback, Denoise, Generators, ddim_step, report
+from unclip.diffusion.samplers import Callback, Denoise, Generators, ddim_step, randn, report
 
 
 def inpaint(
@@ -22,40 +21,45 @@ def inpaint(
     mask: Bool[Tensor, "batch ..."],
     steps: int,
     generators: Generators,
-    spacing: str | Sequence[int] = "linear",
+    timestep_spacing: str | Sequence[int] = "linspace",
     eta: float = 1.0,
-    jump: int = 5,
-    resamplings: int = 3,
+    jump_length: int = 5,
+    jump_n_sample: int = 3,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DDIM in which the known part is noised anew for each step (Lugmayr et al. 2022, algorithm 1).
+    """Sample the masked part by DDIM; the known part is noised at each step (Lugmayr et al. 2022).
 
-    What is painted at a step knows little of what is known; so every `jump` steps the whole is
-    noised back by as many, and painted again.
+    A single step hardly sees the known part. So every `jump_length` steps the whole image is noised
+    by as many steps and sampled again (algorithm 1, section 4.2).
 
     Args:
         denoise: the denoiser.
         x_T: noise.
-        diffusion: its process.
-        known: the clean sample where it is known; elsewhere anything.
-        mask: true where it shall be painted; broadcasts to `known`.
-        steps: how many timesteps; up to `resamplings` times as many evaluations.
-        generators: one a sample.
-        spacing: as of `ddim`.
-        eta: as of `ddim`; 1 is ancestral.
-        jump: steps that are painted again together.
-        resamplings: how often each is painted, but for those after the last jump; 1 is never again.
+        diffusion: the diffusion process.
+        known: the clean image; only its known part is used.
+        mask: true where to sample; broadcasts to `known`.
+        steps: number of timesteps; there are up to `jump_n_sample` times as many evaluations.
+        generators: one generator per sample.
+        timestep_spacing: timestep spacing, as in `ddim`.
+        eta: noise of the steps, as in `ddim`; 1 is ancestral.
+        jump_length: number of steps that are repeated together.
+        jump_n_sample: times that each step is sampled, except for those after the last jump.
         callback: `callback(evaluation, evaluations, x0)`.
 
     Returns:
-        x0, in its known part `known` to the bit.
+        x0, equal to `known` bit for bit in the known part.
+
+    Raises:
+        ValueError: `jump_length` or `jump_n_sample` is below 1.
     """
-    if jump < 1 or resamplings < 1:
-        raise ValueError(f"jump is {jump} and resamplings {resamplings}; both are 1 or more")
+    if jump_length < 1 or jump_n_sample < 1:
+        raise ValueError(
+            f"jump_length is {jump_length}, jump_n_sample {jump_n_sample}; both must be 1 or more"
+        )
     alpha_bar = diffusion.alpha_bar.tolist()
-    timesteps = diffusion.spacing(spacing, steps)
-    places = walk(len(timesteps), jump, resamplings)
-    evaluations = 1 + sum(then > now for now, then in pairwise(places))
+    timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
+    schedule = jump_schedule(len(timesteps), jump_length, jump_n_sample)
+    evaluations = 1 + sum(after > before for before, after in pairwise(schedule))
 
     def noised(clean: Tensor, signal: float) -> Tensor:
         noise = randn(clean.shape[1:], generators, clean.device)
@@ -63,33 +67,34 @@ def inpaint(
 
     x = torch.where(mask, x_T, noised(known, alpha_bar[timesteps[0]]))
     evaluation = 0
-    for place, following in pairwise(places):
-        now, then = alpha_bar[timesteps[place]], alpha_bar[timesteps[following]]
-        if following < place:
-            x = noised(x, then / now)
+    for i, j in pairwise(schedule):
+        alpha_bar_t, alpha_bar_s = alpha_bar[timesteps[i]], alpha_bar[timesteps[j]]
+        if j < i:  # back to a noisier timestep
+            x = noised(x, alpha_bar_s / alpha_bar_t)
             continue
-        prediction = denoise(x, timesteps[place])
+        prediction = denoise(x, timesteps[i])
         report(callback, evaluation, evaluations, prediction.x0)
         evaluation += 1
-        x, deviation = ddim_step(prediction, now, then, eta)
-        x = x + deviation * randn(x.shape[1:], generators, x.device)
-        x = torch.where(mask, x, noised(known, then))
+        x, std = ddim_step(prediction, alpha_bar_t, alpha_bar_s, eta)
+        x = x + std * randn(x.shape[1:], generators, x.device)
+        x = torch.where(mask, x, noised(known, alpha_bar_s))
     x0 = denoise(x, timesteps[-1]).x0
     x0 = torch.where(mask, x0, known)
     report(callback, evaluation, evaluations, x0)
     return x0
 
 
-def walk(count: int, jump: int, resamplings: int) -> list[int]:
-    """The places in a list of `count` timesteps in the order that they are visited.
+def jump_schedule(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
+    """Return the indices of `steps` timesteps in the order in which RePaint visits them.
 
-    Every `jump` places it goes back as many, until they were passed `resamplings` times.
+    After every `jump_length` steps it goes back by as many, until they were sampled
+    `jump_n_sample` times.
     """
-    returns = {place: resamplings - 1 for place in range(jump, count, jump)}
+    jumps = {index: jump_n_sample - 1 for index in range(jump_length, steps, jump_length)}
     visited = [0]
-    while visited[-1] < count - 1:
+    while visited[-1] < steps - 1:
         visited.append(visited[-1] + 1)
-        if returns.get(visited[-1], 0):
-            returns[visited[-1]] -= 1
-            visited.append(visited[-1] - jump)
+        if jumps.get(visited[-1], 0):
+            jumps[visited[-1]] -= 1
+            visited.append(visited[-1] - jump_length)
     return visited

@@ -1,8 +1,8 @@
-"""Samplers that solve the diffusion ODE, or its SDE, by multistep methods in log-SNR.
+"""Multistep solvers of the diffusion ODE or SDE in log-SNR.
 
-They have the signature of those in `unclip.diffusion.samplers`, predict x0 (so that it can be
-clipped), spend one evaluation a step, and end at the last evaluation's x0. With α = √ᾱ and
-σ = √(1 - ᾱ), λ = log α/σ is the time in which they are exact for a constant x0.
+They have the signature of the samplers in `unclip.diffusion.samplers`, predict x0 (so that it can
+be clipped), use one evaluation per step, and return the x0 of the last one. With α = √ᾱ and
+σ = √(1 - ᾱ), λ = log α/σ is the time variable in which they are exact for a constant x0.
 """
 
 import math
@@ -12,10 +12,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from unclip.diffusion.gaussian import GaussianDiffusion
-from unclip.diffusion.noise import randn
-from unclip.diffusion.samplers import Callback, Denoise, Generators, report
+from unclip.diffusion.samplers import Callback, Denoise, Generators, randn, report
 
-FEW_STEPS = 15  # below this many, the last step is of first order (Lu et al. 2022, section 5)
+FEW_STEPS = 15  # below this many, the last step is first order (Lu et al. 2022, section 5)
 
 
 class Levels(NamedTuple):
@@ -32,9 +31,17 @@ def _levels(diffusion: GaussianDiffusion, timesteps: Sequence[int]) -> Levels:
     return Levels(alpha_bar.sqrt().tolist(), (1 - alpha_bar).sqrt().tolist(), half_log_snr.tolist())
 
 
-def _is_of_first_order(i: int, steps: int) -> bool:
-    """Whether the step from evaluation `i` to the next has no slope to go by, or should not."""
+def _is_first_order(i: int, steps: int) -> bool:
+    """Return whether the step after evaluation `i` uses no earlier evaluation."""
     return i == 0 or (i + 2 == steps and steps < FEW_STEPS)
+
+
+def _extrapolated(x0: Tensor, previous: Tensor | None, lam: list[float], i: int) -> Tensor:
+    """Return D_i, x0 extrapolated to the middle of step i (Lu et al. 2022, algorithm 2)."""
+    if _is_first_order(i, len(lam)):
+        return x0
+    h, h_last = lam[i + 1] - lam[i], lam[i] - lam[i - 1]
+    return x0 + 0.5 * h / h_last * (x0 - previous)
 
 
 def dpm_solver_pp_2m(
@@ -44,11 +51,11 @@ def dpm_solver_pp_2m(
     *,
     steps: int,
     generators: Generators,
-    spacing: str | Sequence[int] = "log_snr",
+    timestep_spacing: str | Sequence[int] = "log_snr",
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, deterministic."""
-    timesteps = diffusion.spacing(spacing, steps)
+    """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, deterministic."""
+    timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     alpha, sigma, lam = _levels(diffusion, timesteps)
     x, previous = x_T, None
     for i, t in enumerate(timesteps):
@@ -57,10 +64,8 @@ def dpm_solver_pp_2m(
         if i + 1 == len(timesteps):
             return x0
         h = lam[i + 1] - lam[i]
-        middle = x0
-        if not _is_of_first_order(i, len(timesteps)):
-            middle = x0 + 0.5 * h / (lam[i] - lam[i - 1]) * (x0 - previous)
-        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * middle
+        D = _extrapolated(x0, previous, lam, i)
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * D
         previous = x0
     return x
 
@@ -72,11 +77,11 @@ def dpm_solver_pp_2m_sde(
     *,
     steps: int,
     generators: Generators,
-    spacing: str | Sequence[int] = "log_snr",
+    timestep_spacing: str | Sequence[int] = "log_snr",
     callback: Callback | None = None,
 ) -> Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5.1): second order, with fresh noise."""
-    timesteps = diffusion.spacing(spacing, steps)
+    """Sample by SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5.1): second order, fresh noise."""
+    timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     alpha, sigma, lam = _levels(diffusion, timesteps)
     x, previous = x_T, None
     for i, t in enumerate(timesteps):
@@ -85,13 +90,10 @@ def dpm_solver_pp_2m_sde(
         if i + 1 == len(timesteps):
             return x0
         h = lam[i + 1] - lam[i]
-        middle = x0
-        if not _is_of_first_order(i, len(timesteps)):
-            middle = x0 + 0.5 * h / (lam[i] - lam[i - 1]) * (x0 - previous)
-        kept = sigma[i + 1] / sigma[i] * math.exp(-h)
-        fresh = sigma[i + 1] * math.sqrt(-math.expm1(-2 * h))
-        x = kept * x - alpha[i + 1] * math.expm1(-2 * h) * middle
-        x = x + fresh * randn(x.shape[1:], generators, x.device)
+        D = _extrapolated(x0, previous, lam, i)
+        x = sigma[i + 1] / sigma[i] * math.exp(-h) * x - alpha[i + 1] * math.expm1(-2 * h) * D
+        std = sigma[i + 1] * math.sqrt(-math.expm1(-2 * h))
+        x = x + std * randn(x.shape[1:], generators, x.device)
         previous = x0
     return x
 
@@ -103,53 +105,52 @@ def unipc(
     *,
     steps: int,
     generators: Generators,
-    spacing: str | Sequence[int] = "log_snr",
+    timestep_spacing: str | Sequence[int] = "log_snr",
     callback: Callback | None = None,
 ) -> Tensor:
-    """UniPC of order 2 (Zhao et al. 2023, algorithms 5 and 6, B(h) = e^h - 1), deterministic.
+    """Sample by UniPC of order 2 (Zhao et al. 2023, algorithms 5 and 6, B(h) = e^h - 1).
 
-    Its predictor is DPM-Solver++(2M). Its corrector repeats each step once its end has been
-    evaluated, with that evaluation as one more node, so that it costs none.
+    The predictor is DPM-Solver++(2M). The corrector repeats each step after the evaluation at its
+    end, with that evaluation as one more node, so it needs no evaluation of its own.
     """
-    timesteps = diffusion.spacing(spacing, steps)
+    timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     alpha, sigma, lam = _levels(diffusion, timesteps)
-    x, start, previous, before = x_T, None, None, None
+    x, x_last, x0_1, x0_2 = x_T, None, None, None  # x0 of one and two evaluations ago
     for i, t in enumerate(timesteps):
         x0 = denoise(x, t).x0
         report(callback, i, len(timesteps), x0)
         if i + 1 == len(timesteps):
             return x0
         if i > 0:
-            slope = None
             h = lam[i] - lam[i - 1]
-            if not _is_of_first_order(i - 1, len(timesteps)):
-                slope = (before - previous, (lam[i - 2] - lam[i - 1]) / h)
-            middle = _corrected(previous, x0, slope, h)
-            x = sigma[i] / sigma[i - 1] * start - alpha[i] * math.expm1(-h) * middle
-        start, before, previous = x, previous, x0
+            node = None
+            if not _is_first_order(i - 1, len(timesteps)):
+                node = (x0_2 - x0_1, (lam[i - 2] - lam[i - 1]) / h)
+            D = _corrected(x0_1, x0, node, h)
+            x = sigma[i] / sigma[i - 1] * x_last - alpha[i] * math.expm1(-h) * D
+        x_last, x0_2, x0_1 = x, x0_1, x0
         h = lam[i + 1] - lam[i]
-        middle = x0
-        if not _is_of_first_order(i, len(timesteps)):
-            middle = x0 + 0.5 * h / (lam[i] - lam[i - 1]) * (x0 - before)
-        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * middle
+        D = _extrapolated(x0, x0_2, lam, i)
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * D
     return x
 
 
-def _corrected(x0: Tensor, end: Tensor, slope: tuple[Tensor, float] | None, h: float) -> Tensor:
-    """The constant x0 that stands for a step's changing one (Zhao et al. 2023, eq. 9).
+def _corrected(x0: Tensor, x0_end: Tensor, node: tuple[Tensor, float] | None, h: float) -> Tensor:
+    """Return the constant x0 that replaces a step's changing one (Zhao et al. 2023, eq. 9).
 
     Args:
-        x0: at the step's start.
-        end: at its end.
-        slope: x0's change to the evaluation before, and where that lies in units of the step.
+        x0: x0 at the step's start.
+        x0_end: x0 at the step's end.
+        node: difference of the previous evaluation's x0 to `x0`, and its position r in units of
+            the step.
         h: the step in λ.
     """
-    if slope is None:
-        return x0 + 0.5 * (end - x0)
-    change, where = slope
+    if node is None:
+        return x0 + 0.5 * (x0_end - x0)
+    difference, r = node
     phi_1 = math.expm1(-h)
     phi_2 = phi_1 / -h - 1
     phi_3 = phi_2 / -h - 0.5
     first, second = phi_2 / phi_1, 2 * phi_3 / phi_1
-    weight = (second - first) / (where - 1)
-    return x0 + weight * change / where + (first - weight) * (end - x0)
+    rho = (second - first) / (r - 1)
+    return x0 + rho * difference / r + (first - rho) * (x0_end - x0)

@@ -118,7 +118,7 @@ class Sampling:
     def null_embedding(self) -> Float[Tensor, "1 dim"]:
         """What stands for no image embedding: the decoder then has the caption alone, as GLIDE."""
         decoder = self.cascade.stage("decoder")
-        return decoder.image_scaling.invert(decoder.null_image_embedding).cpu()
+        return decoder.image_scaling.denormalize(decoder.null_image_embedding).cpu()
 
     @torch.inference_mode()
     def untrained(

@@ -174,7 +174,7 @@ def scheduler_config(stage: DiffusionStage) -> dict[str, Any]:
         "_class_name": "UnCLIPScheduler",
         "beta_schedule": "squaredcos_cap_v2",
         "clip_sample": True,
-        "clip_sample_range": stage.clip if stage.name == "prior" else 1.0,
+        "clip_sample_range": stage.clip_range if stage.name == "prior" else 1.0,
         "num_train_timesteps": diffusion.timesteps,
         "prediction_type": _PREDICTIONS[diffusion.prediction],
         "variance_type": _VARIANCES[diffusion.variance],

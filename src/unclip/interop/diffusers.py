@@ -26,7 +26,7 @@ from unclip.stages import Stage
 _FIXED: dict[str, dict[str, Any]] = {
     "clip": {"normalize": False, "vocabulary": None},
     "prior": {
-        "normalise": False,
+        "normalize": False,
         "linear": None,
         "text_encoder": None,
         "text_scaling.scaling": "none",

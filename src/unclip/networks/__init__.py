@@ -1,4 +1,4 @@
-"""Networks: pure modules, tensors in and out. They know nothing of diffusion, data or training."""
+"""Networks: pure modules, independent of diffusion, data and training."""
 
 from unclip.networks.ar_transformer import ARTransformer
 from unclip.networks.prior_transformer import PriorTransformer

@@ -1,9 +1,9 @@
 """The autoregressive prior's causal transformer over [text, z_t, dot product, components].
 
-Section 2.2: an image embedding is written as the codes of its principal components, one token
-each, after a prefix of the caption, its embedding z_t, and the code of the dot product z_i · z_t
-that is asked for. The output at the dot product tells of the first component, the output at each
-component of the next. A code is the index of a bucket.
+Section 2.2: an image embedding is represented by the codes of its principal components, one token
+each, after a prefix of the caption, its embedding z_t and the code of the target dot product
+z_i · z_t. The output at the dot product predicts the first component, the output at each component
+the next one. A code is the index of a bucket.
 """
 
 from collections.abc import Callable
@@ -13,54 +13,54 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from unclip.networks.causal import AfterCaption, Block, Prefix
+from unclip.networks.causal import Block, CaptionPrefixTransformer, Prefix
 
 
 class Cache:
-    """The keys and values of a prefix, with room for those of the tokens that are to follow.
+    """Keys and values of a prefix and of the tokens that follow it.
 
     Args:
-        prefix: of captions.
-        copies: sequences that continue each caption.
-        room: tokens that may follow.
+        prefix: prefix of each caption.
+        copies: number of sequences per caption.
+        room: maximum number of tokens that follow.
 
     Attributes:
-        length: tokens that it holds.
+        length: number of tokens in the cache.
     """
 
     def __init__(self, prefix: Prefix, copies: int, room: int):
         self.length = prefix.mask.shape[1]
         self.mask = F.pad(prefix.mask, (0, room), value=True).repeat_interleave(copies, dim=0)
-        self._keys = [self._roomy(keys, copies, room) for keys in prefix.keys]
-        self._values = [self._roomy(values, copies, room) for values in prefix.values]
+        self._keys = [self._with_room(keys, copies, room) for keys in prefix.keys]
+        self._values = [self._with_room(values, copies, room) for values in prefix.values]
 
     @staticmethod
-    def _roomy(prefix: Tensor, copies: int, room: int) -> Tensor:
+    def _with_room(prefix: Tensor, copies: int, room: int) -> Tensor:
         batch, heads, length, depth = prefix.shape
         roomy = prefix.new_empty(batch, copies, heads, length + room, depth)
         roomy[..., :length, :] = prefix[:, None]
         return roomy.flatten(0, 1)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer, those of one more token written behind the others."""
+        """Append one token's keys and values to a layer and return all of the layer's."""
         end = self.length + 1
         self._keys[layer][:, :, self.length : end] = k
         self._values[layer][:, :, self.length : end] = v
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
 
-class ARTransformer(AfterCaption):
-    """Predicts the codes of an image embedding's components, one after another.
+class ARTransformer(CaptionPrefixTransformer):
+    """Predict the codes of an image embedding's components, one after another.
 
     Args:
         embedding_dim: D, width of image and text embeddings.
         text_width: width of the text states.
-        context_length: L, tokens of a caption.
-        components: principal components that stand for an image embedding (the paper: 319).
-        buckets: codes that a component, and the dot product, can have (the paper: 1024).
-        width: of the transformer.
-        layers: its depth.
-        heads: its attention heads.
+        context_length: L, number of tokens of a caption.
+        components: K, number of principal components per image embedding (the paper: 319).
+        buckets: number of codes per component and dot product (the paper: 1024).
+        width: width of the transformer.
+        layers: number of blocks.
+        heads: number of attention heads.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class ARTransformer(AfterCaption):
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.Linear(width, buckets)
         with torch.no_grad():
-            self.dot_product_in.weight.copy_(0.02 * _neighbours_alike(buckets, width))
-            self.component_in.weight.copy_(0.02 * _neighbours_alike(buckets, width))
-            self.out.weight.copy_(_neighbours_alike(buckets, width) / width**0.5)
+            self.dot_product_in.weight.copy_(0.02 * _smooth_rows(buckets, width))
+            self.component_in.weight.copy_(0.02 * _smooth_rows(buckets, width))
+            self.out.weight.copy_(_smooth_rows(buckets, width) / width**0.5)
 
     def forward(
         self,
@@ -98,12 +98,12 @@ class ARTransformer(AfterCaption):
         dot_product: Int64[Tensor, " batch"],
         codes: Int64[Tensor, "batch components"],
     ) -> Float[Tensor, "batch components buckets"]:
-        """Logits of every component's code, given the codes before it, in one pass."""
+        """Return the logits of every component's code given the earlier codes, in one pass."""
         inputs = [self.dot_product_in(dot_product)[:, None], self.component_in(codes[:, :-1])]
         x = torch.cat(inputs, dim=1) + self.positions[:, -self.components :]  # (B, K, W)
         own = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-        seen = prefix.mask[:, None].expand(-1, x.shape[1], -1)
-        mask = torch.cat([seen, own.expand(len(x), -1, -1)], dim=2)[:, None]
+        visible = prefix.mask[:, None].expand(-1, x.shape[1], -1)
+        mask = torch.cat([visible, own.expand(len(x), -1, -1)], dim=2)[:, None]
 
         def extend(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             keys, values = prefix.keys[layer], prefix.values[layer]
@@ -112,10 +112,10 @@ class ARTransformer(AfterCaption):
         return self._run(x, mask, extend)
 
     def decoder(self, prefix: Prefix, copies: int = 1) -> Callable[[Tensor], Tensor]:
-        """`next_logits(codes)`, to be called with the dot product's codes and then a component's.
+        """Return `next_logits(codes)`, to call with the dot product's codes, then each component's.
 
-        Each call runs one token and returns the next component's logits, `B·copies buckets`; the
-        rows of a caption's copies lie side by side.
+        Each call runs one token and returns the next component's logits, `B·copies buckets`; a
+        caption's copies are consecutive rows.
         """
         cache = Cache(prefix, copies, self.components)
         first = cache.length
@@ -133,17 +133,17 @@ class ARTransformer(AfterCaption):
         return next_logits
 
     def _run(self, x: Tensor, mask: Tensor, extend: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
-        """Logits at `x`; `extend(layer, k, v)` joins its keys and values to earlier ones."""
+        """Return logits at `x`; `extend(layer, k, v)` appends to the earlier keys and values."""
         for layer, block in enumerate(self.blocks):
             q, k, v = block.project(x)
             x = block(x, q, *extend(layer, k, v), mask)
         return self.out(self.norm_out(x))
 
 
-def _neighbours_alike(buckets: int, width: int) -> Float[Tensor, "buckets width"]:
-    """Standard normal rows, smooth from one code to the next over an eighth of them.
+def _smooth_rows(buckets: int, width: int) -> Float[Tensor, "buckets width"]:
+    """Return normal rows that vary smoothly over an eighth of the codes.
 
-    Codes are in the order of what they stand for; the network need not learn that first.
+    Neighboring codes have neighboring values, which the network then need not learn first.
     """
     place = torch.linspace(0, 1, buckets)
     kernel = torch.exp(-(8 * (place[:, None] - place)).square())

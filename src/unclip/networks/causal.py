@@ -1,4 +1,4 @@
-"""What causal transformers over a caption share: the block, and how they read the caption."""
+"""The common base of both priors' causal transformers: the block and the caption's prefix."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from unclip.networks.layers import attend, split_heads
 
 
 class Prefix(NamedTuple):
-    """Keys and values of the first tokens, `B H L d` a layer, and which of them may be seen."""
+    """Keys and values of the first tokens, `B H L d` per layer, and which tokens are visible."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -20,7 +20,7 @@ class Prefix(NamedTuple):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block whose keys and values are handed to it."""
+    """A pre-norm transformer block that receives its keys and values."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -34,12 +34,12 @@ class Block(nn.Module):
         )
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of `x`, heads split."""
+        """Return queries, keys and values of `x`, split into heads."""
         q, k, v = self.qkv(self.norm_attention(x)).chunk(3, dim=2)
         return split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads)
 
     def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """The block's output at the queries of `x`."""
+        """Return the block's output at the queries of `x`."""
         x = x + self.out(attend(q, k, v, mask))
         return x + self.mlp(self.norm_mlp(x))
 
@@ -47,15 +47,15 @@ class Block(nn.Module):
 def run_prefix(
     blocks: Sequence[Block],
     x: Float[Tensor, "batch length width"],
-    seen: Bool[Tensor, "batch length"],
+    visible: Bool[Tensor, "batch length"],
 ) -> Prefix:
-    """Keys and values of tokens that look at themselves and at those before them which are `seen`.
+    """Return the keys and values of tokens that attend causally to `visible` tokens.
 
-    Of the last block nothing but keys and values is computed: its output would not be read.
+    The last block computes only keys and values, since its output is not used.
     """
     length = x.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-    mask = (causal & seen[:, None, :])[:, None]
+    mask = (causal & visible[:, None, :])[:, None]
     keys, values = [], []
     for i, block in enumerate(blocks):
         q, k, v = block.project(x)
@@ -63,11 +63,11 @@ def run_prefix(
         values.append(v)
         if i + 1 < len(blocks):
             x = block(x, q, k, v, mask)
-    return Prefix(keys, values, seen)
+    return Prefix(keys, values, visible)
 
 
-class AfterCaption(nn.Module):
-    """A causal transformer whose first tokens are [text, z_t]; the rest a subclass adds."""
+class CaptionPrefixTransformer(nn.Module):
+    """A causal transformer whose first tokens are [text, z_t]; subclasses add the others."""
 
     text_in: nn.Linear
     text_embedding_in: nn.Linear
@@ -80,7 +80,7 @@ class AfterCaption(nn.Module):
         text_mask: Bool[Tensor, "batch length"],
         text_embedding: Float[Tensor, "batch dim"],
     ) -> Prefix:
-        """Keys and values of [text, z_t]: all that a caption contributes, whatever comes after."""
+        """Return keys and values of [text, z_t], which do not depend on the later tokens."""
         dtype = self.positions.dtype
         states = self.text_in(text_states.to(dtype))
         embedding = self.text_embedding_in(text_embedding.to(dtype))

@@ -56,10 +56,10 @@ class FeatureMaps(nn.Module):
         levels: levels that receive a feature map.
         hidden: width of the hidden layer between the embeddings and all maps.
         rank: number of spatial basis functions per level.
-        image_size: height and width of the images, to which the maps tie the U-Net.
+        image_size: height and width of the images; the U-Net then takes no other size.
 
     Raises:
-        ValueError: if a level does not exist or `image_size` does not fit the levels.
+        ValueError: a level does not exist, or `image_size` does not fit the levels.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Layers that the networks share."""
+"""Layers that several networks use."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def zero_(module: nn.Module) -> nn.Module:
-    """The module with its parameters set to zero, so that a residual branch starts as nothing."""
+    """Set all parameters of a module to zero, so that a residual branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -32,14 +32,14 @@ class GroupNorm(nn.GroupNorm):
 
 
 def as_float(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Real numbers in `dtype`; masks and ids as they are."""
+    """Convert floating-point tensors to `dtype`; masks and ids are unchanged."""
     return x.to(dtype) if x.is_floating_point() else x
 
 
 def timestep_embedding(
     t: Float[Tensor, " batch"], width: int, max_period: float = 10_000.0
 ) -> Float[Tensor, "batch width"]:
-    """Sinusoids of the timestep, cosines first (Vaswani et al. 2017, in ADM's order)."""
+    """Return sinusoids of the timestep, cosines first (Vaswani et al. 2017, in ADM's order)."""
     half = width // 2
     frequencies = torch.exp(
         -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
@@ -56,13 +56,13 @@ class TimestepMLP(nn.Sequential):
         self.sinusoids = sinusoids
 
     def forward(self, t: Tensor) -> Float[Tensor, "batch width"]:
-        """Embeds timesteps `B`."""
+        """Embed timesteps."""
         embedding = timestep_embedding(t, self.sinusoids)
         return super().forward(embedding.to(self[0].weight.dtype))
 
 
 def split_heads(x: Float[Tensor, "batch length width"], heads: int) -> Tensor:
-    """`B L (H d)` → `B H L d`."""
+    """Reshape `B L (H d)` to `B H L d`."""
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
@@ -72,5 +72,5 @@ def attend(
     v: Float[Tensor, "batch heads keys depth"],
     mask: Bool[Tensor, "batch #heads #queries keys"] | None = None,
 ) -> Float[Tensor, "batch queries width"]:
-    """Softmax attention, heads joined again; `mask` is true where a key may be seen."""
+    """Compute softmax attention and join the heads; `mask` is true at visible keys."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

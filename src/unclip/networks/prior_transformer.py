@@ -1,31 +1,30 @@
 """The diffusion prior's causal transformer over [text, z_t, t, noised z_i, query] (section 2.2).
 
-Attention is causal and t comes after the text, so the prefix [text, z_t] never depends on the
-diffusion step. The network is therefore written in two halves: `prefix` runs once a caption,
-`suffix` runs the three tokens that remain once a step, or for several noises of one caption at
-once.
+Attention is causal and t comes after the text, so the prefix [text, z_t] does not depend on the
+diffusion step. The network therefore has two halves: `prefix` runs once per caption, `suffix` runs
+the other three tokens once per step, or for several noised embeddings of one caption at once.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unclip.networks.causal import AfterCaption, Block, Prefix
+from unclip.networks.causal import Block, CaptionPrefixTransformer, Prefix
 from unclip.networks.layers import TimestepMLP
 
 SUFFIX = 3  # timestep, noised image embedding, query
 
 
-class PriorTransformer(AfterCaption):
-    """Predicts an image embedding from a noised one, a timestep and a caption.
+class PriorTransformer(CaptionPrefixTransformer):
+    """Predict an image embedding from a noised one, a timestep and a caption.
 
     Args:
         embedding_dim: D, width of image and text embeddings.
         text_width: width of the text states.
-        context_length: L, tokens of a caption.
-        width: of the transformer.
-        layers: its depth.
-        heads: its attention heads.
+        context_length: L, number of tokens of a caption.
+        width: width of the transformer.
+        layers: number of blocks.
+        heads: number of attention heads.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class PriorTransformer(AfterCaption):
         x_t: Float[Tensor, "batch noises dim"],
         t: Float[Tensor, "batch noises"],
     ) -> Float[Tensor, "batch noises dim"]:
-        """The prediction for each of a caption's noised embeddings, none seeing another."""
+        """Return the prediction for each of a caption's noised embeddings, independently."""
         batch, noises, _ = x_t.shape
         time = self.time(t.reshape(-1)).unflatten(0, (batch, noises))
         tokens = [
@@ -68,11 +67,11 @@ class PriorTransformer(AfterCaption):
         x = x.flatten(1, 2)
         causal = torch.ones(SUFFIX, SUFFIX, device=x.device).tril()
         own = torch.eye(noises, device=x.device).kron(causal).bool()
-        seen = prefix.mask[:, None].expand(-1, noises * SUFFIX, -1)
-        mask = torch.cat([seen, own.expand(batch, -1, -1)], dim=2)[:, None]
+        visible = prefix.mask[:, None].expand(-1, noises * SUFFIX, -1)
+        mask = torch.cat([visible, own.expand(batch, -1, -1)], dim=2)[:, None]
         for i, block in enumerate(self.blocks):
             q, k, v = block.project(x)
-            if i + 1 == len(self.blocks):  # only the query's output is read
+            if i + 1 == len(self.blocks):  # only the query's output is used
                 last = slice(SUFFIX - 1, None, SUFFIX)
                 x, q, mask = x[:, last], q[:, :, last], mask[:, :, last]
             k = torch.cat([prefix.keys[i], k], dim=2)
@@ -83,5 +82,5 @@ class PriorTransformer(AfterCaption):
     def forward(
         self, x_t: Float[Tensor, "batch dim"], t: Float[Tensor, " batch"], **caption: Tensor
     ) -> Float[Tensor, "batch dim"]:
-        """One prediction a caption; `caption` is what `prefix` takes."""
+        """Return one prediction per caption; `caption` are the arguments of `prefix`."""
         return self.suffix(self.prefix(**caption), x_t[:, None], t[:, None])[:, 0]

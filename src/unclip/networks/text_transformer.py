@@ -1,4 +1,4 @@
-"""A text encoder that is trained with its stage, from BPE tokens (section 2.1; GLIDE)."""
+"""A text encoder that is trained with its stage (section 2.1; GLIDE)."""
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -8,15 +8,15 @@ from unclip.networks.causal import Block
 
 
 class TextTransformer(nn.Module):
-    """Tokens → hidden states; every token sees every other.
+    """BPE tokens → hidden states, with bidirectional attention.
 
     Args:
         vocabulary_size: number of token ids.
-        context_length: L, the most tokens of a caption.
-        width: of the states.
-        layers: its depth; with 0 the states are the tokens' embeddings, for a network that is
-            itself the transformer, as the paper's prior is.
-        heads: attention heads.
+        context_length: L, maximum number of tokens of a caption.
+        width: width of the states.
+        layers: number of blocks; with 0 the states are the token embeddings, for a network that is
+            itself the transformer, such as the paper's prior.
+        heads: number of attention heads.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TextTransformer(nn.Module):
     def forward(
         self, tokens: Int64[Tensor, "batch length"], text_mask: Bool[Tensor, "batch length"]
     ) -> Float[Tensor, "batch length width"]:
-        """States of `tokens`; those that `text_mask` hides are seen by no other."""
+        """Return the states of `tokens`; tokens where `text_mask` is false are not attended to."""
         x = self.tokens(tokens) + self.positions[:, : tokens.shape[1]]
         mask = text_mask[:, None, None]
         for block in self.blocks:

@@ -1,8 +1,8 @@
 """The ADM U-Net of the decoder and the upsamplers, with joint [context; image] attention.
 
-Layout and initialisation follow ADM (Dhariwal & Nichol 2021) and GLIDE (Nichol et al. 2021); the
-two ways in which an image embedding enters follow the unCLIP paper, section 2.1. It knows nothing
-of diffusion.
+Layout and initialization follow ADM (Dhariwal & Nichol 2021) and GLIDE (Nichol et al. 2021). The
+image embedding enters in two ways (unCLIP paper, section 2.1). The network knows nothing of
+diffusion.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +22,11 @@ class ResBlock(nn.Module):
     """Two convolutions with the time embedding between them, optionally up- or downsampling.
 
     Args:
-        channels: in.
-        out_channels: out.
-        embedding_width: of the time embedding.
-        groups: of the group norms.
-        dropout: before the second convolution.
+        channels: number of input channels.
+        out_channels: number of output channels.
+        embedding_width: width of the time embedding.
+        groups: number of groups of the norms.
+        dropout: dropout probability before the second convolution.
         scale_shift: modulate the second norm (AdaGN) instead of adding the embedding.
         resample: "up" doubles height and width, "down" halves them, None keeps them.
     """
@@ -60,7 +60,7 @@ class ResBlock(nn.Module):
         return F.avg_pool2d(x, 2) if self.resample == "down" else x
 
     def forward(self, x: Tensor, embedding: Float[Tensor, "batch width"]) -> Tensor:
-        """`B C H W` → `B C' H' W'`."""
+        """Map `B C H W` to `B C' H' W'`."""
         h = self.conv_in(self._resample(F.silu(self.norm_in(x))))
         time = self.time(F.silu(embedding))[:, :, None, None]
         if self.scale_shift:
@@ -72,12 +72,12 @@ class ResBlock(nn.Module):
 
 
 class Context(NamedTuple):
-    """What an attention block attends to beside the image: keys and values of one block.
+    """Keys and values of the context in one attention block.
 
     Attributes:
-        keys: `B heads L d`.
-        values: likewise.
-        mask: true at tokens that may be seen, `B L`; None where all may.
+        keys: keys, `B heads L d`.
+        values: values, `B heads L d`.
+        mask: true at visible tokens, `B L`; None if all are visible.
     """
 
     keys: Tensor
@@ -92,8 +92,8 @@ class AttentionBlock(nn.Module):
         super().__init__()
         if channels % head_width:
             raise ValueError(
-                f"a level with attention has {channels} channels: "
-                f"head_width must divide them, and {head_width} does not"
+                f"head_width is {head_width}; it must divide the {channels} channels of a level "
+                "with attention"
             )
         self.heads = channels // head_width
         self.norm = GroupNorm(groups, channels)
@@ -101,19 +101,19 @@ class AttentionBlock(nn.Module):
         self.context_kv = None if context_width is None else nn.Linear(context_width, 2 * channels)
         self.out = zero_(nn.Linear(channels, channels))
 
-    def read(
+    def encode_context(
         self,
         tokens: Float[Tensor, "batch length context_width"],
         mask: Bool[Tensor, "batch length"] | None,
     ) -> Context:
-        """Keys and values of the context, the same at every sampling step."""
+        """Return the context's keys and values, which are the same at every sampling step."""
         keys, values = self.context_kv(tokens).chunk(2, dim=2)
         return Context(split_heads(keys, self.heads), split_heads(values, self.heads), mask)
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"], context: Context | None
     ) -> Float[Tensor, "batch channels height width"]:
-        """`context` is what `read` made of it; None where there is none."""
+        """Attend to `context`, a result of `encode_context` (None: no context), and the image."""
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(tokens).chunk(3, dim=2))
         mask = None
@@ -127,7 +127,7 @@ class AttentionBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention where there is any."""
+    """Residual blocks of one resolution, each followed by attention if the level has it."""
 
     def __init__(
         self, blocks: list[ResBlock], attention: list[nn.Module], resampler: ResBlock | None
@@ -139,17 +139,18 @@ class Level(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Image embedding and caption as context tokens and as part of the time embedding.
+    """Turn image embedding and caption into context tokens and a part of the time embedding.
 
-    The image embedding becomes `image_tokens` tokens before the text's, and is added, projected,
-    to the time embedding; so is the text's pooled embedding (section 2.1; GLIDE for the text).
+    The image embedding is projected to `image_tokens` tokens before the text's, and to the width of
+    the time embedding, to which it is added. The text embedding is added in the same way (section
+    2.1; GLIDE for the text).
 
     Args:
-        image_embedding: D, the embeddings' width.
-        text_states: width of the text's hidden states.
+        image_embedding: D, width of the embeddings.
+        text_states: width of the text states.
         context_width: width of the context tokens.
-        embedding_width: of the time embedding.
-        image_tokens: how many tokens an image embedding makes.
+        embedding_width: width of the time embedding.
+        image_tokens: number of context tokens of an image embedding.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class Conditioning(nn.Module):
         text_states: Float[Tensor, "batch length width"],
         text_mask: Bool[Tensor, "batch length"],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The addition to the time embedding, the context and its mask."""
+        """Return the addition to the time embedding, the context tokens and their mask."""
         time = self.image_to_time(image_embedding) + self.text_to_time(text_embedding)
         image_tokens = self.image_to_context(image_embedding).unflatten(1, (self.image_tokens, -1))
         text_tokens = self.text_norm(self.text_to_context(text_states))
@@ -187,28 +188,27 @@ class UNet(nn.Module):
     """ADM U-Net.
 
     Args:
-        channels: of the first level.
-        multipliers: of `channels`, one a level; each level halves the resolution of the one before.
-        blocks: residual blocks a level (one more on the way up).
-        attention_levels: which levels, from 0, have attention; with any, the middle has it too.
-        head_width: channels of an attention head.
-        conditioning: sizes of image embedding and text, as `Conditioning` takes them; None for a
-            network that sees images alone.
+        channels: number of channels of the first level.
+        multipliers: factor on `channels` of each level; each level halves the resolution.
+        blocks: number of residual blocks per level (one more on the way up).
+        attention_levels: levels, from 0, with attention; if there are any, the middle has it too.
+        head_width: number of channels of an attention head.
+        conditioning: arguments of `Conditioning`; None for a network that takes only images.
         feature_maps: `levels`, `hidden`, `rank` and `image_size` of the `FeatureMaps` that are
             added to the input of their levels on the way down, which needs `conditioning`; None for
             a network that takes any image size.
-        in_channels: of the input, 3, or 6 with a low-resolution image as its constant half.
-        out_channels: 3, or 6 with a learned variance.
-        patch: side of the pixel-unshuffle front end; 1 is the paper's network. With a larger one
-            the network can only predict x0: eps does not fit through it.
-        scale_shift: AdaGN in the residual blocks.
-        dropout: in the residual blocks.
-        groups: of the group norms.
+        in_channels: number of input channels: 3, or 6 with a concatenated low-resolution image.
+        out_channels: number of output channels: 3, or 6 with a learned variance.
+        patch: side of the pixel-unshuffle front end; 1 is the paper's network. With a larger patch
+            the network can only predict x0, since it cannot pass the noise through.
+        scale_shift: use AdaGN in the residual blocks.
+        dropout: dropout probability in the residual blocks.
+        groups: number of groups of the norms.
 
-    Height and width of the input are multiples of `patch · 2^(levels - 1)`.
+    Height and width of the input must be multiples of `patch · 2^(levels - 1)`.
 
     Raises:
-        ValueError: if `head_width` does not divide the channels of a level with attention, or
+        ValueError: `head_width` does not divide the channels of a level with attention, or
             `feature_maps` comes without `conditioning` or does not fit the levels.
     """
 
@@ -261,7 +261,7 @@ class UNet(nn.Module):
         self.feature_maps = None
         if feature_maps is not None:
             if conditioning is None:
-                raise ValueError("feature_maps are made of embeddings: set conditioning as well")
+                raise ValueError("feature_maps are computed from embeddings: set conditioning, too")
             dim, starts = conditioning["image_embedding"], [channels, *widths[:-1]]
             self.feature_maps = FeatureMaps(dim, channels=starts, patch=patch, **feature_maps)
         self.conv_in = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
@@ -296,33 +296,35 @@ class UNet(nn.Module):
         self.norm_out = GroupNorm(groups, width)
         self.conv_out = zero_(nn.Conv2d(width, out_channels * patch**2, 3, padding=1))
 
-    def prepare(
+    def bind(
         self,
         *,
-        constant: Float[Tensor, "batch constant_channels height width"] | None = None,
+        concat: Float[Tensor, "batch concat_channels height width"] | None = None,
         **condition: Tensor,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """`network(x_t, t)` with all that does not depend on either computed once.
+        """Return `network(x_t, t)`; everything that depends on neither is computed once.
 
         That is the conditioning, the context's keys and values in every attention block, the
-        feature maps, and what the first convolution makes of the constant channels.
+        feature maps, and the first convolution of the concatenated channels.
 
         Args:
-            constant: the input's last channels, such as a low-resolution image.
-            condition: what `Conditioning` takes; nothing for a network without it.
+            concat: the last channels of the input, such as a low-resolution image.
+            condition: arguments of `Conditioning`; none for a network without it.
         """
         addition, contexts, maps, dtype = None, {}, {}, self.conv_in.weight.dtype
         if self.conditioning is not None:
             condition = {name: as_float(value, dtype) for name, value in condition.items()}
             addition, tokens, mask = self.conditioning(**condition)
-            contexts = {block: block.read(tokens, mask) for block in self._attention_blocks()}
+            contexts = {
+                block: block.encode_context(tokens, mask) for block in self._attention_blocks()
+            }
         if self.feature_maps is not None:
             maps = self.feature_maps(condition["image_embedding"], condition["text_embedding"])
         first = self.conv_in
-        if constant is not None:
-            constant = constant.to(dtype)
-            own = (self.in_channels - constant.shape[1]) * self.patch**2
-            first = _SplitConvolution(self.conv_in, own, F.pixel_unshuffle(constant, self.patch))
+        if concat is not None:
+            concat = concat.to(dtype)
+            channels = (self.in_channels - concat.shape[1]) * self.patch**2
+            first = _SplitConvolution(self.conv_in, channels, F.pixel_unshuffle(concat, self.patch))
         return partial(self._run, first, addition, contexts, maps)
 
     def forward(
@@ -330,23 +332,23 @@ class UNet(nn.Module):
         x_t: Float[Tensor, "batch channels height width"],
         t: Float[Tensor, " batch"],
         *,
-        constant: Float[Tensor, "batch constant_channels height width"] | None = None,
+        concat: Float[Tensor, "batch concat_channels height width"] | None = None,
         **condition: Tensor,
     ) -> Float[Tensor, "batch out_channels height width"]:
-        """The network's output at `x_t`, as `prepare` makes it.
+        """Return the network's output at `x_t`.
 
         Args:
             x_t: the noisy image.
             t: timesteps.
-            constant: the input's channels that follow x_t's.
-            condition: what `Conditioning` takes.
+            concat: channels that are concatenated to x_t, such as a low-resolution image.
+            condition: arguments of `Conditioning`.
 
         Raises:
-            ValueError: if height or width do not fit the network's stride or its feature maps.
+            ValueError: height or width do not fit the network's stride or its feature maps.
         """
-        if constant is not None:
-            x_t = torch.cat([x_t, constant], dim=1)
-        return self.prepare(**condition)(x_t, t)
+        if concat is not None:
+            x_t = torch.cat([x_t, concat], dim=1)
+        return self.bind(**condition)(x_t, t)
 
     def _attention_blocks(self) -> Iterator[AttentionBlock]:
         return (module for module in self.modules() if isinstance(module, AttentionBlock))
@@ -404,13 +406,13 @@ class UNet(nn.Module):
 
 
 class _SplitConvolution:
-    """A convolution of [x; constant] that has its constant part done beforehand."""
+    """A convolution of [x; concat] whose part for `concat` is computed once."""
 
-    def __init__(self, convolution: nn.Conv2d, channels: int, constant: Tensor):
+    def __init__(self, convolution: nn.Conv2d, channels: int, concat: Tensor):
         weight = convolution.weight
         self.weight, self.padding = weight[:, :channels].contiguous(), convolution.padding
         rest = weight[:, channels:].contiguous()
-        self.part = F.conv2d(constant, rest, convolution.bias, padding=self.padding)
+        self.part = F.conv2d(concat, rest, convolution.bias, padding=self.padding)
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, padding=self.padding) + self.part

@@ -1,4 +1,4 @@
-"""What every stage is: a torch module that has a loss and can sample."""
+"""The interface of a stage: a torch module with a loss that can be sampled."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,19 +16,19 @@ class Stage(nn.Module):
     """One trainable part of the cascade.
 
     Attributes:
-        name: the stage's word, such as "decoder".
-        needs_clip: whether its batches carry CLIP's features of image and caption.
+        name: name of the stage, such as "decoder".
+        needs_clip: whether batches must contain CLIP's features of images and captions.
     """
 
     name: str
     needs_clip: bool
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """The tensors of a batch that the network is conditioned on."""
+        """Return the tensors of a batch that the network is conditioned on."""
         raise NotImplementedError
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """A differentiable scalar, "loss", and detached scalars that are worth logging."""
+        """Return a differentiable scalar, "loss", and detached scalars for the logs."""
         raise NotImplementedError
 
     def sample(
@@ -40,30 +40,34 @@ class Stage(nn.Module):
         steps: int | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """One sample a row of `condition`, its noise from that row's CPU generator.
+        """Return one sample per row of `condition`.
 
-        `guidance_scale` and `steps` stand in for the stage's own; `callback(step, steps, x0)` is
-        called after each evaluation of the network.
+        Args:
+            condition: result of `condition`.
+            generators: CPU generator of each row's noise.
+            guidance_scale: guidance scale; None is the stage's own.
+            steps: number of sampling steps; None is the sampler's own.
+            callback: `callback(step, steps, x0)`, called after each network evaluation.
         """
         raise NotImplementedError
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
-        """Fits what the stage needs to know of the data before training; most need nothing."""
+        """Fit statistics of the data before training; the default does nothing."""
 
     def fit_null_text(self, empty: Batch) -> None:
-        """Takes CLIP's features of an empty caption, where the stage asks for them."""
+        """Store CLIP's features of the empty caption, if the stage uses them as its null."""
 
     def fit_variance(self, batches: Iterable[Batch]) -> None:
-        """Fits what sampling needs to know of the trained network; most need nothing."""
+        """Fit the sampling variance of the trained network; the default does nothing."""
 
 
 class DiffusionStage(Stage):
-    """A stage that is a network joined to a diffusion process and sampled by a sampler.
+    """A stage that joins a network, a diffusion process and a sampler.
 
     Args:
-        network: what is trained.
-        diffusion: the process.
-        sampler: a sampler of `unclip.diffusion` with its steps bound.
+        network: the trained network.
+        diffusion: the diffusion process.
+        sampler: a sampler of `unclip.diffusion` with its steps bound by `functools.partial`.
     """
 
     def __init__(
@@ -79,15 +83,14 @@ class DiffusionStage(Stage):
         network: Callable[[Tensor, Tensor], Tensor],
         noise: Tensor,
         *,
-        clip: float | None,
-        percentile: float | None = None,
+        clip_range: float | None,
         generators: Sequence[torch.Generator],
         steps: int | None,
         callback: Callback | None,
     ) -> Tensor:
         override = {} if steps is None else {"steps": steps}
         return self.sampler(
-            self.diffusion.denoiser(network, clip, percentile),
+            self.diffusion.denoiser(network, clip_range),
             noise,
             self.diffusion,
             generators=generators,
@@ -97,7 +100,7 @@ class DiffusionStage(Stage):
 
 
 def mean_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Per-sample losses as scalars, all but "loss" detached."""
+    """Average per-sample losses; all except "loss" are detached."""
     return {
         name: value.mean() if name == "loss" else value.detach().mean()
         for name, value in losses.items()
@@ -105,7 +108,7 @@ def mean_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def timestep_quartiles(loss: Tensor, t: Tensor, timesteps: int) -> dict[str, Tensor]:
-    """The mean loss in each quarter of the timesteps that the batch has samples in."""
+    """Return the mean loss in each quarter of the timesteps that has samples in the batch."""
     quartile = 4 * t // timesteps
     parts = {f"loss_q{k}": loss.detach()[quartile == k] for k in range(4)}
     return {name: part.mean() for name, part in parts.items() if len(part)}

@@ -1,4 +1,4 @@
-"""CLIP as a trainable stage: image–caption pairs, contrastively (Radford et al. 2021)."""
+"""CLIP as a trainable stage: contrastive learning on image–caption pairs (Radford et al. 2021)."""
 
 import copy
 import math
@@ -30,27 +30,28 @@ LENGTH_STEP = 8
 class ClipStage(Stage):
     """open_clip's CLIP, trained from scratch.
 
-    Swapped twins of a scene are hard negatives of each other simply by standing in one batch. Rows
-    with the same caption are no negatives of each other.
+    Twins of a scene in the same batch are hard negatives of each other. Rows with the same caption
+    are not negatives of each other.
 
     Args:
-        embed_dim: D, of the joint space.
-        image_size: edge of the images that the tower takes; a batch's are resized to it.
-        patch_size: edge of a ViT's patches.
-        vision_width: of the image tower.
-        vision_layers: blocks of a ViT, or the four stages' blocks of a ResNet, whose `vision_width`
-            is that of its stem and whose `patch_size` is not used.
-        vision_head_width: width of an attention head.
-        text_width: W, of the text tower.
-        text_layers: its blocks.
-        text_heads: its attention heads.
-        context_length: L, tokens of a caption, start and end included; longer captions are cut.
-        vocabulary_size: of a vocabulary fitted to the captions; all of CLIP's 49,408 tokens when
-            None.
-        image_mean: of each channel in [0, 1], what the tower's input is standardised with.
-        image_std: likewise.
-        normalize: whether the embedder scales embeddings to unit length.
-        quick_gelu: OpenAI's activation, for its weights.
+        embed_dim: D, width of the joint embedding space.
+        image_size: side in pixels of the image tower's input; images are resized to it.
+        patch_size: side in pixels of a ViT's patches.
+        vision_width: width of the image tower.
+        vision_layers: number of blocks of a ViT, or of each of the four stages of a ResNet. For a
+            ResNet, `vision_width` is the width of the stem, and `patch_size` is unused.
+        vision_head_width: width of the image tower's attention heads.
+        text_width: W, width of the text tower.
+        text_layers: number of blocks of the text tower.
+        text_heads: number of attention heads of the text tower.
+        context_length: L, number of tokens of a caption, including start and end; longer captions
+            are truncated.
+        vocabulary_size: size of a vocabulary fitted to the captions; None is all of CLIP's 49,408
+            tokens.
+        image_mean: mean of each channel in [0, 1], for normalizing the input.
+        image_std: standard deviation of each channel, for normalizing the input.
+        normalize: scale the embedder's outputs to unit length.
+        quick_gelu: use OpenAI's activation, which its weights need.
     """
 
     name = "clip"
@@ -77,7 +78,7 @@ class ClipStage(Stage):
     ):
         super().__init__()
         vocabulary = None if vocabulary_size is None else fit_vocabulary((), vocabulary_size)
-        # Ids of CLIP's. The tokenizer follows this buffer, however it came to change.
+        # CLIP's token ids. The tokenizer follows this buffer, also after loading a state dict.
         self.register_buffer("vocabulary", None if vocabulary is None else torch.tensor(vocabulary))
         self._tokenizer = Tokenizer(context_length, vocabulary)
         self.model = build_clip(
@@ -106,7 +107,7 @@ class ClipStage(Stage):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer over the fitted vocabulary."""
+        """Return the tokenizer of the fitted vocabulary."""
         if self.vocabulary is not None:
             vocabulary = tuple(self.vocabulary.tolist())
             if vocabulary != self._tokenizer.vocabulary:
@@ -114,21 +115,21 @@ class ClipStage(Stage):
         return self._tokenizer
 
     def fit_vocabulary(self, captions: Iterable[str]) -> None:
-        """Keeps the tokens most frequent in these captions, unless all of CLIP's are kept."""
+        """Keep the most frequent tokens of these captions, unless the vocabulary is CLIP's."""
         if self.vocabulary is not None:
             kept = fit_vocabulary(captions, len(self.vocabulary))
             self.vocabulary.copy_(torch.tensor(kept))
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
-        """The vocabulary, of each batch's "captions" (all of a picture's) or else its "caption"."""
+        """Fit the vocabulary to each batch's "captions" (all of an image) or else its "caption"."""
         if self.vocabulary is not None:
             self.fit_vocabulary(caption for batch in batches for caption in _captions(batch))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The contrastive loss of a batch's images and captions.
+        """Return the contrastive loss of a batch's images and captions.
 
-        In distributed training every process's pairs are negatives, so batches must be equally
-        large.
+        In distributed training the pairs of all processes are negatives, so the batch size must be
+        the same in every process.
         """
         tokens, mask = self.tokenizer(batch["caption"])
         length = min(tokens.shape[1], -int(mask.sum(1).max()) // LENGTH_STEP * -LENGTH_STEP)
@@ -140,7 +141,7 @@ class ClipStage(Stage):
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=LARGEST_LOGIT_SCALE)
         image_embedding = self.model.encode_image(image)
-        # The attention is causal: what stands behind the end tokens need not be computed.
+        # Attention is causal, so tokens after the last end token need not be computed.
         text_embedding = encode_text(self.model, tokens[:, :length]).text_embedding
         with torch.autocast(image.device.type, enabled=False):
             scale = self.model.logit_scale.exp()
@@ -160,9 +161,11 @@ class ClipStage(Stage):
 
     @torch.inference_mode(False)
     def embedder(self, dtype: torch.dtype = torch.float32, *, share: bool = False) -> ClipEmbedder:
-        """This CLIP, frozen, as the other stages use it.
+        """Return this CLIP as a frozen embedder for the other stages.
 
-        It is a copy, which training on does not change, unless it is to `share` the weights.
+        Args:
+            dtype: dtype that the embedder computes in.
+            share: share the weights instead of copying them; then later training changes them.
         """
         return ClipEmbedder(
             self.model if share else copy.deepcopy(self.model),
@@ -176,6 +179,6 @@ class ClipStage(Stage):
 
 
 def _captions(batch: Batch) -> Iterator[str]:
-    """A batch's captions, listed flat or by picture."""
+    """Yield a batch's captions, which are listed flat or per image."""
     for item in batch["captions"] if "captions" in batch else batch["caption"]:
         yield from (item,) if isinstance(item, str) else item

@@ -1,4 +1,4 @@
-"""How embeddings and text are scaled for a network, and dropped for classifier-free guidance."""
+"""Normalize embeddings, encode text, and drop conditions for classifier-free guidance."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-Scaling = Literal["statistics", "paper", "sqrt_d", "none"]
+Scaling = Literal["statistics", "paper", "none"]
 
 # Appendix C: unit embeddings of d = 1024 are multiplied by 17.2, which is 0.5375 √d.
 PAPER_SCALE = 17.2 / math.sqrt(1024)
@@ -17,23 +17,21 @@ PAPER_SCALE = 17.2 / math.sqrt(1024)
 STATISTICS_BATCHES = 1000
 
 
-class Standardise(nn.Module):
-    """(z - mean) / std with constants kept beside the weights.
+class Normalizer(nn.Module):
+    """(z - mean) / std, with constants saved with the weights.
 
     Args:
-        dim: D.
-        scaling: "statistics" fits mean and std, per dimension, to the training set (Karlo); "paper"
-            multiplies by 0.5375 √D (appendix C); "sqrt_d" by √D; "none" leaves z alone.
+        dim: D, width of the embeddings.
+        scaling: "statistics" fits mean and std per dimension to the training set (Karlo); "paper"
+            multiplies by 0.5375 √D (appendix C); "none" is the identity.
+
+    Raises:
+        ValueError: the scaling is unknown.
     """
 
     def __init__(self, dim: int, scaling: Scaling):
         super().__init__()
-        scales = {
-            "statistics": 1.0,
-            "paper": PAPER_SCALE * dim**0.5,
-            "sqrt_d": dim**0.5,
-            "none": 1.0,
-        }
+        scales = {"statistics": 1.0, "paper": PAPER_SCALE * dim**0.5, "none": 1.0}
         if scaling not in scales:
             raise ValueError(f"scaling is {scaling!r}; it can be {', '.join(scales)}")
         self.scaling = scaling
@@ -42,38 +40,38 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, embeddings: Float[Tensor, "count dim"]) -> None:
-        """Takes mean and standard deviation from the data, where the scaling asks for them."""
+        """Fit mean and standard deviation to the data, if the scaling uses them."""
         if self.scaling == "statistics":
             self.mean.copy_(embeddings.mean(dim=0))
             self.std.copy_(embeddings.std(dim=0).clamp(min=1e-6))
 
     def forward(self, z: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """From CLIP's space to the network's."""
+        """Map embeddings from CLIP's space to the network's."""
         return (z - self.mean) / self.std
 
-    def invert(self, z: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """From the network's space to CLIP's."""
+    def denormalize(self, z: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Map embeddings from the network's space to CLIP's."""
         return z * self.std + self.mean
 
 
-def gather(
-    batches: Iterable[dict[str, Any]], *read: Callable[[dict[str, Any]], Tensor]
+def collect(
+    batches: Iterable[dict[str, Any]], *getters: Callable[[dict[str, Any]], Tensor]
 ) -> list[Tensor]:
-    """What each of `read` takes from the first batches of a data set, joined over the batches."""
-    rows = [[take(batch) for take in read] for batch in islice(batches, STATISTICS_BATCHES)]
+    """Concatenate the tensor that each getter returns, over the first batches of a data set."""
+    rows = [[get(batch) for get in getters] for batch in islice(batches, STATISTICS_BATCHES)]
     return [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
 class NullText(nn.Module):
-    """The caption that stands for no caption: two tokens' states and an embedding.
+    """The null caption: the states of two tokens and an embedding.
 
-    Two, since CLIP's own empty caption has two tokens (start, end) whose states are constants; a
-    public model's null text fits here.
+    CLIP's empty caption has two tokens (start, end) whose states are constants, so the null text of
+    a public model fits.
 
     Args:
-        embedding_dim: D.
+        embedding_dim: D, width of the text embedding.
         text_width: width of the text states.
-        learned: train them; else `fit` sets them.
+        learned: train the null caption; otherwise `fit` sets it.
     """
 
     TOKENS = 2
@@ -90,12 +88,12 @@ class NullText(nn.Module):
 
     @torch.no_grad()
     def fit(self, empty: dict[str, Tensor]) -> None:
-        """Takes the text tensors of a condition with the empty caption."""
+        """Store the text tensors of the empty caption's condition."""
         self.states.copy_(empty["text_states"][:, : self.TOKENS])
         self.embedding.copy_(empty["text_embedding"])
 
     def like(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The text tensors of `condition` for no caption."""
+        """Return the null caption's text tensors in the shape of `condition`."""
         batch, length, _ = condition["text_states"].shape
         mask = torch.arange(length, device=self.states.device) < self.TOKENS
         states = nn.functional.pad(self.states, (0, 0, 0, length - self.TOKENS))
@@ -109,7 +107,7 @@ class NullText(nn.Module):
 def text_states(
     batch: dict[str, Any], encoder: nn.Module | None
 ) -> Float[Tensor, "batch length text_width"]:
-    """CLIP's hidden states of a batch's captions, or those of an encoder of the stage's own."""
+    """Return CLIP's text states of a batch, or those of the stage's own encoder."""
     if encoder is None:
         return batch["text_states"]
     return encoder(batch["tokens"], batch["text_mask"])
@@ -118,7 +116,7 @@ def text_states(
 def drop(
     condition: dict[str, Tensor], null: dict[str, Tensor], dropped: Bool[Tensor, " batch"]
 ) -> dict[str, Tensor]:
-    """`condition` with the null's rows where `dropped`; every parameter stays in the graph."""
+    """Replace the `dropped` rows by the null's; every parameter stays in the graph."""
     out = dict(condition)
     for name, value in null.items():
         rows = dropped.reshape(-1, *([1] * (value.ndim - 1)))

@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unclip.diffusion import GaussianDiffusion, guided, randn, within
+from unclip.diffusion import GaussianDiffusion, guided, randn
 from unclip.diffusion.samplers import Callback
 from unclip.networks import TextTransformer, UNet
 from unclip.stages.base import Batch, DiffusionStage, mean_losses, timestep_quartiles
 from unclip.stages.conditioning import (
+    Normalizer,
     NullText,
     Scaling,
-    Standardise,
+    collect,
     drop,
-    gather,
     text_states,
 )
 
@@ -28,22 +28,19 @@ class DecoderStage(DiffusionStage):
 
     Args:
         network: a U-Net with conditioning.
-        diffusion: eps with a learned-range variance in the paper; x0 where the network has a patch.
-        sampler: a sampler of `unclip.diffusion` with its steps bound.
-        embedding_dim: D of the CLIP.
+        diffusion: the diffusion process; the paper predicts eps with a learned-range variance, a
+            network with a patch must predict x0.
+        sampler: a sampler of `unclip.diffusion` with its steps bound by `functools.partial`.
+        embedding_dim: D, width of CLIP's embeddings.
         text_width: width of the text states.
-        text_encoder: makes the text states of tokens, trained with the stage; None takes CLIP's.
-        image_size: height and width of a sample.
-        scaling: how embeddings are brought to unit variance.
-        learn_null_text: train the caption that stands for none; else it is CLIP's empty one.
-        drop_image_embedding: how often training drops z_i (section 2.1: 10%).
-        drop_text: how often training drops the caption (section 2.1: 50%).
-        guidance_scale: of sampling; 1 is none.
-        text_guidance_scale: of the caption, where the image embedding's shall be another; None is
-            `guidance_scale`.
-        guidance_interval: first and last timestep at which sampling is guided; None is all.
-        guidance_rescale: how far guidance is kept from raising contrast, from 0 to 1.
-        threshold_percentile: of dynamic thresholding; None clips x0 to [-1, 1].
+        text_encoder: encodes tokens to text states and is trained with the stage; None uses the
+            frozen CLIP's states.
+        image_size: height and width of a sample in pixels.
+        scaling: normalization of the embeddings (`Normalizer`).
+        learn_null_text: train the null caption; otherwise it is CLIP's empty caption.
+        drop_image_embedding: probability of dropping z_i in training (section 2.1: 10%).
+        drop_text: probability of dropping the caption in training (section 2.1: 50%).
+        guidance_scale: guidance scale of sampling; 1 is no guidance.
     """
 
     name = "decoder"
@@ -64,14 +61,10 @@ class DecoderStage(DiffusionStage):
         drop_image_embedding: float = 0.1,
         drop_text: float = 0.5,
         guidance_scale: float = 1.0,
-        text_guidance_scale: float | None = None,
-        guidance_interval: tuple[int, int] | None = None,
-        guidance_rescale: float = 0.0,
-        threshold_percentile: float | None = None,
     ):
         super().__init__(network, diffusion, sampler)
-        self.image_scaling = Standardise(embedding_dim, scaling)
-        self.text_scaling = Standardise(embedding_dim, scaling)
+        self.image_scaling = Normalizer(embedding_dim, scaling)
+        self.text_scaling = Normalizer(embedding_dim, scaling)
         self.null_image_embedding = nn.Parameter(torch.zeros(1, embedding_dim))
         self.null_text = NullText(embedding_dim, text_width, learned=learn_null_text)
         self.image_size = image_size
@@ -79,19 +72,15 @@ class DecoderStage(DiffusionStage):
         self.text_encoder = text_encoder
         self.drop_text = drop_text
         self.guidance_scale = guidance_scale
-        self.text_guidance_scale = text_guidance_scale
-        self.guidance_interval = guidance_interval
-        self.guidance_rescale = guidance_rescale
-        self.threshold_percentile = threshold_percentile
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit mean and standard deviation of the embeddings."""
-        image, text = gather(batches, itemgetter("image_embedding"), itemgetter("text_embedding"))
+        image, text = collect(batches, itemgetter("image_embedding"), itemgetter("text_embedding"))
         self.image_scaling.fit(image)
         self.text_scaling.fit(text)
 
     def fit_null_text(self, empty: Batch) -> None:
-        """Takes CLIP's empty caption for none, unless that is learned."""
+        """Store CLIP's empty caption as the null caption, unless the null is learned."""
         if not self.null_text.learned:
             self.null_text.fit(self._text(empty))
 
@@ -103,21 +92,21 @@ class DecoderStage(DiffusionStage):
         }
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """Standardised embeddings, text states and mask."""
+        """Return the normalized embeddings, the text states and their mask."""
         image = self.image_scaling(batch["image_embedding"])
         return {"image_embedding": image, **self._text(batch)}
 
     def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Neither image embedding nor caption."""
+        """Return the condition without image embedding and caption."""
         null_image = self.null_image_embedding.expand_as(condition["image_embedding"])
         return {"image_embedding": null_image, **self.null_text.like(condition)}
 
     def without_caption(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The image embedding alone."""
+        """Replace the caption by the null caption."""
         return {**condition, **self.null_text.like(condition)}
 
     def without_image_embedding(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The caption alone."""
+        """Replace the image embedding by the null embedding."""
         return {**condition, "image_embedding": self.null(condition)["image_embedding"]}
 
     def _dropped(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,12 +119,13 @@ class DecoderStage(DiffusionStage):
         return drop(condition, null, torch.rand(batch, device=device) < self.drop_text)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The diffusion loss on `image`, with image embedding and caption dropped independently."""
+        """Return the diffusion loss on `image`; image embedding and caption drop independently."""
         x0 = batch["image"]
         noise = torch.randn_like(x0)
         t = self.diffusion.sample_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
-        output = self.network(x_t, t, **self._dropped(self.condition(batch)))
+        condition = self._dropped(self.condition(batch))
+        output = self.network(x_t, t, **condition)
         losses = self.diffusion.loss(output, x0, noise, x_t, t)
         quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
         return {**mean_losses(losses), **quartiles}
@@ -143,22 +133,10 @@ class DecoderStage(DiffusionStage):
     def guided(
         self, condition: dict[str, Tensor], guidance_scale: float | None = None
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """`network(x_t, t)` under a condition, guided as in sampling.
-
-        A scale that is given stands in for both of the stage's.
-        """
+        """Return the guided `network(x_t, t)` under a condition; None is the stage's own scale."""
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        text_scale = scale
-        if guidance_scale is None and self.text_guidance_scale is not None:
-            text_scale = self.text_guidance_scale
-        null, without_text = self.null(condition), self.without_caption(condition)
-        branches = [(text_scale, condition), (scale - text_scale, without_text), (1 - scale, null)]
-        network = guided(
-            self.network.prepare, branches, channels=CHANNELS, rescale=self.guidance_rescale
-        )
-        if self.guidance_interval is None or scale == text_scale == 1:
-            return network
-        return within(self.guidance_interval, network, self.network.prepare(**condition))
+        branches = [(scale, condition), (1 - scale, self.null(condition))]
+        return guided(self.network.bind, branches, channels=CHANNELS)
 
     @torch.no_grad()
     def sample(
@@ -170,14 +148,13 @@ class DecoderStage(DiffusionStage):
         steps: int | None = None,
         callback: Callback | None = None,
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Images in [-1, 1]."""
+        """Sample images in [-1, 1]."""
         device = condition["image_embedding"].device
         noise = randn((CHANNELS, self.image_size, self.image_size), generators, device)
         return self._sample(
             self.guided(condition, guidance_scale),
             noise.to(memory_format=torch.channels_last),
-            clip=1.0,
-            percentile=self.threshold_percentile,
+            clip_range=1.0,
             generators=generators,
             steps=steps,
             callback=callback,

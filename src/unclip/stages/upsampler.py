@@ -1,4 +1,4 @@
-"""The upsamplers: unconditional but for the low-resolution image (section 2.1, appendix C)."""
+"""The upsamplers, conditioned only on the low-resolution image (section 2.1, appendix C)."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,21 +14,25 @@ from unclip.stages.base import Batch, DiffusionStage, mean_losses, timestep_quar
 
 
 class UpsamplerStage(DiffusionStage):
-    """Low-resolution image → image `scale` times its size. It is convolutional: any size will do.
+    """Low-resolution image → image of `scale` times its size. It is convolutional: any size works.
 
     Args:
-        network: a U-Net without conditioning, of six input channels.
-        diffusion: the process; x0 where the network has a patch.
-        sampler: a sampler of `unclip.diffusion` with its steps bound.
+        network: a U-Net without conditioning and with six input channels.
+        diffusion: the diffusion process; a network with a patch must predict x0.
+        sampler: a sampler of `unclip.diffusion` with its steps bound by `functools.partial`.
         name: "upsampler_256" or "upsampler_1024".
-        scale: the enlargement.
-        residual: the network's x0 is what has to be added to the enlarged low-resolution image.
+        scale: enlargement factor.
+        residual: the network predicts the difference of x0 to the enlarged low-resolution image.
         scale_input: multiply x_t by √ᾱ_t in the network's input. At high noise x_t adds nothing to
-            `low_res`, and a network with little training passes its noise on as grain.
-        antialias: enlarge with the antialiasing bicubic kernel and past [-1, 1], as Karlo does.
-        last_network: another network for the last step, at t = 0, which it takes trained: how Karlo
-            trained its own, with adversarial and perceptual losses, was not published. None for
-            `network` throughout.
+            `low_res`, and the noise appears as grain in the output of a network with little
+            training.
+        antialias: enlarge with the antialiasing bicubic kernel and beyond [-1, 1], as Karlo does.
+        last_network: another, already trained network for the last step, at t = 0; Karlo did not
+            publish how it trained its own with adversarial and perceptual losses. None uses
+            `network` for every step.
+
+    Raises:
+        ValueError: `residual` is combined with a prediction other than x0.
     """
 
     needs_clip = False
@@ -48,7 +52,7 @@ class UpsamplerStage(DiffusionStage):
     ):
         super().__init__(network, diffusion, sampler)
         if residual and diffusion.prediction != "x0":
-            raise ValueError(f"residual goes with prediction x0, not {diffusion.prediction}")
+            raise ValueError(f"residual needs prediction x0, not {diffusion.prediction}")
         self.name = name
         self.scale = scale
         self.residual = residual
@@ -59,7 +63,7 @@ class UpsamplerStage(DiffusionStage):
     def enlarge(
         self, low_res: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 scaled_height scaled_width"]:
-        """Bicubic enlargement; also the baseline of the stage's validation."""
+        """Enlarge bicubically; this is also the baseline in validation."""
         enlarged = F.interpolate(
             low_res,
             scale_factor=float(self.scale),
@@ -70,19 +74,19 @@ class UpsamplerStage(DiffusionStage):
         return enlarged if self.antialias else enlarged.clamp(-1, 1)
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """The low-resolution image."""
+        """Return the low-resolution image."""
         return {"low_res": batch["low_res"]}
 
-    def _prepare(self, low_res: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def _bind(self, low_res: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         enlarged = self.enlarge(low_res)
-        network = self.network.prepare(constant=enlarged)
+        network = self.network.bind(concat=enlarged)
         last = None
         if self.last_network is not None:
-            last = self.last_network.prepare(constant=enlarged)
+            last = self.last_network.bind(concat=enlarged)
 
         def output(x_t: Tensor, t: Tensor) -> Tensor:
-            now = network if last is None or t[0] > 0 else last
-            return self._output(now(self._input(x_t, t), t), enlarged)
+            current = network if last is None or t[0] > 0 else last
+            return self._output(current(self._input(x_t, t), t), enlarged)
 
         return output
 
@@ -95,13 +99,13 @@ class UpsamplerStage(DiffusionStage):
         return torch.cat([output[:, :3] + enlarged, output[:, 3:]], dim=1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The diffusion loss on `image`, given `low_res`."""
+        """Return the diffusion loss on `image`, given `low_res`."""
         x0 = batch["image"]
         noise = torch.randn_like(x0)
         t = self.diffusion.sample_timesteps(len(x0), x0.device)
         x_t = self.diffusion.add_noise(x0, noise, t)
         enlarged = self.enlarge(**self.condition(batch))
-        output = self.network(self._input(x_t, t), t, constant=enlarged)
+        output = self.network(self._input(x_t, t), t, concat=enlarged)
         output = self._output(output, enlarged)
         losses = self.diffusion.loss(output, x0, noise, x_t, t)
         quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
@@ -117,20 +121,20 @@ class UpsamplerStage(DiffusionStage):
         steps: int | None = None,
         callback: Callback | None = None,
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Images in [-1, 1]. There is no guidance to scale.
+        """Sample images in [-1, 1].
 
         Raises:
-            ValueError: for a guidance scale other than 1.
+            ValueError: a guidance scale other than 1 is given.
         """
         if guidance_scale not in (None, 1):
-            raise ValueError(f"{self.name} is unconditional: it takes no guidance scale")
+            raise ValueError(f"{self.name} has no caption to guide by: it takes no guidance scale")
         low_res = condition["low_res"]
         height, width = (self.scale * side for side in low_res.shape[2:])
         noise = randn((3, height, width), generators, low_res.device)
         return self._sample(
-            self._prepare(low_res),
+            self._bind(low_res),
             noise.to(memory_format=torch.channels_last),
-            clip=1.0,
+            clip_range=1.0,
             generators=generators,
             steps=steps,
             callback=callback,

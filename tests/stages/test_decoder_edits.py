@@ -3,7 +3,7 @@ import tiny_bundle
 import torch
 
 from unclip.clip.embedder import TextFeatures
-from unclip.stages import editing
+from unclip.stages import decoder_edits as editing
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def smooth(stage):
     diffusion = stage.diffusion
 
     class Exact(torch.nn.Module):
-        def prepare(self, **condition):
+        def bind(self, **condition):
             return self
 
         def forward(self, x_t, t):
@@ -42,7 +42,7 @@ def test_timesteps_end_above_zero(stage):
     assert editing.timesteps(stage.diffusion, 4) == [999, 699, 400, 100]
     assert editing.timesteps(stage.diffusion, 1) == [999]
     assert editing.timesteps(stage.diffusion, 900) == list(range(999, 99, -1))
-    with pytest.raises(ValueError, match="901 steps of the decoder: there are 900 timesteps"):
+    with pytest.raises(ValueError, match="steps of the decoder is 901; it can be 1 to 900"):
         editing.timesteps(stage.diffusion, 901)
 
 
@@ -85,19 +85,20 @@ def test_completing_keeps_the_rest_to_the_bit(stage, generators):
     assert not torch.equal(made, image)
 
 
-def test_edits_threshold_as_the_stage_does(stage, generators, monkeypatch):
+def test_edits_clip_x0_as_the_stage_does(stage, generators, monkeypatch):
     text, image, seeds = condition(stage, 1), torch.rand(1, 3, 64, 64), generators(1)
     mask = torch.ones(1, 1, 64, 64, dtype=torch.bool)
     given, denoiser = [], stage.diffusion.denoiser
-    monkeypatch.setattr(stage, "threshold_percentile", 0.75)
     monkeypatch.setattr(
-        stage.diffusion, "denoiser", lambda *how: given.append(how[1:]) or denoiser(*how)
+        stage.diffusion,
+        "denoiser",
+        lambda network, clip_range: given.append(clip_range) or denoiser(network, clip_range),
     )
     editing.invert(stage, text, image, steps=1)
     editing.render(stage, text, image, generators=seeds, steps=1)
     editing.complete(stage, text, image, mask, generators=seeds, steps=1)
     stage.sample(text, generators=seeds)
-    assert given == [(1.0, 0.75)] * 4
+    assert given == [1.0] * 4
 
 
 def test_null_parts_of_a_condition(stage):

@@ -1,6 +1,6 @@
-"""An image embedding as a row of codes: principal components, each put into a bucket (section 2.2).
+"""Quantize an image embedding: principal components, each coded by a bucket (section 2.2).
 
-Both parts are fitted to the training set and travel with the weights.
+Both parts are fitted to the training set and saved with the weights.
 """
 
 import torch
@@ -11,61 +11,60 @@ CHUNK = 4096
 
 
 class PrincipalComponents(nn.Module):
-    """The directions in which embeddings vary most, the foremost first.
+    """Principal components of embeddings, in order of decreasing variance.
 
     Args:
-        dim: D.
-        components: K, how many are kept.
+        dim: D, width of the embeddings.
+        components: K, number of components that are kept.
 
     Raises:
-        ValueError: for more components than dimensions.
+        ValueError: there are more components than dimensions.
     """
 
     def __init__(self, dim: int, components: int):
         super().__init__()
         if not 0 < components <= dim:
-            raise ValueError(f"components is {components}; it can be 1 to {dim}, the embedding's")
+            raise ValueError(f"components is {components}; it can be 1 to {dim}")
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.zeros(dim, components))
 
     @torch.no_grad()
     def fit(self, z: Float[Tensor, "count dim"]) -> Float[Tensor, " dim"]:
-        """Takes mean and directions from the data, its moments summed in float64.
+        """Fit mean and components to the data; the moments are summed in float64.
 
         Returns:
-            What part of the variance the first 1, 2, … D components hold.
+            The share of the variance in the first 1, 2, … D components.
         """
         mean = z.mean(dim=0, dtype=torch.float64)
-        centred = (part.double() - mean for part in z.split(CHUNK))
-        variances, vectors = torch.linalg.eigh(sum(part.T @ part for part in centred).cpu())
-        vectors = vectors.flip(1)  # eigh gives the smallest first
+        centered = (part.double() - mean for part in z.split(CHUNK))
+        variances, vectors = torch.linalg.eigh(sum(part.T @ part for part in centered).cpu())
+        vectors = vectors.flip(1)  # eigh returns ascending eigenvalues
         largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-        basis = vectors * largest.sign()  # a sign that is the same on every machine
+        basis = vectors * largest.sign()  # the same sign on every machine
         self.mean.copy_(mean)
         self.basis.copy_(basis[:, : self.basis.shape[1]])
-        held = variances.flip(0).clamp(min=0).cumsum(0)
-        return held / held[-1]
+        explained = variances.flip(0).clamp(min=0).cumsum(0)
+        return explained / explained[-1]
 
     def forward(self, z: Float[Tensor, "... dim"]) -> Float[Tensor, "... components"]:
-        """The components of embeddings."""
+        """Project embeddings on the components."""
         with torch.autocast(z.device.type, enabled=False):
             return (z.float() - self.mean) @ self.basis
 
     def invert(self, values: Float[Tensor, "... first"]) -> Float[Tensor, "... dim"]:
-        """The embeddings of components, or of the first few while the others are at their mean."""
+        """Reconstruct embeddings from the first components; the others are at their mean."""
         with torch.autocast(values.device.type, enabled=False):
             return values @ self.basis[:, : values.shape[-1]].T + self.mean
 
 
-class Buckets(nn.Module):
-    """Puts each of K numbers into one of as many equally full buckets.
+class Quantizer(nn.Module):
+    """Quantize K numbers, each into buckets with equally many training values.
 
-    A code is a bucket's index: they are in the order of the numbers. A bucket stands for its
-    median.
+    A code is the index of a bucket, in increasing order; a bucket decodes to its median.
 
     Args:
-        rows: K.
-        buckets: codes that a number can have.
+        rows: K, how many numbers are quantized.
+        buckets: number of codes per number.
     """
 
     def __init__(self, rows: int, buckets: int):
@@ -75,7 +74,7 @@ class Buckets(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Float[Tensor, "count rows"]) -> None:
-        """Takes the quantiles of each column."""
+        """Fit the buckets to the quantiles of each column."""
         steps = 2 * self.medians.shape[1] + 1
         at = torch.linspace(0, 1, steps, device=values.device)
         quantiles = torch.stack([column.quantile(at) for column in values.unbind(dim=1)])
@@ -83,10 +82,10 @@ class Buckets(nn.Module):
         self.medians.copy_(quantiles[:, 1::2])
 
     def encode(self, values: Float[Tensor, "batch rows"]) -> Int64[Tensor, "batch rows"]:
-        """The codes of numbers; what lies outside goes into the outermost bucket."""
+        """Return the codes of numbers; values out of range get the outermost code."""
         inner = self.edges[:, 1:-1].contiguous()
         return torch.searchsorted(inner, values.T.contiguous()).T
 
     def decode(self, codes: Int64[Tensor, "... first"]) -> Float[Tensor, "... first"]:
-        """The numbers that codes stand for, of the first few rows where there are no more."""
+        """Return the median of each code's bucket; fewer codes than K are the first ones."""
         return self.medians[torch.arange(codes.shape[-1], device=codes.device), codes]

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from unclip.stages.linear import LinearPrior, ridge_regression
+from unclip.stages.linear_prior import LinearPrior, ridge_regression
 
 
 def test_ridge_regression_equals_least_squares_on_padded_data():
@@ -21,14 +21,14 @@ def test_moments_are_summed_in_float64(monkeypatch):
     gram = inputs.T @ inputs + np.diag([7.0] * 4 + [0.0])
     expected = np.linalg.solve(gram, inputs.T @ y.double().numpy())
     for chunk in (4096, 7):
-        monkeypatch.setattr("unclip.stages.linear.CHUNK", chunk)
+        monkeypatch.setattr("unclip.stages.linear_prior.CHUNK", chunk)
         np.testing.assert_allclose(ridge_regression(x, y, 7.0).numpy(), expected, rtol=1e-6)
 
 
 def test_a_linear_world_is_recovered():
     world, z_t = torch.randn(6, 6), torch.randn(4000, 6)
-    prior = LinearPrior(6, normalise=False, ridge=0.1)
+    prior = LinearPrior(6, normalize=False, ridge=0.1)
     prior.fit(z_t, z_t @ world + 2)
     torch.testing.assert_close(prior(z_t[:5]), z_t[:5] @ world + 2, atol=1e-2, rtol=1e-3)
-    prior.normalise = True
+    prior.normalize = True
     torch.testing.assert_close(prior(z_t).norm(dim=1), torch.ones(4000))

@@ -1,48 +1,48 @@
-"""Maps with a closed form, fitted where others are trained."""
+"""The closed-form linear prior (ridge regression)."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-CHUNK = 4096  # rows of targets that are held in float64 at a time
+CHUNK = 4096  # rows of targets converted to float64 at a time
 
 
 @torch.no_grad()
 def ridge_regression(
     inputs: Float[Tensor, "count dim"], targets: Float[Tensor, "count outputs"], ridge: float
 ) -> Float[Tensor, "dim+1 outputs"]:
-    """The weights that predict `targets` from [inputs, 1], from the normal equations in float64.
+    """Return the weights that predict `targets` from [inputs, 1] (normal equations, float64).
 
     Args:
-        inputs: of about unit variance.
-        targets: what is predicted.
-        ridge: added to the diagonal of the inputs' second moments, in samples; the bias, the last
-            row, is not shrunk.
+        inputs: regressors of about unit variance.
+        targets: regressands.
+        ridge: penalty added to the diagonal of the inputs' second moments, in samples; the bias,
+            the last row, is not penalized.
     """
     inputs = F.pad(inputs, (0, 1), value=1.0).double()
     penalty = torch.full((inputs.shape[1],), ridge, dtype=torch.float64, device=inputs.device)
     penalty[-1] = 0
     gram = inputs.T @ inputs + penalty.diag()
     parts = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
-    moments = sum(rows.T @ wanted.double() for rows, wanted in parts)
+    moments = sum(rows.T @ target.double() for rows, target in parts)
     return torch.linalg.solve(gram, moments).to(targets.dtype)
 
 
 class LinearPrior(nn.Module):
     """One linear layer from z_t to z_i, which Kandinsky's ablation found hard for a prior to beat.
 
-    It gives the mean of what a caption may stand for, where a prior draws from it.
+    It returns the mean of the image embeddings of a caption; a prior samples from them.
 
     Args:
-        dim: D.
-        normalise: make predictions unit vectors.
-        ridge: as `ridge_regression` takes it.
+        dim: D, width of the embeddings.
+        normalize: scale predictions to unit length.
+        ridge: penalty of `ridge_regression`.
     """
 
-    def __init__(self, dim: int, *, normalise: bool, ridge: float = 10.0):
+    def __init__(self, dim: int, *, normalize: bool, ridge: float = 10.0):
         super().__init__()
-        self.normalise, self.ridge = normalise, ridge
+        self.normalize, self.ridge = normalize, ridge
         self.register_buffer("weight", torch.zeros(dim + 1, dim))
 
     def fit(
@@ -50,10 +50,10 @@ class LinearPrior(nn.Module):
         text_embedding: Float[Tensor, "count dim"],
         image_embedding: Float[Tensor, "count dim"],
     ) -> None:
-        """Fits the map to pairs, z_t standardised."""
+        """Fit the map to pairs of normalized z_t and z_i."""
         self.weight.copy_(ridge_regression(text_embedding, image_embedding, self.ridge))
 
     def forward(self, text_embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-        """The image embedding that is to be expected of a standardised z_t, in CLIP's space."""
+        """Predict the image embedding in CLIP's space from a normalized z_t."""
         z = F.pad(text_embedding, (0, 1), value=1.0) @ self.weight
-        return F.normalize(z, dim=-1) if self.normalise else z
+        return F.normalize(z, dim=-1) if self.normalize else z

@@ -1,9 +1,10 @@
-"""What the decoder does with a picture that exists: finds its noise, returns from it, completes it.
+"""Edit images with the decoder: DDIM inversion, reconstruction and inpainting (section 3).
 
-Both ways of a reconstruction take the same denoiser and the same timesteps, whatever sampler the
-decoder draws with. These timesteps end above 0. Near 0, what a network cannot draw is taken for
-noise of many times the noise's own size; with it in x_T a picture returns a little more exactly,
-but no longer follows its embedding (measured: `src/reproduce.py figure=inversion`).
+Inversion and reconstruction use the same denoiser and the same timesteps, whatever sampler the
+decoder samples with. These timesteps end above 0: near 0, inversion mistakes details that the
+network cannot predict for noise of many times the noise's own scale. With those steps an image is
+reconstructed slightly more exactly, but no longer follows its embedding (measured in the paper's
+inversion figure).
 """
 
 from collections.abc import Sequence
@@ -18,28 +19,27 @@ from unclip.stages.decoder import CHANNELS, DecoderStage
 
 STEPS = 25
 ITERATIONS = 2
-LOWEST = 0.1  # the last timestep, of all
-GUIDANCE_SCALE = 1.0  # guided, a step back is far from the step that it shall undo
+LOWEST = 0.1  # the last timestep, as a share of T
+GUIDANCE_SCALE = 1.0  # with guidance, a step does not undo the inversion's step
 
 
 def timesteps(diffusion: GaussianDiffusion, steps: int) -> list[int]:
-    """Evenly from T-1 down to a tenth of T.
+    """Return timesteps evenly spaced from T-1 to a tenth of T.
 
     Raises:
-        ValueError: for more steps than there are timesteps.
+        ValueError: there are fewer timesteps than steps.
     """
     last = diffusion.timesteps - 1
     lowest = round(LOWEST * last)
     if steps > last - lowest + 1:
-        raise ValueError(f"{steps} steps of the decoder: there are {last - lowest + 1} timesteps")
+        raise ValueError(f"steps of the decoder is {steps}; it can be 1 to {last - lowest + 1}")
     return [round(last - (last - lowest) * k / max(steps - 1, 1)) for k in range(steps)]
 
 
 def _denoiser(
     stage: DecoderStage, condition: dict[str, Tensor], guidance_scale: float | None
 ) -> Denoise:
-    network = stage.guided(condition, guidance_scale)
-    return stage.diffusion.denoiser(network, 1.0, stage.threshold_percentile)
+    return stage.diffusion.denoiser(stage.guided(condition, guidance_scale), clip_range=1.0)
 
 
 @torch.no_grad()
@@ -52,15 +52,15 @@ def invert(
     steps: int | None = None,
     callback: Callback | None = None,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """The noise x_T that leads to `image` under a condition (section 3.1).
+    """Return the noise x_T that reconstructs `image` under a condition (section 3.1).
 
     Args:
         stage: the decoder.
-        condition: of `stage.condition`.
+        condition: result of `stage.condition`.
         image: pixels in [-1, 1], of the decoder's size.
-        guidance_scale: None is `GUIDANCE_SCALE`.
-        steps: of DDIM; None is `STEPS`.
-        callback: called after each evaluation of the network.
+        guidance_scale: guidance scale; None is `GUIDANCE_SCALE`.
+        steps: number of DDIM steps; None is `STEPS`.
+        callback: `callback(evaluation, evaluations, x0)`.
     """
     steps = STEPS if steps is None else steps
     return ddim_invert(
@@ -68,7 +68,7 @@ def invert(
         image,
         stage.diffusion,
         steps=steps,
-        spacing=timesteps(stage.diffusion, steps),
+        timestep_spacing=timesteps(stage.diffusion, steps),
         iterations=ITERATIONS,
         callback=callback,
     )
@@ -86,17 +86,17 @@ def render(
     steps: int | None = None,
     callback: Callback | None = None,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Images in [-1, 1] from given noise: with eta 0 the way back from `invert`.
+    """Sample images in [-1, 1] from given noise by DDIM; eta = 0 reverses `invert`.
 
     Args:
         stage: the decoder.
-        condition: of `stage.condition`.
+        condition: result of `stage.condition`.
         noise: x_T.
-        generators: of the noise that eta adds, one an image.
-        eta: from 0, where the noise decides about everything, to 1.
-        guidance_scale: as of `invert`.
-        steps: as of `invert`.
-        callback: called after each evaluation of the network.
+        generators: generator of each image's fresh noise, used when eta > 0.
+        eta: share of fresh noise, from 0 (only `noise` decides) to 1.
+        guidance_scale: guidance scale; None is `GUIDANCE_SCALE`.
+        steps: number of DDIM steps; None is `STEPS`.
+        callback: `callback(step, steps, x0)`.
     """
     steps = STEPS if steps is None else steps
     return ddim(
@@ -104,7 +104,7 @@ def render(
         noise,
         stage.diffusion,
         steps=steps,
-        spacing=timesteps(stage.diffusion, steps),
+        timestep_spacing=timesteps(stage.diffusion, steps),
         generators=generators,
         eta=eta,
         callback=callback,
@@ -123,17 +123,17 @@ def complete(
     steps: int | None = None,
     callback: Callback | None = None,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """`image` with what lies under the mask painted anew; the rest to the bit.
+    """Inpaint the masked part of `image`; the rest stays bit for bit.
 
     Args:
         stage: the decoder.
-        condition: of `stage.condition`.
+        condition: result of `stage.condition`.
         image: pixels in [-1, 1], of the decoder's size.
-        mask: true where to paint.
-        generators: one an image.
-        guidance_scale: None is the stage's own.
-        steps: of DDIM; None is `STEPS`.
-        callback: called after each evaluation of the network.
+        mask: true where to inpaint.
+        generators: one generator per image.
+        guidance_scale: guidance scale; None is the stage's own.
+        steps: number of DDIM steps; None is `STEPS`.
+        callback: `callback(evaluation, evaluations, x0)`.
     """
     noise = randn((CHANNELS, stage.image_size, stage.image_size), generators, image.device)
     return inpaint(

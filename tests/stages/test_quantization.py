@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from unclip.stages.codes import Buckets, PrincipalComponents
+from unclip.stages.quantization import PrincipalComponents, Quantizer
 
 
 def stretched(count: int = 500, dim: int = 6) -> torch.Tensor:
@@ -28,7 +28,7 @@ def test_principal_components_equal_numpy_s_svd():
 def test_moments_do_not_depend_on_the_chunks_or_the_sign(monkeypatch):
     z, whole, parts = stretched(), PrincipalComponents(6, 6), PrincipalComponents(6, 6)
     whole.fit(z)
-    monkeypatch.setattr("unclip.stages.codes.CHUNK", 7)
+    monkeypatch.setattr("unclip.stages.quantization.CHUNK", 7)
     parts.fit(z)
     torch.testing.assert_close(whole.basis, parts.basis)
     assert (whole.basis.gather(0, whole.basis.abs().argmax(0, keepdim=True)) > 0).all()
@@ -49,7 +49,7 @@ def test_more_components_than_dimensions():
 
 
 def test_a_number_and_its_code_lie_in_one_bucket():
-    values, buckets = torch.randn(1000, 3) * torch.tensor([0.1, 1.0, 9.0]), Buckets(3, 16)
+    values, buckets = torch.randn(1000, 3) * torch.tensor([0.1, 1.0, 9.0]), Quantizer(3, 16)
     buckets.fit(values)
     codes = buckets.encode(values)
     assert codes.min() == 0 and codes.max() == 15
@@ -61,7 +61,7 @@ def test_a_number_and_its_code_lie_in_one_bucket():
 
 
 def test_buckets_are_equally_full_and_stand_for_their_median():
-    values, buckets = torch.randn(16_000, 2).exp(), Buckets(2, 8)
+    values, buckets = torch.randn(16_000, 2).exp(), Quantizer(2, 8)
     buckets.fit(values)
     codes = buckets.encode(values)
     for row in range(2):
@@ -75,14 +75,14 @@ def test_buckets_are_equally_full_and_stand_for_their_median():
 
 
 def test_what_lies_outside_and_what_is_all_alike():
-    buckets = Buckets(2, 4)
+    buckets = Quantizer(2, 4)
     buckets.fit(torch.tensor([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]))
     assert buckets.encode(torch.tensor([[-9.0, 5.0], [9.0, 6.0]]))[:, 0].tolist() == [0, 3]
     assert buckets.decode(torch.tensor([[0, 0], [3, 3]]))[:, 1].tolist() == [5.0, 5.0]
 
 
 def test_the_first_few_codes_alone():
-    values, buckets = torch.randn(100, 3), Buckets(3, 4)
+    values, buckets = torch.randn(100, 3), Quantizer(3, 4)
     buckets.fit(values)
     codes = buckets.encode(values)
     torch.testing.assert_close(buckets.decode(codes[:, :2]), buckets.decode(codes)[:, :2])
