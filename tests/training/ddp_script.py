@@ -1,4 +1,4 @@
-"""Run by test_ddp.py: two ranks train TinyStage and write down what each has drawn and learned."""
+"""Run by test_ddp.py: two ranks train TinyStage, and save their samples, noise and weights."""
 
 import unclip  # isort: skip # noqa: F401
 
@@ -15,7 +15,7 @@ from unclip.training.trainer import silence_lightning
 
 
 class Poisoned(StageModule):
-    """Has a loss that is not a number in the third step of rank 1."""
+    """Has a NaN loss in the third step of rank 1."""
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)

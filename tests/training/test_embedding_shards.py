@@ -1,4 +1,4 @@
-"""Embedding on several devices, and what training makes of stored embeddings."""
+"""Stored CLIP embeddings: computed once, on several devices, and used in training."""
 
 import unclip  # isort: skip # noqa: F401
 
@@ -15,6 +15,7 @@ from unclip.data.module import ShardDataModule
 from unclip.training import embeddings as embedding
 from unclip.training.embeddings import (
     ShardEmbedding,
+    check_sizes,
     embed_shards,
     ensure_embeddings,
 )
@@ -26,10 +27,14 @@ class MeanColor:
     fingerprint, image_size, device = "0123456789abcdef", 32, torch.device("cpu")
     embedding_dim = 3
 
+    def __init__(self):
+        self.images = 0
+
     def to(self, device):
         return self
 
     def image(self, image):
+        self.images += len(image)
         return image.float().mean((2, 3)) / 255
 
     def __call__(self, batch):
@@ -47,7 +52,7 @@ def stored(root, embedder):
     return found
 
 
-def test_ranks_embed_disjoint_shards_that_together_are_all(tmp_path):
+def test_ranks_embed_disjoint_shards_that_cover_the_data(tmp_path):
     root = write_shards(tmp_path / "data", shards=3)
     alone = tmp_path / "alone"
     shutil.copytree(root, alone)
@@ -60,7 +65,7 @@ def test_ranks_embed_disjoint_shards_that_together_are_all(tmp_path):
         parts.append([path.parent.parent.name + path.name for path in module.predict_dataloader()])
         for shard in module.predict_dataloader():
             module.predict_step(shard, 0)
-        assert not list(module.predict_dataloader())  # what is done is not done again
+        assert not list(module.predict_dataloader())  # nothing is embedded twice
     assert len(parts[0]) == len(parts[1]) == 3 and not set(parts[0]) & set(parts[1])
     assert stored(root, embedder) == stored(alone, embedder)
 
@@ -73,14 +78,14 @@ def test_a_trainer_embeds(tmp_path, monkeypatch):
     )
     trainer.predict(module, return_predictions=False)
     assert module.images == 24 and module.shards == 2
-    # The second time there is nothing left, here and, as far as it knows, on another rank.
+    # The second time nothing is left on this rank, and perhaps on another one.
     for elsewhere in (0, 1):
         monkeypatch.setattr(trainer.strategy, "reduce", lambda own, *_, n=elsewhere, **__: own + n)
         trainer.predict(module, return_predictions=False)
         assert module.images == 24 and module.shards == 2
 
 
-def test_embedding_reads_as_training_does(tmp_path):
+def test_embedding_accepts_the_same_samples_as_training(tmp_path):
     root = write_shards(tmp_path / "data", sizes=(12,), splits=("train",), pictures=60, shards=1)
     embedder = MeanColor()
     settings = {"image_size": 12, "workers": 0, "val": None}
@@ -94,7 +99,7 @@ def test_embedding_reads_as_training_does(tmp_path):
         embeddings_path(shard, embedder.fingerprint).unlink()
 
 
-def test_nothing_is_written_where_nothing_is_missing(tmp_path, monkeypatch):
+def test_nothing_is_written_to_a_complete_data_set(tmp_path, monkeypatch):
     root = write_shards(tmp_path / "above" / "data")
     data = ShardDataModule(root, workers=0)
     ensure_embeddings(MeanColor(), data, "cpu")
@@ -103,8 +108,8 @@ def test_nothing_is_written_where_nothing_is_missing(tmp_path, monkeypatch):
     ensure_embeddings(MeanColor(), data, "cpu")
 
 
-def test_stored_embeddings_are_those_of_the_fly(tmp_path):
-    """Equal but for float16's rounding, so the loss is the same."""
+def test_stored_embeddings_equal_those_computed_in_training(tmp_path):
+    """Except for the rounding to float16."""
     root = write_shards(tmp_path / "data")
     embedder = MeanColor()
     embed_shards(embedder, [root / "train" / "64", root / "val" / "64"])
@@ -116,3 +121,24 @@ def test_stored_embeddings_are_those_of_the_fly(tmp_path):
     kept, fresh = batches
     assert kept["key"] == fresh["key"]
     assert torch.allclose(kept["image_embedding"], fresh["image_embedding"], atol=5e-4)
+
+
+def test_embeddings_are_computed_once_and_stored_next_to_their_shards(tmp_path):
+    root = write_shards(tmp_path / "data", pictures=12)
+    folders = [root / "train" / "64", root / "val" / "64"]
+    embedder = MeanColor()
+    assert embed_shards(embedder, folders, batch_size=4) == 4
+    assert embedder.images == 24
+    assert embed_shards(embedder, folders) == 0
+    rows, embeddings = read_embeddings(folders[0] / "00001.tar", embedder.fingerprint)
+    assert list(rows) == [f"{index:08d}" for index in range(1, 12, 2)]
+    assert embeddings[rows["00000005"]].argmax() == 1  # green
+    embeddings_path(folders[1] / "00000.tar", embedder.fingerprint).unlink()
+    assert embed_shards(embedder, folders) == 1
+
+
+def test_a_clip_of_another_size_is_refused_with_the_override_that_fits():
+    clip = SimpleNamespace(embedding_dim=8, text_width=16, context_length=77, fingerprint="0123")
+    check_sizes(clip, {"embedding_dim": 8, "text_width": 16, "context_length": 77})
+    with pytest.raises(ValueError, match=r"clip\.text_width=16"):
+        check_sizes(clip, {"embedding_dim": 8, "text_width": 32, "context_length": 77})

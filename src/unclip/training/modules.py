@@ -82,7 +82,6 @@ class StageModule(LightningModule):
         self._schedule = schedule
         self._gradient_norm: Tensor | None = None
 
-    # ------------------------------------------------------------------------------------- batches
     def preprocess(self, batch: Batch) -> Batch:
         """Convert uint8 images to floats in [-1, 1] and add CLIP's features."""
         converted = dict(batch)
@@ -109,7 +108,6 @@ class StageModule(LightningModule):
         """Return a generator for each validation sample, the same in every validation."""
         return sample_generators(batch["key"], self.seed)
 
-    # ----------------------------------------------------------------------------- the stage's set-up
     def configure_model(self) -> None:
         """Shard the stage if the strategy is FSDP."""
         if isinstance(self.trainer.strategy, ShardedStrategy) and not is_sharded(self.stage):
@@ -147,7 +145,6 @@ class StageModule(LightningModule):
         """Leave this rank its shards."""
         reshard(self.stage)
 
-    # --------------------------------------------------------------------------------------- steps
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the stage's loss and log its parts."""
         losses = self.stage.loss(batch)
@@ -180,7 +177,6 @@ class StageModule(LightningModule):
             sync_dist=prefix == "validation",
         )
 
-    # ------------------------------------------------------------------------------- optimization
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer of the trainable weights and its schedule by steps."""
         optimizer = self._optimizer(parameter_groups(self.stage))

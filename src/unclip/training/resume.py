@@ -33,7 +33,6 @@ class CheckpointError(OSError):
     """A checkpoint cannot be written; the previous one is kept."""
 
 
-# -------------------------------------------------------------------------------------- run folder
 def choose_run_dir(parent: Path, config: Mapping[str, Any]) -> Path:
     """Return the folder of a configuration's run, so that the same command resumes it.
 
@@ -90,7 +89,6 @@ def without_ranks() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if name not in (*_RANKS, *_GROUP)}
 
 
-# ------------------------------------------------------------------------------------- checkpoints
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
     """Return the checkpoint to resume from, or None for a new run.
 
@@ -195,7 +193,6 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
             yield f"{key.removeprefix('config.')} was {json.dumps(before)}, is {json.dumps(now)}"
 
 
-# ------------------------------------------------------------------------------------------- decay
 class Decay(NamedTuple):
     """The decay of a warm-up-stable-decay run, which starts when a run resumes with `decay_steps`.
 

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from unclip.stages import Stage
 from unclip.training.acceleration import BLOCKS  # unsharded one by one; the rest all at once
 
-METHODS = ("project", "read", "loss")  # called instead of forward
+METHODS = ("project", "encode_context", "loss")  # called instead of forward
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -220,7 +220,7 @@ class RunCheckpoint(Checkpoint):
             self._saved_step = trainer.global_step
 
     def _stop(self, trainer: Trainer) -> None:
-        """End the run; only rank 0 has a nonzero code, or its launcher would kill it for a child's."""
+        """End the run; the ranks that rank 0 started exit with 0, or it would be killed."""
         if trainer.is_global_zero:
             self._print_resume_command()
         number = self._signal or signal.SIGTERM

@@ -52,6 +52,6 @@ class NonFiniteGuard(Callback):
         path.write_text(json.dumps(about, indent=1))
         raise NonFiniteError(
             f"step {step}: the loss is {loss.item()} and the gradient norm {norm.item()}. The step "
-            f"was not taken; its samples are listed in {path}. Lower optimizer.lr, or inspect these "
+            f"was not taken; its samples are listed in {path}. Lower optimizer.lr, or inspect the "
             "samples, and resume from the last checkpoint"
         )
