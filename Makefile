@@ -34,7 +34,7 @@ lint: setup ## Check style, formatting and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-doctor: setup ## Say what of machine, packages, data and bundles is fit, and what mends the rest
+doctor: setup ## Check the environment, packages, data and bundles, and suggest fixes
 	$(RUN) src/doctor.py
 
 format: setup ## Format the code and mend what can be mended

@@ -1,4 +1,4 @@
-"""Converts Karlo's public weights into a bundle, and a bundle into diffusers' folders."""
+"""Convert Karlo's public weights to a bundle."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 2 after a mistake of the user's."""
+    """Run the command and return its exit status: 0, or 2 for a user error."""
     settings = _parser().parse_args(arguments)
     try:
         settings.run(settings)
@@ -24,23 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def karlo(settings: argparse.Namespace) -> None:
-    """Karlo's weights as a bundle."""
+    """Convert Karlo's weights and print the files written."""
     from unclip.interop import STAGES, convert_karlo
 
-    recipes = {stage: recipe(stage) for stage in STAGES}
+    recipes = {stage: karlo_recipe(stage) for stage in STAGES}
     convert_karlo(settings.source, settings.out, recipes, clip=settings.clip, report=print)
 
 
-def diffusers(settings: argparse.Namespace) -> None:
-    """A bundle as folders of diffusers' components."""
-    from unclip.interop import convert_to_diffusers
-
-    convert_to_diffusers(settings.source, settings.out)
-    print(settings.out)
-
-
-def recipe(stage: str) -> dict[str, Any]:
-    """What training would build at Karlo's scale."""
+def karlo_recipe(stage: str) -> dict[str, Any]:
+    """Return the recipe of a stage at Karlo's scale."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"stage={stage}", "scale=karlo"])
     return OmegaConf.to_container(cfg.model, resolve=True)
@@ -48,20 +40,21 @@ def recipe(stage: str) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="karlo | diffusers")
-    inward = commands.add_parser("karlo", help="Karlo's weights into a bundle")
-    inward.add_argument("source", type=Path, help="the hub's folder, or one with Karlo's .ckpt")
-    inward.add_argument("out", type=Path, help="the bundle's folder, such as models/karlo")
-    inward.add_argument(
-        "--clip",
-        metavar="WHERE",
-        help="a folder with text_encoder and image_encoder, or open_clip's ViT-L-14: a file or tag",
+    commands = parser.add_subparsers(required=True, metavar="karlo")
+    command = commands.add_parser("karlo", help="convert Karlo's weights to a bundle")
+    command.add_argument(
+        "source",
+        type=Path,
+        help="folder with diffusers' components, or with Karlo's .ckpt files",
     )
-    inward.set_defaults(run=karlo)
-    outward = commands.add_parser("diffusers", help="a bundle into diffusers' folders")
-    outward.add_argument("source", type=Path, help="the bundle's folder")
-    outward.add_argument("out", type=Path, help="where the folders shall lie")
-    outward.set_defaults(run=diffusers)
+    command.add_argument("out", type=Path, help="folder of the bundle, such as models/karlo")
+    command.add_argument(
+        "--clip",
+        metavar="SOURCE",
+        help="folder with text_encoder and image_encoder, or the file or tag of open_clip's "
+        "ViT-L-14 weights; required with .ckpt files",
+    )
+    command.set_defaults(run=karlo)
     return parser
 
 

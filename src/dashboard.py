@@ -1,4 +1,4 @@
-"""Builds the W&B workspace of a project: `python src/dashboard.py ENTITY --project unclip`."""
+"""Create a W&B workspace for a project: `python src/dashboard.py ENTITY --project unclip`."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 STEP = "trainer/global_step"
 
-# What each stage is judged by, and what it is compared with.
+# Validation metrics of each stage and their baselines, by the title of their plot.
 VALIDATION = {
     "CLIP: recall": ["text_to_image_at_1", "image_to_text_at_1", "text_to_image_at_5"],
     "Prior: cosine": ["cosine", "cosine_text", "cosine_shuffled"],
@@ -19,24 +19,24 @@ VALIDATION = {
 TRAINING = {
     "Loss": ["loss"],
     "Loss by quartile of the timesteps": ["loss_q0", "loss_q1", "loss_q2", "loss_q3"],
-    "Parts of the loss": ["mse", "vb"],
+    "Loss terms": ["mse", "vb"],
     "Gradient norm": ["gradient_norm"],
     "Learning rate": ["learning_rate"],
 }
 MACHINE = {
-    "Images a second": ["images_per_second"],
+    "Images per second": ["images_per_second"],
     "Images": ["images"],
     "Memory (GiB)": ["memory_gib"],
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Saves the workspace and prints its address, or prints what would be saved."""
+    """Save the workspace and print its URL, or print its specification."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("entity", help="your W&B user or team")
-    parser.add_argument("--project", default="unclip", help="as in logger.wandb.project")
-    parser.add_argument("--name", default="unclip", help="of the workspace")
-    parser.add_argument("--print", action="store_true", help="print it; needs no account")
+    parser.add_argument("entity", help="W&B user or team")
+    parser.add_argument("--project", default="unclip", help="W&B project")
+    parser.add_argument("--name", default="unclip", help="workspace name")
+    parser.add_argument("--print", action="store_true", help="print it; no account is needed")
     options = parser.parse_args(arguments)
     try:
         workspace = build(options.entity, options.project, options.name)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(entity: str, project: str, name: str):
-    """The workspace: validation, samples, training, machine, and how the runs' settings differ."""
+    """Build the workspace: validation, samples, training, machine and the runs' settings."""
     from wandb_workspaces import workspaces
     from wandb_workspaces.reports import v2 as panels
 
@@ -77,7 +77,7 @@ def build(entity: str, project: str, name: str):
             workspaces.Section(name=title, panels=content, is_open=title != "Settings")
             for title, content in sections.items()
         ],
-        auto_generate_panels=True,  # evaluations' scores, whose names depend on the protocol
+        auto_generate_panels=True,  # for scores of evaluations, whose names depend on the protocol
     )
 
 

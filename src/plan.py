@@ -1,141 +1,110 @@
-"""What a run would take: `python src/plan.py stage=decoder scale=paper trainer.devices=64`.
+"""Estimate the cost of a run: `python src/plan.py stage=decoder scale=paper trainer.devices=64`.
 
-Nothing is trained and nothing is allocated; conf/plan.yaml has the settings.
+It takes every setting of train.py. Nothing is trained or written.
 """
 
-import unclip  # isort: skip # noqa: F401 (first: torchvision then imports beside a CPU torch)
+import unclip  # isort: skip # noqa: F401 (first: lets torchvision load next to a CPU torch)
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cli.config_check import check_command_line
 from unclip import bundle
-from unclip.training.plan import StepPlan, example_batch, plan_step
-
-GIB, TERA = 2**30, 1e12
-
-
-class RunPlan(NamedTuple):
-    """A whole run.
-
-    Attributes:
-        devices: that train together.
-        batch: samples of a step, over all devices.
-        steps: of the optimizer.
-        images_per_second: over all devices.
-        assumed: where that number comes from.
-        sample_bytes: read a sample.
-    """
-
-    devices: int
-    batch: int
-    steps: int
-    images_per_second: float
-    assumed: str
-    sample_bytes: float
-
-    @property
-    def hours(self) -> float:
-        """Of training alone."""
-        return self.batch * self.steps / self.images_per_second / 3600
+from unclip.stages import Stage, UpsamplerStage
+from unclip.training.acceleration import optimize
+from unclip.training.cost import StepCost, measure_step
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="plan")
 def main(cfg: DictConfig) -> None:
-    """Prints the plan of what the command line composes."""
-    cfg.run_folder = "none"
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    with torch.device("meta"):
-        stage = bundle.build(config["model"])
-    step = plan_step(
-        stage,
-        example_batch(config, stage),
-        averaged="ema" in config["callbacks"],
-        muon=config["optimizer"]["_target_"].endswith(".Muon"),
-    )
-    print(describe(config, step, plan_run(config, step)))
+    """Print the cost of the run that the command line composes."""
+    config = _to_dict(cfg)
+    rows = describe(config, measure(config))
+    width = max(map(len, rows)) + 2
+    for name, value in rows.items():
+        print(f"{name:{width}}{value}".rstrip())
 
 
-def plan_run(config: dict[str, Any], step: StepPlan) -> RunPlan:
-    """The run that a configuration says, from the plan of its step."""
-    trainer, data = config["trainer"], config["data"]
+def measure(config: dict[str, Any]) -> StepCost:
+    """Measure a training step of a composed configuration."""
+    with FakeTensorMode():
+        stage, clip = bundle.build(config["model"]), None
+        optimize(stage, **config["acceleration"] | {"compile": False})
+        if config["needs_clip"]:
+            overrides = ["stage=clip", f"scale={config['scale']}"]
+            clip = bundle.build(_to_dict(hydra.compose("plan", overrides))["model"])
+        return measure_step(
+            stage,
+            example_batch(config, stage),
+            hydra.utils.instantiate(config["optimizer"]),
+            bf16=config["trainer"]["precision"] == "bf16-mixed",
+            clip=clip,
+            encode_images=not config["stored_embeddings"],
+        )
+
+
+def example_batch(config: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """Make an empty batch of the shapes that a stage trains on."""
+    clip, data = config["clip"], config["data"]
+    size, length, dim = data["batch_size"], clip["context_length"], clip["embedding_dim"]
+    side = data.get("crop") or data.get("image_size") or clip["image_size"]
+    batch = {
+        "key": [str(index) for index in range(size)],
+        "caption": ["a caption"] * size,
+        "image": torch.empty(size, 3, side, side),
+        "image_embedding": torch.empty(size, dim),
+        "tokens": torch.empty(size, length, dtype=torch.int64),
+        "text_states": torch.empty(size, length, clip["text_width"]),
+        "text_mask": torch.empty(size, length, dtype=torch.bool),
+        "text_embedding": torch.empty(size, dim),
+    }
+    if isinstance(stage, UpsamplerStage):
+        batch["low_res"] = torch.empty(size, 3, side // stage.scale, side // stage.scale)
+    return batch
+
+
+def describe(config: dict[str, Any], step: StepCost) -> dict[str, str]:
+    """Return the rows of a table: the cost of a step and of the run."""
+    trainer, size = config["trainer"], config["data"]["batch_size"]
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
     devices *= trainer.get("num_nodes", 1)
-    own = data["batch_size"]
-    speed, assumed = config["throughput"], "as given"
-    if speed is None:
-        speed = devices * config["mfu"] * config["flops"] / (step.training_flops / own)
-        assumed = f"{config['flops'] / TERA:.0f} TFLOP/s a device at {config['mfu']:.0%}"
-    return RunPlan(
-        devices=devices,
-        batch=own * devices * trainer["accumulate_grad_batches"],
-        steps=round(trainer["max_steps"] * trainer["max_steps_multiplier"]),
-        images_per_second=speed,
-        assumed=assumed,
-        sample_bytes=_sample_bytes(config),
-    )
+    shards = devices if trainer["strategy"] == "fsdp" else 1
+    steps = round(trainer["max_steps"] * trainer["max_steps_multiplier"])
+    samples = steps * trainer["accumulate_grad_batches"] * devices * size
+    speed = config["flops"] * size / (step.training_flops + step.clip_flops)
+    states = {
+        "weights": step.weights,
+        "gradients": step.gradients,
+        "optimizer state": step.optimizer,
+        "EMA weights": step.gradients if "ema" in config["callbacks"] else 0,
+    }
+    memory = {f"  {name}": value / shards for name, value in states.items()}
+    memory |= {"  frozen CLIP": step.clip, "  activations": step.activations}
+    flops = {
+        "GFLOPs per sample, forward": step.forward_flops,
+        "GFLOPs per sample, forward and backward": step.training_flops,
+        "GFLOPs per sample, frozen CLIP": step.clip_flops,
+    }
+    return {
+        f"{config['stage']} at scale {config['scale']}, {trainer['precision']}": "",
+        **{name: f"{count / size / 1e9:,.1f}" for name, count in flops.items()},
+        f"GiB per device, {size} samples": f"{sum(memory.values()) / 2**30:,.2f}",
+        **{name: f"{value / 2**30:,.2f}" for name, value in memory.items()},
+        "devices": f"{devices}",
+        "samples": f"{samples:,}",
+        "samples per second": f"{speed * devices:,.1f}",
+        "hours": f"{samples / speed / devices / 3600:,.1f}",
+        "device-hours": f"{samples / speed / 3600:,.0f}",
+    }
 
 
-def describe(config: dict[str, Any], step: StepPlan, run: RunPlan) -> str:
-    """The plan as a table."""
-    own = config["data"]["batch_size"]
-    images = run.batch * run.steps
-    rows = [
-        (f"{config['stage']} at scale {config['scale']}", ""),
-        ("parameters", f"{step.parameters:,} ({step.trained:,} trained)"),
-        ("FLOPs an image, forward", f"{step.forward_flops / own / 1e9:,.1f} G"),
-        ("FLOPs an image, forward and backward", f"{step.training_flops / own / 1e9:,.1f} G"),
-        (f"memory of a device, float32, {own} samples", ""),
-        ("  weights", _gib(step.weights)),
-        ("  gradients", _gib(step.gradients)),
-        ("  optimizer", _gib(step.optimizer)),
-        ("  averaged weights", _gib(step.average)),
-        ("  activations", _gib(step.activations)),
-        ("  activations, checkpointed", _gib(step.checkpointed)),
-        *_peaks(step, run.devices),
-        ("  in bf16-mixed", "activations take about half"),
-        ("samples a step", f"{run.batch:,} on {run.devices}"),
-        ("steps", f"{run.steps:,} ({images:,} samples)"),
-        ("read", f"{images * run.sample_bytes / 1e12:,.2f} TB"),
-        ("samples a second", f"{run.images_per_second:,.1f} ({run.assumed})"),
-        ("hours", f"{run.hours:,.1f}"),
-        ("device-hours", f"{run.hours * run.devices:,.0f}"),
-    ]
-    width = max(len(name) for name, _ in rows) + 2
-    return "\n".join(f"{name:{width}}{value}".rstrip() for name, value in rows)
-
-
-def _peaks(step: StepPlan, devices: int) -> list[tuple[str, str]]:
-    """The step's peak on a device, as it is and by what may make it smaller."""
-    rows = [
-        ("  peak", _gib(step.peak())),
-        ("  peak, checkpointed", _gib(step.peak(checkpointing=True))),
-    ]
-    if devices > 1:
-        both = step.peak(devices=devices, checkpointing=True)
-        rows += [
-            (f"  peak, sharded over {devices}", _gib(step.peak(devices=devices))),
-            ("  peak, sharded and checkpointed", _gib(both)),
-        ]
-    return rows
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.2f} GiB"
-
-
-def _sample_bytes(config: dict[str, Any]) -> float:
-    """What is read of a sample: a picture of common compression, or its stored embedding."""
-    data = config["data"]
-    if config["sample_bytes"] is not None:
-        return config["sample_bytes"]
-    if not data.get("load_image", True):
-        return 2 * config["clip"]["embedding_dim"]
-    side = data.get("shard_size") or data["image_size"]
-    return 0.5 * side**2 / data.get("crops_per_image", 1)
+def _to_dict(cfg: DictConfig) -> dict[str, Any]:
+    cfg.run_folder = "none"
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
     if config["init"] is not None and new:
         weights = resolve_init(config["init"], config["stage"])
         try:
-            bundle.initialise(stage, weights, embedder and embedder.fingerprint)
+            bundle.initialize(stage, weights, embedder and embedder.fingerprint)
         except ValueError as error:
             raise ConfigurationError(f"init: {error}") from None
     optimize(stage, **config["acceleration"])

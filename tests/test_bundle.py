@@ -38,7 +38,7 @@ def prior(tmp_path):
 
 
 def rewrite(path, tensors=None, **texts):
-    """The file with other tensors, and other metadata, as a stranger could write it."""
+    """Replace a file's tensors or metadata, as somebody else could."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     kept = load_file(path) if tensors is None else tensors
@@ -65,13 +65,13 @@ class TestRoundTrip:
         assert loaded.state_dict().keys() == stage.state_dict().keys()
         for key, tensor in stage.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], tensor), key
-        # Tables that are not saved have their values too.
+        # Tables that are not saved are restored, too.
         for (key, buffer), (_, original) in zip(
             loaded.named_buffers(), stage.named_buffers(), strict=True
         ):
             assert buffer.dtype == original.dtype and torch.equal(buffer, original), key
 
-    def test_metadata(self, tmp_path):
+    def test_metadata_comes_back(self, tmp_path):
         path = tmp_path / "prior.safetensors"
         save(path, tiny_bundle.stage("prior"), "prior", extra={"cosine": 0.7, "data": "emoji"})
         metadata = read_metadata(path)
@@ -82,7 +82,7 @@ class TestRoundTrip:
         assert metadata.extra == {"cosine": 0.7, "data": "emoji"}
         assert len(metadata.fingerprint) == 16
 
-    def test_other_weights_in_place_of_the_stages_own(self, tmp_path):
+    def test_other_weights_can_be_saved_instead_of_the_stages_own(self, tmp_path):
         stage = tiny_bundle.stage("upsampler_256")
         averages = {key: torch.full_like(value, 0.5) for key, value in stage.state_dict().items()}
         path = tmp_path / "upsampler_256.safetensors"
@@ -90,7 +90,7 @@ class TestRoundTrip:
         assert all((value == 0.5).all() for value in load_stage(path).state_dict().values())
         assert read_metadata(path).clip_fingerprint is None
 
-    def test_weights_that_share_memory_or_are_views(self, tmp_path):
+    def test_weights_that_share_memory_or_are_views_are_saved(self, tmp_path):
         stage = tiny_bundle.stage("prior")
         state = stage.state_dict()
         weight = state["network.blocks.0.out.weight"]
@@ -126,20 +126,22 @@ class TestClip:
         assert embedder.fingerprint == read_metadata(clip).clip_fingerprint
         assert embedder.embedding_dim == tiny_bundle.EMBEDDING_DIM
 
-    def test_altered_weights_are_noticed(self, clip):
+    def test_altered_weights_are_refused(self, clip):
         tensors = load_file(clip)
         tensors["model.logit_scale"] += 1e-6
         rewrite(clip, tensors)
-        with pytest.raises(ValueError, match=r"was written as CLIP .* but its weights are"):
+        with pytest.raises(
+            ValueError, match=r"written with the CLIP fingerprint .* but its weights have"
+        ):
             load_embedder(clip)
 
-    def test_another_stage_is_no_clip(self, prior):
+    def test_another_stage_is_not_an_embedder(self, prior):
         with pytest.raises(ValueError, match="holds the stage prior, not a CLIP"):
             load_embedder(prior)
 
 
 class TestWriting:
-    def test_a_failure_in_mid_write_leaves_the_old_file_alone(self, prior, monkeypatch):
+    def test_an_interrupted_write_keeps_the_old_file(self, prior, monkeypatch):
         before = prior.read_bytes()
 
         def fails(tensors, path, metadata):
@@ -152,7 +154,7 @@ class TestWriting:
         assert prior.read_bytes() == before
         assert os.listdir(prior.parent) == [prior.name]
 
-    def test_a_full_disk_leaves_the_old_file_alone(self, prior):
+    def test_a_full_disk_keeps_the_old_file(self, prior):
         before = prior.read_bytes()
         stage = tiny_bundle.stage("prior")
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -165,14 +167,14 @@ class TestWriting:
         assert prior.read_bytes() == before
         assert os.listdir(prior.parent) == [prior.name]
 
-    def test_weights_that_are_not_finite(self, tmp_path):
+    def test_weights_that_are_not_finite_are_refused(self, tmp_path):
         stage = tiny_bundle.stage("prior")
         stage.network.query.data[0, 0, 3] = float("nan")
-        with pytest.raises(ValueError, match=r"not written, since network\.query has values that"):
+        with pytest.raises(ValueError, match=r"not written: network\.query has values that"):
             save(tmp_path / "prior.safetensors", stage, "prior")
         assert not os.listdir(tmp_path)
 
-    def test_a_stage_that_needs_clip_must_say_which(self, tmp_path):
+    def test_a_stage_that_needs_clip_must_name_it(self, tmp_path):
         with pytest.raises(ValueError, match="prior needs its CLIP's fingerprint"):
             save(
                 tmp_path / "p.safetensors",
@@ -181,13 +183,13 @@ class TestWriting:
                 clip_fingerprint=None,
             )
 
-    def test_a_recipe_of_another_stage(self, tmp_path):
+    def test_a_recipe_of_another_stage_is_refused(self, tmp_path):
         recipe = tiny_bundle.recipe("decoder")
         with pytest.raises(ValueError, match="lacks"):
             save(tmp_path / "p.safetensors", tiny_bundle.stage("prior"), "prior", recipe=recipe)
         assert not os.listdir(tmp_path)
 
-    def test_a_recipe_that_is_not_plain(self, tmp_path):
+    def test_a_recipe_that_is_not_plain_is_refused(self, tmp_path):
         recipe = OmegaConf.create(tiny_bundle.recipe("prior"))
         with pytest.raises(ValueError, match="is a DictConfig, not a plain value"):
             save(tmp_path / "p.safetensors", tiny_bundle.stage("prior"), "prior", recipe=recipe)
@@ -195,27 +197,27 @@ class TestWriting:
 
 class TestDamage:
     @pytest.mark.parametrize("name", ["clip", "judge", "prior", "upsampler_1024"])
-    def test_a_missing_stage_names_its_command(self, name, tmp_path):
+    def test_a_missing_stage_names_the_command_that_trains_it(self, name, tmp_path):
         with pytest.raises(FileNotFoundError, match=f"`python src/train.py stage={name}`"):
             load_stage(tmp_path / f"{name}.safetensors")
 
-    def test_a_missing_file_of_another_name(self, tmp_path):
+    def test_a_missing_file_of_another_name_is_named(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"x\.safetensors is missing: check the path"):
             read_metadata(tmp_path / "x.safetensors")
 
     @pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.01, 0.2, 0.7, 0.9999])
-    def test_truncated(self, prior, fraction):
+    def test_a_truncated_file_is_refused(self, prior, fraction):
         content = prior.read_bytes()
         prior.write_bytes(content[: int(fraction * len(content))])
         with pytest.raises(ValueError, match=r"prior\.safetensors is truncated or not a safetens"):
             load_stage(prior)
 
-    def test_a_header_that_claims_100_gigabytes(self, prior):
+    def test_a_header_that_claims_100_gigabytes_is_refused(self, prior):
         prior.write_bytes(struct.pack("<Q", 100 * 2**30) + prior.read_bytes()[8:])
         with pytest.raises(ValueError, match="truncated or not a safetensors file"):
             load_stage(prior)
 
-    def test_a_folder(self, tmp_path):
+    def test_a_folder_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="truncated or not a safetensors file"):
             load_stage(tmp_path)
 
@@ -236,16 +238,16 @@ class TestDamage:
                 load_stage(path)
         assert not marker.exists()
 
-    def test_somebody_elses_safetensors_file(self, tmp_path):
+    def test_another_safetensors_file_is_refused(self, tmp_path):
         path = tmp_path / "other.safetensors"
         save_file({"weight": torch.zeros(3)}, path)
         with pytest.raises(ValueError, match="is a safetensors file but not an unclip stage"):
             load_stage(path)
 
-    def test_a_newer_format(self, prior):
+    def test_another_format_is_refused(self, prior):
         rewrite(prior, unclip_format="2")
         with pytest.raises(
-            ValueError, match="has format 2, and this unclip reads up to 1: upgrade"
+            ValueError, match="has format 2, but this version of unclip reads format 1"
         ):
             load_stage(prior)
 
@@ -254,32 +256,31 @@ class TestDamage:
         [
             {"recipe": "{"},
             {"recipe": "[" * 100_000},
-            {"recipe": '"' + "x" * 2**21 + '"'},
             {"steps": "many"},
-            {"unclip_format": "one"},
+            {"extra": "1 2"},
         ],
     )
-    def test_damaged_metadata(self, prior, texts):
+    def test_damaged_metadata_is_refused(self, prior, texts):
         rewrite(prior, **texts)
         with pytest.raises(ValueError, match=r"prior\.safetensors has damaged metadata"):
             read_metadata(prior)
 
-    def test_missing_key(self, prior):
+    def test_a_missing_tensor_is_named(self, prior):
         tensors = load_file(prior)
         del tensors["network.query"], tensors["network.positions"]
         rewrite(prior, tensors)
         with pytest.raises(ValueError, match=r"prior.* lacks network\.positions and 1 more"):
             load_stage(prior)
 
-    def test_unexpected_key(self, prior):
+    def test_an_unexpected_tensor_is_named(self, prior):
         rewrite(prior, {**load_file(prior), "network.extra": torch.zeros(1)})
-        with pytest.raises(ValueError, match=r"has, against its recipe, network\.extra"):
+        with pytest.raises(ValueError, match=r"prior.* has an unexpected tensor network\.extra"):
             load_stage(prior)
 
     @pytest.mark.parametrize("tensor", [torch.zeros(1, 1, 17), torch.zeros(1, 1, 16).long()])
-    def test_another_shape_or_kind(self, prior, tensor):
+    def test_a_tensor_of_another_shape_or_kind_is_named(self, prior, tensor):
         rewrite(prior, {**load_file(prior), "network.query": tensor})
-        with pytest.raises(ValueError, match=r"network\.query is .*builds float \[1, 1, 16\]"):
+        with pytest.raises(ValueError, match=r"query is .*but the model's is float \[1, 1, 16\]"):
             load_stage(prior)
 
 
@@ -298,6 +299,8 @@ class TestHostileRecipes:
             "unclip.stages.base.nn.Linear",
             "unclip.stages.base.torch",
             "unclip.stages.decoder.torch.load",
+            "unclip.stages.decoder.DecoderStage",
+            "unclip.diffusion.randn",
             "unclip.stages.ClipStage.embedder",
             "unclip.stages.PriorStage.__init__",
             "unclip.stages.clip._captions",
@@ -313,7 +316,7 @@ class TestHostileRecipes:
             None,
         ],
     )
-    def test_only_what_the_model_layers_define_is_built(self, target, prior, tmp_path):
+    def test_only_registered_constructors_are_called(self, target, prior, tmp_path):
         def change(recipe):
             recipe["network"] = {"_target_": target, "command": f"touch {tmp_path}/marker"}
 
@@ -325,28 +328,27 @@ class TestHostileRecipes:
         assert not (tmp_path / "marker").exists()
 
     @pytest.mark.parametrize("key", ["_args_", "_recursive_", "_convert_", "_other_"])
-    def test_other_instructions_to_hydra(self, key):
-        with pytest.raises(ValueError, match=f"the key {key} is not allowed in a recipe"):
+    def test_other_instructions_to_hydra_are_plain_arguments(self, key):
+        with pytest.raises(ValueError, match=f"unexpected keyword argument '{key}'"):
             build({**tiny_bundle.recipe("prior"), key: []})
 
     def test_interpolations_are_not_resolved(self):
-        recipe = {**tiny_bundle.recipe("upsampler_256"), "name": "${oc.env:HOME}"}
-        with pytest.raises(ValueError, match=r"recipe\.name: '\${oc.env:HOME}' is not resolved"):
-            build(recipe)
+        assert build({**tiny_bundle.recipe("upsampler_256"), "name": "${oc.env:HOME}"}).name == (
+            "${oc.env:HOME}"
+        )
 
-    def test_too_deep(self):
-        deep = []
-        for _ in range(100):
-            deep = [deep]
-        with pytest.raises(ValueError, match="too deep"):
-            build({**tiny_bundle.recipe("prior"), "clip": deep})
+    def test_deeply_nested_lists_are_refused(self, prior):
+        recipe = json.dumps({**tiny_bundle.recipe("prior"), "clip_range": "deep"})
+        rewrite(prior, recipe=recipe.replace('"deep"', "[" * 900 + "]" * 900))
+        with pytest.raises(ValueError, match=r"prior\.safetensors"):
+            load_stage(prior)
 
     @pytest.mark.parametrize("recipe", [None, [], "os.system", {}, {"network": {}}])
-    def test_not_a_recipe(self, recipe):
+    def test_a_recipe_must_be_a_dict_with_a_target(self, recipe):
         with pytest.raises(ValueError, match="a recipe is a dict with a _target_"):
             build(recipe)
 
-    def test_not_a_stage(self, prior):
+    def test_a_recipe_of_another_object_is_refused(self, prior):
         rewrite(prior, recipe='{"_target_": "unclip.diffusion.GaussianDiffusion"}')
         with pytest.raises(ValueError, match="the recipe builds a GaussianDiffusion, not a stage"):
             load_stage(prior)
@@ -355,10 +357,9 @@ class TestHostileRecipes:
         ("size", "message"),
         [
             ({"width": 10**9}, r"recipe\.network\.width is 1000000000, larger than any"),
-            ({"width": 10**5}, r"network.* is float \[64\].*builds float \[400000\]"),
-            ({"embedding_dim": 10**5}, r"is float \[.*builds float \[.*100000"),
-            ({"layers": 10**5}, "more than 10000 modules"),
-            ({"width": [2**17] * 1000}, "cannot be built at"),
+            ({"width": 10**5}, r"network.* is float \[64\].*model's is float \[400000\]"),
+            ({"embedding_dim": 10**5}, r"is float \[.*model's is float \[.*100000"),
+            ({"width": [2**17] * 1000}, r"recipe\.network cannot be built"),
         ],
     )
     def test_sizes_are_refused_before_anything_is_allocated(self, size, message, prior):
@@ -376,8 +377,10 @@ class TestHostileRecipes:
         with pytest.raises(ValueError, match=r"prior\.safetensors: .* unexpected .*'candidate'"):
             load_stage(prior)
 
-    def test_the_error_of_a_constructor_says_where(self):
+    def test_a_constructors_error_names_the_part_of_the_recipe(self):
         recipe = tiny_bundle.recipe("prior")
         recipe["diffusion"]["schedule"] = "square"
-        with pytest.raises(ValueError, match="cannot be built at diffusion: schedule is 'square'"):
+        with pytest.raises(
+            ValueError, match=r"recipe\.diffusion cannot be built: schedule is 'square'"
+        ):
             build(recipe)

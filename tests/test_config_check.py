@@ -37,7 +37,7 @@ def composed(*words):
         ),
         (["preset/prior=emojy"], r"did you mean emoji\?"),
         (["callbacks.ema.decya=0.5"], r"did you mean callbacks\.ema\.decay\?"),
-        (["hydra.launcher.paralel=2"], r"did you mean hydra\.launcher\.parallel\?"),
+        (["hydra.launcher.n_job=2"], r"did you mean hydra\.launcher\.n_jobs\?"),
         (["trainer.max_steps=many"], r"trainer\.max_steps=many: expected a number such as 30"),
         (["stage=prior", "data.load_image=maybe"], "load_image=maybe: expected true or false"),
         (["optimizer.lr=fast,faster"], "optimizer.lr=fast: expected a number"),

@@ -1,4 +1,4 @@
-"""The workspace is built without an account, of metrics that runs do log."""
+"""The workspace is built without an account, from metrics that training logs."""
 
 import ast
 import json
@@ -17,7 +17,7 @@ pytest.importorskip("wandb_workspaces")
 TRAINING = Path(__file__).parents[1] / "src" / "unclip" / "training"
 
 
-def test_the_workspace_shows_what_is_logged(capsys):
+def test_the_printed_workspace_has_the_plots(capsys):
     assert dashboard.main(["someone", "--project", "mine", "--print"]) == 0
     spec = capsys.readouterr().out
     found = json.loads(spec)
@@ -28,7 +28,7 @@ def test_the_workspace_shows_what_is_logged(capsys):
 
 
 def losses_of(name):
-    """What a stage's loss tells of one batch."""
+    """Return the loss and its terms for a batch."""
     recipe = tiny_bundle.recipe(name)
     if name == "decoder":
         recipe["network"]["out_channels"] = 6
@@ -47,7 +47,7 @@ def losses_of(name):
 
 
 def logged():
-    """What training logs: parts of losses, recall, and what the code names in full or measures."""
+    """Return the metrics that training logs: loss terms, recall, and names in the code."""
     losses = {f"train/{part}" for name in tiny_bundle.NAMES for part in losses_of(name)}
     recall = recall_at(torch.eye(8), torch.eye(8), among=8)
     found = losses | {"validation/loss"} | {f"validation/{name}" for name in recall}
@@ -62,7 +62,7 @@ def logged():
     return {re.sub(r"_q\d$", "_q", name) for name in found}
 
 
-def test_its_metrics_are_logged():
+def test_all_its_metrics_are_logged():
     shown = {"train": {**dashboard.TRAINING, **dashboard.MACHINE}}
     shown["validation"] = dashboard.VALIDATION
     names = {

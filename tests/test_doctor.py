@@ -1,26 +1,35 @@
-"""The doctor finds what is wrong, and names what mends it."""
+"""The doctor finds errors and suggests a fix for each."""
 
 import unclip  # isort: skip # noqa: F401
 
 import json
 import re
-import shutil
 
 import pytest
+import tiny_bundle
 from tiny_shards import write_shards
 
 import doctor
+from unclip.files import sha256_of
 
 
 def states(findings):
     return [finding.state for finding in findings]
 
 
-def test_this_machine_and_its_packages_are_fit():
-    assert "unfit" not in states([*doctor.look_at_machine(), *doctor.look_at_packages()])
+@pytest.fixture
+def data_set(tmp_path):
+    root = write_shards(tmp_path / "data" / "mine", sizes=(64, 256))
+    sums = {path.relative_to(root).as_posix(): sha256_of(path) for path in root.rglob("*.tar")}
+    (root / "dataset.json").write_text(json.dumps({"sha256": sums}))
+    return root
 
 
-def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
+def test_this_environment_is_ok():
+    assert "error" not in states([*doctor.check_environment(), *doctor.check_packages()])
+
+
+def test_missing_and_wrong_packages_are_named(monkeypatch):
     real = doctor.version
 
     def version(name):
@@ -29,43 +38,76 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
         return "2.6.2" if name == "lightning" else real(name)
 
     monkeypatch.setattr(doctor, "version", version)
-    found = list(doctor.look_at_packages())
-    needed = found[0]
-    assert needed.state == "unfit" and needed.mend == "make setup"
-    assert "hydra-core" in needed.what and re.search(
-        r"lightning 2\.6\.2, not .*>=2\.6\.6", needed.what
-    )
-    (extra,) = (finding for finding in found if "resvg-py" in finding.what)
-    assert extra.state == "note" and "'.[emoji]'" in extra.mend
+    required, *extras = doctor.check_packages()
+    assert required.state == "error" and required.fix == "make setup"
+    assert "hydra-core is missing" in required.message
+    assert re.search(r"lightning is 2\.6\.2, not .*>=2\.6\.6", required.message)
+    (extra,) = (finding for finding in extras if "resvg-py" in finding.message)
+    assert extra.state == "info" and "'.[emoji]'" in extra.fix
 
 
-def test_data_that_is_whole_and_data_that_is_not(tmp_path):
-    whole = write_shards(tmp_path / "whole", sizes=(64, 256))
-    shards = {path.relative_to(whole).as_posix(): "" for path in whole.rglob("*.tar")}
-    (whole / "dataset.json").write_text(json.dumps({"sha256": shards}))
-    found = list(doctor.look_at_data(tmp_path))
-    assert states(found) == ["fit", "fit"]
-    assert found[0].what == "whole train: 24 at 64 px · 24 at 256 px"
-    (whole / "train" / "256" / "00001.tar").unlink()
-    (gone,) = doctor.look_at_data(tmp_path)
-    assert gone.state == "unfit" and "train/256/00001.tar" in gone.what and gone.mend
-    shutil.rmtree(whole)
-    (write_shards(tmp_path / "cut") / "building.json").touch()
-    (unfinished,) = doctor.look_at_data(tmp_path)
-    assert unfinished.state == "unfit" and "unfinished" in unfinished.what
-    (none,) = doctor.look_at_data(tmp_path / "nowhere")
-    assert none.state == "note"
+def test_missing_packages_end_the_checks(monkeypatch, capsys):
+    broken = doctor.Finding("error", "hydra-core is missing", "make setup")
+    monkeypatch.setattr(doctor, "check_packages", lambda: iter([broken]))
+    assert doctor.main([]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["packages", "  error  hydra-core is missing", "         fix: make setup"]
 
 
-def test_a_broken_bundle_is_named(tmp_path, capsys):
+def test_a_whole_data_set_is_counted(data_set):
+    found = list(doctor.check_data(data_set.parent))
+    assert states(found) == ["ok"] * 4
+    assert found[0].message == "mine/train/256: 24 samples"
+
+
+def test_a_missing_shard_is_an_error(data_set):
+    (data_set / "train" / "256" / "00001.tar").unlink()
+    (error,) = (f for f in doctor.check_data(data_set.parent) if f.state == "error")
+    assert error.message == "mine: train/256/00001.tar is missing"
+    assert "prepare.py" in error.fix
+
+
+def test_a_flipped_bit_in_a_shard_is_an_error(data_set):
+    shard = data_set / "val" / "64" / "00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    (error,) = (f for f in doctor.check_data(data_set.parent) if f.state == "error")
+    assert error.message == "mine: val/64/00000.tar has a wrong checksum: remove it"
+
+
+def test_an_unfinished_data_set_is_an_error(data_set):
+    (data_set / "building.json").touch()
+    (error,) = doctor.check_data(data_set.parent)
+    assert error.state == "error" and "not finished" in error.message
+
+
+@pytest.mark.parametrize("check", [doctor.check_data, doctor.check_bundles])
+def test_an_empty_folder_is_no_error(check, tmp_path):
+    assert states(check(tmp_path)) == ["info"]
+
+
+def test_a_whole_bundle_is_ok(tmp_path):
+    tiny_bundle.write(tmp_path / "mine")
+    (found,) = doctor.check_bundles(tmp_path)
+    assert found.state == "ok"
+    assert found.message == f"mine: {', '.join(sorted(tiny_bundle.NAMES))}"
+
+
+def test_a_flipped_bit_in_a_bundle_is_an_error(tmp_path):
+    path = tiny_bundle.write(tmp_path / "mine") / "prior.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    (error,) = doctor.check_bundles(tmp_path)
+    assert error.state == "error" and "prior.safetensors" in error.message and error.fix
+
+
+def test_an_unreadable_bundle_fails_the_command(tmp_path, capsys):
     (tmp_path / "models" / "mine").mkdir(parents=True)
     (tmp_path / "models" / "mine" / "decoder.safetensors").write_bytes(b"not tensors at all")
     words = ["--models", str(tmp_path / "models"), "--data", str(tmp_path)]
     assert doctor.main(words) == 1
-    line = next(line for line in capsys.readouterr().out.splitlines() if "✗" in line)
-    assert "decoder" in line and "train decoder again" in line
-
-
-@pytest.mark.parametrize("bundle", ["missing"])
-def test_no_bundle_is_no_fault(tmp_path, bundle):
-    assert states(doctor.look_at_bundles(tmp_path, bundle)) == ["note"]
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (number for number, line in enumerate(lines) if line.startswith("  error"))
+    assert "decoder.safetensors" in lines[line] and lines[line + 1].lstrip().startswith("fix: ")

@@ -53,7 +53,7 @@ def test_networks_take_the_dtype_and_the_rest_stays_float32(folder):
 def test_a_stage_starts_from_a_file(folder):
     path = bundle.stage_file(folder, "prior")
     fresh = bundle.build(tiny_bundle.recipe("prior"))
-    bundle.initialise(fresh, path, bundle.read_metadata(path).clip_fingerprint)
+    bundle.initialize(fresh, path, bundle.read_metadata(path).clip_fingerprint)
     loaded = bundle.load_stage(path).state_dict()
     for key, tensor in fresh.state_dict().items():
         assert torch.equal(tensor, loaded[key])
@@ -65,10 +65,10 @@ def test_a_start_that_does_not_fit_says_what(folder):
     wider = tiny_bundle.recipe("prior")
     wider["network"]["width"] = 32
     with pytest.raises(ValueError, match=r"network\.\S+ is float"):
-        bundle.initialise(bundle.build(wider), prior, None)
+        bundle.initialize(bundle.build(wider), prior, None)
     with pytest.raises(ValueError, match="holds the stage prior, not decoder"):
-        bundle.initialise(bundle.build(tiny_bundle.recipe("decoder")), prior, None)
+        bundle.initialize(bundle.build(tiny_bundle.recipe("decoder")), prior, None)
     with pytest.raises(ValueError, match="trained with CLIP"):
-        bundle.initialise(bundle.build(tiny_bundle.recipe("prior")), prior, "0" * 16)
+        bundle.initialize(bundle.build(tiny_bundle.recipe("prior")), prior, "0" * 16)
     with pytest.raises(FileNotFoundError, match=r"absent.prior\.safetensors"):
-        bundle.initialise(bundle.build(wider), folder / "absent" / "prior.safetensors", None)
+        bundle.initialize(bundle.build(wider), folder / "absent" / "prior.safetensors", None)

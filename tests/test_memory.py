@@ -1,4 +1,4 @@
-"""Large models: dtypes, one stage at a time, and a word before what will not fit."""
+"""Large models: dtypes, offloading, and errors before loading weights that do not fit."""
 
 import pytest
 import tiny_bundle
@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     return tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def test_weight_bytes_are_those_that_are_loaded(folder):
+def test_weight_bytes_are_the_bytes_of_the_loaded_stage(folder):
     for name in ("prior", "decoder"):
         path = bundle.stage_file(folder, name)
         for dtype in (torch.float32, torch.bfloat16):
@@ -25,22 +25,22 @@ def test_weight_bytes_are_those_that_are_loaded(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes_draw_nearly_the_same(folder, dtype):
+def test_other_dtypes_give_nearly_the_same_images(folder, dtype):
     plain = Cascade.load(folder, device="cpu").text_to_image(PROMPTS, **RUN)
     other = Cascade.load(folder, device="cpu", dtype=dtype).text_to_image(PROMPTS, **RUN)
     difference = (plain.images[256].float() - other.images[256].float()).abs()
     assert difference.mean() < (4 if dtype == torch.bfloat16 else 0.01)
 
 
-def test_offload_keeps_one_stage_and_draws_the_same(folder):
+def test_offload_keeps_one_stage_and_gives_the_same_images(folder):
     plain = Cascade.load(folder, device="cpu").text_to_image(PROMPTS, **RUN)
     cascade = Cascade.load(folder, device="cpu", offload=True)
-    pictures = cascade.text_to_image(PROMPTS, **RUN)
-    assert torch.equal(pictures.images[256], plain.images[256])
+    offloaded = cascade.text_to_image(PROMPTS, **RUN)
+    assert torch.equal(offloaded.images[256], plain.images[256])
     assert list(cascade._stages) == ["upsampler_256"]
 
 
-def test_what_will_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
+def test_stages_that_do_not_fit_are_refused_before_loading(folder, monkeypatch):
     sizes = Cascade.load(folder, device="cpu").weight_bytes("prior", "decoder")
     monkeypatch.setattr(memory, "free_memory", lambda device: max(sizes.values()) + 1)
     cascade = Cascade.load(folder, device="cpu")
@@ -52,7 +52,7 @@ def test_what_will_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
         Cascade.load(folder, device="cpu", offload=True).stage("prior")
 
 
-def test_the_clip_has_to_fit_beside_the_other_stages(folder, monkeypatch):
+def test_the_clip_must_fit_together_with_the_other_stages(folder, monkeypatch):
     sizes = Cascade.load(folder, device="cpu").weight_bytes("clip", "prior", "decoder")
     monkeypatch.setattr(memory, "free_memory", lambda device: sum(sizes.values()) - 1)
     cascade = Cascade.load(folder, device="cpu")
@@ -62,12 +62,12 @@ def test_the_clip_has_to_fit_beside_the_other_stages(folder, monkeypatch):
     offloaded.text_to_image(PROMPTS, **{**RUN, "size": 64})
 
 
-def test_the_cpu_says_how_much_is_free():
+def test_free_memory_of_the_cpu_is_plausible():
     free = memory.free_memory(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50
 
 
-def test_sample_py_says_what_large_weights_take(folder, tmp_path, monkeypatch, capsys):
+def test_sample_py_prints_the_size_of_large_weights(folder, tmp_path, monkeypatch, capsys):
     import sample
     from sample_commands import loading
 
@@ -78,13 +78,13 @@ def test_sample_py_says_what_large_weights_take(folder, tmp_path, monkeypatch, c
     said = capsys.readouterr()
     assert "weights in bfloat16: clip" in said.err
     assert "GiB are free on cpu" in said.err
-    (picture,) = tmp_path.glob("*.png")
-    again = ["again", str(picture), "--model", str(folder), "--out", str(tmp_path / "again")]
+    (image,) = tmp_path.glob("*.png")
+    again = ["again", str(image), "--model", str(folder), "--out", str(tmp_path / "again")]
     assert sample.main([*again, "--device", "cpu"]) == 0
-    assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
+    assert (tmp_path / "again" / image.name).read_bytes() == image.read_bytes()
 
 
-def test_sample_py_refuses_what_will_not_fit(folder, tmp_path, monkeypatch, capsys):
+def test_sample_py_refuses_weights_that_do_not_fit(folder, tmp_path, monkeypatch, capsys):
     import sample
 
     monkeypatch.setattr(memory, "free_memory", lambda device: 0)

@@ -98,7 +98,7 @@ def check(config: dict[str, Any]) -> None:
         if config["trainer"]["strategy"] == "fsdp":
             sharding.blocks_of(stage)
         if config["init"] is not None:
-            bundle.check_start(stage, run.resolve_init(config["init"], name))
+            bundle.check_init(stage, run.resolve_init(config["init"], name))
         if config["prepare"]["build"] is None:
             for source in data.sources():
                 list_shards(source)

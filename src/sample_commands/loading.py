@@ -27,14 +27,14 @@ def open_bundle(folder: Path, *, on: str | None, dtype: str = "float32", offload
     import torch
 
     from unclip.cascade import Cascade
-    from unclip.memory import GIB, free_memory, story
+    from unclip.memory import GIB, format_bytes, free_memory
 
     cascade = Cascade.load(folder, device=device(on), dtype=getattr(torch, dtype), offload=offload)
     needs = cascade.weight_bytes(*cascade.metadata)
     if sum(needs.values()) >= LARGE:
         free = free_memory(cascade.device)
         rest = "" if free is None else f"; {free / GIB:.1f} GiB are free on {cascade.device}"
-        say(f"weights in {dtype}: {story(needs)}{rest}")
+        say(f"weights in {dtype}: {format_bytes(needs)}{rest}")
     return cascade
 
 

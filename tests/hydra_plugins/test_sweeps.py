@@ -1,4 +1,4 @@
-"""Sweeps of a script that costs nothing: its objective is a function of its settings."""
+"""Sweeps of a script whose objective is a simple function of its settings."""
 
 import csv
 import json
@@ -24,7 +24,6 @@ def main(cfg):
     folder = Path(HydraConfig.get().runtime.output_dir)
     about = {"argv": sys.argv[1:], "pid": os.getpid(), "rank": os.environ.get("WORLD_SIZE"),
              "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-             "slurm": os.environ.get("SLURM_NTASKS"),
              "mode": str(HydraConfig.get().mode)}
     (folder / "about.json").write_text(json.dumps(about))
     time.sleep(cfg.sleep)
@@ -52,7 +51,7 @@ hydra:
   run: {dir: single}
   sweep: {dir: swept}
   launcher:
-    more: ['word="in {folder}"']
+    overrides: ['word="in {folder}"']
 """
 
 TWO = """# @package _global_
@@ -73,7 +72,9 @@ def start(place, *words, **environment):
     return subprocess.Popen(
         [sys.executable, "run.py", *words],
         cwd=place,
-        env=os.environ | {"PYTHONPATH": str(SOURCE)} | environment,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])}
+        | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -95,7 +96,7 @@ def table(place):
         return list(csv.DictReader(file))
 
 
-def test_each_job_is_a_process_and_the_best_comes_first(place):
+def test_each_job_is_a_new_process_and_the_best_comes_first(place):
     code, out, err = run(place, "-m", "x=1,4", "y=0,10", WORLD_SIZE="2", RANK="1")
     assert code == 0, err
     jobs = [about(place, number) for number in range(4)]
@@ -117,32 +118,32 @@ def test_each_job_is_a_process_and_the_best_comes_first(place):
 def test_a_failed_job_does_not_stop_the_others(place):
     code, _, err = run(place, "-m", "x=1,2,3", "fails=2")
     assert code == 1
-    assert "job 1 of the sweep ended with code 7: x=2 fails=2" in err
+    assert "job 1 of the sweep failed with exit code 7: x=2 fails=2" in err
     assert [row["state"] for row in table(place)] == ["done", "done", "failed (7)"]
 
 
 def test_jobs_in_parallel_share_the_gpus(place):
-    words = ("-m", "x=1,2", "sleep=1", "hydra.launcher.parallel=2")
+    words = ("-m", "x=1,2", "sleep=1", "hydra.launcher.n_jobs=2")
     code, _, err = run(place, *words, CUDA_VISIBLE_DEVICES="4,5,6,7")
     assert code == 0, err
     assert sorted(about(place, job)["gpus"] for job in range(2)) == ["4,5", "6,7"]
     assert (place / "swept" / "0" / "output.log").is_file()
 
 
-def test_a_sweep_file_says_all(place):
+def test_a_sweep_file_starts_a_sweep(place):
     code, _, err = run(place, "sweep=two")
     assert code == 0, err
     assert {row["x"] for row in table(place)} == {"1", "2"}
-    assert about(place, 0)["mode"] == "RunMode.RUN"  # though the file asks for a sweep
+    assert about(place, 0)["mode"] == "RunMode.RUN"  # although the file sets MULTIRUN
 
 
-def test_torchrun_is_refused(place):
+def test_a_sweep_under_torchrun_is_an_error(place):
     code, _, err = run(place, "-m", "x=1,2", LOCAL_RANK="0")
     assert code == 1 and "without torchrun" in err
     assert not (place / "swept" / "0").exists()
 
 
-def test_sigterm_ends_the_jobs_too(place):
+def test_sigterm_ends_the_jobs(place):
     process = start(place, "-m", "x=1,2", "sleep=60")
     deadline = time.monotonic() + 60
     while not (place / "swept" / "0" / "about.json").exists():
@@ -158,13 +159,13 @@ def test_sigterm_ends_the_jobs_too(place):
     assert not (place / "swept" / "1").exists()
 
 
-def test_optuna_searches_and_goes_on(place):
+def test_an_optuna_search_runs_and_resumes(place):
     optuna = pytest.importorskip("optuna")
     words = ("-m", "hydra/sweeper=optuna", "x=interval(0,8)", "y=choice(0,5)", "fails=3")
-    code, out, err = run(place, *words, "hydra.sweeper.trials=3", "hydra.sweeper.batch=2")
+    code, out, err = run(place, *words, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
     assert code == 0, err
     assert len(table(place)) == 3 and "best: job" in out
-    code, _, err = run(place, *words, "hydra.sweeper.trials=5")
+    code, _, err = run(place, *words, "hydra.sweeper.n_trials=5")
     assert code == 0, err
     backend = optuna.storages.journal.JournalFileBackend(str(place / "swept" / "study.log"))
     study = optuna.load_study(study_name="swept", storage=optuna.storages.JournalStorage(backend))
@@ -175,11 +176,35 @@ def test_optuna_searches_and_goes_on(place):
         assert trial.value == pytest.approx((x - 3) ** 2 + y)
 
 
-def test_slurm_by_way_of_submitit(place):
-    pytest.importorskip("submitit")
-    words = ("-m", "x=1,4", "hydra/launcher=slurm", "hydra.launcher.cluster=local")
-    more = ("hydra.launcher.gpus=0", "hydra.launcher.minutes=2")
-    code, _, err = run(place, *words, *more, SLURM_NTASKS="1")
+def test_a_search_takes_the_published_plugins_keys(place):
+    optuna = pytest.importorskip("optuna")
+    words = ("-m", "hydra/sweeper=optuna", "x=interval(0,8)", "hydra.sweeper.n_trials=2")
+    settings = {
+        "sampler._target_": "optuna.samplers.RandomSampler",
+        "sampler.seed": 7,
+        "direction": "maximize",
+        "study_name": "mine",
+        "storage": "sqlite:///study.db",
+    }
+    keys = [f"hydra.sweeper.{key}={value}" for key, value in settings.items()]
+    code, _, err = run(place, *words, *keys)
     assert code == 0, err
-    assert about(place, 1)["slurm"] is None
-    assert [row["x"] for row in table(place)] == ["4", "1"]
+    study = optuna.load_study(study_name="mine", storage=f"sqlite:///{place / 'study.db'}")
+    assert study.direction.name == "MAXIMIZE" and len(study.trials) == 2
+    expected = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
+    trials = [expected.ask() for _ in range(2)]
+    assert [t.params["x"] for t in study.trials] == [t.suggest_float("x", 0, 8) for t in trials]
+
+
+def test_an_impossible_number_of_trials_is_an_error(place):
+    words = ("-m", "hydra/sweeper=optuna", "x=interval(0,8)", "hydra.sweeper.n_trials=0")
+    code, _, err = run(place, *words)
+    assert code == 1 and "both must be at least 1" in err
+
+
+def test_a_search_without_optuna_says_what_to_install(place):
+    (place / "optuna.py").write_text("raise ModuleNotFoundError('no optuna', name='optuna')")
+    code, _, err = run(
+        place, "-m", "hydra/sweeper=optuna", "x=interval(0,8)", PYTHONPATH=f"{place}:{SOURCE}"
+    )
+    assert code == 1 and "pip install -e '.[sweep]'" in err

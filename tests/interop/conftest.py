@@ -1,7 +1,7 @@
-"""A tiny pipeline of diffusers' and transformers' own classes, random throughout, as they save it.
+"""A tiny pipeline with random weights, made and saved by diffusers' and transformers' classes.
 
-The sizes keep Karlo's proportions where diffusers has no choice, and two heads everywhere, so that
-the order of their rows matters.
+The sizes keep Karlo's proportions where diffusers allows no others. All attention has two heads, so
+that the order of the heads' rows matters.
 """
 
 import json
@@ -91,7 +91,7 @@ def components() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def karlo(tmp_path_factory) -> SimpleNamespace:
-    """The components, the folder that they saved, and what our converter made of it."""
+    """The components, the folder that they saved, and the bundle converted from it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         parts = components()
@@ -100,13 +100,13 @@ def karlo(tmp_path_factory) -> SimpleNamespace:
     for name, part in vars(parts).items():
         part.save_pretrained(folder / name)
     write_schedulers(folder)
-    recipes = {stage: convert.recipe(stage) for stage in STAGES}
+    recipes = {stage: convert.karlo_recipe(stage) for stage in STAGES}
     convert_karlo(folder, models, recipes)
     return SimpleNamespace(parts=parts, folder=folder, models=models, recipes=recipes)
 
 
 def write_schedulers(folder: Path) -> None:
-    """As the hub has them."""
+    """Write the scheduler configs as on the hub."""
     for name, prediction, variance in (
         ("prior", "sample", "fixed_small_log"),
         ("decoder", "epsilon", "learned_range"),

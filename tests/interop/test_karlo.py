@@ -1,4 +1,4 @@
-"""Karlo's components of diffusers' own making against ours, converted."""
+"""Converted stages compute the same as their components in diffusers and transformers."""
 
 import copy
 from functools import partial
@@ -24,7 +24,7 @@ def cascade(karlo):
 
 @pytest.fixture(scope="module")
 def text(cascade):
-    """Prompts and as many empty ones: tokens, mask, and the rest by transformers."""
+    """Tokens and mask of the prompts, followed by as many empty prompts."""
     return cascade.embedder.tokenizer([*PROMPTS, *[""] * len(PROMPTS)])
 
 
@@ -33,7 +33,7 @@ def encoded(karlo, text):
     return karlo.parts.text_encoder(text.tokens)
 
 
-def test_both_towers_of_the_clip(cascade, karlo, text, encoded):
+def test_both_towers_of_the_clip_equal_transformers(cascade, karlo, text, encoded):
     features = cascade.embedder.text([*PROMPTS, *[""] * len(PROMPTS)])
     torch.testing.assert_close(features.text_states, encoded.last_hidden_state, **CLOSE)
     torch.testing.assert_close(features.text_embedding, encoded.text_embeds, **CLOSE)
@@ -45,7 +45,7 @@ def test_both_towers_of_the_clip(cascade, karlo, text, encoded):
     torch.testing.assert_close(cascade.embedder.image(image), expected, **CLOSE)
 
 
-def test_prior_network(cascade, karlo, text, encoded):
+def test_prior_network_equals_diffusers(cascade, karlo, text, encoded):
     x_t, t = torch.randn(4, 16), torch.tensor([0, 1, 500, 999])
     expected = karlo.parts.prior(
         x_t,
@@ -64,7 +64,7 @@ def test_prior_network(cascade, karlo, text, encoded):
     torch.testing.assert_close(ours, expected, **CLOSE)
 
 
-def test_decoder_network_with_its_projections(cascade, karlo, text, encoded):
+def test_decoder_network_and_projections_equal_diffusers(cascade, karlo, text, encoded):
     z, x_t, t = torch.randn(4, 16), torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 500, 999])
     context, time = karlo.parts.text_proj(
         image_embeddings=z,
@@ -91,7 +91,7 @@ def test_decoder_network_with_its_projections(cascade, karlo, text, encoded):
 
 
 @pytest.mark.parametrize("name", ["first", "last"])
-def test_upsampler_networks(cascade, karlo, name):
+def test_upsampler_networks_equal_diffusers(cascade, karlo, name):
     x_t, low_res, t = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 64, 64), torch.tensor([0, 999])
     theirs = getattr(karlo.parts, f"super_res_{name}")
     expected = theirs(torch.cat([x_t, low_res], dim=1), t).sample
@@ -100,7 +100,7 @@ def test_upsampler_networks(cascade, karlo, name):
     torch.testing.assert_close(ours(x_t, t, concat=low_res), expected, **CLOSE)
 
 
-def test_the_last_network_makes_the_last_step_alone(cascade):
+def test_the_last_network_is_used_for_the_last_step_only(cascade):
     stage = cascade.stage("upsampler_256")
     network = stage._bind(torch.zeros(1, 3, 8, 8))
     x_t, enlarged = torch.randn(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
@@ -109,16 +109,16 @@ def test_the_last_network_makes_the_last_step_alone(cascade):
         torch.testing.assert_close(network(x_t, t), expected(x_t, t, concat=enlarged))
 
 
-# The pipeline as diffusers' UnCLIPPipeline runs it, by its DDPM, the one of its schedulers that
-# agrees with Karlo's own. Noise comes to 20,000 times the signal at the first step, and guidance to
-# eight times that: the last digit of a float32 would be seen. So networks compute in float64, the
-# table is made anew, and pictures start a little below the top.
+# The steps of diffusers' UnCLIPPipeline, with DDPMScheduler, the one scheduler of diffusers that
+# agrees with Karlo's own. At timestep 999, noise is 20,000 times the signal, and guidance is eight
+# times that, so the last digit of a float32 would be visible. Therefore networks compute in
+# float64, the schedule's table is recomputed in float64, and images start at timestep 950.
 
 TIMESTEPS = {"prior": [999, 666, 333, 0], "decoder": [950, 500, 0], "upsampler_256": [950, 0]}
 
 
 class Doubled:
-    """A component in float64 that takes and gives float32."""
+    """A component that computes in float64, with float32 inputs and outputs."""
 
     def __init__(self, part):
         self.part = copy.deepcopy(part).double()
@@ -130,25 +130,25 @@ class Doubled:
 
 
 def double(value):
-    real = torch.is_tensor(value) and value.is_floating_point()
-    return value.double() if real else value
+    is_float = torch.is_tensor(value) and value.is_floating_point()
+    return value.double() if is_float else value
 
 
 def scheduler(prediction, variance, clip, timesteps):
-    made = DDPMScheduler(
+    ddpm = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type=prediction,
         variance_type=variance,
         clip_sample=True,
         clip_sample_range=clip,
     )
-    made.set_timesteps(timesteps=timesteps)
+    ddpm.set_timesteps(timesteps=timesteps)
     t = torch.arange(1001, dtype=torch.float64) / 1000
     alpha_bar = torch.cos((t + 0.008) / 1.008 * torch.pi / 2) ** 2
     betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
-    torch.testing.assert_close(made.betas, betas.float())
-    made.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-    return made
+    torch.testing.assert_close(ddpm.betas, betas.float())
+    ddpm.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    return ddpm
 
 
 def generators(stage):
@@ -176,7 +176,7 @@ def reference_prior(parts, text, encoded, scale):
 def reference_decoder(parts, text, encoded, z, scale):
     network, noises = Doubled(parts.decoder), generators("decoder")
     process = scheduler("epsilon", "learned_range", 1.0, TIMESTEPS["decoder"])
-    # Here the unconditional half comes first.
+    # In the decoder, the unconditional half comes first.
     embedding, states, mask = (part.roll(len(z), 0) for part in (*encoded, text.text_mask))
     context, time = Doubled(parts.text_proj)(
         image_embeddings=z,
@@ -212,7 +212,7 @@ def reference_upsampler(parts, image):
     return x
 
 
-def test_the_whole_pipeline(karlo, text):
+def test_the_whole_pipeline_equals_diffusers(karlo, text):
     parts = karlo.parts
     cascade = Cascade.load(karlo.models, device="cpu", dtype=torch.float64)
     for name, timesteps in TIMESTEPS.items():
@@ -240,46 +240,38 @@ def test_the_whole_pipeline(karlo, text):
 
 def test_text_to_image_at_256_pixels(cascade):
     steps = {"prior": 2, "decoder": 2, "upsampler_256": 2}
-    pictures = cascade.text_to_image(PROMPTS, seeds=[0, 1], size=256, steps=steps)
-    assert pictures.images[256].shape == (2, 3, 256, 256)
-    assert pictures.images[256].float().std() > 1
+    images = cascade.text_to_image(PROMPTS, seeds=[0, 1], size=256, steps=steps).images
+    assert images[256].shape == (2, 3, 256, 256)
+    assert images[256].float().std() > 1
 
 
 def test_variations_at_256_pixels(cascade):
-    """By CLIP, inversion and DDIM; without eta, the one and only way back."""
-    picture = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    )
+    """Variations differ with eta 1; with eta 0, DDIM is deterministic and they are equal."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
     run = {"size": cascade.size, "steps": {"decoder": 2, "upsampler_256": 2}}
     assert cascade.size == 256
-    varied = cascade.vary(picture, count=2, eta=1.0, **run).images[256]
+    varied = cascade.vary(image, count=2, eta=1.0, **run).images[256]
     assert varied.shape == (2, 3, 256, 256)
     assert not varied[0].equal(varied[1])
-    same = cascade.vary(picture, count=2, eta=0.0, **run).images[64]
+    same = cascade.vary(image, count=2, eta=0.0, **run).images[64]
     assert same[0].equal(same[1])
 
 
-def test_what_karlo_does_by_default(cascade):
+def test_default_settings_are_karlos(cascade):
     prior, decoder, upsampler = (cascade.stage(n) for n in ("prior", "decoder", "upsampler_256"))
     steps = [stage.sampler.keywords["steps"] for stage in (prior, decoder, upsampler)]
     assert steps == [25, 25, 7]
     assert (prior.guidance_scale, decoder.guidance_scale) == (4, 8)
     assert (prior.drop_text, decoder.drop_text, decoder.drop_image_embedding) == (0.2, 0.3, 0.1)
     assert (prior.clip_range, prior.candidates, prior.normalize) == (10, 1, False)
-    assert upsampler.diffusion.sampling_timesteps("linspace", 7) == [
-        999,
-        832,
-        666,
-        500,
-        333,
-        166,
-        0,
-    ]
+    timesteps = upsampler.diffusion.sampling_timesteps("linspace", 7)
+    assert timesteps == [999, 832, 666, 500, 333, 166, 0]
     assert not cascade.embedder.normalize
     assert int(cascade.embedder.tokenizer([""]).tokens[0, -1]) == 0  # padding
 
 
-def test_metadata_of_the_bundle(karlo):
+def test_stages_name_the_bundles_clip_and_no_training(karlo):
     clip = bundle.read_metadata(bundle.stage_file(karlo.models, "clip")).clip_fingerprint
     for name in ("prior", "decoder"):
         metadata = bundle.read_metadata(bundle.stage_file(karlo.models, name))

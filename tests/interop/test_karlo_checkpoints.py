@@ -1,40 +1,60 @@
-"""Karlo's own checkpoints: names, and rows that are grouped by head."""
+"""Karlo's original checkpoints: their names, and their rows grouped by head."""
 
+import re
 import shutil
 
 import pytest
 import torch
-from same_stage import assert_same_stage
+from stage_files import assert_same_stage
+from torch.autograd.functional import vjp
 from torch.nn import functional as F
 
 from unclip import bundle
 from unclip.interop import convert_karlo
-from unclip.interop.layout import write
-from unclip.interop.matches import decoder_matches, prior_matches, upsampler_matches
+from unclip.interop.karlo_layout import decoder_layout, prior_layout, upsampler_layout
 
 LAYOUTS = {
-    "prior": prior_matches,
-    "decoder": decoder_matches,
-    "upsampler_256": upsampler_matches,
+    "prior": prior_layout,
+    "decoder": decoder_layout,
+    "upsampler_256": upsampler_layout,
 }
 
 
+def karlo_shape(name, ours):
+    """Shape of Karlo's tensor that has the elements of ours."""
+    if re.search(r"blocks?\..*(qkv|encoder_kv|proj_out)\.weight", name) and "c_qkv" not in name:
+        return [*ours.shape, 1]  # a 1D convolution of length one
+    return {"cf_param": ours.shape[-1:], "clip_mean": (1, -1), "clip_std": (1, -1)}.get(
+        name, ours.shape
+    )
+
+
 def in_karlos_names(models, name):
+    """Load a stage and return it with its tensors in Karlo's names.
+
+    A join only rearranges elements. So it is an orthogonal matrix, and its transpose, the
+    vector-Jacobian product, is its inverse.
+    """
     stage = bundle.load_stage(bundle.stage_file(models, name))
-    layout = LAYOUTS[name](stage, "karlo")
-    return stage, {part: write(stage.state_dict(), matches) for part, matches in layout.items()}
+    state, components = stage.state_dict(), {}
+    for component, matches in LAYOUTS[name](stage, "karlo").items():
+        components[component] = {}
+        for match in matches:
+            (theirs,), ours = match.theirs, state[match.ours]
+            zeros = torch.zeros(ours.shape).reshape(karlo_shape(theirs, ours))
+            components[component][theirs] = vjp(match.join, zeros, ours)[1].contiguous()
+    return stage, components
 
 
 @pytest.fixture(scope="module")
 def files(karlo, tmp_path_factory):
-    """What Karlo's release looks like, of the tiny networks."""
+    """The files of Karlo's release, with the tiny networks."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    _, prior = in_karlos_names(karlo.models, "prior")
-    prior = prior["prior"]
+    prior = in_karlos_names(karlo.models, "prior")[1]["prior"]
     statistics = tuple(prior.pop(f"clip_{name}")[0].clone() for name in ("mean", "std"))
     torch.save(statistics, folder / "ViT-L-14_stats.th")
-    _, decoder = in_karlos_names(karlo.models, "decoder")
-    _, upsampler = in_karlos_names(karlo.models, "upsampler_256")
+    decoder = in_karlos_names(karlo.models, "decoder")[1]
+    upsampler = in_karlos_names(karlo.models, "upsampler_256")[1]
     for file, modules in (
         ("prior-ckpt-step=01000000-of-01000000.ckpt", {"model": prior}),
         (
@@ -56,7 +76,7 @@ def files(karlo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipes(karlo):
-    """Of the tiny networks, since checkpoints do not tell their sizes."""
+    """Recipes of the tiny networks; checkpoints do not contain their sizes."""
     names = ("clip", *LAYOUTS)
     paths = {name: bundle.stage_file(karlo.models, name) for name in names}
     return {name: bundle.read_metadata(path).recipe for name, path in paths.items()}
@@ -69,7 +89,7 @@ def test_checkpoints_make_the_same_bundle(karlo, files, recipes, tmp_path):
 
 
 def test_names_and_shapes_of_the_release(files):
-    """Spot checks against the published state dicts' names, not this converter's tables."""
+    """Spot-check against the names of the published state dicts, not against our own tables."""
     decoder = torch.load(files / "decoder-ckpt-step=01000000-of-01000000.ckpt")["state_dict"]
     for key, shape in {
         "model.cf_param": [16],
@@ -96,7 +116,7 @@ def test_names_and_shapes_of_the_release(files):
 
 
 def test_rows_are_grouped_by_head_in_the_unet(karlo):
-    """OpenAI's attention over grouped rows, written out, against our block."""
+    """Check that our block computes OpenAI's attention over grouped rows."""
     stage, parts = in_karlos_names(karlo.models, "decoder")
     block, theirs = stage.network.down[2].attention[0], parts["decoder"]
     x, context = torch.randn(2, 24, 4, 4), torch.randn(2, 5, 24)
@@ -129,13 +149,28 @@ def test_rows_are_grouped_by_head_in_the_prior(karlo):
         torch.testing.assert_close(ours, expected.transpose(1, 2))
 
 
-def test_checkpoints_need_a_clip_and_all_files(karlo, files, recipes, tmp_path):
+def test_checkpoints_need_a_clip(files, recipes, tmp_path):
     with pytest.raises(FileNotFoundError, match="--clip"):
         convert_karlo(files, tmp_path / "out", recipes)
-    copied = shutil.copytree(files, tmp_path / "copy")
-    (copied / "ViT-L-14_stats.th").unlink()
-    with pytest.raises(FileNotFoundError, match=r"stats\.th"):
-        convert_karlo(copied, tmp_path / "out", recipes, clip=karlo.folder)
-    torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, copied / "ViT-L-14_stats.th")
-    with pytest.raises(ValueError, match="mean and a deviation"):
-        convert_karlo(copied, tmp_path / "out", recipes, clip=karlo.folder)
+
+
+def test_a_missing_file_is_named(karlo, files, recipes, tmp_path):
+    folder = shutil.copytree(files, tmp_path / "copy")
+    (folder / "ViT-L-14_stats.th").unlink()
+    with pytest.raises(FileNotFoundError, match=r"exactly one \*stats\.th, but has none"):
+        convert_karlo(folder, tmp_path / "out", recipes, clip=karlo.folder)
+
+
+def test_statistics_must_be_two_tensors(karlo, files, recipes, tmp_path):
+    folder = shutil.copytree(files, tmp_path / "copy")
+    torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, folder / "ViT-L-14_stats.th")
+    with pytest.raises(ValueError, match="mean and a standard deviation"):
+        convert_karlo(folder, tmp_path / "out", recipes, clip=karlo.folder)
+
+
+def test_a_checkpoint_of_another_model_is_named(karlo, files, recipes, tmp_path):
+    folder = shutil.copytree(files, tmp_path / "copy")
+    path = folder / "improved-sr-ckpt-step=1.2M.ckpt"
+    torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, path)
+    with pytest.raises(ValueError, match=r"1\.2M\.ckpt is not Karlo's: .* model_first_steps\."):
+        convert_karlo(folder, tmp_path / "out", recipes, clip=karlo.folder)

@@ -1,4 +1,4 @@
-"""`scale=karlo` builds Karlo's networks: parameters as its own classes count them."""
+"""`scale=karlo` builds networks with the parameter counts of Karlo's own classes."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def parameters(*modules) -> int:
 def stage():
     def build(name):
         with torch.device("meta"):
-            return bundle.build(convert.recipe(name))
+            return bundle.build(convert.karlo_recipe(name))
 
     return build
 

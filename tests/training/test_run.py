@@ -144,10 +144,10 @@ def test_the_clip_of_the_initial_weights_is_copied_unless_the_bundle_has_one(fol
 def test_sizes_of_initial_weights_are_compared_on_the_meta_device(folder):
     recipe = tiny_bundle.recipe("prior")
     with torch.device("meta"):
-        bundle.check_start(bundle.build(recipe), folder / "prior.safetensors")
+        bundle.check_init(bundle.build(recipe), folder / "prior.safetensors")
         recipe["network"]["layers"] = 2
         with pytest.raises(ValueError, match=r"lacks network\.blocks\.1"):
-            bundle.check_start(bundle.build(recipe), folder / "prior.safetensors")
+            bundle.check_init(bundle.build(recipe), folder / "prior.safetensors")
 
 
 class Trainer:

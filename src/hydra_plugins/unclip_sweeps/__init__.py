@@ -1,1 +1,1 @@
-"""Hydra plugins for sweeps: launchers that give each job a process, and a sweeper for Optuna."""
+"""Hydra plugins for sweeps: a launcher that runs jobs as processes, and an Optuna sweeper."""

@@ -1,4 +1,4 @@
-"""What a job of a sweep is: a command line of its own, a folder, and what came of it."""
+"""Jobs of a sweep and their outcomes."""
 
 import json
 import os
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-RESULT = "objective.json"  # what a script leaves in its run folder: {"name": …, "value": …}
+RESULT = "objective.json"  # written by the script into its run folder: {"name": …, "value": …}
 
 
 class Job(NamedTuple):
     """A job of a sweep.
 
     Attributes:
-        number: in the sweep, from 0.
-        overrides: its part of the command line, without what the launcher adds.
-        folder: its run folder.
-        config: what it is run with.
+        number: number of the job in the sweep, from 0.
+        overrides: overrides of the job, without those that the launcher adds.
+        folder: run folder of the job.
+        config: composed configuration of the job.
     """
 
     number: int
@@ -29,15 +29,19 @@ class Job(NamedTuple):
     folder: Path
     config: DictConfig
 
-    def command(self, more: Sequence[str] = ()) -> list[str]:
-        """The command line that runs it, alone; {folder} in `more` stands for its folder."""
+    def command(self, overrides: Sequence[str] = ()) -> list[str]:
+        """Return the command line of the job alone.
+
+        Args:
+            overrides: overrides to add; {folder} is replaced by the run folder.
+        """
         last = ("hydra.mode=RUN", 'hydra.run.dir="{folder}"')
-        added = (word.replace("{folder}", str(self.folder)) for word in (*more, *last))
+        added = (word.replace("{folder}", str(self.folder)) for word in (*overrides, *last))
         return [sys.executable, os.path.abspath(sys.argv[0]), *self.overrides, *added]
 
 
 class Outcome(NamedTuple):
-    """What came of a job; `value` is None where the script measured nothing."""
+    """Exit code, duration and objective of a job; `value` is None if it was not measured."""
 
     job: Job
     code: int
@@ -45,7 +49,7 @@ class Outcome(NamedTuple):
     value: float | None
 
     def as_return(self) -> JobReturn:
-        """The same for Hydra: a failed job raises when its value is asked for."""
+        """Convert to Hydra's type, which raises an error when the value of a failed job is read."""
         returned = JobReturn(
             overrides=list(self.job.overrides),
             cfg=self.job.config,
@@ -55,14 +59,14 @@ class Outcome(NamedTuple):
         returned.return_value = self.value
         if self.code:
             returned.return_value = ChildProcessError(
-                f"job {self.job.number} of the sweep ended with code {self.code}: "
+                f"job {self.job.number} of the sweep failed with exit code {self.code}: "
                 f"{shlex.join(self.job.overrides)} (in {self.job.folder})"
             )
         return returned
 
 
-def read_value(folder: Path) -> float | None:
-    """What the script of that run folder measured."""
+def load_objective(folder: Path) -> float | None:
+    """Load the objective from a run folder."""
     try:
         value: Any = json.loads((folder / RESULT).read_text())["value"]
     except FileNotFoundError:
@@ -70,6 +74,6 @@ def read_value(folder: Path) -> float | None:
     return None if value is None else float(value)
 
 
-def choice(config: DictConfig, key: str, default: Any = None) -> Any:
-    """A value of a job's configuration, if it has one."""
+def select(config: DictConfig, key: str, default: Any = None) -> Any:
+    """Return a value of a job's configuration, or the default."""
     return OmegaConf.select(config, key, default=default)

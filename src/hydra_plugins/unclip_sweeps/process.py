@@ -1,7 +1,7 @@
-"""A launcher that runs each job of a sweep as a fresh process, so that DDP and sweeps mix.
+"""A launcher that runs each job of a sweep in a new process, so that sweeps work with DDP.
 
-In one process, Lightning's ranks would be started with the sweep's own command line, and each
-would go through the whole sweep.
+In one process, Lightning would start its ranks with the sweep's own command line, and each rank
+would run the whole sweep.
 """
 
 import logging
@@ -21,7 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, choice, read_value
+from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, load_objective, select
 from hydra_plugins.unclip_sweeps.table import write_table
 
 log = logging.getLogger(__name__)
@@ -29,48 +29,49 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ProcessLauncherConf:
-    """What `hydra.launcher.KEY=VALUE` can change."""
+    """Keys of `hydra.launcher`."""
 
     _target_: str = "hydra_plugins.unclip_sweeps.process.ProcessLauncher"
-    parallel: int = 1
-    more: list[str] = field(default_factory=list)
+    n_jobs: int = 1
+    overrides: list[str] = field(default_factory=list)
 
 
 class ProcessLauncher(Launcher):
-    """Runs jobs as processes and ends with a table of what came of them.
+    """Run jobs as processes, then print a table of their results.
 
-    A failed job does not stop the others; the sweep then ends with its error.
+    A failed job does not stop the others; the sweep ends with its error.
 
     Args:
-        parallel: jobs at a time; they share the visible GPUs evenly.
-        more: overrides that every job gets; {folder} stands for its run folder.
+        n_jobs: number of jobs that run in parallel; they share the visible GPUs evenly.
+        overrides: overrides that are added to every job; {folder} is replaced by its run folder.
     """
 
-    def __init__(self, parallel: int = 1, more: Sequence[str] = ()):
-        if parallel < 1:
-            raise ValueError(f"hydra.launcher.parallel is {parallel}; it must be at least 1")
-        self.parallel = parallel
-        self.more = list(more)
-        self.outcomes: list[Outcome] = []  # of the whole sweep, which may come in batches
+    def __init__(self, n_jobs: int = 1, overrides: Sequence[str] = ()):
+        if n_jobs < 1:
+            raise ValueError(f"hydra.launcher.n_jobs is {n_jobs}; it must be at least 1")
+        self.n_jobs = n_jobs
+        self.overrides = list(overrides)
+        self.outcomes: list[Outcome] = []  # of all batches of the sweep
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keeps what Hydra knows of the sweep."""
+        """Store the sweep's configuration."""
         self.hydra_context = hydra_context
         self.config = config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """Runs a batch of jobs.
+        """Run a batch of jobs.
 
         Raises:
-            ValueError: under torchrun or srun: a sweep's jobs start their ranks themselves.
+            ValueError: under torchrun or srun, because the jobs start their ranks themselves.
         """
         if "LOCAL_RANK" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
             raise ValueError(
-                "a sweep starts its jobs' ranks itself: run it without torchrun, with trainer=ddp"
+                "the jobs of a sweep start their ranks themselves: run the sweep without torchrun "
+                "or srun, with trainer=ddp"
             )
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
@@ -90,13 +91,13 @@ class ProcessLauncher(Launcher):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-        subfolder = str(choice(config, "hydra.sweep.subdir"))
-        own = filter_overrides(list(overrides))  # without the sweep's hydra.…
+        subfolder = str(select(config, "hydra.sweep.subdir"))
+        own = filter_overrides(list(overrides))  # without those of hydra.*
         return Job(number, tuple(own), folder / subfolder, config)
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Runs the jobs, `parallel` at a time; Ctrl-C reaches them, too, and starts no more."""
-        waiting, free = list(jobs), list(range(self.parallel))
+        """Run the jobs, `n_jobs` at a time. Ctrl-C and SIGTERM end them and start no others."""
+        waiting, free = list(jobs), list(range(self.n_jobs))
         running: dict[int, tuple[Job, subprocess.Popen, float]] = {}
         done: dict[int, Outcome] = {}
         previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -113,7 +114,7 @@ class ProcessLauncher(Launcher):
                         del running[slot]
         finally:
             for _, process, _ in running.values():
-                process.terminate()  # a training run saves, and says how to continue
+                process.terminate()  # a training run then saves a checkpoint
             for job, process, started in running.values():
                 self._note(job, process.wait(), started)
             signal.signal(signal.SIGTERM, previous)
@@ -125,27 +126,25 @@ class ProcessLauncher(Launcher):
 
         environment = without_ranks()
         settings: dict[str, Any] = {}
-        if self.parallel > 1:
+        if self.n_jobs > 1:
             job.folder.mkdir(parents=True, exist_ok=True)
             output = open(job.folder / "output.log", "w")  # noqa: SIM115 (the child's)
             settings = {"stdout": output, "stderr": subprocess.STDOUT}
             gpus = visible_gpus()
-            share = gpus[
-                slot * len(gpus) // self.parallel : (slot + 1) * len(gpus) // self.parallel
-            ]
+            share = gpus[slot * len(gpus) // self.n_jobs : (slot + 1) * len(gpus) // self.n_jobs]
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(share or [gpus[slot % len(gpus)]])
-        return subprocess.Popen(job.command(self.more), env=environment, **settings)
+        return subprocess.Popen(job.command(self.overrides), env=environment, **settings)
 
     def _note(self, job: Job, code: int, started: float) -> Outcome:
-        value = read_value(job.folder) if code == 0 else None
+        value = load_objective(job.folder) if code == 0 else None
         outcome = Outcome(job, code, time.monotonic() - started, value)
         self.outcomes.append(outcome)
         return outcome
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the names of the visible GPUs, as in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]

@@ -1,9 +1,9 @@
-"""A sweeper that lets Optuna (an extra) choose each job's values from what came of those before.
+"""A sweeper in which Optuna (an extra) chooses the values of each job from the earlier results.
 
-It is not hydra-optuna-sweeper, whose releases need an Optuna of years ago.
+Its keys are those of hydra-optuna-sweeper, which itself still needs optuna < 3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,43 +21,78 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+
+Suggester = Callable[[Any], Any]  # asks an Optuna trial for a value
+
+
+def _tpe() -> dict[str, Any]:
+    return {"_target_": "optuna.samplers.TPESampler", "seed": 0}
 
 
 @dataclass
 class OptunaSweeperConf:
-    """What `hydra.sweeper.KEY=VALUE` can change."""
+    """Keys of `hydra.sweeper`."""
 
     _target_: str = "hydra_plugins.unclip_sweeps.search.OptunaSweeper"
-    trials: int = 20
-    batch: int = 1
-    seed: int = 0
+    _recursive_: bool = (
+        False  # the sampler is built later, with a better error if Optuna is missing
+    )
+    sampler: dict[str, Any] = field(default_factory=_tpe)
+    direction: str | None = None
+    storage: str | None = None
+    study_name: str | None = None
+    n_trials: int = 20
+    n_jobs: int = 1
     params: dict[str, Any] = field(default_factory=dict)
 
 
 class OptunaSweeper(Sweeper):
-    """Searches by Optuna's TPE.
+    """Search with an Optuna sampler.
 
-    What may vary is said in Hydra's own grammar: `optimizer.lr=tag(log,interval(1e-5,1e-2))`,
-    `network.layers=range(2,9)`, `schedule=cosine,linear`. The study is kept as study.log in the
-    sweep's folder; the same hydra.sweep.dir goes on with it until there are `trials`.
+    The search space is written in Hydra's own grammar: `optimizer.lr=tag(log,interval(1e-5,1e-2))`,
+    `network.layers=range(2,9)`, `schedule=cosine,linear`. The study is stored in the sweep's
+    folder; with the same hydra.sweep.dir, a search continues until it has `n_trials` jobs.
 
     Args:
-        trials: jobs in all.
-        batch: jobs that are chosen at once, such as those that run in parallel.
-        seed: of the search.
-        params: what varies, beside what the command line says.
+        sampler: configuration of an Optuna sampler.
+        direction: "minimize" or "maximize"; None for the `direction` of the jobs.
+        storage: URL of the study's database; None for study.log in the sweep's folder.
+        study_name: name of the study; None for the name of the sweep's folder.
+        n_trials: total number of jobs.
+        n_jobs: number of jobs that are chosen at once, such as those that run in parallel.
+        params: search space; the command line overrides it.
     """
 
-    def __init__(self, trials: int, batch: int, seed: int, params: dict[str, Any]):
-        if trials < 1 or batch < 1:
-            raise ValueError(f"hydra.sweeper: trials {trials}, batch {batch}: at least 1 each")
-        self.trials, self.batch, self.seed, self.params = trials, batch, seed, params
+    def __init__(
+        self,
+        *,
+        sampler: Mapping[str, Any],
+        direction: str | None,
+        storage: str | None,
+        study_name: str | None,
+        n_trials: int,
+        n_jobs: int,
+        params: Mapping[str, Any],
+    ):
+        if n_trials < 1 or n_jobs < 1:
+            raise ValueError(
+                f"hydra.sweeper: n_trials is {n_trials} and n_jobs is {n_jobs}; both must be at "
+                "least 1"
+            )
+        self.sampler = sampler
+        self.direction = direction
+        self.storage = storage
+        self.study_name = study_name
+        self.n_trials = n_trials
+        self.n_jobs = n_jobs
+        self.params = params
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Builds the launcher."""
+        """Build the launcher."""
         self.hydra_context = hydra_context
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -65,82 +100,77 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs jobs until there are enough.
+        """Run jobs until there are `n_trials`.
 
         Raises:
-            ValueError: Optuna is missing, or nothing varies.
-            ChildProcessError: all jobs failed.
+            ValueError: if Optuna is missing or the search space is empty.
+            ChildProcessError: if all jobs failed.
         """
         words = [f"{key}={value}" for key, value in self.params.items()] + arguments
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = {word.get_key_element(): word for word in parser.parse_overrides(words)}
-        varying = {key: suggester(o) for key, o in overrides.items() if o.is_sweep_override()}
-        if not varying:
+        space = {key: suggester(o) for key, o in overrides.items() if o.is_sweep_override()}
+        if not space:
             raise ValueError(
-                "nothing varies: say for example optimizer.lr=tag(log,interval(1e-5,1e-2))"
+                "the search space is empty: add, for example, "
+                "optimizer.lr=tag(log,interval(1e-5,1e-2))"
             )
         fixed = [
             f"{key}={override.get_value_element_as_str()}"
             for key, override in overrides.items()
-            if key not in varying
+            if key not in space
         ]
         folder = Path(str(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        study = _study(folder, self._direction(fixed), self.seed)
-        while len(study.trials) < self.trials:
-            self._batch(study, varying, fixed)
+        study = self._study(folder, fixed)
+        while len(study.trials) < self.n_trials:
+            self._run_batch(study, space, fixed)
         best = study.best_trial
         print(f"best: job {best.number}, {best.value:.6g}, {best.params}", flush=True)
 
-    def _direction(self, fixed: Sequence[str]) -> str:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(fixed))
-        return OmegaConf.select(config, "direction")
+    def _study(self, folder: Path, fixed: Sequence[str]) -> Any:
+        try:
+            import optuna
+            from optuna.storages.journal import JournalFileBackend
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error.name} is missing: pip install -e '.[sweep]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        job = self.hydra_context.config_loader.load_sweep_config(self.config, list(fixed))
+        journal = JournalFileBackend(str(folder / "study.log"))
+        return optuna.create_study(
+            study_name=self.study_name or folder.name,
+            direction=self.direction or OmegaConf.select(job, "direction"),
+            sampler=instantiate(self.sampler),
+            storage=self.storage or optuna.storages.JournalStorage(journal),
+            load_if_exists=True,
+        )
 
-    def _batch(
-        self, study: Any, varying: dict[str, Callable[[Any], Any]], fixed: Sequence[str]
-    ) -> None:
+    def _run_batch(self, study: Any, space: Mapping[str, Suggester], fixed: Sequence[str]) -> None:
         from optuna.trial import TrialState
 
         first = len(study.trials)
-        trials = [study.ask() for _ in range(min(self.batch, self.trials - first))]
+        trials = [study.ask() for _ in range(min(self.n_jobs, self.n_trials - first))]
         jobs = [
-            [*fixed, *(f"{key}={suggest(trial)}" for key, suggest in varying.items())]
+            [*fixed, *(f"{key}={suggest(trial)}" for key, suggest in space.items())]
             for trial in trials
         ]
         self.validate_batch_is_legal(jobs)
         returns = self.launcher.launch(jobs, initial_job_idx=first)
         for trial, returned in zip(trials, returns, strict=True):
-            measured = returned.status == JobStatus.COMPLETED and returned._return_value is not None
-            if measured:
+            if returned.status == JobStatus.COMPLETED and returned._return_value is not None:
                 study.tell(trial, returned._return_value)
             else:
                 study.tell(trial, state=TrialState.FAIL)
         if all(trial.state == TrialState.FAIL for trial in study.trials):
-            raise ChildProcessError("every job of the search failed so far: see what it said above")
+            raise ChildProcessError("all jobs of the search have failed: see their output above")
 
 
-def _study(folder: Path, direction: str, seed: int) -> Any:
-    try:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed: pip install -e '.[sweep]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        study_name=folder.name,
-        direction=direction,
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log"))),
-        load_if_exists=True,
-    )
-
-
-def suggester(override: Override) -> Callable[[Any], Any]:
-    """What asks an Optuna trial for a value of this override.
+def suggester(override: Override) -> Suggester:
+    """Return a function that asks an Optuna trial for the value of an override.
 
     Raises:
-        ValueError: for a sweep that is no choice, range or interval.
+        ValueError: if the override is not a choice, range or interval.
     """
     key, sweep = override.get_key_element(), override.value()
     if isinstance(sweep, IntervalSweep):
@@ -151,7 +181,7 @@ def suggester(override: Override) -> Callable[[Any], Any]:
     if isinstance(sweep, ChoiceSweep | RangeSweep):
         choices = list(override.sweep_iterator(transformer=Transformer.encode))
         return lambda trial: trial.suggest_categorical(key, choices)
-    raise ValueError(f"{key}: it can be a choice, a range or an interval")
+    raise ValueError(f"{key}: use a choice, a range or an interval")
 
 
 ConfigStore.instance().store(

@@ -1,21 +1,21 @@
-"""The table at the end of a sweep: its jobs, best first, printed and kept as summary.csv."""
+"""The table at the end of a sweep, printed and written to summary.csv: jobs, best first."""
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra_plugins.unclip_sweeps.jobs import Outcome, choice
+from hydra_plugins.unclip_sweeps.jobs import Outcome, select
 
 
 def write_table(folder: Path, outcomes: Sequence[Outcome]) -> str:
-    """Writes FOLDER/summary.csv and returns the same as text.
+    """Write FOLDER/summary.csv and return the same table as text.
 
-    The first column that is not an override is named after the jobs' `objective`; their
-    `direction` says whether the largest or the smallest comes first.
+    The column after the overrides is named by the `objective` of the jobs. Their `direction`
+    decides the order.
     """
     config = outcomes[0].job.config
-    objective = choice(config, "objective") or "objective"
-    sign = 1 if choice(config, "direction") == "minimize" else -1
+    objective = select(config, "objective") or "objective"
+    sign = 1 if select(config, "direction") == "minimize" else -1
     varying = _varying(outcomes)
     header = ["job", *varying, objective, "minutes", "state"]
     ranked = sorted(
@@ -46,7 +46,7 @@ def _settings(outcome: Outcome) -> dict[str, str]:
 
 
 def _varying(outcomes: Sequence[Outcome]) -> list[str]:
-    """The keys whose values differ between jobs; all, where there is but one job."""
+    """Return the keys whose values differ between jobs, or all keys of a single job."""
     all_settings = [_settings(outcome) for outcome in outcomes]
     keys = dict.fromkeys(key for settings in all_settings for key in settings)
     differing = [key for key in keys if len({settings.get(key) for settings in all_settings}) > 1]

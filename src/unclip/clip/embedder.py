@@ -2,14 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from unclip.clip.model import encode_text, prepare_image
+from unclip.clip.model import encode_text, prepare_image, text_tower
 from unclip.clip.tokenizer import Tokenizer
 
 CACHE_BYTES = 64 * 2**20
@@ -66,8 +66,8 @@ class ClipEmbedder:
         normalize: bool = True,
         dtype: torch.dtype = torch.float32,
     ):
-        tower = getattr(model, "text", model)
-        height, width = _pair(model.visual.image_size)
+        tower = text_tower(model)
+        height, width = _pair(cast(Any, model).visual.image_size)
         if height != width:
             raise ValueError(
                 f"this CLIP takes {height}×{width} pixels; unclip needs a square input"
@@ -91,7 +91,7 @@ class ClipEmbedder:
     @property
     def device(self) -> torch.device:
         """Return the device of the model and of its outputs."""
-        return self.model.logit_scale.device
+        return cast(Tensor, self.model.logit_scale).device
 
     def to(self, device: torch.device | str) -> Self:
         """Move the model and return this embedder."""
@@ -103,8 +103,9 @@ class ClipEmbedder:
         """Encode captions; longer ones are truncated (`tokenizer.cut` returns the rest)."""
         if self.device.type != "cpu":
             return self._encode_text(captions)
-        rows = {caption: self._cache.pop(caption, None) for caption in dict.fromkeys(captions)}
-        new = [caption for caption, row in rows.items() if row is None]
+        distinct = list(dict.fromkeys(captions))
+        rows = {text: self._cache.pop(text) for text in distinct if text in self._cache}
+        new = [caption for caption in distinct if caption not in rows]
         if new:
             features = self._encode_text(new)
             for index, caption in enumerate(new):
@@ -125,7 +126,8 @@ class ClipEmbedder:
                 mean=self.image_mean,
                 std=self.image_std,
             )
-            return self._finish(self.model.encode_image(image.to(self.model.logit_scale.dtype)))
+            dtype = cast(Tensor, self.model.logit_scale).dtype
+            return self._finish(cast(Any, self.model).encode_image(image.to(dtype)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of the batch with CLIP's features.
@@ -165,7 +167,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _embedding_dim(tower: nn.Module) -> int:
+def _embedding_dim(tower: Any) -> int:
     projection = tower.text_projection
     if projection is None:
         return tower.token_embedding.embedding_dim

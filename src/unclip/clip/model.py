@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.modified_resnet import Bottleneck
 from open_clip.transformer import ResidualAttentionBlock, text_global_pool
 from torch import Tensor, nn
@@ -49,7 +49,12 @@ def build_clip(
     else:
         _check_divides("image_size", vision["image_size"], "the ResNet's stride", 32)
     _check_divides("text width", text["width"], "text heads", text["heads"])
-    return CLIP(embed_dim, vision, text, quick_gelu=quick_gelu)
+    return CLIP(embed_dim, CLIPVisionCfg(**vision), CLIPTextCfg(**text), quick_gelu=quick_gelu)
+
+
+def text_tower(model: nn.Module) -> Any:
+    """Return a CLIP's text tower: the model itself, or the module of a custom tower."""
+    return getattr(model, "text", model)
 
 
 def encode_text(model: nn.Module, tokens: Int64[Tensor, "batch length"]) -> TextOutput:
@@ -57,7 +62,7 @@ def encode_text(model: nn.Module, tokens: Int64[Tensor, "batch length"]) -> Text
 
     With causal attention, `length` may be shorter than the context if it includes every end token.
     """
-    tower = getattr(model, "text", model)  # a custom text tower is a separate module
+    tower = text_tower(model)
     dtype = tower.transformer.get_cast_dtype()
     length = tokens.shape[1]
     mask = tower.attn_mask
@@ -115,7 +120,7 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

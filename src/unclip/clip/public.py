@@ -3,13 +3,14 @@
 import os
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import huggingface_hub
 import open_clip
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from open_clip.factory import load_checkpoint
+from open_clip.model import CLIP
 from safetensors import SafetensorError
 from torch import nn
 
@@ -67,7 +68,7 @@ def load_public(
     preprocess = open_clip.get_model_preprocess_cfg(model)
     return ClipEmbedder(
         model,
-        Tokenizer(model.context_length),
+        Tokenizer(cast(int, model.context_length)),
         image_mean=preprocess["mean"],
         image_std=preprocess["std"],
         fingerprint=fingerprint(model.state_dict()),
@@ -159,7 +160,7 @@ def _first_line(error: Exception) -> str:
 def _load(model: nn.Module, path: Path, name: str) -> None:
     """Load weights as plain tensors; anything that needs unpickling is refused."""
     try:
-        load_checkpoint(model, str(path), strict=True, weights_only=True)
+        load_checkpoint(cast(CLIP, model), str(path), strict=True, weights_only=True)
     except (pickle.UnpicklingError, EOFError, OSError, SafetensorError) as error:
         raise ValueError(
             f"{path} is damaged or contains more than plain tensors, so it is not loaded "

@@ -243,7 +243,13 @@ class GaussianDiffusion(nn.Module):
             raise ValueError("fit_error needs errors from every hundredth of the timesteps")
         center = (torch.arange(bins) + 0.5) * self.timesteps / bins
         table = np.interp(np.arange(self.timesteps) + 0.5, center, (total / count).cpu())
+        assert self.x0_error is not None, "the variance is not analytic"
         self.x0_error.copy_(torch.from_numpy(table))
+
+    def x0_error_at(self, t: int) -> float:
+        """Return the mean squared error of x0 at timestep t, as `fit_error` stored it."""
+        assert self.x0_error is not None, "the variance is not analytic"
+        return self.x0_error[t].item()
 
     def weight(self, t: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the factor on the mean squared error of the network's prediction.
@@ -307,6 +313,7 @@ class GaussianDiffusion(nn.Module):
         prediction = self.predict(torch.cat([mean_output.detach(), raw], dim=1), x_t, t)
         small, large = self.log_variance_bounds(t, x_t)
         fraction = prediction.variance_fraction
+        assert fraction is not None, "the variance is not learned"
         log_variance = fraction * large + (1 - fraction) * small
         true = self.posterior(x0, x_t.float(), t)
         mean = self.posterior(prediction.x0, x_t.float(), t).mean

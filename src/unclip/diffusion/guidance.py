@@ -1,5 +1,6 @@
 """Classifier-free guidance (Ho & Salimans 2022), wrapped around a network."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -41,7 +42,8 @@ def guided(
         copies = len(weights)
         outputs = network(torch.cat([x_t] * copies), torch.cat([t] * copies)).chunk(copies)
         means = [output if channels is None else output[:, :channels] for output in outputs]
-        out = sum(weight * mean for weight, mean in zip(weights, means, strict=True))
+        parts = [weight * mean for weight, mean in zip(weights, means, strict=True)]
+        out = functools.reduce(torch.add, parts)
         return out if channels is None else torch.cat([out, outputs[0][:, channels:]], dim=1)
 
     return weighted_sum

@@ -72,7 +72,7 @@ def ddpm(
             log_variance = fraction * math.log(beta) + (1 - fraction) * math.log(beta_tilde)
             std = torch.exp(0.5 * log_variance)
         elif diffusion.variance == "analytic":
-            std = math.sqrt(beta_tilde + from_x0**2 * diffusion.x0_error[t].item())
+            std = math.sqrt(beta_tilde + from_x0**2 * diffusion.x0_error_at(t))
         else:
             std = math.sqrt(beta_tilde)
         x = mean + std * randn(x.shape[1:], generators, x.device)

@@ -38,7 +38,7 @@ def _is_first_order(i: int, steps: int) -> bool:
 
 def _extrapolated(x0: Tensor, previous: Tensor | None, lam: list[float], i: int) -> Tensor:
     """Return D_i, x0 extrapolated to the middle of step i (Lu et al. 2022, algorithm 2)."""
-    if _is_first_order(i, len(lam)):
+    if previous is None or _is_first_order(i, len(lam)):
         return x0
     h, h_last = lam[i + 1] - lam[i], lam[i] - lam[i - 1]
     return x0 + 0.5 * h / h_last * (x0 - previous)
@@ -115,16 +115,17 @@ def unipc(
     """
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     alpha, sigma, lam = _levels(diffusion, timesteps)
-    x, x_last, x0_1, x0_2 = x_T, None, None, None  # x0 of one and two evaluations ago
+    x = x_last = x_T
+    x0_1 = x0_2 = None  # x0 of one and two evaluations ago
     for i, t in enumerate(timesteps):
         x0 = denoise(x, t).x0
         report(callback, i, len(timesteps), x0)
         if i + 1 == len(timesteps):
             return x0
-        if i > 0:
+        if x0_1 is not None:
             h = lam[i] - lam[i - 1]
             node = None
-            if not _is_first_order(i - 1, len(timesteps)):
+            if x0_2 is not None and not _is_first_order(i - 1, len(timesteps)):
                 node = (x0_2 - x0_1, (lam[i - 2] - lam[i - 1]) / h)
             D = _corrected(x0_1, x0, node, h)
             x = sigma[i] / sigma[i - 1] * x_last - alpha[i] * math.expm1(-h) * D

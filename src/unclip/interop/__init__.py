@@ -1,6 +1,5 @@
-"""Karlo's public weights and diffusers' folders, both ways."""
+"""Import Karlo's public weights into a bundle."""
 
-from unclip.interop.diffusers import convert_to_diffusers
 from unclip.interop.karlo import STAGES, convert_karlo
 
-__all__ = ["STAGES", "convert_karlo", "convert_to_diffusers"]
+__all__ = ["STAGES", "convert_karlo"]

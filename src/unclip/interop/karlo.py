@@ -1,4 +1,4 @@
-"""Karlo's public weights as a bundle of our stages."""
+"""Convert Karlo's public weights to a bundle."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -10,24 +10,40 @@ from torch import Tensor
 
 from unclip import bundle
 from unclip.clip import ClipEmbedder, load_public
-from unclip.interop import configs
-from unclip.interop.checkpoint import is_checkpoints, read_checkpoints
-from unclip.interop.folder import Component, read_component, read_json
-from unclip.interop.layout import Match, read
-from unclip.interop.matches import (
-    clip_matches,
-    decoder_matches,
-    prior_matches,
-    upsampler_matches,
+from unclip.interop import karlo_config
+from unclip.interop.karlo_files import (
+    Component,
+    has_checkpoints,
+    read_checkpoints,
+    read_component,
+    read_config,
 )
+from unclip.interop.karlo_layout import clip_layout, decoder_layout, prior_layout, upsampler_layout
+from unclip.interop.weight_mapping import Match, convert_tensors
 from unclip.stages import Stage
 
 Recipe = dict[str, Any]
 Components = Mapping[str, Component]
 
 STAGES = ("clip", "prior", "decoder", "upsampler_256")
+COMPONENTS = ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
+ENCODERS = ("text_encoder", "image_encoder")
 PUBLIC_CLIP = "ViT-L-14-quickgelu"
-LOGIT_SCALE = 4.6052  # log 100, where OpenAI's CLIPs stopped: the encoders' folders do not keep it
+# log 100, the value that OpenAI's CLIPs reached; the encoders' folders do not contain it.
+LOGIT_SCALE = 4.6052
+
+_LAYOUTS = {"prior": prior_layout, "decoder": decoder_layout, "upsampler_256": upsampler_layout}
+_SCHEDULERS = {
+    "prior": "prior_scheduler",
+    "decoder": "decoder_scheduler",
+    "upsampler_256": "super_res_scheduler",
+}
+# Karlo uses CLIP's embeddings without scaling.
+_UNSCALED = {
+    "prior": ("text_scaling",),
+    "decoder": ("text_scaling", "image_scaling"),
+    "upsampler_256": (),
+}
 
 
 def convert_karlo(
@@ -38,103 +54,88 @@ def convert_karlo(
     clip: str | Path | None = None,
     report: Callable[[Path], None] = lambda path: None,
 ) -> None:
-    """Writes the stages clip, prior, decoder and upsampler_256.
+    """Write the stages clip, prior, decoder and upsampler_256.
 
     Args:
-        source: a copy of the hub's folder for diffusers, or one with Karlo's own files.
-        out: the bundle's folder.
-        recipes: of each stage at Karlo's scale; the sizes in a folder's configs go before theirs.
-        clip: another folder with text_encoder and image_encoder, or open_clip's weights of
-            ViT-L/14, a file or a tag; None looks for the encoders in `source`.
-        report: called with each file that is written.
+        source: folder with diffusers' components, or with Karlo's original checkpoints.
+        out: folder of the bundle.
+        recipes: recipe of each stage at Karlo's scale; sizes in the components' configs override
+            the recipes' sizes.
+        clip: a folder with text_encoder and image_encoder, or the file or tag of open_clip's
+            ViT-L/14 weights; None reads the encoders from `source`.
+        report: function called with the path of each file written.
 
     Raises:
-        FileNotFoundError: naming what is missing.
-        ValueError: naming the tensor or setting that does not fit.
+        FileNotFoundError: naming the missing file.
+        ValueError: naming the tensor or the setting that does not fit.
     """
     source, out, recipes = Path(source), Path(out), copy.deepcopy(dict(recipes))
-    style = "karlo" if is_checkpoints(source) else "diffusers"
-    if style == "karlo" and clip is None:
+    style = "karlo" if has_checkpoints(source) else "diffusers"
+    if style == "diffusers":
+        components = {name: read_component(source, name) for name in COMPONENTS}
+        _set_sizes(recipes, components)
+    elif clip is not None:
+        components = read_checkpoints(source)
+    else:
         raise FileNotFoundError(
-            f"{source} holds Karlo's checkpoints, whose CLIP is a program and is not run: "
+            f"{source} contains Karlo's checkpoints, whose CLIP is a program that is not run: "
             "add --clip with open_clip's ViT-L-14, a file or the tag openai"
         )
-    if style == "karlo":
-        parts = read_checkpoints(source)
-    else:
-        parts = {name: read_component(source, name) for name in configs.COMPONENTS}
-        _fit_recipes(recipes, parts)
     embedder = _write_clip(source if clip is None else Path(clip), out, recipes["clip"])
     report(bundle.stage_file(out, "clip"))
-    constants = {"prior": _prior_constants, "decoder": _decoder_constants}
-    layouts = {
-        "prior": prior_matches,
-        "decoder": decoder_matches,
-        "upsampler_256": upsampler_matches,
-    }
-    for name, layout in layouts.items():
-        stage = meta(recipes[name])
+    for name, layout in _LAYOUTS.items():
+        stage = build_on_meta(recipes[name])
         if style == "diffusers":
-            _check_scheduler(source, stage)
-        tensors = _read(parts, layout(stage, style), stage.state_dict())
-        if name in constants:
-            tensors |= constants[name](stage, embedder)
+            path = source / _SCHEDULERS[name] / "scheduler_config.json"
+            karlo_config.check_scheduler(read_config(path), stage)
+        tensors = _convert(components, layout(stage, style), stage)
+        tensors |= _constants(name, embedder)
         path = bundle.stage_file(out, name)
         _save(path, stage, recipes[name], tensors, embedder.fingerprint)
         report(path)
 
 
-def meta(recipe: Recipe) -> Stage:
-    """A stage without memory for its weights."""
+def build_on_meta(recipe: Recipe) -> Stage:
+    """Build a stage without memory for its weights."""
     with torch.device("meta"):
         return bundle.build(recipe)
 
 
-def _fit_recipes(recipes: dict[str, Recipe], parts: Components) -> None:
-    """Puts a folder's sizes in place of Karlo's own."""
+def _set_sizes(recipes: dict[str, Recipe], components: Components) -> None:
+    """Replace the sizes in recipes by those of the components."""
     prior, decoder, upsampler = (recipes[name] for name in STAGES[1:])
-    prior["network"] |= configs.prior_sizes(parts["prior"])
+    prior["network"] |= karlo_config.prior_sizes(components["prior"])
     prior["text_width"] = prior["network"]["text_width"]
-    decoder["network"] |= configs.decoder_sizes(parts["decoder"], parts["text_proj"])
+    decoder["network"] |= karlo_config.decoder_sizes(components["decoder"], components["text_proj"])
     sizes = decoder["network"]["conditioning"]
     decoder["embedding_dim"], decoder["text_width"] = sizes["image_embedding"], sizes["text_states"]
-    decoder["image_size"] = parts["decoder"].config["sample_size"]
-    first, last = parts["super_res_first"], parts["super_res_last"]
-    upsampler["network"] |= configs.upsampler_sizes(first)
-    upsampler["last_network"] |= configs.upsampler_sizes(last)
+    decoder["image_size"] = components["decoder"].config["sample_size"]
+    first, last = components["super_res_first"], components["super_res_last"]
+    upsampler["network"] |= karlo_config.upsampler_sizes(first)
+    upsampler["last_network"] |= karlo_config.upsampler_sizes(last)
     upsampler["scale"] = first.config["sample_size"] // decoder["image_size"]
 
 
-def _check_scheduler(source: Path, stage: Stage) -> None:
-    """Refuses another process than the recipe's; its clamp and steps are for the sampler to say."""
-    wanted = configs.scheduler_config(stage)
-    path = source / configs.SCHEDULERS[stage.name] / "scheduler_config.json"
-    found = read_json(path)
-    for key in ("beta_schedule", "num_train_timesteps", "prediction_type", "variance_type"):
-        if found.get(key, wanted[key]) != wanted[key]:
-            raise ValueError(f"{path}: {key} is {found[key]!r}; Karlo's is {wanted[key]!r}")
-
-
-def _read(
-    parts: Components, layout: Mapping[str, list[Match]], like: Mapping[str, Tensor]
+def _convert(
+    components: Components, layout: Mapping[str, list[Match]], stage: Stage
 ) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, matches in layout.items():
-        tensors |= read(parts[name].tensors, matches, like, str(parts[name].where))
+        component = components[name]
+        tensors |= convert_tensors(component.tensors, matches, stage.state_dict(), component.source)
     return tensors
 
 
 def _write_clip(source: Path, out: Path, recipe: Recipe) -> ClipEmbedder:
-    """Writes the CLIP and loads it, since the null captions are its own."""
+    """Write the CLIP and load it; the other stages need its empty caption and its fingerprint."""
     if source.is_dir():
-        parts = {name: read_component(source, name) for name in configs.ENCODERS}
-        recipe |= configs.clip_sizes(*parts.values())
-        stage = meta(recipe)
-        tensors = _read(parts, clip_matches(stage), stage.state_dict())
-        scale = parts["text_encoder"].config.get("logit_scale_init_value", LOGIT_SCALE)
-        tensors["model.logit_scale"] = torch.tensor(scale)
+        encoders = {name: read_component(source, name) for name in ENCODERS}
+        recipe |= karlo_config.clip_sizes(*encoders.values())
+        stage = build_on_meta(recipe)
+        tensors = _convert(encoders, clip_layout(stage), stage)
+        tensors["model.logit_scale"] = torch.tensor(LOGIT_SCALE)
     else:
-        stage = meta(recipe)
+        stage = build_on_meta(recipe)
         public = load_public(PUBLIC_CLIP, source, normalize=False).model.state_dict()
         tensors = {f"model.{key}": tensor for key, tensor in public.items()}
     path = bundle.stage_file(out, "clip")
@@ -151,25 +152,17 @@ def _save(
     )
 
 
-def _null_text(embedder: ClipEmbedder) -> dict[str, Tensor]:
-    """CLIP's empty caption, two tokens, which stands for no caption."""
-    empty = embedder.text([""])
-    return {
-        "null_text.states": empty.text_states[:, : int(empty.text_mask.sum())],
-        "null_text.embedding": empty.text_embedding,
-    }
+def _constants(name: str, embedder: ClipEmbedder) -> dict[str, Tensor]:
+    """Return a stage's tensors that Karlo does not store: scaling constants and the null caption.
 
-
-def _prior_constants(stage: Stage, embedder: ClipEmbedder) -> dict[str, Tensor]:
-    return _identity("text_scaling", embedder.embedding_dim) | _null_text(embedder)
-
-
-def _decoder_constants(stage: Stage, embedder: ClipEmbedder) -> dict[str, Tensor]:
-    dim = embedder.embedding_dim
-    scalings = _identity("text_scaling", dim) | _identity("image_scaling", dim)
-    return scalings | _null_text(embedder)
-
-
-def _identity(scaling: str, dim: int) -> dict[str, Tensor]:
-    """Karlo takes CLIP's embeddings as they are."""
-    return {f"{scaling}.mean": torch.zeros(dim), f"{scaling}.std": torch.ones(dim)}
+    The null caption is CLIP's empty caption, of two tokens.
+    """
+    constants = {}
+    for scaling in _UNSCALED[name]:
+        constants[f"{scaling}.mean"] = torch.zeros(embedder.embedding_dim)
+        constants[f"{scaling}.std"] = torch.ones(embedder.embedding_dim)
+    if constants:
+        empty = embedder.text([""])
+        constants["null_text.states"] = empty.text_states[:, : int(empty.text_mask.sum())]
+        constants["null_text.embedding"] = empty.text_embedding
+    return constants

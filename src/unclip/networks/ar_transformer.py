@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from unclip.networks.causal import Block, CaptionPrefixTransformer, Prefix
+from unclip.networks.layers import ModuleList
 
 
 class Cache:
@@ -84,7 +85,7 @@ class ARTransformer(CaptionPrefixTransformer):
         self.dot_product_in = nn.Embedding(buckets, width)
         self.component_in = nn.Embedding(buckets, width)
         self.positions = nn.Parameter(0.01 * torch.randn(1, context_length + 1 + components, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = ModuleList[Block](Block(width, heads) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.Linear(width, buckets)
         with torch.no_grad():

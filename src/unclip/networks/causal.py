@@ -1,6 +1,5 @@
 """The common base of both priors' causal transformers: the block and the caption's prefix."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unclip.networks.layers import attend, split_heads
+from unclip.networks.layers import ModuleList, attend, split_heads
 
 
 class Prefix(NamedTuple):
@@ -45,7 +44,7 @@ class Block(nn.Module):
 
 
 def run_prefix(
-    blocks: Sequence[Block],
+    blocks: ModuleList[Block],
     x: Float[Tensor, "batch length width"],
     visible: Bool[Tensor, "batch length"],
 ) -> Prefix:
@@ -72,7 +71,7 @@ class CaptionPrefixTransformer(nn.Module):
     text_in: nn.Linear
     text_embedding_in: nn.Linear
     positions: nn.Parameter
-    blocks: nn.ModuleList
+    blocks: ModuleList[Block]
 
     def prefix(
         self,

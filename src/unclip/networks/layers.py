@@ -1,14 +1,28 @@
 """Layers that several networks use."""
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-def zero_(module: nn.Module) -> nn.Module:
+
+class ModuleList(nn.ModuleList, Generic[M]):
+    """A `torch.nn.ModuleList` that type checkers know the element type of."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[M]: ...
+
+        def __getitem__(self, index: int) -> M: ...
+
+
+def zero_(module: M) -> M:
     """Set all parameters of a module to zero, so that a residual branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -58,7 +72,7 @@ class TimestepMLP(nn.Sequential):
     def forward(self, t: Tensor) -> Float[Tensor, "batch width"]:
         """Embed timesteps."""
         embedding = timestep_embedding(t, self.sinusoids)
-        return super().forward(embedding.to(self[0].weight.dtype))
+        return super().forward(embedding.to(next(self.parameters()).dtype))
 
 
 def split_heads(x: Float[Tensor, "batch length width"], heads: int) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unclip.networks.causal import Block, CaptionPrefixTransformer, Prefix
-from unclip.networks.layers import TimestepMLP
+from unclip.networks.layers import ModuleList, TimestepMLP
 
 SUFFIX = 3  # timestep, noised image embedding, query
 
@@ -45,7 +45,7 @@ class PriorTransformer(CaptionPrefixTransformer):
         self.image_in = nn.Linear(embedding_dim, width)
         self.query = nn.Parameter(0.01 * torch.randn(1, 1, width))
         self.positions = nn.Parameter(0.01 * torch.randn(1, context_length + 1 + SUFFIX, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = ModuleList[Block](Block(width, heads) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.Linear(width, embedding_dim)
 

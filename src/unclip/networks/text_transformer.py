@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from unclip.networks.causal import Block
+from unclip.networks.layers import ModuleList
 
 
 class TextTransformer(nn.Module):
@@ -25,7 +26,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary_size, width)
         self.positions = nn.Parameter(0.01 * torch.randn(1, context_length, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = ModuleList[Block](Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.tokens.weight, std=0.02)
 

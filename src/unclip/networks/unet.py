@@ -15,7 +15,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unclip.networks.feature_maps import FeatureMaps
-from unclip.networks.layers import GroupNorm, TimestepMLP, as_float, attend, split_heads, zero_
+from unclip.networks.layers import (
+    GroupNorm,
+    ModuleList,
+    TimestepMLP,
+    as_float,
+    attend,
+    split_heads,
+    zero_,
+)
 
 
 class ResBlock(nn.Module):
@@ -107,6 +115,7 @@ class AttentionBlock(nn.Module):
         mask: Bool[Tensor, "batch length"] | None,
     ) -> Context:
         """Return the context's keys and values, which are the same at every sampling step."""
+        assert self.context_kv is not None, "the network has no conditioning"
         keys, values = self.context_kv(tokens).chunk(2, dim=2)
         return Context(split_heads(keys, self.heads), split_heads(values, self.heads), mask)
 
@@ -130,11 +139,11 @@ class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention if the level has it."""
 
     def __init__(
-        self, blocks: list[ResBlock], attention: list[nn.Module], resampler: ResBlock | None
+        self, blocks: list[ResBlock], attention: list[AttentionBlock], resampler: ResBlock | None
     ):
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attention = nn.ModuleList(attention)
+        self.blocks = ModuleList[ResBlock](blocks)
+        self.attention = ModuleList[AttentionBlock](attention)
         self.resampler = resampler
 
 
@@ -278,9 +287,9 @@ class UNet(nn.Module):
             down.append(Level(level, attentions, None if last else block(width, width, "down")))
             if not last:
                 skips.append(width)
-        self.down = nn.ModuleList(down)
+        self.down = ModuleList[Level](down)
 
-        self.middle = nn.ModuleList([block(width, width), block(width, width)])
+        self.middle = ModuleList[ResBlock]([block(width, width), block(width, width)])
         self.middle_attention = attention(width) if attention_levels else None
 
         up = []
@@ -291,7 +300,7 @@ class UNet(nn.Module):
                 width = out_width
             attentions = [attention(width) for _ in level] if i in attention_levels else []
             up.append(Level(level, attentions, None if i == 0 else block(width, width, "up")))
-        self.up = nn.ModuleList(up)
+        self.up = ModuleList[Level](up)
 
         self.norm_out = GroupNorm(groups, width)
         self.conv_out = zero_(nn.Conv2d(width, out_channels * patch**2, 3, padding=1))

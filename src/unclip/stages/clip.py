@@ -56,6 +56,7 @@ class ClipStage(Stage):
 
     name = "clip"
     needs_clip = False
+    vocabulary: Tensor | None
 
     def __init__(
         self,

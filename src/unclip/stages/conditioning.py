@@ -29,6 +29,9 @@ class Normalizer(nn.Module):
         ValueError: the scaling is unknown.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, dim: int, scaling: Scaling):
         super().__init__()
         scales = {"statistics": 1.0, "paper": PAPER_SCALE * dim**0.5, "none": 1.0}

@@ -45,6 +45,7 @@ class DecoderStage(DiffusionStage):
 
     name = "decoder"
     needs_clip = True
+    network: UNet
 
     def __init__(
         self,

@@ -25,7 +25,9 @@ def ridge_regression(
     penalty[-1] = 0
     gram = inputs.T @ inputs + penalty.diag()
     parts = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
-    moments = sum(rows.T @ target.double() for rows, target in parts)
+    moments = torch.zeros(inputs.shape[1], targets.shape[1]).to(inputs)
+    for rows, target in parts:
+        moments += rows.T @ target.double()
     return torch.linalg.solve(gram, moments).to(targets.dtype)
 
 
@@ -39,6 +41,8 @@ class LinearPrior(nn.Module):
         normalize: scale predictions to unit length.
         ridge: penalty of `ridge_regression`.
     """
+
+    weight: Tensor
 
     def __init__(self, dim: int, *, normalize: bool, ridge: float = 10.0):
         super().__init__()

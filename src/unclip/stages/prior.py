@@ -43,6 +43,7 @@ class PriorStage(PriorBase, DiffusionStage):
     """
 
     name = "prior"
+    network: PriorTransformer
 
     def __init__(
         self,
@@ -95,12 +96,14 @@ class PriorStage(PriorBase, DiffusionStage):
         condition = self.condition(batch)
         dropped = torch.rand(len(batch["caption"]), device=condition["text_mask"].device)
         condition = drop(condition, self.null(condition), dropped < self.drop_text)
-        *noised, t = self._noised(batch, condition)
-        losses = self.diffusion.loss(*noised, t)
+        output, x0, noise, x_t, t = self._noised(batch, condition)
+        losses = self.diffusion.loss(output, x0, noise, x_t, t)
         quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
         return {**mean_losses(losses), **quartiles}
 
-    def _noised(self, batch: Batch, condition: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def _noised(
+        self, batch: Batch, condition: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the network's output, x0, noise, x_t and t, with B · num_noise_samples rows."""
         copies = self.num_noise_samples
         x0 = self.image_scaling(batch["image_embedding"]).repeat_interleave(copies, dim=0)

@@ -21,6 +21,9 @@ class PrincipalComponents(nn.Module):
         ValueError: there are more components than dimensions.
     """
 
+    mean: Tensor
+    basis: Tensor
+
     def __init__(self, dim: int, components: int):
         super().__init__()
         if not 0 < components <= dim:
@@ -36,8 +39,11 @@ class PrincipalComponents(nn.Module):
             The share of the variance in the first 1, 2, … D components.
         """
         mean = z.mean(dim=0, dtype=torch.float64)
-        centered = (part.double() - mean for part in z.split(CHUNK))
-        variances, vectors = torch.linalg.eigh(sum(part.T @ part for part in centered).cpu())
+        moments = torch.zeros(z.shape[1], z.shape[1], dtype=torch.float64, device=z.device)
+        for part in z.split(CHUNK):
+            centered = part.double() - mean
+            moments += centered.T @ centered
+        variances, vectors = torch.linalg.eigh(moments.cpu())
         vectors = vectors.flip(1)  # eigh returns ascending eigenvalues
         largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
         basis = vectors * largest.sign()  # the same sign on every machine
@@ -66,6 +72,9 @@ class Quantizer(nn.Module):
         rows: K, how many numbers are quantized.
         buckets: number of codes per number.
     """
+
+    edges: Tensor
+    medians: Tensor
 
     def __init__(self, rows: int, buckets: int):
         super().__init__()

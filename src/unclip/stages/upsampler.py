@@ -36,6 +36,7 @@ class UpsamplerStage(DiffusionStage):
     """
 
     needs_clip = False
+    network: UNet
 
     def __init__(
         self,

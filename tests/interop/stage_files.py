@@ -1,4 +1,4 @@
-"""Stages compared to the bit; the order of a header's keys is nobody's."""
+"""Compare the stages of two bundles."""
 
 import torch
 from safetensors.torch import load_file
@@ -7,7 +7,7 @@ from unclip import bundle
 
 
 def assert_same_stage(one, other, name):
-    """The same tensors, recipe and fingerprints in two bundles."""
+    """Assert that two bundles have the same tensors, recipe and fingerprints of a stage."""
     paths = [bundle.stage_file(folder, name) for folder in (one, other)]
     assert bundle.read_metadata(paths[0]) == bundle.read_metadata(paths[1])
     first, second = (load_file(path) for path in paths)

@@ -1,0 +1,167 @@
+"""Build stages from recipes, and compare them with the tensors of a file.
+
+A recipe is a plain dict. Its `_target_` is a key of `CONSTRUCTORS`, and its other keys are that
+constructor's arguments. Nothing is imported by name, so a recipe from an untrusted file can build
+unclip's own models and execute nothing else.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from unclip import diffusion, networks, stages
+from unclip.stages import Stage
+
+_NAMES = {
+    stages: (
+        "AutoregressivePriorStage",
+        "ClipStage",
+        "DecoderStage",
+        "PriorStage",
+        "UpsamplerStage",
+    ),
+    networks: ("ARTransformer", "PriorTransformer", "TextTransformer", "UNet"),
+    diffusion: (
+        "GaussianDiffusion",
+        "LogitNormal",
+        "ddim",
+        "ddpm",
+        "dpm_solver_pp_2m",
+        "dpm_solver_pp_2m_sde",
+        "unipc",
+    ),
+}
+CONSTRUCTORS: dict[str, Callable[..., Any]] = {
+    f"{package.__name__}.{name}": getattr(package, name)
+    for package, names in _NAMES.items()
+    for name in names
+}
+# Larger than any size or number of steps of a model. The tensors of a file contradict a wrong size,
+# but not a wrong number of diffusion steps: this bound keeps its tables below a few megabytes.
+MAX_INTEGER = 2**17
+
+
+class TensorSpec(NamedTuple):
+    """The kind ("float" or "integer") and the shape of a tensor."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorSpec":
+        """Return the spec of a tensor on any device."""
+        return cls("float" if tensor.is_floating_point() else "integer", tuple(tensor.shape))
+
+    def __str__(self) -> str:
+        return f"{self.kind} {list(self.shape)}"
+
+
+def build(recipe: Mapping[str, Any]) -> Any:
+    """Build the object that a plain, resolved recipe describes.
+
+    Raises:
+        ValueError: naming the part of the recipe that is not plain data, that is not one of
+            `CONSTRUCTORS`, or that its constructor rejects.
+    """
+    if not isinstance(recipe, Mapping) or "_target_" not in recipe:
+        raise ValueError("a recipe is a dict with a _target_")
+    return _build_part("recipe", recipe)
+
+
+def _build_part(where: str, part: Any) -> Any:
+    if isinstance(part, list | tuple):
+        return [_build_part(f"{where}[{i}]", child) for i, child in enumerate(part)]
+    if not isinstance(part, dict):
+        _check_value(where, part)
+        return part
+    arguments = {key: _build_part(f"{where}.{key}", child) for key, child in part.items()}
+    if "_target_" not in part:
+        return arguments
+    target, is_partial = arguments.pop("_target_"), arguments.pop("_partial_", False)
+    if not isinstance(target, str) or target not in CONSTRUCTORS:
+        raise ValueError(f"{where}: {target!r} is not something that unclip builds")
+    constructor = CONSTRUCTORS[target]
+    try:
+        return partial(constructor, **arguments) if is_partial else constructor(**arguments)
+    except Exception as error:
+        raise ValueError(f"{where} cannot be built: {error}") from error
+
+
+def _check_value(where: str, value: Any) -> None:
+    if not (value is None or isinstance(value, str | int | float)):
+        raise ValueError(f"{where} is a {type(value).__name__}, not a plain value")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ValueError(f"{where} is {value}, larger than any size that a model needs")
+
+
+def check_recipe(path: Path, recipe: Mapping[str, Any], found: Mapping[str, TensorSpec]) -> None:
+    """Compare the stage that a recipe builds with the tensors of a file, without allocating memory.
+
+    Args:
+        path: the file, named in errors.
+        recipe: the recipe of a stage.
+        found: spec of each tensor in the file.
+
+    Raises:
+        ValueError: if the recipe builds no stage, or one with other tensors.
+    """
+    try:
+        with torch.device("meta"):
+            stage = build(recipe)
+    except Exception as error:  # also a RecursionError of nested lists
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(stage, Stage):
+        raise ValueError(f"{path}: the recipe builds a {type(stage).__name__}, not a stage")
+    expected = {key: TensorSpec.of(tensor) for key, tensor in stage.state_dict().items()}
+    check_tensors(path, expected, found)
+
+
+def check_tensors(
+    path: Path, expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]
+) -> None:
+    """Compare the tensors of a file with those that a model expects.
+
+    Raises:
+        ValueError: naming the first tensor that is missing, unexpected, or of another shape.
+    """
+    check_names(path, expected.keys(), found.keys())
+    for key in sorted(expected):
+        if expected[key] != found[key]:
+            raise ValueError(f"{path}: {key} is {found[key]}, but the model's is {expected[key]}")
+
+
+def check_names(path: Path, expected: Set[str], found: Set[str]) -> None:
+    """Compare the names of a file's tensors with those that a model expects.
+
+    Raises:
+        ValueError: naming the first tensor that is missing or unexpected.
+    """
+    for problem, names in (
+        ("lacks", expected - found),
+        ("has an unexpected tensor", found - expected),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{path} {problem} {min(names)}{more}")
+
+
+@contextmanager
+def meta_parameters() -> Iterator[None]:
+    """Create the parameters of new modules on the meta device, and their buffers as usual."""
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None):
+        if parameter is None:
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

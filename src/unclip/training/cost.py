@@ -1,0 +1,177 @@
+"""Measure the cost of a training step on fake tensors: nothing is computed or allocated.
+
+FakeTensorMode gives each operation the shapes, dtypes and kernels that it has on a CPU, such as
+fused attention, which does not store its weights. `MemTracker` of torch.distributed is not used:
+it rejects modules that run twice in a step, such as the blocks of the priors.
+
+The peaks of real steps on a CPU, profiled at emoji scale in float32 and bf16, agree within 0.4% for
+decoder, upsampler_256, prior and prior_ar (59 to 269 MB). Workspaces of kernels, fragmentation and
+the float32 layer norms of CUDA's autocast (about 5% of the prior's activations) are not included.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from unclip.clip import encode_text
+from unclip.stages import ClipStage, Stage
+from unclip.training.optim import parameter_groups
+
+aten = torch.ops.aten
+Batch = dict[str, Any]
+
+CPU_ATTENTION = {  # FlopCounterMode itself knows only the kernels of CUDA
+    aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    ),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
+    ),
+}
+
+
+class StepCost(NamedTuple):
+    """Cost of one training step on one device.
+
+    Attributes:
+        forward_flops: FLOPs of the stage's forward pass over the batch.
+        training_flops: FLOPs of its forward and backward passes.
+        clip_flops: FLOPs of the frozen CLIP over the batch.
+        weights: bytes of the stage's parameters and buffers.
+        gradients: bytes of its gradients.
+        optimizer: bytes of the optimizer's state.
+        clip: bytes of the frozen CLIP's weights.
+        activations: bytes allocated on top of weights and gradients at the peak of the step.
+    """
+
+    forward_flops: int
+    training_flops: int
+    clip_flops: int
+    weights: int
+    gradients: int
+    optimizer: int
+    clip: int
+    activations: int
+
+
+def measure_step(
+    stage: Stage,
+    batch: Batch,
+    optimizer: Callable[[list[dict]], Optimizer],
+    *,
+    bf16: bool = False,
+    clip: ClipStage | None = None,
+    encode_images: bool = False,
+) -> StepCost:
+    """Measure a training step of a stage that was built under FakeTensorMode, inside that mode.
+
+    Args:
+        stage: stage to be trained.
+        batch: batch of fake tensors.
+        optimizer: constructor of the optimizer, called with the stage's parameter groups.
+        bf16: whether the forward pass runs under autocast to bfloat16.
+        clip: frozen CLIP that encodes the captions, for stages that need it.
+        encode_images: whether the CLIP encodes the images, too.
+    """
+    states = [*stage.parameters(), *stage.buffers()]
+    stage.train()
+    with _count_flops() as flops, LiveBytes([*states, *batch.values()]) as live:
+        # As in Lightning, the last step's gradients live until the loss has been computed.
+        gradients = [torch.empty_like(p) for p in stage.parameters() if p.requires_grad]
+        gradient_bytes = live.now
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = _loss(stage, batch)
+        forward_flops = flops.get_total_flops()
+        del gradients
+        loss.backward()
+    with torch.no_grad(), _count_flops() as clip_flops:
+        if clip is not None:
+            _encode_text(clip, batch)
+            if encode_images:
+                _encode_images(clip, batch)
+    stepped = optimizer(parameter_groups(stage))
+    stepped.step()
+    return StepCost(
+        forward_flops=forward_flops,
+        training_flops=flops.get_total_flops(),
+        clip_flops=clip_flops.get_total_flops(),
+        weights=_bytes(states),
+        gradients=gradient_bytes,
+        optimizer=_bytes(value for state in stepped.state.values() for value in state.values()),
+        clip=_bytes(() if clip is None else [*clip.parameters(), *clip.buffers()]),
+        activations=live.peak - gradient_bytes,
+    )
+
+
+def _count_flops() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Count the bytes of the fake tensors that are allocated inside and still alive.
+
+    Indexing with a mask, whose result has an unknown size, returns one element.
+
+    Args:
+        outside: values whose tensors are not counted.
+
+    Attributes:
+        now: bytes alive at present.
+        peak: largest number of bytes alive so far.
+    """
+
+    def __init__(self, outside: Iterable[Any]):
+        super().__init__()
+        self.now = self.peak = 0
+        tensors = filter(torch.is_tensor, outside)
+        self._known = {tensor.untyped_storage()._cdata for tensor in tensors}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operation and count its outputs."""
+        if func is aten.index.Tensor and args[1][0].dtype == torch.bool:
+            out = args[0].new_empty((1, *args[0].shape[args[1][0].ndim :]))
+        else:
+            out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, FakeTensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _loss(stage: Stage, batch: Batch) -> Tensor:
+    """Return the loss; for CLIP, whose own loss depends on the tokens' values, a simpler one."""
+    if not isinstance(stage, ClipStage):
+        return stage.loss(batch)["loss"]
+    return (_encode_images(stage, batch) @ _encode_text(stage, batch).mT).mean()
+
+
+def _encode_text(clip: ClipStage, batch: Batch) -> Tensor:
+    return encode_text(clip.model, batch["tokens"]).text_embedding
+
+
+def _encode_images(clip: ClipStage, batch: Batch) -> Tensor:
+    return clip.model.encode_image(torch.empty(len(batch["tokens"]), 3, *[clip.image_size] * 2))
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    return sum(value.nbytes for value in values if torch.is_tensor(value))

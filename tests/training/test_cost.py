@@ -1,0 +1,212 @@
+"""The cost of a step, measured on fake tensors, against closed forms and real steps."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import tiny_bundle
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import configuration  # noqa: F401 (registers the resolvers)
+import plan
+from unclip import bundle
+from unclip.training import cost
+from unclip.training.acceleration import optimize
+from unclip.training.muon import Muon
+from unclip.training.optim import adamw, parameter_groups
+
+CONF = Path(__file__).parents[2] / "conf"
+CONFIG = {
+    "clip": {
+        "embedding_dim": tiny_bundle.EMBEDDING_DIM,
+        "text_width": tiny_bundle.TEXT_WIDTH,
+        "context_length": tiny_bundle.CONTEXT_LENGTH,
+    },
+    "data": {"batch_size": 8, "image_size": 64},
+}
+ADAMW = partial(adamw, lr=1e-3)
+MUON = partial(
+    Muon,
+    **{"lr": 1e-3, "muon_lr": 1e-3, "momentum": 0.9, "betas": (0.9, 0.99)},
+    **{"weight_decay": 0.0, "muon_weight_decay": 0.0},
+)
+
+
+def recipe(name):
+    """A recipe so wide that both activations and weights matter."""
+    wide = tiny_bundle.recipe(name)
+    if name == "decoder":
+        wide["network"] |= {"channels": 64, "multipliers": [1, 2], "groups": 8, "patch": 4}
+        wide["network"] |= {"attention_levels": [1], "head_width": 32}
+    elif name == "clip":
+        wide |= {"vision_layers": 6, "text_layers": 6}
+    else:
+        wide["network"] |= {"width": 128, "layers": 3, "heads": 4}
+    return wide
+
+
+def measured(name, *, checkpointing=False, with_clip=False, **options):
+    with FakeTensorMode():
+        stage = bundle.build(recipe(name))
+        if with_clip:
+            options["clip"] = bundle.build(recipe("clip"))
+        optimize(stage, gradient_checkpointing=checkpointing)
+        options = {"optimizer": ADAMW} | options
+        return cost.measure_step(stage, plan.example_batch(CONFIG, stage), **options)
+
+
+def test_live_bytes_are_counted_and_forgotten():
+    with FakeTensorMode():
+        outside = torch.empty(100)
+        with cost.LiveBytes([outside, "not a tensor"]) as live:
+            outside.view(10, 10)
+            assert live.now == 0
+            first = outside * 2
+            second = first + 1
+            assert live.now == 800
+            del first
+            assert (live.now, live.peak) == (400, 800)
+            mask = second > 0  # one byte each
+            assert live.now == 500
+            assert second[mask].shape == (1,)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_fused_and_its_flops_are_counted(masked):
+    n, m = 500, 700
+    with FakeTensorMode():
+        q, k = (torch.empty(2, 3, length, 8, requires_grad=True) for length in (n, m))
+        mask = torch.ones(2, 1, 1, m, dtype=torch.bool) if masked else None
+        with cost._count_flops() as flops, cost.LiveBytes([q, k, mask]) as live:
+            out = F.scaled_dot_product_attention(q, k, k, attn_mask=mask)
+            forward = flops.get_total_flops()
+            out.sum().backward()
+    assert forward == 2 * (2 * 2 * 3 * n * m * 8)
+    assert flops.get_total_flops() == 3.5 * forward  # backward: four products and one repeated
+    assert live.peak < 4 * 2 * 3 * n * m
+
+
+class TwoLayers(nn.Module):
+    """A stage whose loss is that of two layers without biases."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.second = (nn.Linear(width, width, bias=False) for _ in range(2))
+
+    def loss(self, batch):
+        return {"loss": self.second(self.first(batch["x"]).relu()).sum()}
+
+
+def test_a_step_in_closed_form():
+    with FakeTensorMode():
+        step = cost.measure_step(TwoLayers(64), {"x": torch.empty(16, 64)}, ADAMW)
+    weights = 2 * 64 * 64
+    assert step.weights == step.gradients == 4 * weights
+    assert step.optimizer == 8 * weights + 4 * 2  # two moments and a step count per matrix
+    assert step.forward_flops == 2 * 16 * weights
+    # The backward pass costs twice as much, except that the gradient of x is not computed.
+    assert step.training_flops == 3 * step.forward_flops - 2 * 16 * 64 * 64
+    assert step.clip == step.clip_flops == 0
+
+
+@pytest.mark.parametrize("name", ["decoder", "prior"])
+def test_the_optimizers_bytes_are_those_of_a_real_step(name):
+    stage = bundle.build(recipe(name))
+    optimizer = MUON(parameter_groups(stage))
+    for parameter in stage.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    step = measured(name, optimizer=MUON)
+    assert step.optimizer == sum(value.nbytes for value in kept)
+    assert step.optimizer < measured(name).optimizer
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", ["decoder", "prior"])
+def test_the_peak_is_that_of_a_real_step(name, bf16):
+    step = measured(name, bf16=bf16)
+    stage = bundle.build(recipe(name)).train()
+    batch = {
+        key: torch.zeros_like(value) if torch.is_tensor(value) else value
+        for key, value in plan.example_batch(CONFIG, stage).items()
+    }
+    batch["text_mask"] += True
+    stage.loss(batch)["loss"].backward()  # allocates what is allocated once
+    stage.zero_grad(set_to_none=True)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        for parameter in stage.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # the last step's
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = stage.loss(batch)["loss"]
+        stage.zero_grad(set_to_none=True)
+        loss.backward()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    assert step.gradients + step.activations == pytest.approx(peak, rel=0.02)
+    assert step.activations > step.weights / 2  # both parts are tested
+
+
+@pytest.mark.parametrize("name", ["decoder", "clip"])
+def test_gradient_checkpointing_trades_flops_for_memory(name):
+    full, checkpointed = measured(name), measured(name, checkpointing=True)
+    assert checkpointed.activations < 0.7 * full.activations
+    assert checkpointed.forward_flops == full.forward_flops
+    assert full.training_flops < checkpointed.training_flops < 1.4 * full.training_flops
+
+
+def test_bf16_halves_no_more_than_the_activations():
+    full, half = measured("prior"), measured("prior", bf16=True)
+    assert full.activations / 2 < half.activations < full.activations
+    assert half.weights == full.weights and half.training_flops == full.training_flops
+
+
+def test_the_frozen_clip_counts():
+    clip = bundle.build(recipe("clip"))
+    alone, text = measured("prior"), measured("prior", with_clip=True)
+    both = measured("prior", with_clip=True, encode_images=True)
+    assert text.clip == sum(part.nbytes for part in (*clip.parameters(), *clip.buffers()))
+    assert 0 == alone.clip_flops < text.clip_flops < both.clip_flops
+    assert text.training_flops == alone.training_flops
+
+
+@pytest.fixture(scope="module")
+def papers_prior():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["stage=prior", "scale=paper", "trainer.devices=64"]
+        config = plan._to_dict(compose("plan", overrides))
+        return config, plan.measure(config)
+
+
+def test_the_papers_prior_takes_4260_gpu_hours_and_its_clip_a_tenth_more(papers_prior):
+    config, step = papers_prior
+    samples = 600_000 * 4096
+    hours = step.training_flops / config["data"]["batch_size"] * samples / 300e12 / 3600
+    assert hours == pytest.approx(4260, rel=0.01)
+    assert step.clip_flops / step.training_flops == pytest.approx(0.09, abs=0.01)
+    rows = plan.describe(config, step)
+    assert rows["samples"] == f"{samples:,}"
+    total = hours * (1 + step.clip_flops / step.training_flops)
+    assert float(rows["device-hours"].replace(",", "")) == pytest.approx(total, rel=1e-3)
+    assert float(rows["hours"]) == pytest.approx(total / 64, rel=1e-3)
+
+
+def test_fsdp_shards_the_states_but_not_clip_and_activations(papers_prior):
+    config, step = papers_prior
+    sharded = config | {"trainer": config["trainer"] | {"strategy": "fsdp"}}
+    whole, shards = plan.describe(config, step), plan.describe(sharded, step)
+    assert float(shards["  weights"]) == pytest.approx(float(whole["  weights"]) / 64, abs=0.01)
+    assert all(shards[name] == whole[name] for name in ("  frozen CLIP", "  activations"))
+    total = "GiB per device, 64 samples"
+    states = step.weights + step.optimizer + 2 * step.gradients
+    saved = float(whole[total]) - float(shards[total])
+    assert saved == pytest.approx(states * 63 / 64 / 2**30, abs=0.02)
