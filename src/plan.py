@@ -43,7 +43,7 @@ def measure(config: dict[str, Any]) -> StepCost:
             hydra.utils.instantiate(config["optimizer"]),
             bf16=config["trainer"]["precision"] == "bf16-mixed",
             clip=clip,
-            encode_images=not config["stored_embeddings"],
+            encode_images=not config["precompute_embeddings"],
         )
 
 

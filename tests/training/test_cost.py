@@ -11,7 +11,6 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import configuration  # noqa: F401 (registers the resolvers)
 import plan
 from unclip import bundle
 from unclip.training import cost

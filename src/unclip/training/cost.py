@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from unclip.batch import Batch
 from unclip.clip import encode_text
 from unclip.stages import ClipStage, Stage
 from unclip.training.optim import parameter_groups
 
 aten = torch.ops.aten
-Batch = dict[str, Any]
 
 CPU_ATTENTION = {  # FlopCounterMode itself knows only the kernels of CUDA
     aten._scaled_dot_product_flash_attention_for_cpu: (
