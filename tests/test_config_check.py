@@ -3,11 +3,12 @@
 import unclip  # isort: skip # noqa: F401
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-from cli import config_check
+from cli import config_check, training
 from cli.config_check import ConfigurationError, check_targets, compose_strictly
 from cli.training import check
 
@@ -124,6 +125,16 @@ def test_every_stage_passes_unchanged():
 def test_sizes_that_do_not_fit_are_refused(words, said):
     with pytest.raises(ConfigurationError, match=said):
         check(composed(*words))
+
+
+def test_a_clip_of_another_size_is_refused_with_the_override_that_fits(monkeypatch):
+    clip = SimpleNamespace(embedding_dim=8, text_width=16, context_length=77, fingerprint="0123")
+    monkeypatch.setattr(training, "build", lambda config: clip)
+    sizes = {"embedding_dim": 8, "text_width": 16, "context_length": 77}
+    config = {"needs_clip": True, "embedder": {"build": None}, "clip": sizes}
+    assert training.build_embedder(config) is clip
+    with pytest.raises(ConfigurationError, match=r"clip\.text_width=16"):
+        training.build_embedder(config | {"clip": sizes | {"text_width": 32}})
 
 
 def test_missing_shards_are_named():

@@ -1,4 +1,4 @@
-"""What train.py and embed.py do before a run: name its folder, check it, provide its inputs.
+"""Parts of train.py and embed.py: name a run, check it, provide its inputs, build its objects.
 
 torch and Lightning are imported inside functions, so that `train.py --help` starts quickly.
 """
@@ -129,3 +129,107 @@ def ensure_inputs(config: dict[str, Any], overrides: list[str]) -> None:
         run.copy_upstream(needs, init.parent, bundle)
     run.ensure_upstream(needs, bundle, overrides, train=config["upstream"] == "train")
     run.ensure_data(build(config["prepare"]["build"]), config["prepare"]["done"])
+
+
+def set_up_process(seed: int) -> None:
+    """Configure logging, memory and random numbers of this process."""
+    import torch
+
+    from unclip.training.resume import is_first_rank
+    from unclip.training.trainer import die_with_parent, silence_lightning, tune_malloc
+
+    silence_lightning()
+    tune_malloc()
+    if not is_first_rank():
+        die_with_parent()
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(seed)  # the same initial weights on all ranks
+
+
+def build_embedder(config: dict[str, Any]) -> Any:
+    """Build the CLIP embedder, or return None for a stage that needs none.
+
+    Raises:
+        ConfigurationError: the CLIP has other sizes than the stage is configured for; the message
+            names the override that fixes it.
+    """
+    if not config["needs_clip"]:
+        return None
+    embedder = build(config["embedder"]["build"])
+    for name in ("embedding_dim", "text_width", "context_length"):
+        actual, expected = getattr(embedder, name), config["clip"][name]
+        if actual != expected:
+            raise ConfigurationError(
+                f"the CLIP {embedder.fingerprint} has {name} {actual}, but this stage is "
+                f"configured for {expected}: add clip.{name}={actual}, or use another CLIP"
+            )
+    return embedder
+
+
+def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
+    """Build the stage in its LightningModule; a new run starts from the weights of `init`.
+
+    Raises:
+        ConfigurationError: the weights of `init` belong to another stage.
+    """
+    from unclip import bundle
+    from unclip.training.acceleration import optimize
+    from unclip.training.run import resolve_init
+
+    stage = bundle.build(config["model"])
+    if config["init"] is not None and new:
+        weights = resolve_init(config["init"], config["stage"])
+        try:
+            bundle.initialize(stage, weights, embedder and embedder.fingerprint)
+        except ValueError as error:
+            raise ConfigurationError(f"init: {error}") from None
+    optimize(stage, **config["acceleration"])
+    return build(config["module"])(
+        stage,
+        recipe=config["model"],
+        optimizer=build(config["optimizer"]),
+        schedule=build(config["schedule"]),
+        embedder=embedder,
+        statistics_loaded=config["init"] is not None,
+        name=config["stage"],
+        seed=config["seed"],
+    )
+
+
+def build_trainer(
+    config: dict[str, Any],
+    metadata: dict[str, Any],
+    checkpoint: Path | None,
+    *,
+    max_steps: int | None = None,
+) -> Any:
+    """Build the trainer with its callbacks and loggers.
+
+    Args:
+        config: resolved configuration.
+        metadata: description of the run; the number of ranks is added.
+        checkpoint: checkpoint that the run resumes from; None for a new run.
+        max_steps: number of steps; None for that of the configuration.
+
+    Raises:
+        ResumeError: the checkpoint belongs to another run.
+    """
+    from unclip.provenance import code_version
+    from unclip.training.callbacks.checkpoint import RunMetadata
+    from unclip.training.resume import check_same_run
+
+    settings = config["trainer"]
+    if max_steps is not None:
+        settings = {**settings, "max_steps": max_steps, "max_steps_multiplier": 1.0}
+    trainer = build(settings)(
+        callbacks=[build(callback) for callback in config["callbacks"].values()],
+        loggers=[build(logger) for logger in config["logger"].values()],
+    )
+    metadata = {**metadata, "ranks": trainer.world_size}
+    trainer.callbacks.insert(0, RunMetadata(metadata))
+    if checkpoint is not None:
+        strict = config["resume_strict"]
+        check_same_run(checkpoint, metadata, max_steps=trainer.max_steps, strict=strict)
+    for logger in trainer.loggers:
+        logger.log_hyperparams({**config, "code": code_version()})
+    return trainer

@@ -15,7 +15,6 @@ from unclip.data.module import ShardDataModule
 from unclip.training import embeddings as embedding
 from unclip.training.embeddings import (
     ShardEmbedding,
-    check_sizes,
     embed_shards,
     ensure_embeddings,
 )
@@ -135,10 +134,3 @@ def test_embeddings_are_computed_once_and_stored_next_to_their_shards(tmp_path):
     assert embeddings[rows["00000005"]].argmax() == 1  # green
     embeddings_path(folders[1] / "00000.tar", embedder.fingerprint).unlink()
     assert embed_shards(embedder, folders) == 1
-
-
-def test_a_clip_of_another_size_is_refused_with_the_override_that_fits():
-    clip = SimpleNamespace(embedding_dim=8, text_width=16, context_length=77, fingerprint="0123")
-    check_sizes(clip, {"embedding_dim": 8, "text_width": 16, "context_length": 77})
-    with pytest.raises(ValueError, match=r"clip\.text_width=16"):
-        check_sizes(clip, {"embedding_dim": 8, "text_width": 32, "context_length": 77})

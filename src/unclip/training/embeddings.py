@@ -1,7 +1,7 @@
 """CLIP image embeddings of a data set, computed once and stored next to its shards."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,6 @@ from unclip.data.shards import list_shards
 from unclip.training.run import one_at_a_time
 
 Source = str | Path | Sequence[str | Path]
-
-
-def check_sizes(embedder: ClipEmbedder, sizes: Mapping[str, int]) -> None:
-    """Compare a CLIP with the sizes that the stages are configured for.
-
-    Raises:
-        ValueError: a size differs; the message names the override that fixes it.
-    """
-    for name in ("embedding_dim", "text_width", "context_length"):
-        actual = getattr(embedder, name)
-        if actual != sizes[name]:
-            raise ValueError(
-                f"the CLIP {embedder.fingerprint} has {name} {actual}, but this stage is "
-                f"configured for {sizes[name]}: add clip.{name}={actual}, or use another CLIP"
-            )
 
 
 def reader_settings(data: ShardDataModule) -> dict[str, Any]:
