@@ -21,7 +21,7 @@ SCALES = ("emoji", "emoji_m", "quick", "karlo", "paper")
 # The groups from which each program chooses one.
 GROUPS = {
     "train": (
-        *("data", "embedder", "diffusion", "sampler", "optimizer", "schedule"),
+        *("data", "embedder", "sampler", "optimizer", "schedule"),
         *("logger", "trainer", "sweep"),
     ),
     "evaluate": ("data", "protocol", "logger", "limits", "metrics", "sweep", "trainer"),

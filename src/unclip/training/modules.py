@@ -20,7 +20,14 @@ from unclip.batch import Batch
 from unclip.clip import ClipEmbedder, recall_at
 from unclip.evaluation.similarity import psnr
 from unclip.images import to_uint8
-from unclip.stages import Stage
+from unclip.stages import (
+    AutoregressivePriorStage,
+    ClipStage,
+    DecoderStage,
+    PriorStage,
+    Stage,
+    UpsamplerStage,
+)
 from unclip.training.optim import clip_gradients, gradient_norm, parameter_groups
 from unclip.training.sharding import ShardedStrategy, is_sharded, reshard, shard, unshard
 
@@ -233,6 +240,8 @@ def _mean_over_ranks(losses: Mapping[str, Tensor], ranks: int) -> Mapping[str, T
 class PriorModule(StageModule):
     """Train a prior; validate by the cosine of predicted and true image embeddings."""
 
+    stage: PriorStage | AutoregressivePriorStage
+
     def measure(self, batch: Batch) -> Scores:
         """Return mean cosines to the true z_i.
 
@@ -255,6 +264,8 @@ class PriorModule(StageModule):
 class AutoregressivePriorModule(PriorModule):
     """Train the autoregressive prior."""
 
+    stage: AutoregressivePriorStage
+
     def measure(self, batch: Batch) -> Scores:
         """Return a prior's cosines and "cosine_codes", that of the quantized true z_i."""
         true = batch["image_embedding"]
@@ -266,6 +277,8 @@ class AutoregressivePriorModule(PriorModule):
 class DecoderModule(StageModule):
     """Train the decoder; validate by the loss, and show samples next to the real images."""
 
+    stage: DecoderStage
+
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Return real images and samples from their embeddings and captions."""
         samples = self.stage.sample(self.stage.condition(batch), generators=self.generators(batch))
@@ -274,6 +287,8 @@ class DecoderModule(StageModule):
 
 class UpsamplerModule(StageModule):
     """Train an upsampler; validate by the PSNR, compared with bicubic upsampling."""
+
+    stage: UpsamplerStage
 
     def measure(self, batch: Batch) -> Scores:
         """Return "psnr", "psnr_bicubic" and their difference "psnr_gain", in dB.
@@ -308,6 +323,8 @@ class ClipModule(StageModule):
         num_candidates: number of candidates of a retrieval, at most the validation's pairs.
         settings: arguments of `StageModule`.
     """
+
+    stage: ClipStage
 
     def __init__(self, *args: Any, num_candidates: int = 64, **settings: Any):
         super().__init__(*args, **settings)
