@@ -19,9 +19,9 @@ def main(cfg: DictConfig) -> None:
     from unclip.training.trainer import silence_lightning
 
     cfg.run_folder = HydraConfig.get().runtime.output_dir
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     silence_lightning()
     with exit_on_user_error():
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         ensure_inputs(config, HydraConfig.get().overrides.task)
         embedder = build(config["embedder"]["build"])
         data = build(config["data"])()

@@ -18,8 +18,8 @@ def main(cfg: DictConfig) -> float | None:
     from unclip.training.resume import lock_run_dir
 
     cfg.run_folder = HydraConfig.get().runtime.output_dir
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     with training.exit_on_user_error():
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         training.check(config)
         training.ensure_inputs(config, HydraConfig.get().overrides.task)
         with lock_run_dir(Path(cfg.run_folder), restart=cfg.resume is None):

@@ -54,7 +54,7 @@ def composed(*words):
             "PriorTransformer has no argument widht; .* width",
         ),
         (["+data.corp=3,4"], "ShardDataModule has no argument corp; did you mean crop"),
-        (["stage=judge", "scale=paper"], "no preset=judge/paper.* such as preset=judge/quick"),
+        (["stage=judge", "scale=paper"], "no preset=judge/paper.* with preset=judge/SIZE"),
         (["+lr=3"], r"there is no key lr; did you mean optimizer\.lr\?"),
     ],
 )

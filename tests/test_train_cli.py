@@ -76,6 +76,12 @@ def test_a_missing_checkpoint_is_an_error(place):
     assert "Traceback" not in result.stderr
 
 
+def test_a_missing_value_is_named(place):
+    result = run(place, "stage=clip", "data.root=???")
+    assert result.returncode == 1
+    assert result.stderr.strip() == "train.py: data.root has no value: add data.root=VALUE"
+
+
 def test_help_starts_in_a_second(place):
     """It imports neither torch nor Lightning."""
     words = command("--help")

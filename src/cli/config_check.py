@@ -145,8 +145,8 @@ def _check_preset(cfg: DictConfig) -> None:
         stage = presets[0].partition("/")[0]
         others = sorted(path.stem for path in (CONF / "preset" / stage).glob("*.yaml"))
         raise ConfigurationError(
-            f"there is no preset={presets[0]}: choose another size of the stage, such as "
-            f"preset={stage}/{others[-1]} (sizes: {', '.join(others)})"
+            f"there is no preset={presets[0]}: choose another size of the stage with "
+            f"preset={stage}/SIZE (sizes: {', '.join(others)})"
         )
 
 

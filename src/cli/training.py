@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cli.config_check import ConfigurationError, check_targets
 
@@ -52,10 +52,15 @@ def exit_on_user_error() -> Iterator[None]:
     """Exit with one line instead of a traceback if the message says how to fix the error."""
     from unclip.training.resume import ResumeError
 
+    program = Path(sys.argv[0]).name
     try:
         yield
+    except MissingMandatoryValue as error:
+        raise SystemExit(
+            f"{program}: {error.full_key} has no value: add {error.full_key}=VALUE"
+        ) from None
     except (ConfigurationError, ResumeError, OSError) as error:
-        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from None
+        raise SystemExit(f"{program}: {error}") from None
 
 
 def build(config: Any) -> Any:
