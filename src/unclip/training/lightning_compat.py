@@ -1,6 +1,6 @@
-"""Everything that relies on Lightning's internals: review this file when its version changes.
+"""Everything that relies on Lightning's internals, except the FSDP strategy in sharding.py.
 
-pyproject.toml allows Lightning 2.6 only.
+Review both when Lightning's version changes; pyproject.toml allows 2.6 only.
 """
 
 from typing import Any
