@@ -1,134 +1,123 @@
-"""A network with its project's own optimizer, ready to be timed; and who there is."""
+"""The task that all contenders have, and the class that describes one."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from setting import Problem, Setting
 from torch import Tensor, nn
 
-# stage → contender → the module and class of it; ours comes first, peers are measured against it
-CONTENDERS = {
-    "decoder": {
-        "unclip": ("ours", "Decoder"),
-        "diffusers": ("peer_diffusers", "Decoder"),
-        "diffusers, channels_last": ("peer_diffusers", "ChannelsLastDecoder"),
-        "GLIDE": ("peer_glide", "Decoder"),
-        "DALLE2-pytorch": ("peer_dalle2", "Decoder"),
-    },
-    "prior": {
-        "unclip": ("ours", "Prior"),
-        "diffusers": ("peer_diffusers", "Prior"),
-        "DALLE2-pytorch": ("peer_dalle2", "Prior"),
-    },
+GUIDANCE_SCALE = 3.0
+NOISES = 4  # noised samples per caption in our prior's training
+MEASURES = {"prior": ("step", "sample", "train"), "decoder": ("step", "train")}
+SHARED = {"embedding_dim": 768, "tokens": 77, "sample_steps": 8}
+TRANSFORMER = {"width": 512, "layers": 6, "heads": 8}
+UNET = {"channels": 64, "multipliers": (1, 2, 3, 4), "blocks": 2, "attention_levels": (1, 2, 3)}
+SIZES = {
+    # 21 M parameters; 31 M parameters and 22 GFLOP per image
+    "prior": {**SHARED, **TRANSFORMER, "batch": 16},
+    "decoder": {**SHARED, **UNET, "head_width": 64, "context_width": 512, "batch": 4},
 }
-# contender → its package, and how that is installed
-PACKAGES = {
-    "diffusers": ("diffusers", "pip install -e '.[dev]'"),
-    "GLIDE": ("glide_text2im", "pip install git+https://github.com/openai/glide-text2im"),
-    "DALLE2-pytorch": ("dalle2_pytorch", "benchmarks/README.md says how"),
+TINY = {"embedding_dim": 32, "tokens": 8, "sample_steps": 2, "batch": 2}
+TINY_UNET = {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,)}
+QUICK_SIZES = {
+    "prior": {**TINY, "width": 32, "layers": 2, "heads": 2},
+    "decoder": {**TINY, **TINY_UNET, "head_width": 32, "context_width": 64},
 }
 
 
-class Contender:
-    """What is timed: `train`, `step` and `sample`.
+class Task(SimpleNamespace):
+    """A stage's size, and how all contenders run: `device` ("cpu" or "cuda"), `bf16`, `threads`."""
 
-    Args:
-        modules: all that is trained.
-        optimizer: as the project ships it.
-        problem: the inputs.
-        setting: the machine's.
-    """
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
 
-    measures = ("train", "step", "sample")
-    noises = 1  # noised samples that one training step learns from, a caption
+    def compiled(self, function: Callable) -> Callable:
+        return torch.compile(function) if self.device == "cuda" else function
 
-    def __init__(
-        self,
-        modules: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        problem: Problem,
-        setting: Setting,
-    ):
-        self.modules = modules
-        self.optimizer = optimizer
-        self.problem = problem
-        self.setting = setting
-        self._step: Callable[[], Tensor] | None = None
+
+class Problem(NamedTuple):
+    """Random inputs and targets of a stage, the same for all contenders."""
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+    image_embedding: Tensor  # N D
+    text_embedding: Tensor  # N D
+    text_states: Tensor  # N L D
+    text_mask: Tensor  # N L
+
+    @classmethod
+    def sample(cls, task: Task) -> "Problem":
+        """Sample a batch whose captions differ in length."""
+        torch.manual_seed(0)
+        batch, dim, tokens = task.batch, task.embedding_dim, task.tokens
+        shape = (3, 64, 64) if hasattr(task, "channels") else (dim,)
+        problem = cls(
+            x_t=torch.randn(batch, *shape),
+            t=torch.randint(0, 1000, (batch,)),
+            target=torch.randn(batch, *shape),
+            image_embedding=torch.randn(batch, dim),
+            text_embedding=torch.randn(batch, dim),
+            text_states=torch.randn(batch, tokens, dim),
+            text_mask=torch.arange(tokens) < torch.randint(3, tokens + 1, (batch, 1)),
+        )
+        return cls(*(tensor.to(task.device) for tensor in problem))
 
     @property
-    def parameters(self) -> int:
-        """How many it trains."""
-        return sum(parameter.numel() for parameter in self.modules.parameters())
+    def condition(self) -> dict[str, Tensor]:
+        """The inputs that a prompt determines, by our networks' names."""
+        return {name: getattr(self, name) for name in self._fields[3:]}
 
-    def predict(self) -> Tensor:
-        """The training pass: a prediction like `target`."""
-        raise NotImplementedError
 
-    def target(self) -> Tensor:
-        """What `predict` should have returned."""
-        return self.problem.target
+@dataclass
+class Contender:
+    """A network with its project's optimizer, ready to be timed."""
 
-    def prepare(self) -> Callable[[], Tensor]:
-        """Does what a prompt needs once, and returns one evaluation without guidance."""
-        raise NotImplementedError
-
-    def draw(self, problem: Problem) -> Tensor:
-        """A whole guided sample of one prompt, by the project's own sampler."""
-        raise NotImplementedError
-
-    def _mode(self, *, training: bool) -> None:
-        if self.modules.training != training:  # it walks through all modules
-            self.modules.train(training)
+    task: Task
+    problem: Problem
+    modules: nn.Module  # everything that is trained
+    optimizer: torch.optim.Optimizer
+    predict: Callable[[], Tensor]  # runs the network as in training
+    prepare: Callable[[], Callable[[], Tensor]]  # once per prompt; returns an unguided evaluation
+    guided: Callable[[Problem], Tensor] | None = None  # samples with the project's own sampler
+    noises: int = 1  # noised samples per caption from which a training step learns
+    evaluate: Callable[[], Tensor] | None = None  # kept from `prepare`
 
     def train(self) -> None:
-        """Forward, backward and optimizer step."""
+        """Run a forward pass, a backward pass and an optimizer step."""
         self._mode(training=True)
-        with self.setting.autocast():
+        with self.task.autocast():
             prediction = self.predict()
-        F.mse_loss(prediction.float(), self.target()).backward()
+        target = self.problem.target
+        target = target if self.noises == 1 else target[:, None].expand_as(prediction)
+        F.mse_loss(prediction.float(), target).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One evaluation while sampling, all prompts prepared before."""
+        """Evaluate the network once as in sampling; the first call prepares the prompts."""
         self._mode(training=False)
-        with self.setting.autocast():
-            if self._step is None:
-                self._step = self.prepare()
-            self._step()
+        with self.task.autocast():
+            if self.evaluate is None:
+                self.evaluate = self.prepare()
+            self.evaluate()
 
     @torch.inference_mode()
     def sample(self) -> None:
-        """One guided sample from its prompt to its end."""
+        """Sample one prompt with guidance."""
         self._mode(training=False)
-        with self.setting.autocast():
-            self.draw(self.problem.first())
+        with self.task.autocast():
+            self.guided(Problem(*(tensor[:1] for tensor in self.problem)))
+
+    def _mode(self, *, training: bool) -> None:
+        if self.modules.training != training:  # `train` visits every module
+            self.modules.train(training)
 
 
-def find(stage: str, name: str) -> type[Contender]:
-    """A contender's class by its name; imports its project."""
-    module, cls = CONTENDERS[stage][name]
-    return getattr(importlib.import_module(module), cls)
-
-
-def not_installed(name: str) -> str | None:
-    """What to say of a contender whose package is missing; None where it is there."""
-    package, mend = PACKAGES.get(name.partition(",")[0], ("unclip", ""))
-    if importlib.util.find_spec(package) is not None:
-        return None
-    return f"not installed: {mend}"
-
-
-def nearest(make: Callable[..., nn.Module], choices: Iterable[dict], parameters: int) -> nn.Module:
-    """The module whose parameters are nearest in number, for peers of another layout."""
-
-    def distance(choice: dict) -> int:
-        with torch.device("meta"):
-            module = make(**choice)
-        return abs(sum(parameter.numel() for parameter in module.parameters()) - parameters)
-
-    return make(**min(choices, key=distance))
+def count_parameters(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())

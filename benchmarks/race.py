@@ -1,28 +1,27 @@
-"""Our decoder against DALLE2-pytorch's: equal parameters, data, CLIP embeddings and CPU time.
+"""Race our decoder against DALLE2-pytorch's: equal parameters, data, CLIP embeddings and CPU time.
 
 `python benchmarks/race.py --model models/emoji --seconds 1600 scale=emoji` trains both from scratch
-on one thread each, the bundle's CLIP and prior given, and writes race.json and race.png.
+on one thread each, given the bundle's CLIP and prior, and writes race.json and race.png.
 """
 
-import unclip  # isort: skip  # noqa: F401 (first: torchvision then imports beside a CPU torch)
+import unclip  # isort: skip  # noqa: F401 (first: torchvision then imports next to a CPU torch)
 
 import argparse
 import json
 import os
 import subprocess
 import sys
-import time
 import venv
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from race_loop import train_for
-from race_score import Images, score, sheet, summary
-from safetensors import safe_open
+from race_loop import Batch, Racer, Rules, batch_of, race
+from race_score import score, sheet, summary
+from results import write_results
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,50 +31,33 @@ from unclip.cascade import Cascade
 from unclip.evaluation.measures import embed_images
 from unclip.evaluation.parts import HELD_OUT, SEEN
 from unclip.evaluation.real import Real, read_real
-from unclip.evaluation.report import surroundings, write_results
 from unclip.images import save_png, to_uint8
-from unclip.stages import Stage
 from unclip.training.optim import parameter_groups
 from unclip.training.trainer import resolve_precision, tune_malloc
 
-FORMAT = 2
 ROOT = Path(__file__).parents[1]
 OURS, PEER, REAL = "unclip", "DALLE2-pytorch", "real renders"
 ENVIRONMENT = ROOT / ".venv-race"  # the peer needs older versions of packages that unclip needs
 PACKAGES = ("torch", "torchvision", "dalle2-pytorch==1.15.6")
-SAMPLE_BATCH = 25
-
-Rules = dict[str, Any]
 
 
 def main() -> None:
-    """Cache the data, train and sample both contenders, and score them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="bundle with clip, judge, prior")
+    parser.add_argument("--seconds", type=float, default=1600, help="CPU time of each training")
+    parser.add_argument("--out", type=Path, default=Path("runs/race"), help="folder of the results")
+    parser.add_argument("--count", type=int, default=200, help="number of seen captions")
+    parser.add_argument("--without-peer", action="store_true", help="train and score ours only")
+    parser.add_argument("overrides", nargs="*", help="of conf/train.yaml, such as scale=emoji")
     try:
-        run(parse())
+        run(parser.parse_args())
     except (ConfigurationError, ValueError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"race.py: {error}")
 
 
-def parse() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, required=True, help="bundle with clip, judge, prior")
-    parser.add_argument("--seconds", type=float, default=1600, help="CPU time of each training")
-    parser.add_argument("--out", type=Path, default=Path("runs/race"), help="takes the results")
-    parser.add_argument(
-        "--count", type=int, default=200, help="seen captions; half as many are held out"
-    )
-    parser.add_argument("--without-peer", action="store_true", help="train and score ours alone")
-    parser.add_argument("overrides", nargs="*", help="of conf/train.yaml, such as scale=emoji")
-    return parser.parse_args()
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Run the whole race."""
+    """Cache the data, train and sample both decoders, and score them."""
     config = compose_strictly("train", ["stage=decoder", *arguments.overrides])
-    rules = rules_of(config, arguments.seconds)
     torch.set_num_threads(1)
     tune_malloc()
     out, root = arguments.out, Path(config.data.root)
@@ -84,36 +66,30 @@ def run(arguments: argparse.Namespace) -> None:
     cascade = Cascade.load(arguments.model, device="cpu")
     counts = {SEEN: arguments.count, HELD_OUT: max(arguments.count // 2, 1)}
     real = {split: read_real(root, split, 64, count=count) for split, count in counts.items()}
-    cache(cascade, read_real(root, "train", 64), real, out)
-    about = {OURS: race_ours(config, cascade, rules, out)}
-    if python is not None:
-        about[PEER] = race_peer(python, about[OURS]["parameters"], rules, out)
-    images = {name: load_images(out / f"{name}.safetensors", real) for name in about}
-    images[REAL] = {split: shown.images for split, shown in real.items()}
-    scores = score(cascade, images, real, root)
-    results = {
-        "format": FORMAT,
-        "model": str(arguments.model),
-        "data": str(root),
-        "overrides": arguments.overrides,
-        "rules": rules,
-        "contenders": {name: about.get(name, {}) | scores[name] for name in images},
-        **surroundings(torch.device("cpu")),
-    }
-    write_results(results, out / "race.json")
-    save_png(sheet(images, real), out / "race.png")
-    print(f"{summary(results)}\n\nresults: {out / 'race.json'}\nimages: {out / 'race.png'}")
-
-
-def rules_of(config: DictConfig, seconds: float) -> Rules:
-    """Return what holds for both contenders; bf16 only if the CPU computes in it natively."""
-    return {
-        "seconds": seconds,
+    train = cache(cascade, read_real(root, "train", 64), real, out)
+    rules = {
+        "seconds": arguments.seconds,
         "batch_size": config.data.batch_size,
         "warm_up_steps": config.schedule.warm_up_steps,
         "ema_decay": config.callbacks.ema.decay,
         "bf16": resolve_precision(config.trainer.precision, "cpu") == "bf16-mixed",
+        "image_dim": train["image_embedding"].shape[1],
+        "tokens": train["text_states"].shape[1],
+        "text_dim": train["text_states"].shape[2],
     }
+    about, images = {OURS: race(out, OURS, rules, partial(enter, config, cascade))}, {}
+    if python is not None:
+        about[PEER] = race_peer(python, {**rules, "parameters": about[OURS]["parameters"]}, out)
+    for name in about:
+        loaded = load_file(out / f"{name}.safetensors")["image"]
+        images[name] = dict(zip(real, loaded.split([len(r) for r in real.values()]), strict=True))
+    images[REAL] = {split: shown.images for split, shown in real.items()}
+    scores = score(cascade, images, real, root)
+    contenders = {name: about.get(name, {}) | scores[name] for name in images}
+    given = {"model": arguments.model, "data": root, "overrides": arguments.overrides}
+    write_results(out / "race.json", "race", **given, rules=rules, contenders=contenders)
+    save_png(sheet(images, real), out / "race.png")
+    print(f"{summary(contenders)}\n\nresults: {out / 'race.json'}\nimages: {out / 'race.png'}")
 
 
 def peer_environment() -> Path:
@@ -128,102 +104,64 @@ def peer_environment() -> Path:
     return python
 
 
-def cache(cascade: Cascade, train: Real, test: dict[str, Real], out: Path) -> None:
-    """Write what both contenders receive: train.safetensors and test.safetensors.
+def cache(cascade: Cascade, train: Real, test: dict[str, Real], out: Path) -> Batch:
+    """Write the inputs of both decoders, train.safetensors and test.safetensors; return the first.
 
     Training images have their own image embeddings, test captions those of the prior; all have one
     caption. In the test file the rows of one split follow those of the other.
     """
-    seen = {"image": train.images, "image_embedding": embed_images(cascade.embedder, train.images)}
-    save_file({**seen, **_text(cascade, train.captions)}, out / "train.safetensors")
+
+    def text(captions: list[str]) -> Batch:
+        starts = range(0, len(captions), 256)
+        parts = [cascade.embedder.text(captions[k : k + 256])._asdict() for k in starts]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {**joined, "text_states": joined["text_states"].half()}
+
+    z = embed_images(cascade.embedder, train.images)
+    inputs = {"image": train.images, "image_embedding": z, **text(train.captions)}
+    save_file(inputs, out / "train.safetensors")
     captions = [caption for split in test.values() for caption in split.captions]
     z = cascade.prior(captions, seeds=range(len(captions)), batch_size=50)
-    tensors = {"image_embedding": z, **_text(cascade, captions)}
-    save_file({name: t.contiguous() for name, t in tensors.items()}, out / "test.safetensors")
+    save_file({"image_embedding": z.contiguous(), **text(captions)}, out / "test.safetensors")
+    return inputs
 
 
-def _text(cascade: Cascade, captions: list[str]) -> dict[str, Tensor]:
-    parts = [
-        cascade.embedder.text(captions[start : start + 256])._asdict()
-        for start in range(0, len(captions), 256)
-    ]
-    text = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return {**text, "text_states": text["text_states"].half()}
-
-
-def race_ours(config: DictConfig, cascade: Cascade, rules: Rules, out: Path) -> dict[str, Any]:
-    """Train the preset's decoder, sample the test captions, and describe the run."""
-    train, test = (load_file(out / f"{name}.safetensors") for name in ("train", "test"))
-    torch.manual_seed(0)
-    since = time.process_time()
+def enter(config: DictConfig, cascade: Cascade, train: Batch) -> Racer:
+    """Build the preset's decoder and fit its statistics."""
     stage = bundle.build(OmegaConf.to_container(config.model, resolve=True))
     stage.to(memory_format=torch.channels_last)
-    stage.fit_statistics(_batches(train))
-    stage.fit_null_text(cascade.embedder.text([""])._asdict())
 
-    def loss(rows: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=rules["bf16"]):
-            return stage.loss(_batch(train, rows))["loss"]
-
-    optimizer = instantiate(OmegaConf.to_container(config.optimizer, resolve=True))
-    groups = parameter_groups(stage)
-    trained = train_for(rules, loss, optimizer(groups), rows=len(train["image"]), since=since)
-    stage.eval().fit_variance(_batches(train))
-    since = time.process_time()
-    images = _sample(stage, test, bf16=rules["bf16"])
-    about = {
-        "parameters": sum(parameter.numel() for parameter in stage.parameters()),
-        **trained._asdict(),
-        "evaluations": config.sampler.steps,
-        "guidance_scale": stage.guidance_scale,
-        "sampling_cpu_seconds": time.process_time() - since,
-    }
-    path = out / f"{OURS}.safetensors"
-    save_file({"image": images}, path, metadata={"about": json.dumps(about)})
-    return about
-
-
-def _batch(data: dict[str, Tensor], rows: Tensor | slice) -> dict[str, Tensor]:
-    """Return rows of a cache for a stage: float, images in [-1, 1] and channels_last."""
-    batch = {name: tensor[rows] for name, tensor in data.items()}
-    batch["text_states"] = batch["text_states"].float()
-    if "image" in batch:
+    def scaled(batch: Batch) -> Batch:
         image = batch["image"].to(memory_format=torch.channels_last)
-        batch["image"] = image.float().div_(127.5).sub_(1.0)
-    return batch
+        return {**batch, "image": image.float().div_(127.5).sub_(1.0)}
 
+    def batches():
+        for rows in torch.arange(len(train["image"])).split(256):
+            yield scaled(batch_of(train, rows))
 
-def _batches(data: dict[str, Tensor], size: int = 256) -> Iterator[dict[str, Tensor]]:
-    for start in range(0, len(data["image"]), size):
-        yield _batch(data, slice(start, start + size))
+    def loss(batch: Batch) -> Tensor:
+        return stage.loss(scaled(batch))["loss"]
 
-
-def _sample(stage: Stage, test: dict[str, Tensor], *, bf16: bool) -> Tensor:
-    images = []
-    for start in range(0, len(test["text_mask"]), SAMPLE_BATCH):
-        batch = _batch(test, slice(start, start + SAMPLE_BATCH))
-        seeds = range(start, start + len(batch["text_mask"]))
+    def sample(batch: Batch, seeds: range) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            images.append(to_uint8(stage.sample(stage.condition(batch), generators=generators)))
-    return torch.cat(images).contiguous()
+        return to_uint8(stage.sample(stage.condition(batch), generators=generators))
+
+    stage.fit_statistics(batches())
+    stage.fit_null_text(cascade.embedder.text([""])._asdict())
+    optimizer = instantiate(OmegaConf.to_container(config.optimizer, resolve=True))
+    optimizer = optimizer(parameter_groups(stage))
+    about = {"evaluations": config.sampler.steps, "guidance_scale": stage.guidance_scale}
+    return Racer(stage, optimizer, loss, lambda: stage.fit_variance(batches()), sample, about)
 
 
-def race_peer(python: Path, parameters: int, rules: Rules, out: Path) -> dict[str, Any]:
-    """Run `race_peer.py` in the peer's environment and return its description of the run."""
-    (out / "rules.json").write_text(json.dumps({**rules, "parameters": parameters}) + "\n")
-    script = Path(__file__).with_name("race_peer.py")
+def race_peer(python: Path, rules: Rules, out: Path) -> dict[str, Any]:
+    """Run race_peer.py in the peer's environment and return its description of the race."""
+    (out / "rules.json").write_text(json.dumps(rules) + "\n")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     environment.pop("PYTHONPATH", None)  # of another environment
+    script = Path(__file__).with_name("race_peer.py")
     subprocess.run([python, script, out], check=True, env=environment)
-    with safe_open(out / f"{PEER}.safetensors", framework="pt") as file:
-        return json.loads(file.metadata()["about"])
-
-
-def load_images(path: Path, real: dict[str, Real]) -> Images:
-    """Load the images of a contender."""
-    counts = [len(split) for split in real.values()]
-    return dict(zip(real, load_file(path)["image"].split(counts), strict=True))
+    return json.loads((out / f"{PEER}.json").read_text())
 
 
 if __name__ == "__main__":

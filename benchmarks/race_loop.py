@@ -1,78 +1,109 @@
-"""The race's training loop, one for all contenders; it needs nothing but PyTorch."""
+"""The race's training and sampling, one for both decoders; it needs PyTorch and safetensors."""
 
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+Batch = dict[str, Tensor]
+Rules = dict[str, Any]
 
-class Training(NamedTuple):
-    """How a contender was trained.
 
-    Attributes:
-        steps: optimizer steps.
-        cpu_seconds: CPU time of the process, what was fitted before the first step included.
-        loss: mean of the last 100 steps.
+class Racer(NamedTuple):
+    """A decoder that takes part in the race."""
+
+    module: nn.Module
+    optimizer: Optimizer
+    loss: Callable[[Batch], Tensor]
+    finish: Callable[[], object]  # called between training and sampling
+    sample: Callable[[Batch, range], Tensor]  # uint8 images; one seed per row
+    about: dict[str, Any]  # for the results
+
+
+def race(folder: Path, name: str, rules: Rules, enter: Callable[[Batch], Racer]) -> Rules:
+    """Train on train.safetensors and sample the rows of test.safetensors.
+
+    Write the images to NAME.safetensors and a description to NAME.json; return the latter.
     """
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    train, test = (load_file(folder / f"{split}.safetensors") for split in ("train", "test"))
+    since = time.process_time()
+    racer = enter(train)
 
-    steps: int
-    cpu_seconds: float
-    loss: float
+    def loss(rows: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=rules["bf16"]):
+            return racer.loss(batch_of(train, rows))
+
+    trained = train_for(rules, loss, racer.optimizer, rows=len(train["image"]), since=since)
+    racer.module.eval()
+    racer.finish()
+    since, images = time.process_time(), []
+    for rows in torch.arange(len(test["text_mask"])).split(25):  # a batch
+        seeds = range(rows[0].item(), rows[-1].item() + 1)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=rules["bf16"]):
+            images.append(racer.sample(batch_of(test, rows), seeds))
+    about = {"parameters": sum(parameter.numel() for parameter in racer.module.parameters())}
+    about |= {**trained, **racer.about, "sampling_cpu_seconds": time.process_time() - since}
+    save_file({"image": torch.cat(images).contiguous()}, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(about))
+    return about
+
+
+def batch_of(data: Batch, rows: Tensor) -> Batch:
+    """Return some rows; text states and embeddings become float32."""
+    batch = {name: tensor[rows] for name, tensor in data.items()}
+    return {k: v.float() if v.is_floating_point() else v for k, v in batch.items()}
 
 
 def train_for(
-    rules: Mapping[str, Any],
-    loss: Callable[[Tensor], Tensor],
-    optimizer: Optimizer,
-    *,
-    rows: int,
-    since: float | None = None,
-) -> Training:
-    """Train for a CPU time and leave the averaged weights in the parameters.
+    rules: Rules, loss: Callable[[Tensor], Tensor], optimizer: Optimizer, *, rows: int, since: float
+) -> dict[str, float]:
+    """Train for a CPU time, leave the averaged weights in the parameters and return statistics.
 
     The learning rates rise linearly, then fall to zero along half a cosine of the CPU time.
     Gradients are clipped to a norm of 1. The EMA's update t decays by at most (1 + t) / (10 + t).
 
     Args:
-        rules: "seconds", CPU time of this process, in which at least one step is made;
-            "batch_size"; "warm_up_steps"; "ema_decay".
+        rules: "seconds" (at least one step is made), "batch_size", "warm_up_steps", "ema_decay".
         loss: loss of a batch, given the indices of its rows.
         optimizer: optimizer of all parameters that are trained.
         rows: number of training images.
-        since: `time.process_time()` at the start; None is now.
+        since: `time.process_time()` at the start.
     """
-    batch_size, warm_up_steps = rules["batch_size"], rules["warm_up_steps"]
-    since = time.process_time() if since is None else since
+    batch_size, warm_up_steps = rules["batch_size"], max(rules["warm_up_steps"], 1)
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     averages = [parameter.detach().clone() for parameter in parameters]
     generator = torch.Generator().manual_seed(0)
     batches: list[Tensor] = []
     losses: list[float] = []
-    step, progress = 0, 0.0
-    while step == 0 or progress < 1:
+    progress = 0.0
+    while not losses or progress < 1:
         if not batches:
             order = torch.randperm(rows, generator=generator)
             batches = list(order[: max(rows // batch_size, 1) * batch_size].split(batch_size))
-        factor = min(1, (step + 1) / max(warm_up_steps, 1)) * (1 + math.cos(math.pi * progress)) / 2
+        warm_up = min(1, (len(losses) + 1) / warm_up_steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * warm_up * (1 + math.cos(math.pi * progress)) / 2
         value = loss(batches.pop())
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        step += 1
         losses.append(value.item())
         with torch.no_grad():
-            decay = min(rules["ema_decay"], (1 + step) / (10 + step))
+            decay = min(rules["ema_decay"], (1 + len(losses)) / (10 + len(losses)))
             torch._foreach_lerp_(averages, parameters, 1 - decay)
         progress = min((time.process_time() - since) / rules["seconds"], 1.0)
     with torch.no_grad():
         torch._foreach_copy_(parameters, averages)
-    last = losses[-100:]
-    return Training(step, time.process_time() - since, sum(last) / len(last))
+    cpu_seconds, last = time.process_time() - since, losses[-100:]  # the loss is their mean
+    return {"steps": len(losses), "cpu_seconds": cpu_seconds, "loss": sum(last) / len(last)}

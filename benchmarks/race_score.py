@@ -1,10 +1,11 @@
-"""Scores of the race: the same measurements of each contender and of the real renders."""
+"""Scores of the race: the same measurements of each decoder and of the real renders."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from results import markdown
 from torch import Tensor
 
 from unclip.cascade import Cascade
@@ -16,18 +17,18 @@ from unclip.evaluation.measures import frechet_distances, judge_choices
 from unclip.evaluation.networks import load_judge
 from unclip.evaluation.parts import HELD_OUT, SEEN, VALIDATION
 from unclip.evaluation.real import Real, read_real
-from unclip.evaluation.report import table
 from unclip.evaluation.two_objects import Templates, measure_scenes, read_singles
 
 SHEET_ROWS = 12
 
 Images = dict[str, Tensor]  # by split
+Scores = dict[str, Any]
 
 
 def score(
     cascade: Cascade, images: dict[str, Images], real: dict[str, Real], root: Path
-) -> dict[str, dict[str, Any]]:
-    """Measure each contender's Fréchet distance, judge's choices and scenes of two objects."""
+) -> dict[str, Scores]:
+    """Measure each decoder's Fréchet distance, judge's choices and scenes of two objects."""
     reference = read_real(root, VALIDATION, 64, count=len(real[SEEN])).images
     network, judge = EfficientNetLite0(), load_judge(cascade.folder, cascade.embedder)
     count = min(len(real[SEEN]), len(reference))
@@ -35,48 +36,41 @@ def score(
     distances = frechet_distances(features, extract(network, reference[:count]))
     known = concept_set(root)
     templates = None if known is None else Templates.cut(read_singles(root), known)
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, Scores] = {}
     for name, splits in images.items():
-        scores[name] = {
-            "fd_effnet_lite0": {**distances[name], "n": count},
-            "judge": {
-                split: judge_choices(judge, splits[split], real[split].captions, {})["caption"]
-                for split in real
-            },
-            "two_objects": templates
-            and {
-                split: measure_scenes(replace(real[split], images=splits[split]), templates)
-                for split in real
-            },
-        }
+        distance = {**distances[name], "n": count}
+        scores[name] = found = {"fd_effnet_lite0": distance, "judge": {}, "two_objects": {}}
+        for split, shown in real.items():
+            choices = judge_choices(judge, splits[split], shown.captions, {})
+            found["judge"][split] = choices["caption"]
+            if templates is not None:
+                generated = replace(shown, images=splits[split])
+                found["two_objects"][split] = measure_scenes(generated, templates)
     return scores
 
 
-def summary(results: dict[str, Any]) -> str:
-    """Return the table that is printed."""
+def summary(contenders: dict[str, Scores]) -> str:
+    """Format the scores as a table."""
     rows = []
-    for name, found in results["contenders"].items():
-        distance, scenes = found["fd_effnet_lite0"], found["two_objects"] or {}
-        parameters = found["parameters"] / 1e6 if "parameters" in found else None
-        row = [name, parameters, *(found.get(key) for key in ("cpu_seconds", "steps"))]
-        row += [distance["distance"], distance["error"], distance["n"]]
-        for split in (SEEN, HELD_OUT):
-            shares = found["judge"][split], scenes.get(split, {}).get("both", {})
-            row += [share.get(key) for share in shares for key in ("share", "n")]
-        rows.append([*row, found.get("evaluations")])
-    head = ["decoder", "M parameters", "CPU s", "steps", "fd_effnet_lite0", "±", "n"]
-    for split in ("seen", "held out"):
-        head += [f"judge, {split}", "n", f"both objects, {split}", "n"]
-    return table(rows, head=[*head, "evaluations"])
+    for name, found in contenders.items():
+        keys = ("parameters", "cpu_seconds", "steps", "evaluations")
+        row = {"decoder": name} | {key: found.get(key) for key in keys}
+        row |= {f"FD {key}": found["fd_effnet_lite0"][key] for key in ("distance", "error", "n")}
+        for split, words in ((SEEN, "seen"), (HELD_OUT, "held out")):
+            shares = {"judge": found["judge"][split]}
+            shares["both objects"] = found["two_objects"].get(split, {}).get("both", {})
+            for key, share in shares.items():
+                row |= {f"{key}, {words}": share.get("share"), f"n {key}, {words}": share.get("n")}
+        rows.append(row)
+    return markdown(rows)
 
 
 def sheet(images: dict[str, Images], real: dict[str, Real]) -> Image.Image:
-    """Plot the images of all contenders for the same captions side by side."""
+    """Plot the images of all decoders for the same captions side by side."""
     tiles = []
     for split, shown in real.items():
         for row in varied(shown, SHEET_ROWS // 2):
             captions = {name: f"{name}: {shown.captions[row]}" for name in images}
             marked = split == HELD_OUT
             tiles += [Tile(images[k][split][row], captions[k], marked=marked) for k in images]
-    title = "framed: held out"
-    return contact_sheet(tiles, columns=len(images), size=128, title=title, lines=4)
+    return contact_sheet(tiles, columns=len(images), title="framed: held out", lines=4)

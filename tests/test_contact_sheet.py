@@ -10,9 +10,9 @@ def flat(color: tuple[int, int, int], size: int = 64) -> torch.Tensor:
     return torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, size, size)
 
 
-def test_a_sheet_has_the_promised_size_and_every_tile_in_its_place():
+def test_a_sheet_has_the_computed_size_and_every_tile_in_its_place():
     colors = [(200, 10 * k, 30) for k in range(7)]
-    tiles = [Tile(flat(color), f"picture {k}") for k, color in enumerate(colors)]
+    tiles = [Tile(flat(color), f"image {k}") for k, color in enumerate(colors)]
     sheet = contact_sheet(tiles, columns=3, size=96, title="Seven", gap=8)
     assert sheet.size == sheet_size(7, 3, 96, "Seven", gap=8)
     assert sheet.width == 3 * (96 + 8) + 8
@@ -20,8 +20,8 @@ def test_a_sheet_has_the_promised_size_and_every_tile_in_its_place():
     top = sheet_size(1, 3, 96, "Seven")[1] - sheet_size(1, 3, 96)[1] + 8
     for k, color in enumerate(colors):
         row, column = divmod(k, 3)
-        centre = (8 + column * 104 + 48, int(top + row * row_height + 48))
-        assert sheet.getpixel(centre) == color
+        center = (8 + column * 104 + 48, int(top + row * row_height + 48))
+        assert sheet.getpixel(center) == color
 
 
 def test_a_marked_tile_is_framed_and_captions_stay_inside():
@@ -39,19 +39,19 @@ def test_a_marked_tile_is_framed_and_captions_stay_inside():
 
 def test_pixels_keep_their_channels():
     image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
-    picture = to_pil(image)
-    assert picture.size == (7, 5)
-    assert picture.getpixel((6, 4)) == tuple(image[:, 4, 6].tolist())
+    pil = to_pil(image)
+    assert pil.size == (7, 5)
+    assert pil.getpixel((6, 4)) == tuple(image[:, 4, 6].tolist())
 
 
-def test_saved_pictures_are_lossless_and_leave_nothing_beside(tmp_path):
+def test_saved_images_are_lossless_and_leave_no_other_file(tmp_path):
     image = torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8)
-    path = save_png(to_pil(image), tmp_path / "new" / "picture.png")
-    assert [entry.name for entry in path.parent.iterdir()] == ["picture.png"]
+    path = save_png(to_pil(image), tmp_path / "new" / "image.png")
+    assert [entry.name for entry in path.parent.iterdir()] == ["image.png"]
     with Image.open(path) as read:
         assert read.tobytes() == to_pil(image).tobytes()
 
 
-def test_a_sheet_of_nothing_is_refused():
+def test_an_empty_sheet_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], columns=2)

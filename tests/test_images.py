@@ -6,27 +6,27 @@ from unclip.images import open_image, to_tensor
 
 
 @pytest.fixture
-def picture():
-    """An asymmetric picture: a red left half, a blue right half, wider than high."""
-    picture = Image.new("RGB", (40, 20), (255, 0, 0))
-    picture.paste((0, 0, 255), (20, 0, 40, 20))
-    return picture
+def image():
+    """An asymmetric image, wider than high: the left half is red, the right half is blue."""
+    image = Image.new("RGB", (40, 20), (255, 0, 0))
+    image.paste((0, 0, 255), (20, 0, 40, 20))
+    return image
 
 
-def test_a_path_pillow_and_a_tensor_are_the_same_picture(picture, tmp_path):
-    picture.save(tmp_path / "a.png")
-    pixels = to_tensor(picture)
-    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), picture, pixels, pixels[None]):
+def test_a_path_a_pillow_image_and_a_tensor_give_the_same_image(image, tmp_path):
+    image.save(tmp_path / "a.png")
+    pixels = to_tensor(image)
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), image, pixels, pixels[None]):
         assert torch.equal(to_tensor(open_image(given)), pixels)
     assert torch.equal(to_tensor(open_image(pixels.float() / 127.5 - 1)), pixels)
 
 
-def test_modes(picture, tmp_path):
-    grey = open_image(picture.convert("L"))
-    assert grey.mode == "RGB" and grey.getpixel((0, 0)) == (76, 76, 76)
-    palette = picture.convert("P", palette=Image.Palette.ADAPTIVE)
+def test_images_of_all_modes_become_rgb(image, tmp_path):
+    gray = open_image(image.convert("L"))
+    assert gray.mode == "RGB" and gray.getpixel((0, 0)) == (76, 76, 76)
+    palette = image.convert("P", palette=Image.Palette.ADAPTIVE)
     assert open_image(palette).getpixel((0, 0)) == (255, 0, 0)
-    alpha = picture.convert("RGBA")
+    alpha = image.convert("RGBA")
     alpha.putalpha(0)
     assert open_image(alpha).getpixel((30, 10)) == (255, 255, 255)
     assert open_image(torch.zeros(8, 9)).size == (9, 8)
@@ -34,10 +34,10 @@ def test_modes(picture, tmp_path):
     assert open_image(transparent).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_a_photograph_lying_on_its_side_is_turned(picture, tmp_path):
+def test_an_image_is_rotated_as_its_exif_orientation_says(image, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90° clockwise
-    picture.save(tmp_path / "a.png", exif=exif)
+    exif[0x0112] = 6  # rotate by 90° clockwise
+    image.save(tmp_path / "a.png", exif=exif)
     upright = open_image(tmp_path / "a.png")
     assert upright.size == (20, 40)
     assert upright.getpixel((10, 2)) == (255, 0, 0)
@@ -54,12 +54,12 @@ def test_a_photograph_lying_on_its_side_is_turned(picture, tmp_path):
         (torch.zeros(3, 8, 8, dtype=torch.int64), "uint8 or float, not torch.int64"),
     ],
 )
-def test_tensors_that_are_no_pictures(given, message):
+def test_tensors_that_are_not_images_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         open_image(given)
 
 
-def test_files_that_are_no_pictures(tmp_path):
+def test_files_that_are_not_images_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         open_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("a text")

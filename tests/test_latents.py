@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial import geometric_slerp
 
-from unclip.latents import blend, slerp, text_difference
+from unclip.latents import slerp, spherical_mean, text_difference
 
 
 def unit(*shape):
@@ -20,7 +20,7 @@ def angle(a, b):
 
 class TestSlerp:
     @pytest.mark.parametrize("dim", [3, 128, 12288])
-    def test_it_is_scipys(self, dim):
+    def test_it_agrees_with_scipy(self, dim):
         a, b = unit(dim), unit(dim)
         at = np.linspace(0, 1, 7)
         a64, b64 = (point.double().numpy() for point in (a, b))
@@ -29,14 +29,14 @@ class TestSlerp:
         ours = torch.stack([slerp(a, b, fraction) for fraction in at])
         torch.testing.assert_close(ours, torch.from_numpy(expected).float())
 
-    def test_the_norm_is_kept_and_the_angle_is_linear(self):
+    def test_the_norm_is_kept_and_the_angle_grows_linearly(self):
         a, b = unit(512), unit(512)
         for fraction in torch.linspace(0, 1, 11).tolist():
             point = slerp(a, b, fraction)
             assert point.norm().item() == pytest.approx(1, abs=1e-6)
             assert angle(a, point) == pytest.approx(fraction * angle(a, b), abs=1e-6)
 
-    def test_lengths_go_from_one_to_the_other(self):
+    def test_lengths_are_interpolated(self):
         point = slerp(3 * unit(64), 5 * unit(64), 0.25)
         assert point.norm().item() == pytest.approx(3.5, abs=1e-5)
 
@@ -47,13 +47,13 @@ class TestSlerp:
             torch.testing.assert_close(slerp(a, b, 1.0), b)
 
     def test_it_is_not_elementwise(self):
-        """What both public pipelines compute leaves the sphere: norm 1.30 at cosine 0.7."""
+        """The formula of both public pipelines leaves the sphere: norm 1.30 at cosine 0.7."""
         a, across = torch.eye(8)[:2]
         b = 0.7 * a + math.sqrt(1 - 0.49) * across
         assert slerp(a, b, 0.5).norm().item() == pytest.approx(1, abs=1e-6)
 
     @pytest.mark.parametrize("away", [0.0, 1e-12, 1e-8, 1e-6, 1e-3])
-    def test_close_points(self, away):
+    def test_between_close_points_it_is_the_middle(self, away):
         a = unit(64)
         b = a + away * unit(64)
         point = slerp(a, b, 0.5)
@@ -61,7 +61,7 @@ class TestSlerp:
         torch.testing.assert_close(point, (a + b) / 2, atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize("away", [0.0, 1e-12, 1e-8, 1e-4])
-    def test_opposite_points(self, away):
+    def test_between_opposite_points_it_follows_one_great_circle(self, away):
         a = unit(64)
         b = -a + away * unit(64)
         for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -71,20 +71,20 @@ class TestSlerp:
         assert torch.equal(slerp(a, b, 0.5), slerp(a, b, 0.5))
 
     @pytest.mark.parametrize("broken", [torch.zeros(4), torch.full((4,), float("nan"))])
-    def test_a_point_without_direction(self, broken):
+    def test_a_point_without_direction_is_refused(self, broken):
         with pytest.raises(ValueError, match="has no direction"):
             slerp(unit(4), broken, 0.5)
 
 
-class TestBlend:
+class TestSphericalMean:
     @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 1.0])
-    def test_of_two_it_is_slerp(self, fraction):
+    def test_of_two_points_it_is_slerp(self, fraction):
         points = torch.stack([2 * unit(32), unit(32)])
-        mixed = blend(points, [1 - fraction, fraction])
+        mixed = spherical_mean(points, [1 - fraction, fraction])
         torch.testing.assert_close(mixed, slerp(*points, fraction))
 
     def test_of_three_corners_it_is_their_middle(self):
-        middle = blend(torch.eye(3), [1, 1, 1])
+        middle = spherical_mean(torch.eye(3), [1, 1, 1])
         torch.testing.assert_close(middle, torch.full((3,), 1 / math.sqrt(3)))
 
     def test_no_other_point_has_smaller_squared_angles(self):
@@ -93,27 +93,27 @@ class TestBlend:
         def cost(z):
             return sum(w * angle(z, p) ** 2 for w, p in zip(weights, points, strict=True))
 
-        mean = blend(points, weights)
+        mean = spherical_mean(points, weights)
         assert all(cost(mean) < cost(mean + 0.01 * torch.randn(5)) for _ in range(100))
 
-    def test_what_weighs_all_is_the_result(self):
+    def test_a_point_with_all_the_weight_is_the_result(self):
         points = torch.randn(3, 2, 4)
-        torch.testing.assert_close(blend(points, [0, 7, 0]), points[1])
+        torch.testing.assert_close(spherical_mean(points, [0, 7, 0]), points[1])
 
     @pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0], [1, float("nan")]])
-    def test_weights_that_make_no_sense(self, weights):
+    def test_invalid_weights_are_refused(self, weights):
         with pytest.raises(ValueError, match="give one for each of 2 points"):
-            blend(torch.randn(2, 4), weights)
+            spherical_mean(torch.randn(2, 4), weights)
 
 
 class TestTextDifference:
-    def test_it_is_the_unit_way(self):
+    def test_it_is_the_unit_direction_between_two_texts(self):
         source, target = unit(16), unit(16)
-        way = text_difference(target, source)
-        assert way.norm().item() == pytest.approx(1, abs=1e-6)
-        torch.testing.assert_close(source + (target - source).norm() * way, target)
+        direction = text_difference(target, source)
+        assert direction.norm().item() == pytest.approx(1, abs=1e-6)
+        torch.testing.assert_close(source + (target - source).norm() * direction, target)
 
-    def test_the_same_text_twice(self):
+    def test_equal_texts_are_refused(self):
         z = unit(16)
-        with pytest.raises(ValueError, match="no way from one to it"):
+        with pytest.raises(ValueError, match="define no direction"):
             text_difference(z, z)

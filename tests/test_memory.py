@@ -69,9 +69,9 @@ def test_free_memory_of_the_cpu_is_plausible():
 
 def test_sample_py_prints_the_size_of_large_weights(folder, tmp_path, monkeypatch, capsys):
     import sample
-    from sample_commands import loading
+    from cli import sample_output
 
-    monkeypatch.setattr(loading, "LARGE", 0)
+    monkeypatch.setattr(sample_output, "LARGE", 0)
     words = ["a red fox", "--model", str(folder), "--out", str(tmp_path), "--size", "64"]
     words += ["--steps", "prior=2", "decoder=2", "--device", "cpu"]
     assert sample.main([*words, "--dtype", "bfloat16", "--offload"]) == 0

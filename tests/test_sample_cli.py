@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import signal
@@ -11,17 +10,11 @@ import tiny_bundle
 import torch
 from PIL import Image
 
+import sample
+from cli.sample_output import slug
 from unclip.cascade import Cascade
 
-SCRIPT = Path(__file__).parents[1] / "src" / "sample.py"
-
-
-@pytest.fixture(scope="module")
-def sample():
-    spec = importlib.util.spec_from_file_location("sample_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SCRIPT = Path(sample.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +24,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Networks this small take longer with more."""
+    """Networks this small are slower with more threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,8 +32,8 @@ def one_thread():
 
 
 @pytest.fixture
-def run(sample, model, tmp_path):
-    """Runs the script in this process, on the tiny bundle, at 64 pixels; returns its exit code."""
+def run(model, tmp_path):
+    """Run the script in this process on the tiny bundle at 64 pixels; return its exit code."""
 
     def run(*arguments: str) -> int:
         default = ["--model", str(model), "--out", str(tmp_path / "out"), "--size", "64"]
@@ -67,7 +60,7 @@ def child(*arguments, **keywords):
     )
 
 
-class TestPictures:
+class TestImages:
     @pytest.mark.slow
     def test_as_a_program(self, model, tmp_path):
         process = child(
@@ -85,7 +78,7 @@ class TestPictures:
                 assert image.mode == "RGB"
                 assert image.size == ((64, 64) if "-64" in name else (256, 256))
 
-    def test_the_picture_is_the_cascades_and_tells_how_it_was_made(self, run, model, tmp_path):
+    def test_the_image_is_the_cascades_and_has_the_settings_as_metadata(self, run, model, tmp_path):
         assert run("A red apple!", "--seed", "5", "--guidance", "3", "--steps", "decoder=3") == 0
         cascade = Cascade.load(model, device="cpu")
         expected = cascade.text_to_image(
@@ -93,28 +86,28 @@ class TestPictures:
         ).images[64][0]
         with Image.open(tmp_path / "out" / "a-red-apple-seed5-64.png") as image:
             pixels = torch.tensor(list(image.convert("RGB").tobytes())).reshape(64, 64, 3)
-            story = dict(image.text)
+            metadata = dict(image.text)
         assert torch.equal(pixels.permute(2, 0, 1), expected.long())
-        assert story["prompt"] == "A red apple!"
-        assert story["seed"] == "5"
-        assert story["Software"].startswith("unclip ")
-        settings = json.loads(story["settings"])
+        assert metadata["prompt"] == "A red apple!"
+        assert metadata["seed"] == "5"
+        assert metadata["Software"].startswith("unclip ")
+        settings = json.loads(metadata["settings"])
         assert settings["size"] == 64
-        assert settings["guidance_scale"] == 3.0
-        assert (settings["prior"], settings["prior_guidance_scale"]) == ("diffusion", None)
+        assert settings["guidance"] == 3.0
+        assert (settings["prior"], settings["prior_guidance"]) == ("diffusion", None)
         assert settings["steps"] == {"decoder": 3}
         fingerprints = {name: data.fingerprint for name, data in cascade.metadata.items()}
-        assert json.loads(story["bundle"]) == {
+        assert json.loads(metadata["bundle"]) == {
             name: fingerprints[name] for name in ("clip", "prior", "decoder")
         }
 
-    def test_a_picture_without_a_prior(self, run, tmp_path):
+    def test_an_image_without_a_prior(self, run, tmp_path):
         assert run("a dog", "--prior", "none") == 0
         with Image.open(tmp_path / "out" / "a-dog-seed0-64.png") as image:
             assert json.loads(image.text["settings"])["prior"] == "none"
             assert json.loads(image.text["bundle"]).keys() == {"clip", "decoder"}
 
-    def test_the_same_picture_is_written_over_and_another_is_not(self, run, made):
+    def test_the_same_image_is_replaced_and_another_one_is_not(self, run, made):
         first, second = "a-dog-seed0-64.png", "a-dog-seed0-64-2.png"
         assert run("a dog") == 0
         assert run("a dog", "--batch-size", "1") == 0
@@ -127,7 +120,7 @@ class TestPictures:
         assert run("A dog!") == 0
         assert len(made()) == 3
 
-    def test_a_file_that_is_no_picture_of_ours_is_kept(self, run, tmp_path, made):
+    def test_a_file_of_another_program_is_kept(self, run, tmp_path, made):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "a-dog-seed0-64.png").write_text("mine")
         assert run("a dog") == 0
@@ -147,19 +140,19 @@ class TestPictures:
             ("A red apple, to the left of a dog.", "a-red-apple-to-the-left-of-a-dog"),
             ("../../etc/passwd", "etc-passwd"),
             ("C:\\x\0y|*?<>", "c-x-y"),
-            ("日本", "picture"),
+            ("日本", "image"),
             ("-rf", "rf"),
             ("word " * 100, ("word-" * 12)[:-1]),
         ],
     )
-    def test_names_are_safe(self, sample, prompt, expected):
-        assert sample.slug(prompt) == expected
+    def test_file_names_are_safe(self, prompt, expected):
+        assert slug(prompt) == expected
 
-    def test_a_prompt_may_be_the_name_of_the_command(self, run, made):
+    def test_a_prompt_may_be_the_name_of_a_command(self, run, made):
         assert run("text", "text") == 0
         assert made() == ["text-seed0-64.png"]
 
-    def test_the_sheet_has_a_row_a_prompt(self, run, tmp_path):
+    def test_the_sheet_has_one_row_per_prompt(self, run, tmp_path):
         assert run("a dog", "--count", "3", "--stages") == 0
         with Image.open(tmp_path / "out" / "sheet.png") as sheet:
             assert sheet.width > 3 * 64
@@ -171,7 +164,7 @@ class TestPictures:
         assert [name for name in made() if "sheet" in name] == ["sheet-2.png", "sheet.png"]
 
 
-class TestMistakes:
+class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -184,7 +177,7 @@ class TestMistakes:
             (("a dog", "--device", "cuda:99"), "error: --device cuda:99 cannot be used here"),
         ],
     )
-    def test_one_sentence_and_exit_code_2(self, run, capsys, arguments, message):
+    def test_a_user_error_is_one_sentence_and_exit_code_2(self, run, capsys, arguments, message):
         assert run(*arguments) == 2
         errors = capsys.readouterr().err
         assert message in errors
@@ -194,23 +187,23 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("a dog", "--count", "0"), "'0' is not a whole number above 0"),
-            (("a dog", "--batch-size", "x"), "'x' is not a whole number above 0"),
+            (("a dog", "--count", "0"), "'0' is not a positive integer"),
+            (("a dog", "--batch-size", "x"), "'x' is not a positive integer"),
             (("a dog", "--steps", "16"), "'16' is not STAGE=N, such as decoder=16"),
             (("a dog", "--size", "128"), "invalid choice: 128"),
         ],
     )
-    def test_the_parsers_own(self, run, capsys, arguments, message):
+    def test_errors_of_the_parser(self, run, capsys, arguments, message):
         with pytest.raises(SystemExit) as stopped:
             run(*arguments)
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
 
-    def test_no_prompt(self, sample, capsys):
+    def test_no_prompt(self, capsys):
         assert sample.main([]) == 2
         assert "error: no prompt: try `python src/sample.py" in capsys.readouterr().err
 
-    def test_a_missing_stage(self, sample, tmp_path, capsys):
+    def test_a_missing_stage(self, tmp_path, capsys):
         partial = tiny_bundle.write(tmp_path / "partial", names=("clip", "prior"))
         assert sample.main(["a dog", "--model", str(partial), "--out", str(tmp_path / "o")]) == 2
         errors = capsys.readouterr().err
@@ -218,25 +211,24 @@ class TestMistakes:
             "decoder.safetensors is missing: train it with `python src/train.py stage=d" in errors
         )
 
-    def test_a_bundle_that_ends_at_256_pixels(self, sample, tmp_path, capsys):
-        """It makes these; what it is told to make beyond is an error."""
+    def test_a_bundle_without_the_last_upsampler_makes_256_pixels(self, tmp_path, capsys):
         names = ("clip", "prior", "decoder", "upsampler_256")
         short, out = tiny_bundle.write(tmp_path / "short", names=names), tmp_path / "o"
         assert sample.main(["a dog", "--model", str(short), "--out", str(out)]) == 0
         assert [path.name for path in out.iterdir()] == ["a-dog-seed0-256.png"]
-        assert f"{short} makes pictures of 256 pixels" in capsys.readouterr().err
+        assert f"the largest images that {short} makes have 256 pixels" in capsys.readouterr().err
         arguments = ["a dog", "--model", str(short), "--out", str(out), "--size", "1024"]
         assert sample.main(arguments) == 2
         assert "upsampler_1024.safetensors is missing" in capsys.readouterr().err
 
-    def test_a_damaged_stage(self, sample, tmp_path, capsys):
+    def test_a_damaged_stage(self, tmp_path, capsys):
         broken = tiny_bundle.write(tmp_path / "broken")
         file = broken / "prior.safetensors"
         file.write_bytes(file.read_bytes()[:1000])
         assert sample.main(["a dog", "--model", str(broken), "--out", str(tmp_path / "o")]) == 2
         assert "prior.safetensors is truncated or not a safetensors" in capsys.readouterr().err
 
-    def test_an_over_long_prompt_is_a_warning(self, run, capsys, made):
+    def test_a_prompt_that_is_too_long_gives_a_warning(self, run, capsys, made):
         assert run("apple " * 40 + "moon") == 0
         assert "warning: a prompt is too long for this CLIP; cut off: '" in capsys.readouterr().err
         assert len(made()) == 1
@@ -249,7 +241,7 @@ class TestMistakes:
         assert run("a dog") == 2
         assert "not enough memory: try a smaller --batch-size" in capsys.readouterr().err
 
-    def test_a_picture_that_fails_to_be_written_leaves_no_part(self, run, made, monkeypatch):
+    def test_a_failed_write_leaves_no_file(self, run, made, monkeypatch):
         def fails(*arguments):
             raise OSError("No space left on device")
 
@@ -259,7 +251,7 @@ class TestMistakes:
 
 
 class TestControlC:
-    def test_finished_pictures_are_kept(self, run, made, capsys, monkeypatch):
+    def test_finished_images_are_kept(self, run, made, capsys, monkeypatch):
         original, calls = Cascade.text_to_image, []
 
         def interrupted(self, *arguments, **keywords):
@@ -271,9 +263,7 @@ class TestControlC:
         monkeypatch.setattr(Cascade, "text_to_image", interrupted)
         assert run("a dog", "--count", "3", "--batch-size", "1") == 130
         assert made() == ["a-dog-seed0-64.png"]
-        assert (
-            capsys.readouterr().err.strip() == "stopped; the pictures that were finished are kept"
-        )
+        assert capsys.readouterr().err.strip() == "stopped; finished images are kept"
 
     @pytest.mark.slow
     def test_as_a_signal(self, model, tmp_path):

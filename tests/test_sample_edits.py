@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -8,18 +7,9 @@ import tiny_bundle
 import torch
 from PIL import Image
 
+import sample
 from unclip.cascade import Cascade
 from unclip.images import open_image, to_tensor
-
-SCRIPT = Path(__file__).parents[1] / "src" / "sample.py"
-
-
-@pytest.fixture(scope="module")
-def sample():
-    spec = importlib.util.spec_from_file_location("sample_edits_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +18,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Two pictures and a mask, in the folder that the commands run in."""
+def images(tmp_path):
+    """Write two images and a mask into the folder in which the commands run."""
     for name, color in (("a.png", "red"), ("b.png", "blue")):
-        picture = Image.new("RGB", (80, 64), "white")
-        picture.paste(color, (20, 10, 60, 50))
-        picture.save(tmp_path / name)
+        image = Image.new("RGB", (80, 64), "white")
+        image.paste(color, (20, 10, 60, 50))
+        image.save(tmp_path / name)
     mask = Image.new("L", (80, 64))
     mask.paste(255, (30, 20, 50, 40))
     mask.save(tmp_path / "mask.png")
@@ -41,9 +31,9 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def run(sample, model, pictures, monkeypatch):
-    """Runs a command on the tiny bundle, at 64 pixels and few steps; returns the names written."""
-    monkeypatch.chdir(pictures)
+def run(model, images, monkeypatch):
+    """Run a command on the tiny bundle at 64 pixels, few steps; return the names of the files."""
+    monkeypatch.chdir(images)
 
     def run(command: str, *arguments: str) -> list[str]:
         default = ["--model", str(model), "--out", "out", "--size", "64", "--steps", "decoder=3"]
@@ -111,7 +101,7 @@ class TestCommands:
     @pytest.mark.parametrize(
         "command", ["vary", "interpolate", "edit", "inpaint", "reconstruct", "again", "text"]
     )
-    def test_help_shows_an_example(self, sample, capsys, command):
+    def test_help_shows_an_example(self, capsys, command):
         with pytest.raises(SystemExit) as stopped:
             sample.main([command, "--help"])
         assert stopped.value.code == 0
@@ -132,15 +122,15 @@ class TestAgain:
             ("reconstruct", "a.png", "b.png"),
         ],
     )
-    def test_bit_for_bit(self, run, sample, model, capsys, arguments):
+    def test_bit_for_bit(self, run, model, capsys, arguments):
         name = run(*arguments)[-1]
         capsys.readouterr()
-        again = ["again", f"out/{name}", "--model", str(model), "--out", "anew"]
+        again = ["again", f"out/{name}", "--model", str(model), "--out", "again"]
         assert sample.main(again) == 0
         assert "the same, pixel for pixel" in capsys.readouterr().err
-        assert Path("anew", name).read_bytes() == Path("out", name).read_bytes()
+        assert Path("again", name).read_bytes() == Path("out", name).read_bytes()
 
-    def test_a_bundle_is_found_by_its_fingerprints(self, run, sample, model, capsys):
+    def test_a_bundle_is_found_by_its_fingerprints(self, run, model, capsys):
         (name,) = run("reconstruct", "a.png")
         shutil.copytree(model, "models/elsewhere")
         other = tiny_bundle.write(Path("models/another"), names=("clip", "prior"))
@@ -148,47 +138,47 @@ class TestAgain:
         assert sample.main(["again", f"out/{name}"]) == 0
         assert "pixel for pixel" in capsys.readouterr().err
 
-    def test_what_it_was_made_from_may_lie_beside_it(self, run, sample, model):
+    def test_an_input_image_may_be_next_to_the_result(self, run, model):
         (name,) = run("reconstruct", "a.png")
         Path("a.png").rename("out/a.png")
         assert sample.main(["again", f"out/{name}", "--model", str(model)]) == 0
 
-    def test_what_cannot_be_made_again(self, run, sample, model, capsys):
+    def test_images_that_cannot_be_reproduced(self, run, model, capsys):
         names = run("vary", "a.png", "--count", "1", "--grid")
         Path("plain.png").write_bytes(Path("b.png").read_bytes())
-        for picture, message in (
+        for image, message in (
             ("out/none.png", "there is no out/none.png"),
-            ("plain.png", "does not tell how it was made"),
-            (f"out/{names[1]}", "is a sheet"),
+            ("plain.png", "has no metadata of sample.py"),
+            (f"out/{names[1]}", "is a contact sheet"),
         ):
-            assert sample.main(["again", picture, "--model", str(model)]) == 2
+            assert sample.main(["again", image, "--model", str(model)]) == 2
             assert message in capsys.readouterr().err
         assert sample.main(["again", f"out/{names[0]}"]) == 2
         assert "no folder in models/ is the bundle" in capsys.readouterr().err
         shutil.copy("b.png", "a.png")
         assert sample.main(["again", f"out/{names[0]}", "--model", str(model)]) == 2
-        assert "a.png is another picture than" in capsys.readouterr().err
+        assert "a.png has changed since" in capsys.readouterr().err
         Path("a.png").unlink()
         assert sample.main(["again", f"out/{names[0]}", "--model", str(model)]) == 2
-        assert "a.png, which the picture was made from, is gone" in capsys.readouterr().err
+        assert "a.png, which the image was made from, is missing" in capsys.readouterr().err
 
 
-class TestMistakes:
+class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (("vary", "none.png"), "none.png"),
-            (("vary", "text.png"), "text.png is not a picture"),
-            (("interpolate", "a.png"), "needs two pictures or more"),
+            (("vary", "text.png"), "text.png is not an image file"),
+            (("interpolate", "a.png"), "needs two images or more"),
             (("edit", "a.png", "--from", "a", "--to", "a"), "the same embedding"),
-            (("inpaint", "a.png"), "say where to paint: --mask FILE, or --margin"),
+            (("inpaint", "a.png"), "where to paint? Use --mask FILE, or --margin"),
         ],
     )
-    def test_one_sentence_and_exit_code_2(
-        self, sample, model, pictures, monkeypatch, capsys, arguments, message
+    def test_a_user_error_is_one_sentence_and_exit_code_2(
+        self, model, images, monkeypatch, capsys, arguments, message
     ):
-        monkeypatch.chdir(pictures)
-        Path("text.png").write_text("no picture")
+        monkeypatch.chdir(images)
+        Path("text.png").write_text("no image")
         assert sample.main([*arguments, "--model", str(model), "--size", "64"]) == 2
         errors = capsys.readouterr().err.strip()
         assert errors.startswith("error: ") and message in errors

@@ -1,4 +1,4 @@
-"""The stand-ins for torchvision's operators: defined when needed, once, and never otherwise."""
+"""Replacements of torchvision's operators are defined once, and only if they are needed."""
 
 import importlib.machinery
 import importlib.util
@@ -38,14 +38,14 @@ def test_a_second_call_defines_nothing():
     assert _torchvision.define_missing_operators() == []
 
 
-def test_nothing_without_torchvision(monkeypatch):
+def test_without_torchvision_nothing_is_defined(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(_torchvision, "_OPERATORS", ("absent_operator",))
     assert _torchvision.define_missing_operators() == []
     assert not hasattr(torch.ops.torchvision, "absent_operator")
 
 
-def test_nothing_when_the_compiled_library_loads(monkeypatch, tmp_path):
+def test_if_the_compiled_library_loads_nothing_is_defined(monkeypatch, tmp_path):
     (tmp_path / "_C.so").touch()
     _find(monkeypatch, tmp_path)
     loaded = []
@@ -55,7 +55,7 @@ def test_nothing_when_the_compiled_library_loads(monkeypatch, tmp_path):
     assert [path.name for path in loaded] == ["_C.so"]
 
 
-def test_defined_when_the_library_is_broken_or_absent(monkeypatch, tmp_path):
+def test_if_the_library_is_broken_or_missing_operators_are_defined(monkeypatch, tmp_path):
     (tmp_path / "_C.so").write_bytes(b"no library")
     _find(monkeypatch, tmp_path)
     monkeypatch.setattr(_torchvision, "_OPERATORS", ("trial_operator",))

@@ -144,3 +144,15 @@ def write(folder: Path, names=NAMES) -> Path:
             written = bundle.read_metadata(bundle.stage_file(folder, name))
             clip_fingerprint = written.clip_fingerprint
     return folder
+
+
+def write_judge(folder: Path, *, steps: int = 1, extra: dict | None = None) -> None:
+    """Add a judge, a second CLIP with random weights, to a bundle."""
+    bundle.save_stage(
+        bundle.stage_file(folder, "judge"),
+        stage("clip"),
+        recipe=recipe("clip"),
+        steps=steps,
+        clip_fingerprint=None,
+        extra=extra,
+    )

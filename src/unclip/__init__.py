@@ -1,15 +1,15 @@
-"""unclip: train, run, edit with and measure a hierarchical text-to-image model (DALL·E 2)."""
+"""Train, run and evaluate a hierarchical text-to-image model (DALL·E 2), and edit with it."""
 
 from typing import Any
 
-from unclip import _torchvision as _torchvision  # first: what comes after imports torchvision
+from unclip import _torchvision as _torchvision  # first: other modules import torchvision
 from unclip._version import __version__
 
 __all__ = ["Cascade", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `Cascade` when it is first asked for, since it brings CLIP and its libraries."""
+    """Import `Cascade` when it is first used, because it takes 2 s to import its libraries."""
     if name == "Cascade":
         from unclip.cascade import Cascade
 

@@ -1,9 +1,9 @@
-"""Lets torchvision be imported beside a CPU build of torch.
+"""Make `import torchvision` work next to a CPU build of torch.
 
-PyPI's torchvision wheel is built for CUDA. Beside a CPU torch its compiled operators do not load,
-and `import torchvision` then fails where it registers a fake for two of them. Defining the two
-schemas is enough for the import; calling them still fails, and unclip never does. With a matching
-pair this does nothing.
+PyPI's torchvision wheel is built for CUDA. With a CPU torch its compiled operators do not load, and
+`import torchvision` then fails when it registers fakes for two of them. Defining the schemas of
+these two is enough for the import; calling them still fails, and unclip never does. With a matching
+pair of packages this module does nothing.
 """
 
 import importlib.util
@@ -13,18 +13,18 @@ import torch
 
 _OPERATORS = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library = None  # torch forgets the operators when the Library that defined them is collected
+_library = None  # a reference, because torch removes the operators with their Library
 
 
 def define_missing_operators() -> list[str]:
-    """Defines `torchvision::nms` and `torchvision::qnms` where the compiled ones cannot be loaded.
+    """Define `torchvision::nms` and `torchvision::qnms` if the compiled ones do not load.
 
     Returns:
-        The names defined by this call: empty when torchvision is not installed, when its own
-        operators load, and from the second call on.
+        The names defined by this call: none if torchvision is not installed, if its own operators
+        load, or if an earlier call has defined them.
     """
     global _library
-    spec = importlib.util.find_spec("torchvision")  # finds the folder, imports nothing
+    spec = importlib.util.find_spec("torchvision")  # finds the folder without importing it
     if spec is None or _loads_own_operators(spec.submodule_search_locations or ()):
         return []
     missing = [name for name in _OPERATORS if not hasattr(torch.ops.torchvision, name)]
@@ -36,7 +36,7 @@ def define_missing_operators() -> list[str]:
 
 
 def _loads_own_operators(folders) -> bool:
-    """Whether a compiled library of torchvision's lies in these folders and loads."""
+    """Return whether these folders have a compiled library of torchvision that loads."""
     for folder in folders:
         for path in sorted(Path(folder).glob("_C*.*")):
             if path.suffix not in (".so", ".pyd"):

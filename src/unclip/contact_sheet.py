@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in a grid with their captions under them, drawn by Pillow."""
+"""Draw contact sheets: images in a grid with their captions below them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,11 +13,11 @@ _PAPER, _INK, _MARK = "white", "#222222", "#d2460a"
 
 
 class Tile(NamedTuple):
-    """One picture of a sheet."""
+    """An image of a sheet, with its caption; a marked one has a colored frame and caption."""
 
     image: UInt8[Tensor, "3 height width"]
     caption: str
-    marked: bool = False  # framed, its caption coloured
+    marked: bool = False
 
 
 def contact_sheet(
@@ -29,23 +29,21 @@ def contact_sheet(
     lines: int = 2,
     gap: int = 8,
 ) -> Image.Image:
-    """The tiles row by row, each resized to `size` pixels, its caption wrapped below it.
-
-    The sheet is `columns` · (size + gap) + gap wide; `sheet_size` says how high.
+    """Draw tiles row by row, each resized to `size` pixels, with its caption wrapped below it.
 
     Args:
-        tiles: at least one.
-        columns: pictures in a row.
-        size: side of a picture on the sheet.
-        title: written above the grid, when given.
-        lines: lines kept free for each caption; what does not fit ends in an ellipsis.
+        tiles: one tile or more.
+        columns: images per row.
+        size: side of an image on the sheet, in pixels.
+        title: title above the grid; none if empty.
+        lines: lines reserved for each caption; a longer one ends in an ellipsis.
         gap: pixels between tiles.
 
     Raises:
-        ValueError: no tile, or a picture that is not [3, height, width] bytes.
+        ValueError: there is no tile, or an image is not [3, height, width].
     """
     if not tiles:
-        raise ValueError("a contact sheet needs at least one picture")
+        raise ValueError("a contact sheet needs at least one image")
     font = _caption_font(size)
     top, line = _title_height(title, gap), _line_height(font)
     sheet = Image.new("RGB", sheet_size(len(tiles), columns, size, title, lines, gap), _PAPER)
@@ -56,12 +54,12 @@ def contact_sheet(
         draw.text((gap, gap), _wrap(title, title_font, room, 1)[0], _INK, title_font)
     for index, tile in enumerate(tiles):
         if tile.image.ndim != 3 or tile.image.shape[0] != 3:
-            raise ValueError(f"a picture is [3, height, width], not {list(tile.image.shape)}")
+            raise ValueError(f"an image is [3, height, width], not {list(tile.image.shape)}")
         row, column = divmod(index, columns)
         x = gap + column * (size + gap)
         y = top + gap + row * (size + lines * line + gap)
-        picture = to_pil(tile.image).resize((size, size), Image.Resampling.LANCZOS)
-        sheet.paste(picture, (x, y))
+        image = to_pil(tile.image).resize((size, size), Image.Resampling.LANCZOS)
+        sheet.paste(image, (x, y))
         if tile.marked:
             draw.rectangle((x - 3, y - 3, x + size + 2, y + size + 2), outline=_MARK, width=3)
         color = _MARK if tile.marked else _INK
@@ -73,7 +71,7 @@ def contact_sheet(
 def sheet_size(
     count: int, columns: int, size: int = 128, title: str = "", lines: int = 2, gap: int = 8
 ) -> tuple[int, int]:
-    """Width and height in pixels of the sheet that `contact_sheet` draws."""
+    """Return width and height in pixels of the sheet that `contact_sheet` draws."""
     rows = -(-count // columns)
     line = _line_height(_caption_font(size))
     width = columns * (size + gap) + gap
@@ -94,7 +92,7 @@ def _line_height(font: ImageFont.FreeTypeFont) -> int:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """The text in at most `lines` lines of `width` pixels; the last may end in an ellipsis."""
+    """Break a text into at most `lines` lines of `width` pixels, ending in an ellipsis if cut."""
     wrapped, words = [""], text.split()
     while words:
         longer = f"{wrapped[-1]} {words[0]}".strip()

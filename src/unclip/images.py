@@ -1,8 +1,9 @@
-"""Open, resize, crop and convert images; it knows no data set.
+"""Open, resize, crop, convert and save images, independent of any data set.
 
 An image file becomes an upright RGB `PIL.Image`; tensors are uint8 or float in [-1, 1].
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from unclip.files import atomic_write
@@ -157,11 +159,21 @@ def bicubic(
     return to_uint8(resized)
 
 
-def save_png(image: Image.Image, path: str | Path) -> Path:
-    """Write a PNG atomically and return its path (lossy formats would change measurements)."""
-    path = Path(path)
+def save_png(
+    image: Image.Image, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write a PNG atomically and return its path (lossy formats would change measurements).
+
+    Args:
+        image: the image.
+        path: path of the file; its folder is created if needed.
+        metadata: text stored in the file.
+    """
+    path, text = Path(path), PngInfo()
+    for key, value in (metadata or {}).items():
+        text.add_itxt(key, value)
     with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=text)
     return path
 
 
@@ -188,4 +200,4 @@ def square_mask(mask: Bool[Tensor, "height width"], size: int) -> Bool[Tensor, "
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = mask[None, top : top + side, left : left + side]
-    return torch.nn.functional.adaptive_max_pool2d(square.float(), size).bool()
+    return F.adaptive_max_pool2d(square.float(), size).bool()

@@ -1,7 +1,7 @@
-"""Ways between points of a latent space: along great circles, by weights, towards a text.
+"""Paths between points of a latent space: great circles, weighted means, text directions.
 
-CLIP's embeddings lie on a sphere, and noise of many dimensions nearly does; a straight line between
-two points of it leads through the inside, where no network has been trained.
+CLIP's embeddings are on a sphere, and noise of many dimensions nearly is. A straight line between
+two of its points leads through the inside, where no network has been trained.
 """
 
 from collections.abc import Sequence
@@ -10,85 +10,85 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_CLOSE = 1e-7  # of a unit vector, in float64: shorter, it has no direction
-_MOST_ITERATIONS = 1000
+_EPSILON = 1e-7  # in float64: a difference of unit vectors that is shorter has no direction
+_MAX_ITERATIONS = 1000
 
 
 def slerp(
     start: Float[Tensor, "*shape"], end: Float[Tensor, "*shape"], fraction: float
 ) -> Float[Tensor, "*shape"]:
-    """The point at `fraction` of the great circle from one point to another.
+    """Return the point at `fraction` of the great circle from one point to another.
 
-    The angle to `start` grows linearly, and so does the length from that of `start` to that of
-    `end`; points that are given normalised stay so. Each tensor is one point, whatever its shape.
-    Between opposite points, where every way is as short, one is chosen that depends on `start`
-    alone. At 0 and 1 the result is `start` and `end` to the bit, but for an end opposite to the
+    The angle to `start` grows linearly, and the length changes linearly from that of `start` to
+    that of `end`; normalized points stay normalized. Each tensor is one point, whatever its shape.
+    Between opposite points, where all paths are equally short, the path depends on `start` alone.
+    At 0 and 1 the result equals `start` and `end` to the bit, except for an end opposite to the
     start.
 
     Raises:
-        ValueError: for a point without direction.
+        ValueError: a point is zero or not finite.
     """
-    unit, length = _polar(start)
-    other, other_length = _polar(end)
-    point = _walk(unit, fraction * _way(unit, other))
-    return (torch.lerp(length, other_length, fraction) * point).reshape(start.shape).to(start.dtype)
+    unit, length = normalize(start)
+    end_unit, end_length = normalize(end)
+    point = exp_map(unit, fraction * log_map(unit, end_unit))
+    return (torch.lerp(length, end_length, fraction) * point).reshape(start.shape).to(start.dtype)
 
 
-def blend(
+def spherical_mean(
     points: Float[Tensor, "count *shape"], weights: Sequence[float]
 ) -> Float[Tensor, "*shape"]:
-    """The point of the sphere whose weighted squared angles to some points are smallest.
+    """Return the point of the sphere with the smallest weighted sum of squared angles to points.
 
-    Of two points it is `slerp`. (Buss & Fillmore 2001, algorithm A1; the lengths are averaged.)
+    For two points this is `slerp`. Lengths are averaged (Buss & Fillmore 2001, algorithm A1).
 
     Raises:
-        ValueError: for weights that are not one a point, none negative, one positive.
+        ValueError: the weights are not one per point, or one is negative, or all are 0.
     """
-    share = shares(weights, len(points))
-    polar = [_polar(point) for point in points]
-    length = sum(part * each for part, (_, each) in zip(share, polar, strict=True))
-    units = torch.stack([unit for unit, _ in polar])
-    mean = units[share.argmax()]
-    for _ in range(_MOST_ITERATIONS):
-        ways = torch.stack([_way(mean, unit) for unit in units])
-        step = share.to(ways.device) @ ways
-        mean = _walk(mean, step)
-        if step.norm() < _CLOSE**2:
+    weight = normalize_weights(weights, len(points))
+    normalized = [normalize(point) for point in points]
+    length = sum(part * each for part, (_, each) in zip(weight, normalized, strict=True))
+    units = torch.stack([unit for unit, _ in normalized])
+    mean = units[weight.argmax()]
+    for _ in range(_MAX_ITERATIONS):
+        tangents = torch.stack([log_map(mean, unit) for unit in units])
+        step = weight.to(tangents.device) @ tangents
+        mean = exp_map(mean, step)
+        if step.norm() < _EPSILON**2:
             break
     return (length * mean).reshape(points.shape[1:]).to(points.dtype)
 
 
-def shares(weights: Sequence[float], count: int) -> Float[Tensor, " count"]:
-    """Weights of `count` points, brought to a sum of 1.
+def normalize_weights(weights: Sequence[float], count: int) -> Float[Tensor, " count"]:
+    """Scale the weights of `count` points to a sum of 1.
 
     Raises:
-        ValueError: for weights that are not one a point, none negative, one positive.
+        ValueError: the weights are not one per point, or one is negative, or all are 0.
     """
-    share = torch.as_tensor(weights, dtype=torch.float64)
-    if share.shape != (count,) or (share < 0).any() or not 0 < share.sum() < float("inf"):
+    weight = torch.as_tensor(weights, dtype=torch.float64)
+    if weight.shape != (count,) or (weight < 0).any() or not 0 < weight.sum() < float("inf"):
         raise ValueError(
             f"weights are {list(weights)}: give one for each of {count} points, "
             "none negative, and not all of them 0"
         )
-    return share / share.sum()
+    return weight / weight.sum()
 
 
 def text_difference(
     target: Float[Tensor, " dim"], source: Float[Tensor, " dim"]
 ) -> Float[Tensor, " dim"]:
-    """z_d = norm(z_t - z_t0), the direction from one text's embedding to another's (section 3.3).
+    """Return z_d = norm(z_t - z_t0), the direction between two text embeddings (section 3.3).
 
     Raises:
-        ValueError: if the two are the same.
+        ValueError: the embeddings are the same.
     """
     difference = target.double() - source.double()
-    if difference.norm() < _CLOSE * target.double().norm():
-        raise ValueError("the two texts have the same embedding: there is no way from one to it")
+    if difference.norm() < _EPSILON * target.double().norm():
+        raise ValueError("the two texts have the same embedding: they define no direction")
     return (difference / difference.norm()).to(target.dtype)
 
 
-def _polar(point: Tensor) -> tuple[Tensor, Tensor]:
-    """Direction and length of a point, flat and in float64."""
+def normalize(point: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the direction of a point, flat and in float64, and its length."""
     flat = point.double().flatten()
     length = flat.norm()
     if not 0 < length < float("inf"):
@@ -96,24 +96,24 @@ def _polar(point: Tensor) -> tuple[Tensor, Tensor]:
     return flat / length, length
 
 
-def _way(start: Tensor, end: Tensor) -> Tensor:
-    """The tangent at `start` that leads to `end`, as long as their angle."""
+def log_map(start: Tensor, end: Tensor) -> Tensor:
+    """Return the tangent at `start` that points to `end` and is as long as their angle."""
     cosine = start @ end
-    across = end - cosine * start
-    sine = across.norm()
-    if sine < _CLOSE:
+    tangent = end - cosine * start
+    sine = tangent.norm()
+    if sine < _EPSILON:
         if cosine > 0:
-            return across
-        across = torch.zeros_like(start)
-        across[start.abs().argmin()] = 1
-        across = across - (start @ across) * start
-    return torch.atan2(sine, cosine) * across / across.norm()
+            return tangent
+        tangent = torch.zeros_like(start)
+        tangent[start.abs().argmin()] = 1
+        tangent = tangent - (start @ tangent) * start
+    return torch.atan2(sine, cosine) * tangent / tangent.norm()
 
 
-def _walk(start: Tensor, way: Tensor) -> Tensor:
-    """Where a tangent at `start` leads."""
-    angle = way.norm()
+def exp_map(start: Tensor, tangent: Tensor) -> Tensor:
+    """Return the point that a tangent at `start` leads to along a great circle."""
+    angle = tangent.norm()
     if angle == 0:
         return start
-    point = torch.cos(angle) * start + torch.sin(angle) * way / angle
+    point = torch.cos(angle) * start + torch.sin(angle) * tangent / angle
     return point / point.norm()

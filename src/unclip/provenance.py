@@ -1,28 +1,97 @@
-"""What code a run was made with."""
+"""Record what made a result: versions of the code, and metadata in generated images."""
 
+import json
 import platform
 import subprocess
-from importlib.metadata import version
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-PACKAGES = ("torch", "lightning", "open_clip_torch", "numpy")
+from PIL import Image
+
+from unclip._version import __version__
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "open_clip_torch",
+    "torchmetrics",
+    "timm",
+    "numpy",
+    "pillow",
+)
+# Needed to reproduce an image to the bit, but ignored when metadata is compared: one seed gives one
+# image, whatever else is in the batch.
+BATCH_KEYS = ("batch", "index")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of unclip, Python and those of `PACKAGES` that are installed."""
+    versions = {"unclip": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def code_version() -> dict[str, str]:
-    """Versions of unclip, Python and what a result depends on, and the commit of a clone.
+    """Return the package versions and, for a clone, the commit under "git".
 
-    `git` ends in "+changes" where files of the clone differ from the commit.
+    The commit ends in "+changes" if files of the clone differ from it.
     """
-    found = {"unclip": version("unclip"), "python": platform.python_version()}
-    found |= {name: version(name) for name in PACKAGES}
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    if commit:
-        found["git"] = commit + ("+changes" if _git("status", "--porcelain", "-uno") else "")
-    return found
+    versions = package_versions()
+    if commit := _git("rev-parse", "--short=12", "HEAD"):
+        changes = "+changes" if _git("status", "--porcelain", "-uno") else ""
+        versions["git"] = commit + changes
+    return versions
+
+
+def image_metadata(
+    command: str, settings: Mapping[str, Any], fingerprints: Mapping[str, str], **more: Any
+) -> dict[str, str]:
+    """Return the metadata of a generated image, as text for a PNG.
+
+    Args:
+        command: the command that generated it.
+        settings: every setting that the image depends on.
+        fingerprints: fingerprints of the stages that took part, by stage.
+        **more: further keys; values that are not strings are written as JSON.
+    """
+    values = {"command": command, **more, "settings": settings, "bundle": fingerprints}
+    text = {
+        key: value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+        for key, value in values.items()
+    }
+    return {**text, "Software": f"unclip {__version__}"}
+
+
+def read_image_metadata(path: Path) -> dict[str, str] | None:
+    """Return the metadata of a PNG; None if the file is not a readable PNG."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            return {key: str(value) for key, value in image.text.items()}
+    except (OSError, AttributeError, ValueError, SyntaxError):
+        return None
+
+
+def is_same_image(first: Mapping[str, str] | None, second: Mapping[str, str] | None) -> bool:
+    """Return whether the metadata of two images differ at most in the batch."""
+    if first is None or second is None:
+        return False
+    parts = [
+        {key: value for key, value in metadata.items() if key not in BATCH_KEYS}
+        for metadata in (first, second)
+    ]
+    return parts[0] == parts[1]
 
 
 def _git(*words: str) -> str:
-    """What git says of the folder that this file is in; nothing where there is no git."""
+    """Return git's output for the clone of this file; nothing if there is no git or no clone."""
     command = ("git", "-C", str(Path(__file__).parent), *words)
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()

@@ -5,33 +5,30 @@ from pathlib import Path
 import pytest
 import tiny_shards
 
-ROOT = Path(__file__).parents[2]
+from unclip.data.shards import list_shards
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     return importlib.import_module("data")
 
 
-def test_every_way_of_reading_counts_the_same_pictures(bench, tmp_path):
+@pytest.fixture
+def shards(tmp_path):
     root = tiny_shards.write_shards(tmp_path, splits=("train",), pictures=40)
-    shards = bench.list_shards(root / "train" / "64")
-    assert sum(bench.plain_read(shards)) == sum(bench.plain_decode(shards)) == 40
-    assert list(itertools.islice(bench.loaded(shards), 2)) == [64, 64]  # an epoch is one batch
-    assert next(bench.plain_worker(shards)) == 64
-    assert next(bench.replayed(shards)) == 0
-    found = bench.rates({"read": lambda: bench.plain_read(itertools.cycle(shards))}, 2, 0.01)
-    assert len(found["read"]) == 2 and min(found["read"]) > 0
+    return list_shards(root / "train" / "64")
 
 
-def test_ratios_are_taken_round_by_round(bench):
-    found = {"slow": [10.0, 20.0, 40.0], "fast": [30.0, 40.0, 120.0]}
-    table = bench.report(found, {"fast": ("slow", 2.5)})
-    assert [list(column.cells) for column in table.columns] == [
-        ["slow", "fast"],
-        ["20", "40"],
-        ["", "3.00"],
-        ["", "slow"],
-        ["", "2.5"],
+def test_loop_and_loader_read_without_end(bench, shards):
+    assert sum(itertools.islice(bench.loop(shards), 100)) == 100  # of 40 images
+    assert list(itertools.islice(bench.loader(shards), 2)) == [64, 64]  # an epoch is one batch
+
+
+def test_the_loader_is_compared_with_the_loop_round_by_round(bench, shards, monkeypatch):
+    rates = {"loop": [10.0, 20.0, 40.0], "loader": [30.0, 40.0, 120.0]}
+    monkeypatch.setattr(bench, "interleave", lambda runs, **limits: rates)
+    assert bench.compare(shards, rounds=3, seconds=1.0) == [
+        {"reader": "loop", "images/s": 20, "ratio": 1, "target": None},
+        {"reader": "loader", "images/s": 40, "ratio": 3, "target": bench.TARGET},
     ]

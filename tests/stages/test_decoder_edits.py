@@ -30,12 +30,15 @@ def smooth(stage):
     return exact
 
 
-def condition(stage, rows):
-    batch = {"image_embedding": torch.randn(rows, tiny_bundle.EMBEDDING_DIM)}
+def clip_features(rows):
     states = torch.randn(rows, tiny_bundle.CONTEXT_LENGTH, tiny_bundle.TEXT_WIDTH)
     mask = torch.ones(states.shape[:2], dtype=torch.bool)
     text = TextFeatures(None, states, mask, torch.randn(rows, tiny_bundle.EMBEDDING_DIM))
-    return stage.condition({**batch, **text._asdict()})
+    return {"image_embedding": torch.randn(rows, tiny_bundle.EMBEDDING_DIM), **text._asdict()}
+
+
+def condition(stage, rows):
+    return stage.condition(clip_features(rows))
 
 
 def test_timesteps_end_above_zero(stage):
@@ -101,14 +104,13 @@ def test_edits_clip_x0_as_the_stage_does(stage, generators, monkeypatch):
     assert given == [1.0] * 4
 
 
-def test_null_parts_of_a_condition(stage):
-    full = condition(stage, 2)
-    null, image, text = (
-        stage.null(full),
-        stage.without_caption(full),
-        stage.without_image_embedding(full),
-    )
-    assert torch.equal(image["image_embedding"], full["image_embedding"])
-    assert torch.equal(image["text_states"], null["text_states"])
-    assert torch.equal(text["image_embedding"], null["image_embedding"])
-    assert torch.equal(text["text_states"], full["text_states"])
+def test_a_missing_input_is_replaced_by_the_null_of_the_stage(stage):
+    batch = clip_features(2)
+    full = stage.condition(batch)
+    null = stage.null(full)
+    no_text = stage.condition({key: batch[key] for key in ("image_embedding", "text_mask")})
+    no_image = stage.condition({key: batch[key] for key in batch.keys() - {"image_embedding"}})
+    for name in full:
+        of_image = name == "image_embedding"
+        assert torch.equal(no_text[name], (full if of_image else null)[name])
+        assert torch.equal(no_image[name], (null if of_image else full)[name])

@@ -96,8 +96,8 @@ class NullText(nn.Module):
         self.embedding.copy_(empty["text_embedding"])
 
     def like(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the null caption's text tensors in the shape of `condition`."""
-        batch, length, _ = condition["text_states"].shape
+        """Return the text tensors of missing captions, in the shape of `text_mask`."""
+        batch, length = condition["text_mask"].shape
         mask = torch.arange(length, device=self.states.device) < self.TOKENS
         states = nn.functional.pad(self.states, (0, 0, 0, length - self.TOKENS))
         return {

@@ -93,22 +93,24 @@ class DecoderStage(DiffusionStage):
         }
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the normalized embeddings, the text states and their mask."""
-        image = self.image_scaling(batch["image_embedding"])
-        return {"image_embedding": image, **self._text(batch)}
+        """Return the normalized embeddings, text states and mask, with nulls for missing inputs.
+
+        The image embedding may be missing, and the text embedding and states of the caption may be.
+        `text_mask` always has to be there, because it determines the shape.
+        """
+        text = self._text(batch) if "text_embedding" in batch else self.null_text.like(batch)
+        if "image_embedding" in batch:
+            return {"image_embedding": self.image_scaling(batch["image_embedding"]), **text}
+        return {**self.null(batch), **text}
 
     def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the condition without image embedding and caption."""
-        null_image = self.null_image_embedding.expand_as(condition["image_embedding"])
+        null_image = self.null_image_embedding.expand(len(condition["text_mask"]), -1)
         return {"image_embedding": null_image, **self.null_text.like(condition)}
 
     def without_caption(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """Replace the caption by the null caption."""
         return {**condition, **self.null_text.like(condition)}
-
-    def without_image_embedding(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Replace the image embedding by the null embedding."""
-        return {**condition, "image_embedding": self.null(condition)["image_embedding"]}
 
     def _dropped(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         null, batch = self.null(condition), len(condition["text_mask"])

@@ -15,55 +15,53 @@ def tiny(tmp_path_factory):
     return Cascade.load(folder, device="cpu")
 
 
-def picture(seed, width=70, height=64):
+def image(seed, width=70, height=64):
     pixels = torch.randint(0, 255, (3, 4, 5), generator=torch.Generator().manual_seed(seed))
     flat = Image.fromarray(pixels.permute(1, 2, 0).to(torch.uint8).numpy())
     return flat.resize((width, height), Image.Resampling.BICUBIC)
 
 
 class TestLatents:
-    def test_a_picture_of_any_kind_has_the_same_latents(self, tiny, tmp_path):
-        image = picture(0)
-        image.save(tmp_path / "a.png")
-        given = [image, tmp_path / "a.png", str(tmp_path / "a.png"), to_tensor(image)]
+    def test_an_image_of_any_type_has_the_same_latents(self, tiny, tmp_path):
+        pil = image(0)
+        pil.save(tmp_path / "a.png")
+        given = [pil, tmp_path / "a.png", str(tmp_path / "a.png"), to_tensor(pil)]
         z, noise = tiny.invert(given, steps={"decoder": 3})
         assert z.shape == (4, tiny_bundle.EMBEDDING_DIM)
         assert noise.shape == (4, 3, 64, 64)
         assert all(torch.equal(row, z[0]) for row in z)
         assert all(torch.equal(row, noise[0]) for row in noise)
 
-    def test_clip_sees_the_middle_square_at_its_own_size(self, tiny):
-        wide = picture(0, 100, 60)
+    def test_clip_embeds_the_central_square_at_its_own_resolution(self, tiny):
+        wide = image(0, 100, 60)
         square = to_tensor(wide.crop((20, 0, 80, 60)))
         assert torch.equal(tiny.embed([wide])[0], tiny.embedder.image(square[None])[0])
 
     def test_rendering_the_latents_is_the_reconstruction(self, tiny):
-        latents = tiny.invert([picture(0)], steps={"decoder": 3})
+        latents = tiny.invert([image(0)], steps={"decoder": 3})
         rendered = tiny.render(latents, seeds=[0], **FAST)
-        assert torch.equal(rendered.images[64], tiny.reconstruct([picture(0)], **FAST).images[64])
+        assert torch.equal(rendered.images[64], tiny.reconstruct([image(0)], **FAST).images[64])
 
 
 class TestEdits:
-    def test_reconstruction_reaches_every_size(self, tiny):
-        made = tiny.reconstruct([picture(0)], steps={"decoder": 2})
+    def test_a_reconstruction_has_every_size(self, tiny):
+        made = tiny.reconstruct([image(0)], steps={"decoder": 2})
         assert [image.shape[-1] for image in made.images.values()] == [64, 256, 1024]
 
     def test_without_eta_every_variation_is_the_reconstruction(self, tiny):
-        same = tiny.vary(picture(0), 2, eta=0.0, **FAST).images[64]
+        same = tiny.vary(image(0), 2, eta=0.0, **FAST).images[64]
         scale = tiny.stage("decoder").guidance_scale
-        back = tiny.reconstruct([picture(0)], guidance_scale=scale, **FAST).images[64]
+        back = tiny.reconstruct([image(0)], guidance_scale=scale, **FAST).images[64]
         assert torch.equal(same, back.expand(2, -1, -1, -1))
 
     def test_variations_differ_by_their_seeds(self, tiny):
-        made = tiny.vary(picture(0), 3, seed=4, **FAST)
+        made = tiny.vary(image(0), 3, seed=4, **FAST)
         assert made.image_embedding.shape == (3, tiny_bundle.EMBEDDING_DIM)
         assert not torch.equal(made.images[64][0], made.images[64][1])
-        assert torch.equal(
-            made.images[64][1:2], tiny.vary(picture(0), 1, seed=5, **FAST).images[64]
-        )
+        assert torch.equal(made.images[64][1:2], tiny.vary(image(0), 1, seed=5, **FAST).images[64])
 
     def test_the_ends_of_an_interpolation_are_the_reconstructions(self, tiny):
-        ends = [picture(0), picture(1)]
+        ends = [image(0), image(1)]
         made = tiny.interpolate(*ends, 3, **FAST)
         back = tiny.reconstruct(ends, **FAST).images[64]
         assert torch.equal(made.images[64][0], back[0])
@@ -71,27 +69,27 @@ class TestEdits:
         norms = made.image_embedding.norm(dim=1)
         torch.testing.assert_close(norms, torch.ones(3))
 
-    def test_a_fixed_noise_leaves_the_embedding_alone_to_decide(self, tiny):
-        made = tiny.interpolate(picture(0), picture(0), 2, noise="fixed", seed=3, **FAST)
+    def test_with_fixed_noise_only_the_embedding_matters(self, tiny):
+        made = tiny.interpolate(image(0), image(0), 2, noise="fixed", seed=3, **FAST)
         assert torch.equal(*made.images[64])
-        decoded = tiny.decode(tiny.embed([picture(0)]), None, seeds=[3], **FAST)
+        decoded = tiny.decode(tiny.embed([image(0)]), None, seeds=[3], **FAST)
         assert torch.equal(made.images[64][:1], decoded.images[64])
 
-    def test_three_pictures_by_weights(self, tiny):
-        pictures = [picture(0), picture(1), picture(2)]
-        made = tiny.mix(pictures, [[0, 1, 0], [1, 1, 1]], **FAST)
-        back = tiny.reconstruct(pictures[1:2], **FAST).images[64]
+    def test_three_images_are_mixed_by_weights(self, tiny):
+        images = [image(0), image(1), image(2)]
+        made = tiny.mix(images, [[0, 1, 0], [1, 1, 1]], **FAST)
+        back = tiny.reconstruct(images[1:2], **FAST).images[64]
         assert (made.images[64][:1].int() - back.int()).abs().max() <= 1
         assert not torch.equal(*made.images[64])
 
-    def test_no_difference_is_the_reconstruction_to_the_bit(self, tiny):
-        made = tiny.text_diff(picture(0), "a cat", "a tiger", frames=3, **FAST)
-        back = tiny.reconstruct([picture(0)], **FAST)
+    def test_the_first_frame_of_a_text_diff_is_the_reconstruction_to_the_bit(self, tiny):
+        made = tiny.text_diff(image(0), "a cat", "a tiger", frames=3, **FAST)
+        back = tiny.reconstruct([image(0)], **FAST)
         assert torch.equal(made.images[64][:1], back.images[64])
         assert torch.equal(made.image_embedding[:1], back.image_embedding)
 
-    def test_a_difference_moves_the_embedding_by_its_angle(self, tiny):
-        made = tiny.text_diff(picture(0), "", "a tiger", strength=0.5, frames=3, **FAST)
+    def test_a_text_diff_moves_the_embedding_by_its_angle(self, tiny):
+        made = tiny.text_diff(image(0), "", "a tiger", strength=0.5, frames=3, **FAST)
         z = made.image_embedding.double()
         to, since = tiny.embedder.text(["a tiger", ""]).text_embedding.double()
         towards = torch.nn.functional.normalize(to - since, dim=0)
@@ -99,71 +97,71 @@ class TestEdits:
         whole = torch.arccos(z[0] @ towards)
         expected = whole * torch.tensor([0, 0.25, 0.5], dtype=torch.float64)
         torch.testing.assert_close(angles, expected, atol=1e-3, rtol=0)
-        only = tiny.text_diff(picture(0), "", "a tiger", strength=0.5, frames=1, **FAST)
+        only = tiny.text_diff(image(0), "", "a tiger", strength=0.5, frames=1, **FAST)
         assert torch.equal(only.image_embedding[0], made.image_embedding[-1])
 
-    def test_all_components_are_the_whole_embedding(self, tiny):
-        examples = tiny.embed([picture(seed) for seed in range(40)])
+    def test_all_components_give_the_whole_embedding(self, tiny):
+        examples = tiny.embed([image(seed) for seed in range(40)])
         dimensions = [1, tiny_bundle.EMBEDDING_DIM]
-        made = tiny.pca_reconstruct(picture(3), dimensions, examples, **FAST)
+        made = tiny.pca_reconstruct(image(3), dimensions, examples, **FAST)
         torch.testing.assert_close(made.image_embedding[1], examples[3], atol=1e-4, rtol=0)
         assert (made.image_embedding[0] - examples[3]).norm() > 1e-3
 
 
-class TestPainting:
-    def test_known_pixels_are_kept_in_every_size_that_the_picture_has(self, tiny):
-        image, mask = picture(0, 300, 260), Image.new("L", (300, 260))
+class TestInpainting:
+    def test_known_pixels_are_kept_in_every_size_up_to_the_image_s_own(self, tiny):
+        pil, mask = image(0, 300, 260), Image.new("L", (300, 260))
         mask.paste(255, (100, 50, 180, 140))
-        made = tiny.inpaint(image, mask, "a dog", 2, steps={"decoder": 3}, size=256)
-        marked = open_mask(mask, image.size)
+        made = tiny.inpaint(pil, mask, "a dog", 2, steps={"decoder": 3}, size=256)
+        marked = open_mask(mask, pil.size)
         for size in (64, 256):
             hole = square_mask(marked, size)
-            known = to_tensor(fit(image, size))
+            known = to_tensor(fit(pil, size))
             assert 0 < hole.sum() < 0.2 * size**2
             for row in made.images[size]:
                 assert torch.equal(row[~hole.expand(3, -1, -1)], known[~hole.expand(3, -1, -1)])
         assert not torch.equal(*made.images[64])
 
-    def test_the_prompt_and_the_picture_are_two_ways_to_say_what_is_there(self, tiny):
+    def test_the_embedding_is_the_prompt_s_or_without_one_the_image_s(self, tiny):
         mask = torch.zeros(64, 70, dtype=torch.bool)
         mask[:32] = True
-        made = [tiny.inpaint(picture(0), mask, p, **FAST) for p in (None, "a dog", "a cat")]
-        assert torch.equal(made[0].image_embedding, tiny.embed([picture(0)]))
+        made = [tiny.inpaint(image(0), mask, p, **FAST) for p in (None, "a dog", "a cat")]
+        assert torch.equal(made[0].image_embedding, tiny.embed([image(0)]))
         assert torch.equal(made[1].image_embedding, tiny.prior(["a dog"], seeds=[0], batch_size=1))
         images = [part.images[64] for part in made]
         assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
 
-    def test_outpainting_puts_the_picture_into_the_middle(self, tiny):
-        image = picture(0, 32, 32)
-        made = tiny.outpaint(image, "a dog", margin=0.5, **FAST).images[64][0]
-        assert torch.equal(made[:, 16:48, 16:48], to_tensor(image))
+    def test_outpainting_puts_the_image_into_the_middle(self, tiny):
+        pil = image(0, 32, 32)
+        made = tiny.outpaint(pil, "a dog", margin=0.5, **FAST).images[64][0]
+        assert torch.equal(made[:, 16:48, 16:48], to_tensor(pil))
         assert made[:, :16].float().std() > 1
 
-    def test_nothing_foreign_is_mixed_into_what_an_outpainted_picture_keeps(self, tiny):
+    def test_outpainting_mixes_no_other_color_into_the_kept_pixels(self, tiny):
         white = Image.new("RGB", (128, 128), "white")
         made = tiny.outpaint(white, margin=0.5, **FAST).images[64][0]
         assert (made[:, 16:48, 16:48] == 255).all()
 
-    def test_a_completed_picture_does_not_depend_on_how_many_are_made(self, tiny):
+    def test_an_inpainted_image_does_not_depend_on_the_count(self, tiny):
         mask, calls = torch.ones(64, 70, dtype=torch.bool), []
         one, two = (
             tiny.inpaint(
-                picture(0), mask, "a dog", count, progress=lambda *call: calls.append(call), **FAST
+                image(0), mask, "a dog", count, progress=lambda *call: calls.append(call), **FAST
             )
             for count in (1, 2)
         )
         assert torch.equal(two.image_embedding[:1], one.image_embedding)
         assert torch.equal(two.images[64][:1], one.images[64])
-        assert ("prior", 4, 4) in calls  # of two steps: the two do not share a batch
+        assert ("prior", 4, 4) in calls  # two steps twice: the two images do not share a batch
 
-    def test_an_empty_mask(self, tiny):
+    def test_an_empty_mask_is_refused(self, tiny):
         with pytest.raises(ValueError, match="the mask marks no pixel"):
-            tiny.inpaint(picture(0), Image.new("L", (70, 64)), **FAST)
+            tiny.inpaint(image(0), Image.new("L", (70, 64)), **FAST)
 
 
-class TestDecodingWithout:
-    def test_a_caption_or_an_embedding(self, tiny):
-        z = tiny.embed([picture(0)])
+class TestMissingInputs:
+    def test_the_decoder_works_without_caption_or_embedding(self, tiny):
+        z = tiny.embed([image(0)])
         both, no_caption, no_embedding = (
             tiny.decode(*given, seeds=[0], **FAST)
             for given in ((z, ["a dog"]), (z, None), (None, ["a dog"]))
@@ -172,44 +170,44 @@ class TestDecodingWithout:
         assert not torch.equal(both.images[64], no_embedding.images[64])
         assert no_embedding.image_embedding is None
 
-    def test_none_is_not_clips_empty_caption(self, tiny):
-        z = tiny.embed([picture(0)])
+    def test_no_caption_is_not_clip_s_empty_caption(self, tiny):
+        z = tiny.embed([image(0)])
         empty, none = (tiny.decode(z, text, seeds=[0], **FAST) for text in ([""], None))
         assert not torch.equal(empty.images[64], none.images[64])
 
 
-class TestMistakes:
+class TestErrors:
     @pytest.mark.parametrize(
         ("call", "message"),
         [
-            (lambda c: c.interpolate(picture(0), picture(1), 0, **FAST), "frames is 0"),
-            (lambda c: c.interpolate(picture(0), picture(1), noise="no", **FAST), "noise is 'no'"),
-            (lambda c: c.mix([picture(0)] * 2, [[1, 1]], noise="fixd", **FAST), "noise is 'fixd'"),
-            (lambda c: c.mix([picture(0)] * 3, [[1, 1]], **FAST), "one for each of 3 points"),
-            (lambda c: c.mix([picture(0)] * 2, [], **FAST), "weights are empty"),
-            (lambda c: c.outpaint(picture(0), margin=-0.1, **FAST), "margin is -0.1"),
-            (lambda c: c.text_diff(picture(0), "a dog", "a dog", **FAST), "same embedding"),
-            (lambda c: c.vary(picture(0), 0, **FAST), "at least one seed"),
-            (lambda c: c.vary(picture(0), size=128), "size is 128"),
+            (lambda c: c.interpolate(image(0), image(1), 0, **FAST), "frames is 0"),
+            (lambda c: c.interpolate(image(0), image(1), noise="no", **FAST), "noise is 'no'"),
+            (lambda c: c.mix([image(0)] * 2, [[1, 1]], noise="fixd", **FAST), "noise is 'fixd'"),
+            (lambda c: c.mix([image(0)] * 3, [[1, 1]], **FAST), "one for each of 3 points"),
+            (lambda c: c.mix([image(0)] * 2, [], **FAST), "weights are empty"),
+            (lambda c: c.outpaint(image(0), margin=-0.1, **FAST), "margin is -0.1"),
+            (lambda c: c.text_diff(image(0), "a dog", "a dog", **FAST), "same embedding"),
+            (lambda c: c.vary(image(0), 0, **FAST), "at least one seed"),
+            (lambda c: c.vary(image(0), size=128), "size is 128"),
             (lambda c: c.vary(torch.zeros(2, 2, 2, 2)), r"not \[2, 2, 2, 2\]"),
         ],
     )
-    def test_arguments_that_make_no_sense(self, tiny, call, message):
+    def test_invalid_arguments_are_refused(self, tiny, call, message):
         with pytest.raises(ValueError, match=message):
             call(tiny)
 
     @pytest.mark.parametrize("row", [[0, 0], [1], [1, 1, 2], [2, -1], [1, float("nan")]])
-    def test_weights_of_two_pictures_that_make_no_sense(self, tiny, row):
+    def test_invalid_weights_of_two_images_are_refused(self, tiny, row):
         with pytest.raises(ValueError, match="one for each of 2 points"):
-            tiny.mix([picture(0), picture(1)], [[1, 1], row], **FAST)
+            tiny.mix([image(0), image(1)], [[1, 1], row], **FAST)
 
-    def test_an_unknown_argument(self, tiny):
+    def test_an_unknown_argument_is_refused(self, tiny):
         with pytest.raises(TypeError, match="guidance_scal"):
-            tiny.vary(picture(0), guidance_scal=2)
+            tiny.vary(image(0), guidance_scal=2)
 
-    def test_a_missing_upsampler_is_named_before_any_work(self, tmp_path):
+    def test_a_missing_upsampler_is_reported_before_sampling(self, tmp_path):
         folder = tiny_bundle.write(tmp_path / "partial", names=("clip", "prior", "decoder"))
         partial, calls = Cascade.load(folder, device="cpu"), []
         with pytest.raises(FileNotFoundError, match="stage=upsampler_256"):
-            partial.vary(picture(0), progress=lambda *call: calls.append(call))
+            partial.vary(image(0), progress=lambda *call: calls.append(call))
         assert not calls

@@ -1,0 +1,84 @@
+"""Reproduce an image of sample.py from the command that is stored in its metadata."""
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from cli.sample_images import generate
+from cli.sample_output import log, open_cascade, progress_bar, write_png
+from unclip.bundle import read_metadata, stage_file
+from unclip.files import sha256_of
+from unclip.images import to_pil
+from unclip.provenance import read_image_metadata
+
+DIFFERENT = (
+    "not the same in every pixel: another device, another number of threads or another version of "
+    "PyTorch rounds differently"
+)
+
+
+def run(args: Namespace) -> None:
+    """Generate the image again, write it, and print whether it is the same."""
+    metadata = _load(args.image)
+    settings = json.loads(metadata["settings"])
+    stored = Namespace(**{**vars(args), **settings, "command": metadata["command"]})
+    stored.model = _find_bundle(json.loads(metadata["bundle"]), args.model)
+    if stored.command == "text":
+        stored.batch = json.loads(metadata["batch"])
+    else:
+        inputs = json.loads(metadata["inputs"])
+        found = {path: _find(Path(path), inputs[path], args.image.parent) for path in inputs}
+        stored.images = [found[path] for path in stored.images]
+        stored.mask = found.get(stored.mask)
+    cascade = open_cascade(stored)
+    with progress_bar(args.image.name) as progress:
+        images, _ = generate(cascade, stored, progress)
+    image = to_pil(images[stored.size][int(metadata["index"])])
+    write_png(image, args.out, args.image.stem, metadata)
+    with Image.open(args.image) as original:
+        same = original.convert("RGB").tobytes() == image.tobytes()
+    log("the same, pixel for pixel" if same else DIFFERENT)
+
+
+def _load(path: Path) -> dict[str, str]:
+    """Return the metadata of an image of sample.py."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    metadata = read_image_metadata(path) or {}
+    if not {"command", "settings", "bundle"} <= metadata.keys():
+        raise ValueError(f"{path} has no metadata of sample.py")
+    if "index" not in metadata:
+        raise ValueError(f"{path} is a contact sheet: give one of its images")
+    return metadata
+
+
+def _find_bundle(fingerprints: Mapping[str, str], named: Path | None) -> Path:
+    """Return the bundle whose stages have these fingerprints."""
+    folders = [named] if named is not None else sorted(Path("models").glob("*/"))
+    for folder in folders:
+        files = {name: stage_file(folder, name) for name in fingerprints}
+        if all(
+            file.is_file() and read_metadata(file).fingerprint == fingerprints[name]
+            for name, file in files.items()
+        ):
+            return folder
+    where = "no folder in models/ is" if named is None else f"{named} is not"
+    raise ValueError(
+        f"{where} the bundle that made the image ({json.dumps(fingerprints)}): "
+        "a stage is missing or was trained again; give the bundle's folder by --model"
+    )
+
+
+def _find(path: Path, sha256: str, folder: Path) -> Path:
+    """Return the path of an input image: its old path, or the same name in `folder`."""
+    for candidate in (path, folder / path.name):
+        if candidate.is_file():
+            if sha256_of(candidate) != sha256:
+                raise ValueError(f"{candidate} has changed since the image was made from it")
+            return candidate
+    raise FileNotFoundError(
+        f"{path}, which the image was made from, is missing: put it back, or into {folder}"
+    )

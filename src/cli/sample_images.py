@@ -1,0 +1,181 @@
+"""Generate the images of a sample.py command, and write them with their metadata."""
+
+import math
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cli.sample_output import open_cascade, progress_bar, slug, write_gif, write_png
+from unclip.cascade import Cascade, Images, Progress, stage_of_prior, stages_for
+from unclip.contact_sheet import Tile, contact_sheet
+from unclip.files import sha256_of
+from unclip.images import to_pil
+from unclip.provenance import image_metadata
+
+Edited = tuple[Images, list[str]]  # images and their captions
+
+SHEET_SIZE, SHEET_TILES = 256, 100
+# Arguments that are not settings of the images; prompts and seeds are stored per image.
+_NOT_SETTINGS = {"command", "model", "out", "device", "offload", "grid", "gif", "stages"}
+_PER_IMAGE = {"prompts", "prompts_file", "seed", "count", "batch_size"}
+
+
+def run(args: Namespace) -> None:
+    """Generate and write the images of a command."""
+    args.steps = dict(sorted(args.steps))
+    if args.command == "text":
+        _run_text(args)
+    else:
+        _run_edit(args)
+
+
+def _run_text(args: Namespace) -> None:
+    """Generate the images of prompts, and write each batch as soon as it is finished."""
+    seeds = range(args.seed, args.seed + args.count)
+    jobs = [(prompt, seed) for prompt in args.prompts for seed in seeds]
+    cascade, tiles = open_cascade(args), []
+    settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS | _PER_IMAGE}
+    for start in range(0, len(jobs), args.batch_size):
+        batch = args.batch = jobs[start : start + args.batch_size]
+        with progress_bar(f"images {start + 1}–{start + len(batch)} of {len(jobs)}") as progress:
+            images, captions = generate(cascade, args, progress)
+        for size in sorted(images) if args.stages else [args.size]:
+            for index, (prompt, seed) in enumerate(batch):
+                more = {"prompt": prompt, "seed": str(seed), "batch": batch, "index": index}
+                metadata = _metadata(cascade, args, {**settings, "size": size}, **more)
+                name = f"{slug(prompt)}-seed{seed}-{size}"
+                write_png(to_pil(images[size][index]), args.out, name, metadata)
+        tiles += map(Tile, images[min(SHEET_SIZE, args.size)], captions)
+    if args.stages or args.grid:
+        for start in range(0, len(tiles), SHEET_TILES):
+            page = tiles[start : start + SHEET_TILES]
+            columns = args.count if args.count > 1 else math.ceil(math.sqrt(len(page)))
+            metadata = _metadata(cascade, args, settings)
+            _write_sheet(page, min(columns, 10), args, "sheet", metadata)
+
+
+def _run_edit(args: Namespace) -> None:
+    """Edit images, and write the results, a contact sheet and an animation."""
+    inputs = {str(path): sha256_of(path) for path in [*args.images, args.mask] if path}
+    cascade = open_cascade(args)
+    settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS}
+    with progress_bar(args.command) as progress:
+        images, captions = generate(cascade, args, progress)
+    metadata = _metadata(cascade, args, settings, inputs=inputs)
+    frames = [to_pil(image) for image in images[args.size]]
+    stem = f"{slug(args.images[0].stem)}-{args.command}-seed{args.seed}"
+    for index, frame in enumerate(frames):
+        name = f"{stem}-{index:02}-{args.size}"
+        write_png(frame, args.out, name, {**metadata, "index": str(index)})
+    if args.grid:
+        tiles = list(map(Tile, images[min(SHEET_SIZE, args.size)], captions))
+        _write_sheet(tiles, min(6, len(tiles)), args, f"{stem}-sheet", metadata)
+    if args.gif:
+        write_gif(frames, args.out, f"{stem}-{args.size}", metadata)
+
+
+def _metadata(
+    cascade: Cascade, args: Namespace, settings: Mapping[str, Any], **more: Any
+) -> dict[str, str]:
+    prior = getattr(args, "prior", "diffusion" if getattr(args, "prompt", None) else "none")
+    stages = dict.fromkeys(["clip", stage_of_prior(prior), *stages_for(settings["size"])])
+    fingerprints = {name: cascade.metadata[name].fingerprint for name in stages}
+    return image_metadata(args.command, settings, fingerprints, **more)
+
+
+def _write_sheet(
+    tiles: Sequence[Tile], columns: int, args: Namespace, name: str, metadata: Mapping[str, str]
+) -> None:
+    sheet = contact_sheet(tiles, columns=columns, size=min(SHEET_SIZE, args.size))
+    captions = "\n".join(tile.caption for tile in tiles)
+    write_png(sheet, args.out, name, {**metadata, "captions": captions})
+
+
+def generate(
+    cascade: Cascade, args: Namespace, progress: Progress | None = None
+) -> tuple[dict[int, Tensor], list[str]]:
+    """Return the images of a command by size, and a caption for each image.
+
+    For the command `text`, `args.batch` has the prompt and the seed of each image.
+    """
+    run = {
+        "size": args.size,
+        "guidance_scale": args.guidance,
+        "steps": args.steps,
+        "progress": progress,
+    }
+    if args.command == "text":
+        prompts, seeds = zip(*args.batch, strict=True)
+        run |= {"prior": args.prior, "prior_guidance_scale": args.prior_guidance}
+        images = cascade.text_to_image(prompts, seeds=seeds, batch_size=len(seeds), **run)
+        return images.images, [f"{prompt} · {seed}" for prompt, seed in args.batch]
+    run |= {"seed": args.seed, "batch_size": args.batch_size}
+    images, captions = _EDITS[args.command](cascade, args, run)
+    return images.images, captions
+
+
+def _vary(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
+    images = cascade.vary(args.images[0], args.count, eta=args.eta, **run)
+    return images, _seed_captions(args)
+
+
+def _interpolate(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
+    if args.weights is not None:
+        rows = [args.weights]
+    elif len(args.images) > 1:
+        rows = _path_weights(len(args.images), args.frames)
+    else:
+        raise ValueError("interpolate needs two images or more")
+    images = cascade.mix(args.images, rows, noise=args.noise, **run)
+    return images, [" : ".join(f"{weight:.2g}" for weight in row) for row in rows]
+
+
+def _path_weights(points: int, frames: int) -> list[list[float]]:
+    """Return weights for frames from each image to the next, with each image once."""
+    rows = []
+    for start in range(points - 1):
+        for frame in range(min(start, 1), frames):
+            fraction = frame / max(frames - 1, 1)
+            row = [0.0] * points
+            row[start : start + 2] = [1 - fraction, fraction]
+            rows.append(row)
+    return rows
+
+
+def _edit(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
+    how = {"strength": args.strength, "frames": args.frames}
+    images = cascade.text_diff(args.images[0], args.source, args.target, **how, **run)
+    last = max(args.frames - 1, 1)
+    fractions = [frame / last for frame in range(args.frames)] if args.frames > 1 else [1.0]
+    return images, [f"turned by {args.strength * fraction:.2f}" for fraction in fractions]
+
+
+def _inpaint(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
+    if (args.margin is None) == (args.mask is None):
+        raise ValueError("where to paint? Use --mask FILE, or --margin 0.25 to paint all around")
+    (image,) = args.images
+    if args.mask is not None:
+        images = cascade.inpaint(image, args.mask, args.prompt, args.count, **run)
+    else:
+        images = cascade.outpaint(image, args.prompt, args.count, margin=args.margin, **run)
+    return images, _seed_captions(args)
+
+
+def _reconstruct(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
+    return cascade.reconstruct(args.images, **run), [Path(path).name for path in args.images]
+
+
+def _seed_captions(args: Namespace) -> list[str]:
+    return [f"seed {seed}" for seed in range(args.seed, args.seed + args.count)]
+
+
+_EDITS = {
+    "vary": _vary,
+    "interpolate": _interpolate,
+    "edit": _edit,
+    "inpaint": _inpaint,
+    "reconstruct": _reconstruct,
+}

@@ -1,0 +1,126 @@
+"""Open the bundle of a sample.py command, show its progress and write its images."""
+
+import argparse
+import itertools
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+LARGE = 2**30  # bytes of weights that are worth a line
+GIF_MILLISECONDS = 120  # per frame
+
+
+def log(message: object, file=None) -> None:
+    """Print a line without breaking the progress bar, to stderr by default."""
+    tqdm.write(str(message), file=file or sys.stderr)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a cascade's progress callback that shows one bar per stage."""
+    with tqdm(disable=None, leave=False) as bar:
+
+        def progress(stage: str, step: int, steps: int) -> None:
+            if step == 1:
+                bar.reset(steps)
+                bar.set_description(f"{label}: {stage}")
+            bar.update(step - bar.n)
+
+        yield progress
+
+
+def open_cascade(args: argparse.Namespace):
+    """Open the bundle of a command; set `args.size` to the largest size if none was given."""
+    import torch
+
+    from unclip.cascade import STAGE_OF_SIZE, Cascade
+    from unclip.memory import GIB, format_bytes, free_memory
+
+    try:
+        if args.device is not None:
+            torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {args.device} cannot be used here: {reason}") from error
+    dtype = getattr(torch, args.dtype)
+    cascade = Cascade.load(args.model, device=args.device, dtype=dtype, offload=args.offload)
+    needs = cascade.weight_bytes(*cascade.metadata)
+    if sum(needs.values()) >= LARGE:
+        free = free_memory(cascade.device)
+        rest = "" if free is None else f"; {free / GIB:.1f} GiB are free on {cascade.device}"
+        log(f"weights in {args.dtype}: {format_bytes(needs)}{rest}")
+    if args.size is None:
+        args.size = cascade.size
+        if args.size < max(STAGE_OF_SIZE):
+            log(f"the largest images that {cascade.folder} makes have {args.size} pixels")
+    return cascade
+
+
+def slug(text: str) -> str:
+    """Return a text as a file name: lower-case letters, digits and hyphens, at most 60."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return "-".join(re.findall("[a-z0-9]+", plain))[:60].rstrip("-") or "image"
+
+
+def write_png(image: Image.Image, folder: Path, name: str, metadata: Mapping[str, str]) -> None:
+    """Write a PNG with its metadata and print its path.
+
+    The file replaces one with the metadata of the same image; otherwise it gets a free name.
+    """
+    from unclip.images import save_png
+    from unclip.provenance import is_same_image, read_image_metadata
+
+    path = _free_path(
+        folder, name, ".png", lambda path: is_same_image(read_image_metadata(path), metadata)
+    )
+    log(save_png(image, path, metadata), sys.stdout)
+
+
+def write_gif(
+    frames: Sequence[Image.Image], folder: Path, name: str, metadata: Mapping[str, str]
+) -> None:
+    """Write an endless animation, forward and backward, and print its path.
+
+    Each frame has its own palette. Names are chosen as in `write_png`.
+    """
+    from unclip.files import atomic_write
+
+    comment = json.dumps(metadata)
+    path = _free_path(folder, name, ".gif", lambda path: _gif_comment(path) == comment)
+    frames = [*frames, *frames[-2:0:-1]]
+    shown = [frame.quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
+    with atomic_write(path) as temporary:
+        shown[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=shown[1:],
+            duration=GIF_MILLISECONDS,
+            loop=0,
+            comment=comment.encode(),
+        )
+    log(path, sys.stdout)
+
+
+def _gif_comment(path: Path) -> str | None:
+    """Return a GIF's comment; None if it has none or cannot be read."""
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            return image.info["comment"].decode()
+    except (OSError, KeyError, ValueError, SyntaxError):
+        return None
+
+
+def _free_path(folder: Path, name: str, suffix: str, same: Callable[[Path], bool]) -> Path:
+    """Return the first of NAME, NAME-2, … that does not exist or may be replaced."""
+    for number in itertools.count(1):
+        path = folder / (f"{name}{suffix}" if number == 1 else f"{name}-{number}{suffix}")
+        if not path.exists() or same(path):
+            return path

@@ -1,0 +1,102 @@
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a module from the folder of the benchmarks."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+@pytest.mark.slow
+def test_speed_writes_a_row_for_every_contender_and_measure(tmp_path):
+    out = tmp_path / "bench.json"
+    command = [sys.executable, ROOT / "benchmarks" / "speed.py", "--quick", "--stages", "prior"]
+    done = subprocess.run([*command, "--out", out], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    assert results["machine"]["cores"] >= 1 and results["versions"]["torch"] == torch.__version__
+    rows = {(row["measure"], row["contender"]): row for row in results["rows"]}
+    contenders = {"unclip", "diffusers", "DALLE2-pytorch"} - results["not_measured"].keys()
+    measures = {"train", "step", "sample"}
+    assert rows.keys() == {(measure, name) for measure in measures for name in contenders}
+    assert all(row["ms"] > 0 and row["target"] is None for row in rows.values())
+    assert all(rows[measure, "unclip"]["ratio"] == 1 for measure in measures)
+    ours, theirs = (rows["train", name]["parameters"] for name in ("unclip", "diffusers"))
+    assert theirs - ours == 2 * 32  # the statistics that diffusers keeps as parameters
+    for name, reason in results["not_measured"].items():
+        assert f"{name}: {reason}" in done.stdout
+
+
+def test_the_decoders_of_unclip_and_diffusers_have_one_size(load):
+    contender = load("contender")
+    task = contender.Task(**contender.QUICK_SIZES["decoder"])
+    with torch.device("meta"):
+        ours = load("ours").decoder_network(task)
+        theirs = load("peers").diffusers_modules(task)
+    # diffusers' projection contains the null embedding, which our stage has
+    count = contender.count_parameters
+    assert count(theirs) - task.embedding_dim == count(ours)
+
+
+def test_our_prepared_evaluation_equals_the_prediction_of_training(load):
+    contender = load("contender")
+    how = {"device": "cpu", "bf16": False, "threads": 1}
+    ours = load("ours").decoder(contender.Task(**contender.QUICK_SIZES["decoder"], **how))
+    ours.modules.eval()
+    with torch.no_grad():
+        for parameter in ours.modules.parameters():  # those of the last layer are zero
+            parameter.add_(0.1)
+        evaluated, predicted = ours.prepare()(), ours.predict()
+    assert evaluated.shape[1] == 6 and predicted.abs().min() > 0
+    torch.testing.assert_close(evaluated[:, :3], predicted)
+
+
+def test_a_ratio_is_taken_round_by_round_and_counts_noises(load):
+    class Worker:
+        parameters = 10
+
+        def __init__(self, noises):
+            self.noises = noises
+
+    workers = {"unclip": Worker(4), "diffusers": Worker(1)}
+    seconds = {"unclip": [1.0, 2.0, 4.0], "diffusers": [1.0, 2.0, 4.0]}
+    rows_of = load("speed").rows_of
+    ours, theirs = rows_of(seconds, workers, "train", {"diffusers": 3.5})
+    assert (theirs["ratio"], theirs["ratio low"], theirs["ratio high"]) == (4, 4, 4)
+    assert (theirs["target"], theirs["reached"]) == (3.5, True)
+    assert (ours["ms"], ours["target"], ours["reached"]) == (2000, None, None)
+    _, step = rows_of(seconds, workers, "step", {"diffusers": 8.0})
+    assert step["ratio"] == 1 and step["reached"] is False
+
+
+def test_contenders_take_turns_and_each_begins_a_round(load):
+    order = []
+    runs = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
+    found = load("timing").interleave(runs, rounds=2, seconds=0)
+    assert order == ["a", "b", "b", "a"]
+    assert found == {"a": [1, 4], "b": [2, 3]}
+
+
+def test_rounds_end_with_the_time_but_not_before_the_third(load):
+    found = load("timing").interleave({"a": lambda: 1.0}, rounds=30, seconds=0)
+    assert found == {"a": [1.0] * 3}
+
+
+def test_a_table_is_markdown_with_aligned_columns(load):
+    rows = [{"name": "a", "n": None}, {"name": "longer", "n": 1234.5}]
+    assert load("results").markdown(rows).splitlines() == [
+        "| name   | n       |",
+        "| ------ | ------- |",
+        "| a      | –       |",
+        "| longer | 1,234.5 |",
+    ]
