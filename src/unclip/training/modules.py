@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from unclip.batch import Batch
 from unclip.clip import ClipEmbedder, recall_at
 from unclip.evaluation.similarity import psnr
-from unclip.images import to_uint8
+from unclip.images import to_float, to_uint8
 from unclip.stages import (
     AutoregressivePriorStage,
     ClipStage,
@@ -93,10 +93,9 @@ class StageModule(LightningModule):
         """Convert uint8 images to floats in [-1, 1] and add CLIP's features."""
         converted = dict(batch)
         for name in ("image", "low_res"):
-            image = converted.get(name)
-            if image is not None and image.dtype == torch.uint8:
-                image = image.to(self.device, memory_format=torch.channels_last)
-                converted[name] = image.float().div_(127.5).sub_(1.0)
+            if name in converted:
+                image = converted[name].to(self.device, memory_format=torch.channels_last)
+                converted[name] = to_float(image)
         if self.embedder is not None:
             converted = self.embedder.to(self.device)(converted)
         return cast(Batch, converted)
