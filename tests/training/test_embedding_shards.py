@@ -85,17 +85,17 @@ def test_a_trainer_embeds(tmp_path, monkeypatch):
 
 
 def test_embedding_accepts_the_same_samples_as_training(tmp_path):
-    root = write_shards(tmp_path / "data", sizes=(12,), splits=("train",), pictures=60, shards=1)
+    root = write_shards(tmp_path / "data", sizes=(12,), images=60, shards=1)
     embedder = MeanColor()
-    settings = {"image_size": 12, "workers": 0, "val": None}
+    settings = {"image_size": 12, "workers": 0}
     with pytest.raises(ValueError, match="or raise max_bad_fraction"):
         ensure_embeddings(embedder, ShardDataModule(root, **settings), "cpu")
     for more, rows in (({"max_bad_fraction": 1.0}, 0), ({"minimum_size": 8}, 60)):
         ensure_embeddings(embedder, ShardDataModule(root, **settings, **more), "cpu")
-        (shard,) = root.rglob("*.tar")
-        keys, table = read_embeddings(shard, embedder.fingerprint)
-        assert len(keys) == len(table) == rows
-        embeddings_path(shard, embedder.fingerprint).unlink()
+        for shard in root.rglob("*.tar"):
+            keys, table = read_embeddings(shard, embedder.fingerprint)
+            assert len(keys) == len(table) == rows
+            embeddings_path(shard, embedder.fingerprint).unlink()
 
 
 def test_nothing_is_written_to_a_complete_data_set(tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_stored_embeddings_equal_those_computed_in_training(tmp_path):
 
 
 def test_embeddings_are_computed_once_and_stored_next_to_their_shards(tmp_path):
-    root = write_shards(tmp_path / "data", pictures=12)
+    root = write_shards(tmp_path / "data", images=12)
     folders = [root / "train" / "64", root / "val" / "64"]
     embedder = MeanColor()
     assert embed_shards(embedder, folders, batch_size=4) == 4

@@ -59,7 +59,7 @@ def assert_equal(a, b, where=""):
 @pytest.mark.slow
 def test_a_run_that_was_killed_many_times_equals_an_unbroken_run(tmp_path):
     """Killed ten times at the worst moments: within epochs, and within steps of two batches."""
-    root = write_shards(tmp_path / "data", pictures=26)  # 7 batches of 4 per epoch
+    root = write_shards(tmp_path / "data", images=26)  # 7 batches of 4 per epoch
     path = os.pathsep.join(map(str, (HERE, HERE.parents[1] / "src", HERE.parent)))
     subprocess.run(
         [sys.executable, str(HERE / "kill_script.py"), str(tmp_path), str(root)],

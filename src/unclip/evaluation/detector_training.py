@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from unclip.data.decoding import decode_picture
+from unclip.data.reader import decode_image
 from unclip.emoji import BACKGROUNDS, COLORS, Concept, concepts
 from unclip.emoji.scenes import CANVAS, Item, Scene
 from unclip.images import to_tensor
@@ -109,7 +109,7 @@ def draw(concept_set: str, count: int, *, seed: int) -> Truth:
     )
     for row in range(count):
         scene = free_scene(known, random.Random(f"{seed}/detector/{concept_set}/{row}"))
-        truth.images[row] = to_tensor(decode_picture(scene_png(scene, SIZE), "png"))
+        truth.images[row] = to_tensor(decode_image(scene_png(scene, SIZE), "png"))
         truth.count[row] = len(scene.items)
         for k, item in enumerate(scene.items):
             x, y, width, height = (value / CANVAS for value in place(item).box)

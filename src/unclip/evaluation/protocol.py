@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from unclip.data.choosing import seeded
+from unclip.data.order import rng
 
 
 class Item(NamedTuple):
@@ -120,7 +120,7 @@ class Protocol:
         else:
             chosen = [Prompt(item.id, self._one(item), k) for k, item in enumerate(items)]
         if self.captions != "first":
-            seeded("protocol", self.seed, self.split).shuffle(chosen)
+            rng("protocol", self.seed, self.split).shuffle(chosen)
         chosen = chosen[: self.count]
         if self.repeats == 1:
             return chosen
@@ -131,7 +131,7 @@ class Protocol:
         ]
 
     def _one(self, item: Item) -> str:
-        chance = seeded("protocol", self.seed, self.split, item.id)
+        chance = rng("protocol", self.seed, self.split, item.id)
         return item.captions[chance.randrange(len(item.captions))]
 
 

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
-from unclip.data.shards import BadSample, RawSample, open_shards, read_positions
+from unclip.data.bad_samples import BadSample
+from unclip.data.reader import decode_captions, decode_image, decode_metadata, find_image
+from unclip.data.shards import RawSample, open_shards, read_positions
 from unclip.images import fit, to_tensor
 
 
@@ -53,8 +54,8 @@ def _decode(sample: RawSample, size: int) -> tuple[Tensor, str, dict[str, Any]]:
     try:
         if sample.bad is not None:
             raise sample.bad
-        extension, content = find_picture(sample.members)
-        image = to_tensor(fit(decode_picture(content, extension), size))
+        extension, content = find_image(sample.members)
+        image = to_tensor(fit(decode_image(content, extension), size))
         metadata = decode_metadata(sample.members)
         return image, decode_captions(sample.members, metadata)[0], metadata
     except BadSample as bad:

@@ -14,8 +14,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
-from unclip.data.shards import BadSample, RawSample, open_shards, read_positions
+from unclip.data.bad_samples import BadSample
+from unclip.data.reader import decode_captions, decode_image, decode_metadata, find_image
+from unclip.data.shards import RawSample, open_shards, read_positions
 from unclip.evaluation.protocol import Item, Protocol
 from unclip.images import to_tensor
 
@@ -135,8 +136,8 @@ class ShardSource(Source):
     def pictures(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         """The pictures of some items."""
         for raw in self._read(indices, True):
-            extension, content = find_picture(raw.members)
-            yield decode_picture(content, extension)
+            extension, content = find_image(raw.members)
+            yield decode_image(content, extension)
 
     def _read(self, indices: Sequence[int], pictures: bool) -> Iterator[RawSample]:
         if not len(indices):
@@ -144,7 +145,7 @@ class ShardSource(Source):
         wanted, line = set(indices), range(indices[0], indices[-1] + 1)
         try:
             for _, raw in read_positions(
-                self._shards, line, wanted=wanted.__contains__, pictures=pictures
+                self._shards, line, wanted=wanted.__contains__, images=pictures
             ):
                 if raw.bad is not None:
                     raise raw.bad
@@ -194,7 +195,7 @@ def open_image(path: Path) -> Image.Image:
     """
     extension = path.suffix.lower().lstrip(".")
     try:
-        return decode_picture(path.read_bytes(), extension, minimum_size=1)
+        return decode_image(path.read_bytes(), extension, minimum_size=1)
     except (BadSample, KeyError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 

@@ -1,7 +1,7 @@
-"""What a scene can be made of: concepts, colors and backgrounds. Data and look-ups only.
+"""The concepts, colors and backgrounds of a scene: data and look-ups only.
 
-The concepts stand in concepts.tsv: OpenMoji's file, the smallest set that has it, its names, the
-color it is drawn in, and the palette families that a new color replaces.
+concepts.tsv lists the concepts: OpenMoji's file, the smallest set with the concept, its names, the
+color of the drawing, and the palette families that a new color replaces.
 """
 
 import csv
@@ -9,26 +9,29 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
+LICENSE = "CC BY-SA 4.0"  # of OpenMoji, and so of the images
+LICENSE_URL = "https://creativecommons.org/licenses/by-sa/4.0/"
+
 
 class Concept(NamedTuple):
     """One row of concepts.tsv."""
 
-    number: int  # 1-based place in the table: the same in every set
+    number: int  # 1-based row of the table, the same in every set
     hexcode: str  # OpenMoji's file name without its suffix
     name: str
     plural: str
     alias: str  # another plain name, or ""
-    color: str  # the color that an onlooker would give it as drawn, or ""
-    families: tuple[str, ...]  # palette families that a new color replaces; () = never recoloured
+    color: str  # the color that a viewer would name, or ""
+    families: tuple[str, ...]  # palette families that a new color replaces; () = never recolored
     group: str
 
 
 class Shades(NamedTuple):
-    """A color as OpenMoji draws it."""
+    """The shades of a color in OpenMoji's drawings."""
 
-    body: str  # paints the larger part of a recoloured object
-    detail: str  # paints the rest
-    palette: tuple[str, ...]  # every shade of the family, as found in the drawings
+    body: str  # main shade of a recolored object
+    detail: str  # its other shade
+    palette: tuple[str, ...]  # every shade of the family in the drawings
 
 
 COLORS = {
@@ -54,20 +57,20 @@ BACKGROUNDS = {
     "orange": "#ffc98f",
 }
 
-SETS = ("S", "M", "L")  # each contains the one before
+SETS = ("S", "M", "L")  # each contains the previous one
 
 
 @cache
 def concepts(name: str) -> tuple[Concept, ...]:
-    """The concepts of set `name` (S, M or L), in table order.
+    """Return the concepts of set `name` (S, M or L), in table order.
 
     Raises:
-        ValueError: for a set that does not exist.
+        ValueError: there is no such set.
     """
     if name not in SETS:
-        raise ValueError(f"no concept set {name!r}: choose one of {', '.join(SETS)}")
-    wanted = SETS[: SETS.index(name) + 1]
-    return tuple(concept for own_set, concept in _table() if own_set in wanted)
+        raise ValueError(f"unknown concept set {name!r}: choose one of {', '.join(SETS)}")
+    included = SETS[: SETS.index(name) + 1]
+    return tuple(concept for own_set, concept in _table() if own_set in included)
 
 
 @cache
@@ -83,7 +86,7 @@ def _table() -> tuple[tuple[str, Concept], ...]:
                 name=row["name"],
                 plural=row["plural"],
                 alias=row["alias"],
-                color=row["colour"],
+                color=row["color"],
                 families=tuple(filter(None, row["families"].split(","))),
                 group=row["group"],
             ),
