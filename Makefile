@@ -9,11 +9,10 @@ CPU_SECONDS ?= 1600
 COCO_ROOT ?= data/coco
 SCALE := $(if $(QUICK),quick,$(if $(filter M,$(SET)),emoji_m,emoji))
 DATA := $(if $(QUICK),emoji_quick,$(SCALE))
-METRICS := $(if $(QUICK),quick,offline)
+MEASURE := $(if $(QUICK),quick,offline)
 EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.max_steps_multiplier=$(HOURS))
 MODEL ?= models/$(SCALE)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
-FIGURES := $(basename $(notdir $(wildcard conf/figure/*.yaml)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint doctor format test data-emoji data-coco eval-coco train bench race paper clean
@@ -51,14 +50,14 @@ data-coco: setup ## Fetch MS-COCO val2014 into COCO_ROOT: 7 GB, resumable, check
 	$(RUN) src/prepare.py fetch-coco --out $(COCO_ROOT)
 
 eval-coco: setup ## Evaluate MODEL on COCO_ROOT as papers do: 30,000 captions, 256 px
-	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco metrics=full \
+	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco measure=full \
 		out=$(MODEL)/coco
 
 train: setup ## Train and evaluate every stage that models/ lacks: set S, or SET=M HOURS=2; QUICK=1
 	$(if $(filter-out S M,$(SET)),$(error SET is $(SET): it can be S or M))
 	for stage in $(STAGES); do test -f models/$(SCALE)/$$stage.safetensors || \
 		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train $(EFFORT) || exit 1; done
-	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) metrics=$(METRICS)
+	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) measure=$(MEASURE)
 
 bench: setup ## Compare speed with diffusers, GLIDE and DALLE2-pytorch: ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
@@ -67,9 +66,8 @@ race: setup ## Race DALLE2-pytorch's decoder, CPU_SECONDS each, with MODEL's CLI
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/race.py --model $(MODEL) \
 		--seconds $(CPU_SECONDS) scale=$(SCALE)
 
-paper: setup ## Draw the paper's figures and tables with MODEL, and a page of them
-	for figure in $(FIGURES); do \
-		$(RUN) src/reproduce.py figure=$$figure model=$(MODEL) || exit 1; done
+paper: setup ## Reproduce the paper's figures and tables with MODEL on one page
+	$(RUN) src/evaluate.py measure=paper model=$(MODEL) out=$(MODEL)/paper
 
 clean: ## Remove caches; data, models and runs stay
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
