@@ -10,7 +10,7 @@ COCO_ROOT ?= data/coco
 SCALE := $(if $(QUICK),quick,$(if $(filter M,$(SET)),emoji_m,emoji))
 DATA := $(if $(QUICK),emoji_quick,$(SCALE))
 MEASURE := $(if $(QUICK),quick,offline)
-EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.effort=$(HOURS))
+EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.max_steps_multiplier=$(HOURS))
 MODEL ?= models/$(SCALE)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
