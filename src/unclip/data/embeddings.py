@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unclip.data.shards import list_shards, read_ends
+from unclip.data.shards import Source, list_shards, read_ends
 from unclip.files import atomic_write
 
 EMBED = "python src/embed.py"
@@ -78,12 +78,12 @@ def read_embeddings(
     return rows, image_embedding
 
 
-def missing_embeddings(source: str | Path | Sequence[str | Path], fingerprint: str) -> list[Path]:
+def missing_embeddings(source: Source, fingerprint: str) -> list[Path]:
     """List the shards without embeddings by this CLIP, or with outdated ones."""
     return [shard for shard in list_shards(source) if not _is_current(shard, fingerprint)]
 
 
-def check_embeddings(source: str | Path | Sequence[str | Path], fingerprint: str) -> None:
+def check_embeddings(source: Source, fingerprint: str) -> None:
     """Check that all embeddings of a source exist.
 
     Raises:

@@ -6,14 +6,13 @@ with unequal numbers of batches (#225). Here ranks and workers split positions i
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, InitVar, dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
+from unclip.batch import Batch
 from unclip.data.bad_samples import BadSample, BadSamples
 from unclip.data.embeddings import check_embeddings, read_embeddings
 from unclip.data.order import (
@@ -28,7 +27,7 @@ from unclip.data.order import (
     shuffled_batches,
 )
 from unclip.data.reader import Sample, SampleReader
-from unclip.data.shards import Shard, open_shards, read_positions
+from unclip.data.shards import Shard, Source, open_shards, read_positions
 
 
 @dataclass(eq=False)
@@ -42,8 +41,8 @@ class ShardDataset(IterableDataset):
     for any number of workers; bad samples are left out and the last batch is smaller. All ranks
     yield the same number of batches: a rank without samples left yields a padding sample.
 
-    A batch is a dict: `key` and `caption` (lists); `image`, `low_res` and `image_embedding`
-    depending on the reader and `embeddings`; and `valid` (bool tensor), False for padding.
+    A batch has `key`, `caption`, `valid` and, depending on the reader and `embeddings`, `image`,
+    `low_res` and `image_embedding`.
 
     With `crops_per_image` = n, `batch_size` decoded images make n batches, each with one crop of
     every image.
@@ -65,7 +64,7 @@ class ShardDataset(IterableDataset):
             many samples are bad.
     """
 
-    source: InitVar[str | Path | Sequence[str | Path]]
+    source: InitVar[Source]
     reader: SampleReader
     _: KW_ONLY
     batch_size: int
@@ -76,7 +75,7 @@ class ShardDataset(IterableDataset):
     embeddings: str | None = None
     max_bad_fraction: float = 0.01
 
-    def __post_init__(self, source: str | Path | Sequence[str | Path]):
+    def __post_init__(self, source: Source):
         if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
             raise ValueError(
                 f"batch_size {self.batch_size} or rank {self.rank} of {self.world_size} is out of "
@@ -103,7 +102,7 @@ class ShardDataset(IterableDataset):
         raw_batches = batches_per_rank(self.total, self.batch_size, self.world_size)
         return raw_batches * self.reader.crops_per_image
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         epoch, consumed = self._progress.tolist()
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
@@ -122,7 +121,7 @@ class ShardDataset(IterableDataset):
             interleaved=not self.shuffle,
         )
 
-    def _batches(self, epoch: int, worker: int, workers: int, *, skip: int = 0) -> Iterator[dict]:
+    def _batches(self, epoch: int, worker: int, workers: int, *, skip: int = 0) -> Iterator[Batch]:
         """Yield a worker's batches, without the first `skip`."""
         part = self._partition(worker, workers)
         skip, crops_done = divmod(skip, self.reader.crops_per_image)
@@ -264,7 +263,7 @@ class ShardLoader:
         """Skip the consumed batches in the next iteration."""
         self._skipped = state_dict["batches"]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         # A generator: workers start (and read the epoch) at the first batch, by which time
         # Lightning, which creates the iterator earlier, has set the epoch.
         self._yielded, self._skipped = self._skipped, 0

@@ -89,8 +89,9 @@ def list_remote(url: str, cache: str | Path, cache_gib: float | None = None) -> 
 
 def _list_tars(system: AbstractFileSystem, folder: str) -> list[str]:
     folder = folder.rstrip("/") + "/"  # stores drop the slash, web servers need it
-    found = [system.unstrip_protocol(name) for name in system.glob(f"{folder}*.tar")]
-    return [name for name in found if name.startswith(system.unstrip_protocol(folder))]
+    prefix = system.unstrip_protocol(folder)
+    found = [system.unstrip_protocol(str(name)) for name in system.glob(f"{folder}*.tar")]
+    return [name for name in found if name.startswith(prefix)]
 
 
 def _cache_path(url: str, cache: Path, cache_gib: float | None) -> Path:

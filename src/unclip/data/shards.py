@@ -28,6 +28,8 @@ MAX_IMAGE_BYTES = 64 * 2**20  # size limit of an image member
 MAX_TEXT_BYTES = 2**20  # size limit of a json or txt member
 INDEX = "index.json"
 
+Source = str | Path | Sequence[str | Path]
+
 
 class Shard(NamedTuple):
     """A tar file and the number of samples in it."""
@@ -36,7 +38,7 @@ class Shard(NamedTuple):
     samples: int
 
 
-def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
+def list_shards(source: Source) -> list[Path]:
     """List the tar files of a folder (sorted), a pattern, a single tar file or a list.
 
     A pattern is a string such as /folder/{00000..00099}.tar.
@@ -60,7 +62,7 @@ def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def open_shards(source: str | Path | Sequence[str | Path]) -> list[Shard]:
+def open_shards(source: Source) -> list[Shard]:
     """Return the shards of a source with their sample counts.
 
     Counts are taken from FOLDER/index.json (`{"00000.tar": 500, …}`) if it lists every shard and
