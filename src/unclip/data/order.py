@@ -82,11 +82,8 @@ def partition(
 def round_robin_state(lengths: Sequence[int], batches: int) -> tuple[list[int], int]:
     """Return the batches consumed from each worker, and the next worker, after `batches` batches.
 
-    The loader takes batches from its workers in turn and skips workers that are exhausted.
-
-    Args:
-        lengths: number of batches that each worker yields in an epoch.
-        batches: number of batches consumed from all workers together.
+    The loader takes batches from its workers in turn and skips workers that are exhausted;
+    `lengths` has the number of batches that each worker yields in an epoch.
     """
     consumed = [0] * len(lengths)
     turn = 0

@@ -62,12 +62,9 @@ def check_url(url: str) -> None:
 def list_remote(url: str, cache: str | Path, cache_gib: float | None = None) -> list[Path]:
     """List the cache paths of all shards of a URL, sorted; nothing is fetched.
 
-    Args:
-        url: address of a tar file, a pattern such as s3://bucket/{00000..00099}.tar, or a folder
-            that can be listed.
-        cache: folder for the fetched shards.
-        cache_gib: size limit of the cache; the least recently read shards are deleted. None means
-            no limit.
+    The URL is that of a tar file, a pattern such as s3://bucket/{00000..00099}.tar, or a folder
+    that can be listed. If the cache exceeds `cache_gib`, the least recently read shards are deleted
+    from it.
 
     Raises:
         ValueError: `check_url` rejects the URL.

@@ -32,11 +32,7 @@ def write_images(folder: Path, concept_set: str, seed: int, split: str, indices:
 def write_annotations(folder: Path, concept_set: str, seed: int, scenes: dict[str, int]) -> None:
     """Write captions_{train,val}2014.json and instances_val2014.json.
 
-    Args:
-        folder: folder of the files.
-        concept_set: S, M or L.
-        seed: seed of the scenes.
-        scenes: number of scenes of each split.
+    `scenes` maps a split to its number of scenes, not counting twins.
     """
 
     def listed(*splits: str) -> list[tuple[str, Scene]]:

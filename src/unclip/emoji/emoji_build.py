@@ -67,11 +67,7 @@ class Job(NamedTuple):
 
 
 def default_counts(concept_set: str, *, quick: bool = False) -> Counts:
-    """Return the number of scenes of each split and size.
-
-    Args:
-        concept_set: S, M or L.
-        quick: whether to return just enough scenes to exercise everything.
+    """Return the number of scenes of each split and size; few of them with `quick`.
 
     Raises:
         ValueError: there is no such set.

@@ -61,12 +61,7 @@ def download_coco(
     """Download ROOT/annotations and ROOT/val2014 and return a message.
 
     The sizes and the target folder are printed first. An interrupted download resumes when it is
-    started again. An archive is deleted after it is unpacked.
-
-    Args:
-        root: target folder.
-        source: address of the archives, such as a mirror.
-        archives: archives to download.
+    started again. An archive is deleted after it is unpacked. `source` may be a mirror.
 
     Raises:
         OSError: the disk is too small, or the source cannot be reached.

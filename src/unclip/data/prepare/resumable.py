@@ -25,10 +25,6 @@ class ResumableBuild:
     the SHA-256 of every shard ROOT/SPLIT/SIZE/*.tar afterwards. All files must be written
     atomically: a build skips the shards that exist.
 
-    Args:
-        root: the data set's own folder.
-        kind: kind of the data set.
-
     Raises:
         ValueError: `root` holds something other than a data set of this kind.
     """
@@ -47,9 +43,8 @@ class ResumableBuild:
     def start(self, settings: dict[str, Any], *, overwrite: bool) -> bool:
         """Record the settings and return whether anything is left to build.
 
-        Args:
-            settings: everything that determines the content of the data set.
-            overwrite: whether to delete the folders of a build with other settings.
+        The settings determine the content of the data set. With `overwrite`, the folders of a build
+        with other settings are deleted.
 
         Raises:
             ValueError: `root` was built with other settings, and `overwrite` is False.
@@ -88,12 +83,12 @@ def run_jobs(
     *,
     chunk_size: int = 1,
 ) -> Iterator[Result]:
-    """Call a function with each job, in processes, and yield the results in order.
+    """Call a module's function with each job, in processes, and yield the results in order.
 
     After an exception in one job, the jobs that have not started are canceled.
 
     Args:
-        function: a function of a module, so that processes can import it.
+        function: the function, which the processes import.
         jobs: arguments of the calls.
         workers: number of processes; None for one per core, 0 to run in this process.
         chunk_size: number of jobs that a process receives at once.
@@ -109,9 +104,7 @@ def run_jobs(
 def write_samples(path: Path, samples: Iterable[dict[str, Any]]) -> None:
     """Write a shard atomically; the same samples give the same bytes.
 
-    Args:
-        path: path of the tar file.
-        samples: each has `__key__`, an encoded image under its extension, and `json`, a dict.
+    A sample has `__key__`, an encoded image under its extension, and `json`, a dict.
     """
     with (
         atomic_write(path) as temporary,
