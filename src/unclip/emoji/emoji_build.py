@@ -106,7 +106,7 @@ def build_emoji(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: an argument is invalid, or `root` holds something else.
+        ValueError: an argument is invalid, or `root` holds another kind of data.
     """
     root, counts = Path(root), counts or default_counts(concept_set)
     settings = _settings(concept_set, seed, counts)
@@ -131,12 +131,11 @@ def _settings(concept_set: str, seed: int, counts: Counts) -> dict:
     scenes = {}
     for split, sizes in counts.items():
         for size, count in sizes.items():
-            least, most = SHARDS[split], sizes[64]
-            if not least <= count <= most:
-                raise ValueError(
-                    f"{count} scenes of {split} at {size} px: set at least {least} (one per shard) "
-                    f"and at most {most} (the scenes at 64 px, of which they are the first)"
-                )
+            problem = f"{count} scenes of {split} at {size} px: set at"
+            if count < SHARDS[split]:
+                raise ValueError(f"{problem} least {SHARDS[split]}, one for each shard")
+            if count > sizes[64]:
+                raise ValueError(f"{problem} most {sizes[64]}, the number of scenes at 64 px")
             scenes[f"{split}/{size}"] = count
     return {
         "set": concept_set,
