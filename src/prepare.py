@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+BUILD = ("seed", "workers", "overwrite")  # options of every build
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and build the data set."""
@@ -30,7 +32,7 @@ def _emoji(options: argparse.Namespace) -> Path:
     for size, count in ((256, options.train_256), (1024, options.train_1024)):
         train[size] = min(train[size], train[64]) if count is None else count
     root = options.out or Path("data") / f"emoji_{options.set.lower()}"
-    return build_emoji(root, options.set, counts=counts, **_build_options(options))
+    return build_emoji(root, options.set, counts=counts, **_given(options, *BUILD))
 
 
 def _folder(options: argparse.Namespace) -> str:
@@ -50,8 +52,8 @@ def _coco(options: argparse.Namespace) -> str:
 def _import(listing, options: argparse.Namespace) -> str:
     from unclip.data.prepare.importer import import_images
 
-    settings = {"sizes": options.sizes, "val": options.val, "shard_size": options.shard_size}
-    return import_images(listing, options.out, **settings, **_build_options(options))
+    settings = _given(options, "sizes", "val", "shard_size", *BUILD)
+    return import_images(listing, options.out, **settings)
 
 
 def _fetch_coco(options: argparse.Namespace) -> str:
@@ -60,15 +62,15 @@ def _fetch_coco(options: argparse.Namespace) -> str:
     return download_coco(options.out, source=options.source or SOURCE)
 
 
-def _build_options(options: argparse.Namespace) -> dict:
-    return {name: getattr(options, name) for name in ("seed", "workers", "overwrite")}
+def _given(options: argparse.Namespace, *names: str) -> dict:
+    return {name: getattr(options, name) for name in names}
 
 
 def _parser() -> argparse.ArgumentParser:
+    number = {"type": int, "metavar": "N"}
     build = argparse.ArgumentParser(add_help=False)
-    build.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
-    workers = "number of processes; 0 uses this one (default: one per core)"
-    build.add_argument("--workers", type=int, help=workers)
+    build.add_argument("--seed", **number, default=0, help="seed (default: %(default)s)")
+    build.add_argument("--workers", **number, help="processes; 0: this one (default: all cores)")
     overwrite = "replace a data set built with other settings"
     build.add_argument("--overwrite", action="store_true", help=overwrite)
 
@@ -77,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument("out", type=Path, metavar="OUT", help="target folder")
     sizes = {"type": int, "nargs": "+", "default": [64, 256, 1024], "metavar": "PIXELS"}
     images.add_argument("--sizes", **sizes, help="image sizes in pixels (default: 64 256 1024)")
-    images.add_argument("--val", type=int, metavar="N", help="held-out images (default: 5%%)")
+    images.add_argument("--val", **number, help="number of held-out images (default: 5%%)")
     shard_size = "images per shard (default: %(default)s)"
-    images.add_argument("--shard-size", type=int, default=1000, metavar="N", help=shard_size)
+    images.add_argument("--shard-size", **number, default=1000, help=shard_size)
 
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="DATA SET")
@@ -91,14 +93,11 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "scenes rendered from OpenMoji, with captions and exact object boxes"
     emoji = add("emoji", _emoji, "emoji", about, build)
-    concepts = "concept set (default: %(default)s)"
-    emoji.add_argument("--set", choices=("S", "M", "L"), default="S", help=concepts)
+    emoji.add_argument("--set", choices=("S", "M", "L"), default="S", help="concepts (default: S)")
     emoji.add_argument("--out", type=Path, help="target folder (default: data/emoji_SET)")
-    emoji.add_argument("--train", type=int, metavar="N", help="training scenes at 64 px")
-    emoji.add_argument("--train-256", type=int, metavar="N", help="training scenes also at 256 px")
-    emoji.add_argument(
-        "--train-1024", type=int, metavar="N", help="training scenes also at 1024 px"
-    )
+    emoji.add_argument("--train", **number, help="number of training scenes")
+    emoji.add_argument("--train-256", **number, help="training scenes also rendered at 256 px")
+    emoji.add_argument("--train-1024", **number, help="training scenes also rendered at 1024 px")
     emoji.add_argument("--quick", action="store_true", help="few scenes, to try every command")
 
     about = "your own images with captions in .txt, .json or a table metadata.*"

@@ -40,21 +40,19 @@ def read_folder(root: str | Path, caption_column: str | None = None) -> Listing:
     records = []
     for name in files:
         extension = name.rpartition(".")[2].lower()
-        if extension in OTHER_FORMATS:
-            detail = f"{extension}: convert it to {', '.join(IMAGE_EXTENSIONS)}"
-            rejected.append(Rejected(name, "other format", detail))
-        if extension not in IMAGE_EXTENSIONS:
+        if extension not in (*IMAGE_EXTENSIONS, *OTHER_FORMATS):
             continue
         try:
+            if extension in OTHER_FORMATS:
+                raise BadSample("other format", f"convert it to {', '.join(IMAGE_EXTENSIONS)}")
             captions = _adjacent_captions(root / name) or table_captions.get(name)
+            if not captions:
+                raise BadSample("missing caption")
         except BadSample as bad:
             rejected.append(Rejected(name, bad.kind, bad.detail))
-            continue
-        if not captions:
-            rejected.append(Rejected(name, "missing caption"))
-            continue
-        split = SPLITS.get(name.split("/")[0], "train") if has_splits else None
-        records.append(Record(name, root / name, tuple(dict.fromkeys(captions)), split))
+        else:
+            split = SPLITS.get(name.split("/")[0], "train") if has_splits else None
+            records.append(Record(name, root / name, tuple(dict.fromkeys(captions)), split))
     if not records and not rejected:
         raise FileNotFoundError(f"no images ({', '.join(IMAGE_EXTENSIONS)}) in {root}")
     return Listing(records, rejected)
