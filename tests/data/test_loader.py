@@ -77,7 +77,7 @@ def test_every_sample_once_an_epoch_with_real_workers(folder, world_size, worker
         check_passes([list(loader) for loader in loaders], loaders, shuffle)
 
 
-def test_more_consumers_than_samples_or_shards(tmp_path):
+def test_ranks_may_outnumber_samples_and_shards(tmp_path):
     folder = write_shards(tmp_path, [2])
     for shuffle in (True, False):
         loaders = ranks(folder, 5, batch_size=4, shuffle=shuffle, workers=0)
@@ -90,7 +90,7 @@ def test_more_consumers_than_samples_or_shards(tmp_path):
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
-def test_workers_without_inherited_state(folder, start_method, monkeypatch):
+def test_workers_need_no_inherited_state(folder, start_method, monkeypatch):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("WORKER", "0")):
         monkeypatch.setenv(name, value)  # the arguments apply, not the environment
     options = {"batch_size": 4, "shuffle": True, "rank": 1, "world_size": 2}
@@ -213,7 +213,7 @@ def position_image(size: int) -> bytes:
     return encoded(image)
 
 
-def test_crops_and_their_low_res(tmp_path):
+def test_crops_fit_their_low_res(tmp_path):
     content = position_image(64)
     write_shard(tmp_path / "00000.tar", [sample(i) | {"png": content} for i in range(6)])
     reader = SampleReader(image_size=64, crop=16, crops_per_image=4, degradation="gaussian_blur")

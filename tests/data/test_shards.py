@@ -184,7 +184,7 @@ def test_shard_cut_anywhere_yields_every_place_and_the_whole_samples(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"\x1f\x8b" + b"0" * 4096])
-def test_a_file_that_is_not_a_tar(tmp_path, content):
+def test_a_file_that_is_not_a_tar_has_only_bad_samples(tmp_path, content):
     path = tmp_path / "00000.tar"
     path.write_bytes(content)
     assert count_samples(path) == 0

@@ -23,12 +23,12 @@ NUMBERS = {"two": 2, "three": 3, "four": 4}
         ("hourglass", "an hourglass"),
     ],
 )
-def test_article(words, expected):
+def test_the_article_fits_the_first_sound(words, expected):
     assert article(words) == expected
 
 
 @pytest.mark.parametrize("name", ["S", "L"])
-def test_grammar(name):
+def test_captions_are_grammatical(name):
     for scene in scenes_of(name, "train", 600):
         texts = captions(scene, seed=0)
         assert len(texts) == 5
