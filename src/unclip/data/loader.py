@@ -148,11 +148,10 @@ class ShardDataset(IterableDataset):
         def batch_of(position: int) -> int:
             return (position - part.first) // self.batch_size
 
-        def wanted(position: int) -> bool:
-            return batch_of(position) in part.batches
-
         positions = range(part.first, part.end)
-        samples = self._read(self.shards, positions, counter, wanted=wanted)
+        samples = self._read(
+            self.shards, positions, counter, lambda position: batch_of(position) in part.batches
+        )
         sample = next(samples, None)
         for number in part.batches:
             batch = []
