@@ -1,6 +1,8 @@
 """Save and load a trained stage: one safetensors file that describes itself.
 
-Loading unpickles nothing, and `unclip.recipes` limits what a file's recipe can build.
+Loading unpickles nothing, and `unclip.recipes` limits what a file's recipe can build. The functions
+raise FileNotFoundError, with the command that trains the stage, if there is no such file, and
+ValueError if it is damaged, hostile, or not what they expect.
 """
 
 import json
@@ -118,12 +120,7 @@ def save_stage(
 
 
 def read_metadata(path: str | Path) -> StageMetadata:
-    """Read the metadata of a stage's file, without its tensors.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or was not written by a compatible version of unclip.
-    """
+    """Read the metadata of a stage's file, without its tensors."""
     return _read_header(Path(path))[0]
 
 
@@ -135,18 +132,13 @@ def load_stage(
 ) -> Stage:
     """Load a stage, frozen and in eval mode.
 
-    The recipe's sizes are compared with the file's before any memory is allocated. On a CPU in
-    float32, the weights are memory-mapped from the file; otherwise they are moved one by one.
+    The recipe's sizes are compared with the file's before any memory is allocated.
 
     Args:
         path: the file to load.
         device: device of the stage.
         dtype: dtype of its networks; the layers that scale their inputs and parse their outputs
             stay in float32.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, hostile, or does not fit its recipe.
     """
     path = Path(path)
     metadata, specs = _read_header(path)
@@ -157,7 +149,9 @@ def load_stage(
     try:
         for key, tensor in load_file(path).items():
             is_network = key.startswith(_NETWORKS) and tensor.is_floating_point()
-            tensors[key] = tensor.to(device, dtype if is_network else tensor.dtype)
+            # Always a copy: the alignment of a mapped tensor depends on the length of the file's
+            # header, and the CPU's kernels round differently for another alignment.
+            tensors[key] = tensor.to(device, dtype if is_network else tensor.dtype, copy=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     stage.load_state_dict(tensors, assign=True)
@@ -165,12 +159,7 @@ def load_stage(
 
 
 def weight_bytes(path: str | Path, dtype: torch.dtype = torch.float32) -> int:
-    """Return the bytes of memory that `load_stage` needs for a stage's weights in `dtype`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged.
-    """
+    """Return the bytes of memory that `load_stage` needs for a stage's weights in `dtype`."""
     total = 0
     for key, spec in _read_header(Path(path))[1].items():
         is_network = key.startswith(_NETWORKS) and spec.kind == "float"
@@ -185,11 +174,9 @@ def load_embedder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ClipEmbedder:
-    """Load the frozen CLIP of a CLIP stage's file, computing in `dtype`.
+    """Load the frozen CLIP of a CLIP stage's file, to compute in `dtype`.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: as `load_stage`, and if the file contains another stage or altered weights.
+    A file with another stage, or with weights that are not those of its fingerprint, is refused.
     """
     stage = load_stage(path)
     if not isinstance(stage, ClipStage):
@@ -205,12 +192,7 @@ def load_embedder(
 
 
 def check_init(stage: Stage, path: str | Path) -> None:
-    """Check that a stage, on any device, can be initialized from a file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the stage or the tensor that differs.
-    """
+    """Check that a stage, on any device, can be initialized from a file."""
     path = Path(path)
     metadata, found = _read_header(path)
     if metadata.stage != stage.name:
@@ -227,10 +209,6 @@ def initialize(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> 
         path: a stage's file.
         clip_fingerprint: fingerprint of the CLIP that the stage will be trained with; None accepts
             any.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the stage, the tensor or the fingerprint that differs.
     """
     path = Path(path)
     check_init(stage, path)
@@ -282,18 +260,15 @@ def _read_header(path: Path) -> tuple[StageMetadata, dict[str, TensorSpec]]:
             f"{path} has format {written}, but this version of unclip reads format {FORMAT}"
         )
     try:
-        return _parse_metadata(texts), specs
+        metadata = StageMetadata(
+            stage=texts["stage"],
+            recipe=json.loads(texts["recipe"]),
+            version=texts["version"],
+            steps=int(texts["steps"]),
+            clip_fingerprint=texts.get("clip_fingerprint"),
+            extra=json.loads(texts["extra"]),
+            fingerprint=texts["fingerprint"],
+        )
+        return metadata, specs
     except (KeyError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} has damaged metadata ({error!r}): copy it again") from error
-
-
-def _parse_metadata(texts: Mapping[str, str]) -> StageMetadata:
-    return StageMetadata(
-        stage=texts["stage"],
-        recipe=json.loads(texts["recipe"]),
-        version=texts["version"],
-        steps=int(texts["steps"]),
-        clip_fingerprint=texts.get("clip_fingerprint"),
-        extra=json.loads(texts["extra"]),
-        fingerprint=texts["fingerprint"],
-    )

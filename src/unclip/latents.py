@@ -39,12 +39,15 @@ def spherical_mean(
 ) -> Float[Tensor, "*shape"]:
     """Return the point of the sphere with the smallest weighted sum of squared angles to points.
 
-    For two points this is `slerp`. Lengths are averaged (Buss & Fillmore 2001, algorithm A1).
+    For two points this is `slerp`. Lengths are averaged (Buss & Fillmore 2001, algorithm A1). A
+    point of two that has all the weight is kept to the bit.
 
     Raises:
         ValueError: the weights are not one per point, or one is negative, or all are 0.
     """
     weight = normalize_weights(weights, len(points))
+    if len(points) == 2:
+        return slerp(points[0], points[1], weight[1].item())
     normalized = [normalize(point) for point in points]
     length = sum(part * each for part, (_, each) in zip(weight, normalized, strict=True))
     units = torch.stack([unit for unit, _ in normalized])

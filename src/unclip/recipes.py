@@ -5,11 +5,13 @@ constructor's arguments. Nothing is imported by name, so a recipe from an untrus
 unclip's own models and execute nothing else.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,9 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 # Larger than any size or number of steps of a model. The tensors of a file contradict a wrong size,
 # but not a wrong number of diffusion steps: this bound keeps its tables below a few megabytes.
 MAX_INTEGER = 2**17
+# A recipe is refused while it is built if it has more parameters than this per tensor of its file,
+# so that a huge number of layers takes no time. Recipes that differ by less get a better message.
+MAX_PARAMETERS = 10
 
 
 class TensorSpec(NamedTuple):
@@ -66,8 +71,7 @@ def build(recipe: Mapping[str, Any]) -> Any:
     """Build the object that a plain, resolved recipe describes.
 
     Raises:
-        ValueError: naming the part of the recipe that is not plain data, that is not one of
-            `CONSTRUCTORS`, or that its constructor rejects.
+        ValueError: naming the part of the recipe that is not plain data, or cannot be built.
     """
     if not isinstance(recipe, Mapping) or "_target_" not in recipe:
         raise ValueError("a recipe is a dict with a _target_")
@@ -112,7 +116,7 @@ def check_recipe(path: Path, recipe: Mapping[str, Any], found: Mapping[str, Tens
         ValueError: if the recipe builds no stage, or one with other tensors.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), meta_parameters(MAX_PARAMETERS * len(found)):
             stage = build(recipe)
     except Exception as error:  # also a RecursionError of nested lists
         raise ValueError(f"{path}: {error}") from error
@@ -152,15 +156,23 @@ def check_names(path: Path, expected: Set[str], found: Set[str]) -> None:
 
 
 @contextmanager
-def meta_parameters() -> Iterator[None]:
-    """Create the parameters of new modules on the meta device, and their buffers as usual."""
+def meta_parameters(limit: float = math.inf) -> Iterator[None]:
+    """Create the parameters of new modules on the meta device, and their buffers as usual.
 
-    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None):
+    Raises:
+        ValueError: as soon as there are more than `limit` parameters.
+    """
+    count = itertools.count(1)
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None:
             return None
+        if next(count) > limit:
+            raise ValueError("it has many more parameters than the file")
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(hook)
+    # torch's annotation omits the new parameter that a hook may return
+    handle = register_module_parameter_registration_hook(cast(Callable[..., None], hook))
     try:
         yield
     finally:

@@ -6,13 +6,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from unclip.cascade import Cascade, stages_for
+from unclip.cascade import Cascade
 from unclip.evaluation.folder import PictureFolder
 from unclip.evaluation.networks import weights_of
 from unclip.evaluation.protocol import Prompt, Protocol, fingerprint
 from unclip.evaluation.ranks import Ranks
 from unclip.evaluation.sampling import Sampling, Settings
 from unclip.stages import DiffusionStage
+from unclip.text_to_image import stages_for
 
 
 def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str) -> dict[str, Any]:

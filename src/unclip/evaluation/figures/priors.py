@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from unclip.bundle import train_command
-from unclip.cascade import PRIORS, stage_of_prior
 from unclip.contact_sheet import Tile
 from unclip.evaluation.figures.base import Drawn, Figure, Studio, Table, sheet
+from unclip.text_to_image import PRIORS, stage_of_prior
 
 
 @dataclass(frozen=True, kw_only=True)
