@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.images import fit, open_image, open_mask, square_mask, to_tensor
-from unclip.latents import normalize_weights, slerp, spherical_mean, text_difference
-from unclip.sampling_run import EditOptions, Options, Run
+from unclip.latents import evenly_spaced, normalize_weights, slerp, spherical_mean, text_difference
+from unclip.sampling_run import EditOptions, Options, Run, StageOptions
 from unclip.stages import DecoderStage, decoder_edits
 from unclip.stages.quantization import PrincipalComponents
 from unclip.text_to_image import Images, TextToImage
@@ -64,7 +64,7 @@ class Cascade(TextToImage):
         squares = [to_tensor(fit(image, min(image.size))) for image in opened]
         return torch.cat([self.embedder.image(square[None]).cpu() for square in squares])
 
-    def invert(self, images: Sequence[AnyImage], **options: Unpack[Options]) -> Latents:
+    def invert(self, images: Sequence[AnyImage], **options: Unpack[StageOptions]) -> Latents:
         """Return the latents of images: z_i from CLIP, x_T by DDIM inversion."""
         return self._invert(images, Run(None, size=0, **{"batch_size": 1, **options}))
 
@@ -121,7 +121,7 @@ class Cascade(TextToImage):
                 samples one x_T for all frames with the decoder's own sampler and guidance.
             **options: `EditOptions`.
         """
-        weights = [[1 - fraction, fraction] for fraction in _fractions(frames)]
+        weights = [[1 - fraction, fraction] for fraction in evenly_spaced(frames)]
         return self.mix([first, last], weights, noise=noise, **options)
 
     def mix(
@@ -165,7 +165,7 @@ class Cascade(TextToImage):
         frames, and x_T stays: the frame of θ = 0 is the reconstruction (section 3.3; the paper uses
         0.25 to 0.5 as the largest θ). `source` may also be empty, or as general as "a photo".
         """
-        fractions = _fractions(frames)
+        fractions = evenly_spaced(frames)
         run = self._start(options, frames)
         z_t, z_t0 = self.embedder.text([target, source]).text_embedding.cpu()
         z_d = text_difference(z_t, z_t0)
@@ -309,13 +309,6 @@ class Cascade(TextToImage):
                 known = to_tensor(fit(canvas, edge))
                 painted.images[edge] = torch.where(square_mask(marked, edge), images, known)
         return painted
-
-
-def _fractions(frames: int) -> list[float]:
-    """Return evenly spaced numbers from 0 to 1, both included; a single one is 1."""
-    if frames < 1:
-        raise ValueError(f"frames is {frames}; at least 1 is needed")
-    return [1.0] if frames == 1 else [place / (frames - 1) for place in range(frames)]
 
 
 def _means(points: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:

@@ -1,10 +1,11 @@
 """Draw contact sheets: images in a grid with their captions below them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
 from unclip.images import to_pil
@@ -50,7 +51,7 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     if title:
         room = sheet.width - 2 * gap
-        title_font = ImageFont.load_default(15)
+        title_font = _font(15)
         draw.text((gap, gap), _wrap(title, title_font, room, 1)[0], _INK, title_font)
     for index, tile in enumerate(tiles):
         if tile.image.ndim != 3 or tile.image.shape[0] != 3:
@@ -78,20 +79,24 @@ def sheet_size(
     return width, _title_height(title, gap) + rows * (size + lines * line + gap) + gap
 
 
-def _caption_font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(min(max(size // 11, 10), 16))
+def _caption_font(size: int) -> FreeTypeFont:
+    return _font(min(max(size // 11, 10), 16))
+
+
+def _font(size: int) -> FreeTypeFont:
+    return cast(FreeTypeFont, ImageFont.load_default(size))  # with a size, it is always one
 
 
 def _title_height(title: str, gap: int) -> int:
     return 18 + gap if title else 0
 
 
-def _line_height(font: ImageFont.FreeTypeFont) -> int:
+def _line_height(font: FreeTypeFont) -> int:
     ascent, descent = font.getmetrics()
     return ascent + descent + 1
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> list[str]:
     """Break a text into at most `lines` lines of `width` pixels, ending in an ellipsis if cut."""
     wrapped, words = [""], text.split()
     while words:
@@ -107,7 +112,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> li
     return [_shorten(line, font, width) for line in wrapped]
 
 
-def _shorten(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _shorten(line: str, font: FreeTypeFont, width: int) -> str:
     if font.getlength(line) <= width:
         return line
     kept = line.rstrip("… ")

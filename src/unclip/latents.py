@@ -76,6 +76,13 @@ def normalize_weights(weights: Sequence[float], count: int) -> Float[Tensor, " c
     return weight / weight.sum()
 
 
+def evenly_spaced(frames: int) -> list[float]:
+    """Return evenly spaced numbers from 0 to 1, both included; a single one is 1."""
+    if frames < 1:
+        raise ValueError(f"frames is {frames}; at least 1 is needed")
+    return [1.0] if frames == 1 else [place / (frames - 1) for place in range(frames)]
+
+
 def text_difference(
     target: Float[Tensor, " dim"], source: Float[Tensor, " dim"]
 ) -> Float[Tensor, " dim"]:

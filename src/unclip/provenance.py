@@ -6,9 +6,10 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from unclip._version import __version__
 
@@ -73,9 +74,8 @@ def read_image_metadata(path: Path) -> dict[str, str] | None:
     """Return the metadata of a PNG; None if the file is not a readable PNG."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            image.load()
-            return {key: str(value) for key, value in image.text.items()}
-    except (OSError, AttributeError, ValueError, SyntaxError):
+            return {key: str(value) for key, value in cast(PngImageFile, image).text.items()}
+    except (OSError, ValueError, SyntaxError):
         return None
 
 

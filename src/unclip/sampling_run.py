@@ -14,11 +14,10 @@ from unclip.bundle import STAGES
 Progress = Callable[[str, int, int], None]
 
 
-class Options(TypedDict, total=False):
+class StageOptions(TypedDict, total=False):
     """Options of the methods of `Cascade`.
 
     Attributes:
-        size: 64, 256 or 1024 pixels (the default).
         guidance_scale: guidance scale, of the decoder if it takes part; None is the stage's own.
         steps: sampler steps by stage, such as `{"decoder": 16}`; the other stages take their own.
         batch_size: images that go through a stage together; it changes memory and time, not the
@@ -27,11 +26,16 @@ class Options(TypedDict, total=False):
             batches are counted together.
     """
 
-    size: int
     guidance_scale: float | None
     steps: Mapping[str, int] | None
     batch_size: int
     progress: Progress | None
+
+
+class Options(StageOptions, total=False):
+    """Options of methods that return images: also their size, 64, 256 or 1024 (the default)."""
+
+    size: int
 
 
 class EditOptions(Options, total=False):
@@ -42,7 +46,7 @@ class EditOptions(Options, total=False):
 
 @dataclass(frozen=True)
 class Run:
-    """The options of one call, and one seed per image (None if nothing random is sampled)."""
+    """One seed per image (None if nothing random is sampled), and the options of one call."""
 
     seeds: Sequence[int] | None
     size: int = 1024

@@ -18,7 +18,7 @@ from torch import Tensor
 from unclip.bundle import stage_file, train_command
 from unclip.images import to_float, to_uint8
 from unclip.open_bundle import OpenBundle
-from unclip.sampling_run import Options, Run, generator
+from unclip.sampling_run import Options, Run, StageOptions, generator
 from unclip.stages import PriorStage
 
 STAGE_OF_SIZE = {64: "decoder", 256: "upsampler_256", 1024: "upsampler_1024"}
@@ -80,7 +80,7 @@ class TextToImage(OpenBundle):
         *,
         seeds: Sequence[int],
         prior: str = "diffusion",
-        **options: Unpack[Options],
+        **options: Unpack[StageOptions],
     ) -> Float[Tensor, "batch dim"]:
         """Predict the image embedding of each prompt with one of `PRIORS`; it is on the CPU.
 
