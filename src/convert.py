@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -35,7 +35,7 @@ def karlo_recipe(stage: str) -> dict[str, Any]:
     """Return the recipe of a stage at Karlo's scale."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"stage={stage}", "scale=karlo"])
-    return OmegaConf.to_container(cfg.model, resolve=True)
+    return cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True))
 
 
 def _parser() -> argparse.ArgumentParser:

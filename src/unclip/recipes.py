@@ -105,15 +105,9 @@ def _check_value(where: str, value: Any) -> None:
 
 
 def check_recipe(path: Path, recipe: Mapping[str, Any], found: Mapping[str, TensorSpec]) -> None:
-    """Compare the stage that a recipe builds with the tensors of a file, without allocating memory.
+    """Raise ValueError if a recipe builds no stage, or one with other tensors than its file.
 
-    Args:
-        path: the file, named in errors.
-        recipe: the recipe of a stage.
-        found: spec of each tensor in the file.
-
-    Raises:
-        ValueError: if the recipe builds no stage, or one with other tensors.
+    Memory is allocated for neither. `found` has the spec of each tensor in the file.
     """
     try:
         with torch.device("meta"), meta_parameters(MAX_PARAMETERS * len(found)):
@@ -129,11 +123,7 @@ def check_recipe(path: Path, recipe: Mapping[str, Any], found: Mapping[str, Tens
 def check_tensors(
     path: Path, expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]
 ) -> None:
-    """Compare the tensors of a file with those that a model expects.
-
-    Raises:
-        ValueError: naming the first tensor that is missing, unexpected, or of another shape.
-    """
+    """Raise ValueError naming a file's tensor that is missing, unexpected, or of another shape."""
     check_names(path, expected.keys(), found.keys())
     for key in sorted(expected):
         if expected[key] != found[key]:
@@ -141,15 +131,9 @@ def check_tensors(
 
 
 def check_names(path: Path, expected: Set[str], found: Set[str]) -> None:
-    """Compare the names of a file's tensors with those that a model expects.
-
-    Raises:
-        ValueError: naming the first tensor that is missing or unexpected.
-    """
-    for problem, names in (
-        ("lacks", expected - found),
-        ("has an unexpected tensor", found - expected),
-    ):
+    """Raise ValueError naming a file's tensor that is missing or unexpected."""
+    problems = {"lacks": expected - found, "has an unexpected tensor": found - expected}
+    for problem, names in problems.items():
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"{path} {problem} {min(names)}{more}")
