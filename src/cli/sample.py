@@ -65,7 +65,13 @@ def _interpolate(add: Add) -> None:
 
 def _edit(add: Add) -> None:
     _editing(add)
-    add("--from", dest="source", default="", metavar="TEXT", help="description of it; optional")
+    add(
+        "--from",
+        dest="source",
+        default="",
+        metavar="TEXT",
+        help="description of the image; optional",
+    )
     add("--to", dest="target", required=True, metavar="TEXT", help="description of the result")
     add("--strength", type=float, default=0.5, help="largest angle of the edit, often 0.25 to 0.5")
     add("--frames", type=positive, default=6, help="number of images, of increasing strength")

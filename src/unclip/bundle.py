@@ -6,7 +6,6 @@ ValueError if it is damaged, hostile, or not what they expect.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from unclip._version import __version__
 from unclip.clip import ClipEmbedder, fingerprint
 from unclip.files import atomic_write
-from unclip.recipes import TensorSpec, build, check_recipe, check_tensors, meta_parameters
+from unclip.recipes import build, check_recipe, check_tensors, meta_parameters
 from unclip.stages import ClipStage, Stage
 
 FORMAT = "1"
@@ -90,7 +89,7 @@ def save_stage(
     """
     path = Path(path)
     tensors = _unshared(stage.state_dict() if state_dict is None else state_dict)
-    check_recipe(path, recipe, {key: TensorSpec.of(tensor) for key, tensor in tensors.items()})
+    check_recipe(path, recipe, tensors)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{path} was not written: {key} has values that are not finite")
@@ -141,17 +140,16 @@ def load_stage(
             stay in float32.
     """
     path = Path(path)
-    metadata, specs = _read_header(path)
-    check_recipe(path, metadata.recipe, specs)
+    metadata, found = _read_header(path)
+    check_recipe(path, metadata.recipe, found)
     with meta_parameters():
         stage = build(metadata.recipe)
     tensors = {}
     try:
         for key, tensor in load_file(path).items():
-            is_network = key.startswith(_NETWORKS) and tensor.is_floating_point()
             # Always a copy: the alignment of a mapped tensor depends on the length of the file's
             # header, and the CPU's kernels round differently for another alignment.
-            tensors[key] = tensor.to(device, dtype if is_network else tensor.dtype, copy=True)
+            tensors[key] = tensor.to(device, _dtype(key, tensor, dtype), copy=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     stage.load_state_dict(tensors, assign=True)
@@ -160,12 +158,8 @@ def load_stage(
 
 def weight_bytes(path: str | Path, dtype: torch.dtype = torch.float32) -> int:
     """Return the bytes of memory that `load_stage` needs for a stage's weights in `dtype`."""
-    total = 0
-    for key, spec in _read_header(Path(path))[1].items():
-        is_network = key.startswith(_NETWORKS) and spec.kind == "float"
-        itemsize = dtype.itemsize if is_network else torch.float32.itemsize
-        total += itemsize * math.prod(spec.shape)
-    return total
+    tensors = _read_header(Path(path))[1]
+    return sum(t.numel() * _dtype(key, t, dtype).itemsize for key, t in tensors.items())
 
 
 @torch.inference_mode(False)
@@ -197,18 +191,13 @@ def check_init(stage: Stage, path: str | Path) -> None:
     metadata, found = _read_header(path)
     if metadata.stage != stage.name:
         raise ValueError(f"{path} holds the stage {metadata.stage}, not {stage.name}")
-    expected = {key: TensorSpec.of(tensor) for key, tensor in stage.state_dict().items()}
-    check_tensors(path, expected, found)
+    check_tensors(path, stage.state_dict(), found)
 
 
 def initialize(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> None:
-    """Load the weights of a file into a stage, as the start of its training.
+    """Load the weights of a file into a stage of the same sizes, as the start of its training.
 
-    Args:
-        stage: a stage of the same sizes; the other settings of its recipe may differ.
-        path: a stage's file.
-        clip_fingerprint: fingerprint of the CLIP that the stage will be trained with; None accepts
-            any.
+    `clip_fingerprint` is that of the CLIP that the stage will be trained with; None accepts any.
     """
     path = Path(path)
     check_init(stage, path)
@@ -219,6 +208,11 @@ def initialize(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> 
             "use the clip.safetensors from the same folder"
         )
     stage.load_state_dict(load_file(path))
+
+
+def _dtype(key: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of a stage's tensor if its networks have `dtype`."""
+    return dtype if key.startswith(_NETWORKS) and tensor.is_floating_point() else tensor.dtype
 
 
 def _unshared(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -234,20 +228,20 @@ def _unshared(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_header(path: Path) -> tuple[StageMetadata, dict[str, TensorSpec]]:
-    """Read a file's metadata and the spec of each of its tensors."""
+def _read_header(path: Path) -> tuple[StageMetadata, dict[str, Tensor]]:
+    """Read a file's metadata, and its tensors' shapes as float32 or int64 tensors on meta."""
     if not path.exists():
         known = path.stem in (*STAGES, "judge")
         fix = f"train it with `{train_command(path.stem)}`" if known else "check the path"
         raise FileNotFoundError(f"{path} is missing: {fix}")
-    specs = {}
+    tensors = {}
     try:
         with safe_open(path, "pt") as file:
             texts = file.metadata() or {}
             for key in file.keys():  # noqa: SIM118
-                tensor = file.get_slice(key)
-                kind = "float" if "F" in tensor.get_dtype() else "integer"
-                specs[key] = TensorSpec(kind, tuple(tensor.get_shape()))
+                part = file.get_slice(key)
+                dtype = torch.float32 if "F" in part.get_dtype() else torch.int64
+                tensors[key] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}): copy it again or retrain it"
@@ -269,6 +263,6 @@ def _read_header(path: Path) -> tuple[StageMetadata, dict[str, TensorSpec]]:
             extra=json.loads(texts["extra"]),
             fingerprint=texts["fingerprint"],
         )
-        return metadata, specs
+        return metadata, tensors
     except (KeyError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} has damaged metadata ({error!r}): copy it again") from error

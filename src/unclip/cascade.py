@@ -45,15 +45,15 @@ class Latents(NamedTuple):
 class Cascade(TextToImage):
     """An open bundle that generates and edits images; `Cascade.load` opens one.
 
-    The options of the methods are described in `unclip.sampling_run`. Edits differ in two: their
-    `batch_size` is 1 by default, so that an image is the same to the bit whatever is generated with
-    it (more is faster on a GPU), and for those that invert an image, `guidance_scale` None is 1 (no
-    guidance), except in `vary`, and `steps` of the decoder are DDIM steps, in both directions.
+    The methods take the options of `unclip.sampling_run` as keywords. In edits, `batch_size` is 1
+    by default, so that an image is the same to the bit whatever is generated with it; more is
+    faster on a GPU. In edits that invert an image, the decoder's `steps` are DDIM steps, in both
+    directions, and `guidance_scale` None is 1 (no guidance), except in `vary`.
 
     An image may be a path, a Pillow image or a tensor (`unclip.images.open_image`), of any size;
     its central square is used.
 
-    Methods raise `FileNotFoundError` for a stage that the bundle lacks, with the command that
+    The methods raise `FileNotFoundError` for a stage that the bundle lacks, with the command that
     trains it, `ValueError` for invalid arguments, and `MemoryError`, before anything is loaded, for
     stages that do not fit.
     """

@@ -41,9 +41,6 @@ def spherical_mean(
 
     For two points this is `slerp`. Lengths are averaged (Buss & Fillmore 2001, algorithm A1). A
     point of two that has all the weight is kept to the bit.
-
-    Raises:
-        ValueError: the weights are not one per point, or one is negative, or all are 0.
     """
     weight = normalize_weights(weights, len(points))
     if len(points) == 2:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,21 +52,6 @@ MAX_INTEGER = 2**17
 MAX_PARAMETERS = 10
 
 
-class TensorSpec(NamedTuple):
-    """The kind ("float" or "integer") and the shape of a tensor."""
-
-    kind: str
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "TensorSpec":
-        """Return the spec of a tensor on any device."""
-        return cls("float" if tensor.is_floating_point() else "integer", tuple(tensor.shape))
-
-    def __str__(self) -> str:
-        return f"{self.kind} {list(self.shape)}"
-
-
 def build(recipe: Mapping[str, Any]) -> Any:
     """Build the object that a plain, resolved recipe describes.
 
@@ -82,7 +67,10 @@ def _build_part(where: str, part: Any) -> Any:
     if isinstance(part, list | tuple):
         return [_build_part(f"{where}[{i}]", child) for i, child in enumerate(part)]
     if not isinstance(part, dict):
-        _check_value(where, part)
+        if not (part is None or isinstance(part, str | int | float)):
+            raise ValueError(f"{where} is a {type(part).__name__}, not a plain value")
+        if isinstance(part, int) and abs(part) > MAX_INTEGER:
+            raise ValueError(f"{where} is {part}, larger than any size that a model needs")
         return part
     arguments = {key: _build_part(f"{where}.{key}", child) for key, child in part.items()}
     if "_target_" not in part:
@@ -97,17 +85,10 @@ def _build_part(where: str, part: Any) -> Any:
         raise ValueError(f"{where} cannot be built: {error}") from error
 
 
-def _check_value(where: str, value: Any) -> None:
-    if not (value is None or isinstance(value, str | int | float)):
-        raise ValueError(f"{where} is a {type(value).__name__}, not a plain value")
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise ValueError(f"{where} is {value}, larger than any size that a model needs")
-
-
-def check_recipe(path: Path, recipe: Mapping[str, Any], found: Mapping[str, TensorSpec]) -> None:
+def check_recipe(path: Path, recipe: Mapping[str, Any], found: Mapping[str, Tensor]) -> None:
     """Raise ValueError if a recipe builds no stage, or one with other tensors than its file.
 
-    Memory is allocated for neither. `found` has the spec of each tensor in the file.
+    No memory is allocated. `found` has the file's tensors, on any device.
     """
     try:
         with torch.device("meta"), meta_parameters(MAX_PARAMETERS * len(found)):
@@ -116,18 +97,20 @@ def check_recipe(path: Path, recipe: Mapping[str, Any], found: Mapping[str, Tens
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(stage, Stage):
         raise ValueError(f"{path}: the recipe builds a {type(stage).__name__}, not a stage")
-    expected = {key: TensorSpec.of(tensor) for key, tensor in stage.state_dict().items()}
-    check_tensors(path, expected, found)
+    check_tensors(path, stage.state_dict(), found)
 
 
-def check_tensors(
-    path: Path, expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]
-) -> None:
+def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """Raise ValueError naming a file's tensor that is missing, unexpected, or of another shape."""
     check_names(path, expected.keys(), found.keys())
     for key in sorted(expected):
-        if expected[key] != found[key]:
-            raise ValueError(f"{path}: {key} is {found[key]}, but the model's is {expected[key]}")
+        ours, theirs = _kind_and_shape(expected[key]), _kind_and_shape(found[key])
+        if ours != theirs:
+            raise ValueError(f"{path}: {key} is {theirs}, but the model's is {ours}")
+
+
+def _kind_and_shape(tensor: Tensor) -> str:
+    return f"{'float' if tensor.is_floating_point() else 'integer'} {list(tensor.shape)}"
 
 
 def check_names(path: Path, expected: Set[str], found: Set[str]) -> None:

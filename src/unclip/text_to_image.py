@@ -22,7 +22,7 @@ from unclip.sampling_run import Options, Run, StageOptions, generator
 from unclip.stages import PriorStage
 
 STAGE_OF_SIZE = {64: "decoder", 256: "upsampler_256", 1024: "upsampler_1024"}
-# Each choice of a prior and the stage that it needs: a sampled z_i, the linear baseline, or z_t.
+# The ways to predict z_i, with the stage that each needs; "none" is z_t itself.
 PRIORS = {"diffusion": "prior", "ar": "prior_ar", "linear": "prior", "none": "clip"}
 
 
@@ -82,9 +82,10 @@ class TextToImage(OpenBundle):
         prior: str = "diffusion",
         **options: Unpack[StageOptions],
     ) -> Float[Tensor, "batch dim"]:
-        """Predict the image embedding of each prompt with one of `PRIORS`; it is on the CPU.
+        """Predict the image embedding of each prompt with one of `PRIORS`.
 
-        "linear" and "none" do not sample: their embedding is the same for every seed.
+        "linear" and "none" do not sample: their embedding is the same for every seed. The result is
+        on the CPU.
         """
         run = Run(seeds, size=0, **options)
         self.require("clip", stage_of_prior(prior))
@@ -109,7 +110,7 @@ class TextToImage(OpenBundle):
 
     def upsample(
         self,
-        images: UInt8[Tensor, "batch 3 h w"],
+        images: UInt8[Tensor, "batch 3 height width"],
         *,
         seeds: Sequence[int],
         **options: Unpack[Options],
@@ -182,7 +183,7 @@ class TextToImage(OpenBundle):
 
     def _finish(self, image_embedding: Tensor | None, image: Tensor, run: Run) -> Images:
         """Enlarge the decoder's images, without guidance."""
-        z = None if image_embedding is None else image_embedding.float().cpu()
+        z = None if image_embedding is None else image_embedding.detach().float().cpu()
         options = {**vars(run), "guidance_scale": None}
         return Images(z, self.upsample(to_uint8(image), **options))
 
