@@ -13,7 +13,6 @@ from unclip.interop.weight_mapping import (
     affine,
     layers,
     projections,
-    stack,
     transpose,
     under,
 )
@@ -114,7 +113,7 @@ def _clip_blocks(ours: str, theirs: str, count: int) -> list[Match]:
             matches += affine(f"{our_block}.{leaf}", f"{their_block}.{name}")
         for leaf in ("weight", "bias"):
             parts = tuple(f"{their_block}.self_attn.{part}_proj.{leaf}" for part in "qkv")
-            matches.append(Match(f"{our_block}.attn.in_proj_{leaf}", parts, stack))
+            matches.append(Match(f"{our_block}.attn.in_proj_{leaf}", parts))
     return matches
 
 

@@ -17,19 +17,14 @@ STYLES: tuple[Style, Style] = ("diffusers", "karlo")
 Join = Callable[..., Tensor]
 
 
-def same(tensor: Tensor) -> Tensor:
-    """Return a tensor as it is."""
-    return tensor
-
-
 def transpose(matrix: Tensor) -> Tensor:
     """Transpose a matrix."""
     return matrix.T
 
 
-def stack(*tensors: Tensor) -> Tensor:
-    """Concatenate the rows of tensors of one shape."""
-    return torch.stack(tensors).flatten(0, 1)
+def concatenate(*tensors: Tensor) -> Tensor:
+    """Concatenate the rows of one tensor or more."""
+    return torch.cat(tensors)
 
 
 def interleaved(tensor: Tensor, *, count: int) -> Tensor:
@@ -56,10 +51,10 @@ class Match(NamedTuple):
 
     ours: str
     theirs: tuple[str, ...]
-    join: Join = same
+    join: Join = concatenate
 
 
-def affine(ours: str, *theirs: str, join: Join = same) -> list[Match]:
+def affine(ours: str, *theirs: str, join: Join = concatenate) -> list[Match]:
     """Match the weight and the bias of a layer."""
     return [
         Match(f"{ours}.{leaf}", tuple(f"{name}.{leaf}" for name in theirs), join)
@@ -81,7 +76,7 @@ def projections(
 ) -> list[Match]:
     """Match an attention's projections: separate layers in diffusers, grouped by head in Karlo."""
     if style == "diffusers":
-        return affine(ours, *separate, join=stack)
+        return affine(ours, *separate)
     return affine(ours, joint, join=partial(by_head, heads=heads, count=len(separate)))
 
 
