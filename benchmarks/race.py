@@ -25,15 +25,15 @@ from results import write_results
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configuration import ConfigurationError, compose_strictly
+from cli.config_check import ConfigurationError, compose_strictly
 from unclip import bundle
 from unclip.cascade import Cascade
-from unclip.evaluation.measures import embed_images
-from unclip.evaluation.parts import HELD_OUT, SEEN
-from unclip.evaluation.real import Real, read_real
+from unclip.evaluation.choices import encode_images
+from unclip.evaluation.context import HELD_OUT, SEEN
+from unclip.evaluation.sources import Real, read_real
 from unclip.images import save_png, to_uint8
 from unclip.training.optim import parameter_groups
-from unclip.training.trainer import keep_freed_memory, resolve_precision
+from unclip.training.trainer import resolve_precision, tune_malloc
 
 ROOT = Path(__file__).parents[1]
 OURS, PEER, REAL = "unclip", "DALLE2-pytorch", "real renders"
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Cache the data, train and sample both decoders, and score them."""
     config = compose_strictly("train", ["stage=decoder", *arguments.overrides])
     torch.set_num_threads(1)
-    keep_freed_memory()
+    tune_malloc()
     out, root = arguments.out, Path(config.data.root)
     out.mkdir(parents=True, exist_ok=True)
     python = None if arguments.without_peer else peer_environment()
@@ -117,7 +117,7 @@ def cache(cascade: Cascade, train: Real, test: dict[str, Real], out: Path) -> Ba
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {**joined, "text_states": joined["text_states"].half()}
 
-    z = embed_images(cascade.embedder, train.images)
+    z = encode_images(cascade.embedder, train.images)
     inputs = {"image": train.images, "image_embedding": z, **text(train.captions)}
     save_file(inputs, out / "train.safetensors")
     captions = [caption for split in test.values() for caption in split.captions]

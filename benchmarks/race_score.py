@@ -8,16 +8,18 @@ from PIL import Image
 from results import markdown
 from torch import Tensor
 
+from unclip.bundle import load_embedder, stage_file
 from unclip.cascade import Cascade
 from unclip.contact_sheet import Tile, contact_sheet
-from unclip.evaluation.emoji_probes import concept_set
+from unclip.emoji.probes import concept_set
+from unclip.emoji.templates import Templates
+from unclip.evaluation.choices import judge_choices
+from unclip.evaluation.context import HELD_OUT, SEEN, VALIDATION
+from unclip.evaluation.decoder_distance import frechet_distances
 from unclip.evaluation.features import EfficientNetLite0, extract
-from unclip.evaluation.gallery import varied
-from unclip.evaluation.measures import frechet_distances, judge_choices
-from unclip.evaluation.networks import load_judge
-from unclip.evaluation.parts import HELD_OUT, SEEN, VALIDATION
-from unclip.evaluation.real import Real, read_real
-from unclip.evaluation.two_objects import Templates, measure_scenes, read_singles
+from unclip.evaluation.sample_sheets import varied
+from unclip.evaluation.sources import Real, read_real
+from unclip.evaluation.two_objects import measure_scenes, read_singles
 
 SHEET_ROWS = 12
 
@@ -30,12 +32,14 @@ def score(
 ) -> dict[str, Scores]:
     """Measure each decoder's Fréchet distance, judge's choices and scenes of two objects."""
     reference = read_real(root, VALIDATION, 64, count=len(real[SEEN])).images
-    network, judge = EfficientNetLite0(), load_judge(cascade.folder, cascade.embedder)
+    network, judge = EfficientNetLite0(), load_embedder(stage_file(cascade.folder, "judge"))
     count = min(len(real[SEEN]), len(reference))
     features = {name: extract(network, splits[SEEN][:count]) for name, splits in images.items()}
     distances = frechet_distances(features, extract(network, reference[:count]))
-    known = concept_set(root)
-    templates = None if known is None else Templates.cut(read_singles(root), known)
+    templates = None
+    if known := concept_set(root):
+        singles = read_singles(root)
+        templates = Templates.cut(singles.images, singles.metadata, known)
     scores: dict[str, Scores] = {}
     for name, splits in images.items():
         distance = {**distances[name], "n": count}

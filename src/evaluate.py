@@ -1,72 +1,78 @@
-"""Measures a bundle, or any pictures: `python src/evaluate.py model=models/emoji data=emoji`."""
-
-import unclip  # isort: skip # noqa: F401 (first: torchvision then imports beside a CPU torch)
+"""Measure a bundle or a folder of images: `python src/evaluate.py model=models/emoji`."""
 
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
-from configuration import check_command_line
-from unclip.evaluation.evaluation import Evaluation
-from unclip.evaluation.parts import SPLITS
-from unclip.evaluation.ranks import joined, start_ranks
+from cli.config_check import check_command_line
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> float | None:
-    """Evaluates, writes the report into OUT, and returns the headline's number."""
-    start_ranks(cfg.trainer.get("devices", 1))
+    """Measure, write the report to OUT, and return the protocol's main number."""
+    import unclip  # isort: skip # noqa: F401 (first: torchvision then works with a CPU torch)
+    from hydra.utils import instantiate
+
+    from unclip.evaluation.distributed import launch
+    from unclip.evaluation.measurement import run
+    from unclip.evaluation.report.publish import publish
+    from unclip.evaluation.report.results import collect
+
+    started = time.perf_counter()
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    job = HydraConfig.get().job.num if sweep else None
     try:
-        ranks = joined()
+        ranks = launch(
+            cfg.trainer.get("devices", 1),
+            cfg.trainer.get("accelerator", "auto"),
+            cfg.trainer.get("num_nodes", 1),
+        )
         with open_dict(cfg):
             if cfg.trainer.get("accelerator") == "cpu":
                 cfg.device = "cpu"
-            cfg.out = ranks.share(str(place(cfg, job)))  # a sweep's folder is named by the time
-            if not by_stage(cfg, sweep):
-                cfg.evaluation.benchmark = None
-            evaluation: Evaluation = instantiate(cfg.evaluation, _convert_="all")
-            outcome = evaluation(
-                data=cfg.data.root,
-                out=cfg.out,
-                model=cfg.model,
-                generated=cfg.generated,
-                ranks=ranks,
-            )
-        return None if outcome is None else report(outcome, cfg, sweep)
+            # Ranks share the folder, because that of a sweep is named by the time.
+            cfg.out = ranks.share(str(output_folder(cfg, sweep)))
+        measurements = choose(instantiate(cfg.measure, _convert_="all"), cfg, sweep)
+        context = instantiate(cfg.context, _convert_="all")(ranks=ranks)
+        found = run(measurements, context)
+        if found is None:  # another rank writes the report
+            return None
+        seconds = time.perf_counter() - started
+        report = collect(found, measurements, context, model=cfg.model, seconds=seconds)
+        loggers = [instantiate(logger) for logger in cfg.logger.values()]
+        return publish(report, Path(cfg.out), sweep=sweep, loggers=loggers)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def place(cfg: DictConfig, job: int | None) -> Path:
-    """The folder that takes the results: in a sweep, one for each job."""
-    if job is not None:
-        return Path(cfg.out or HydraConfig.get().sweep.dir) / str(job)
+def output_folder(cfg: DictConfig, sweep: bool) -> Path:
+    """Return the folder of the results; each job of a sweep has its own."""
+    if sweep:
+        return Path(cfg.out or HydraConfig.get().sweep.dir) / str(HydraConfig.get().job.num)
     return Path(cfg.out or cfg.generated or cfg.model)
 
 
-def by_stage(cfg: DictConfig, sweep: bool) -> bool:
-    """Whether each stage is measured by itself, too; by default where the data have its splits."""
-    if cfg.by_stage is not None:
-        return cfg.by_stage
-    if sweep or cfg.generated is not None or cfg.protocol.format != "shards":
-        return False
-    return all((Path(cfg.data.root) / split).is_dir() for split in SPLITS)
+def choose(measurements: Mapping[str, Any], cfg: DictConfig, sweep: bool) -> dict[str, Any]:
+    """Return the measurements to run, as `only` and `by_stage` say.
 
-
-def report(outcome: Any, cfg: DictConfig, sweep: bool) -> float | None:
-    """Writes and prints what was found."""
-    from unclip.evaluation.publish import publish
-
-    loggers = [instantiate(logger) for logger in cfg.logger.values()]
-    return publish(outcome, Path(cfg.out), sweep=sweep, loggers=loggers)
+    Raises:
+        ValueError: `only` names an unknown measurement.
+    """
+    chosen = {name: one for name, one in measurements.items() if one is not None}
+    if unknown := set(cfg.only or ()) - chosen.keys():
+        raise ValueError(f"only={min(unknown)}: the measurements are {', '.join(chosen)}")
+    if cfg.only is not None:
+        return {name: chosen[name] for name in cfg.only}
+    by_stage = cfg.by_stage
+    if by_stage is None:
+        by_stage = not sweep and cfg.generated is None
+    return {name: one for name, one in chosen.items() if by_stage or not one.stages}
 
 
 if __name__ == "__main__":

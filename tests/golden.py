@@ -54,7 +54,8 @@ def run(repo: Path, out: Path) -> None:
     inpaint = [str(apple), "a dog", "--mask", f"{out}/mask.png"]
     script("sample.py", "inpaint", *inpaint, *where, "--out", f"{out}/inpaint")
     script("sample.py", "reconstruct", str(apple), *where, "--out", f"{out}/reconstruct")
-    evaluate = [f"model={model}", "data=emoji_quick", f"data.root={data}", "metrics=quick"]
+    group = "measure" if (repo / "conf/measure").is_dir() else "metrics"
+    evaluate = [f"model={model}", "data=emoji_quick", f"data.root={data}", f"{group}=quick"]
     script("evaluate.py", *evaluate, f"out={out}/evaluation", f"references={out}/references")
     (out / "golden.json").write_text(json.dumps(fingerprints(out), indent=1) + "\n")
 
@@ -81,7 +82,9 @@ def fingerprints(out: Path) -> dict[str, object]:
     for path in sorted((out / "data").rglob("*.tar")):
         found[str(path.relative_to(out))] = _digest(path.read_bytes())
     results = json.loads((out / "evaluation/results.json").read_text())
-    for name in ("settings", "versions", "seconds", "paths", "made_with", "model", "generated"):
+    for name in (
+        *("settings", "versions", "seconds", "paths", "made_with", "model", "generated", "tables"),
+    ):
         results.pop(name, None)
     _flatten("results", results, found)
     _flatten("dataset", json.loads((out / "data/dataset.json").read_text()), found)

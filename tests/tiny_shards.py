@@ -1,4 +1,4 @@
-"""Shards of plain coloured pictures, written in no time."""
+"""Small shards of images of one color, written quickly."""
 
 import io
 import json
@@ -9,8 +9,8 @@ from PIL import Image
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (250,) * 3}
 
 
-def write_shards(root, *, splits=("train", "val"), sizes=(64,), pictures=24, shards=2):
-    """ROOT/SPLIT/SIZE/*.tar, `pictures` in each split and size; returns ROOT."""
+def write_shards(root, *, splits=("train", "val"), sizes=(64,), images=24, shards=2):
+    """Write ROOT/SPLIT/SIZE/*.tar with `images` samples each, and return ROOT."""
     names = list(COLORS)
     for split in splits:
         for size in sizes:
@@ -18,13 +18,13 @@ def write_shards(root, *, splits=("train", "val"), sizes=(64,), pictures=24, sha
             folder.mkdir(parents=True)
             for shard in range(shards):
                 with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-                    for index in range(shard, pictures, shards):
+                    for index in range(shard, images, shards):
                         name = names[index % len(names)]
-                        picture = io.BytesIO()
-                        Image.new("RGB", (size, size), COLORS[name]).save(picture, "png")
+                        encoded = io.BytesIO()
+                        Image.new("RGB", (size, size), COLORS[name]).save(encoded, "png")
                         captions = [f"a {name} square", f"a square in {name}"]
                         text = json.dumps({"captions": captions}).encode()
-                        _add(tar, f"{index:08d}.png", picture.getvalue())
+                        _add(tar, f"{index:08d}.png", encoded.getvalue())
                         _add(tar, f"{index:08d}.json", text)
     return root
 

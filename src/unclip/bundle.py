@@ -185,13 +185,14 @@ def load_embedder(
     return embedder.to(device)
 
 
-def check_init(stage: Stage, path: str | Path) -> None:
-    """Check that a stage, on any device, can be initialized from a file."""
+def check_init(stage: Stage, path: str | Path) -> StageMetadata:
+    """Check that a stage, on any device, can be initialized from a file; return its metadata."""
     path = Path(path)
     metadata, found = _read_header(path)
     if metadata.stage != stage.name:
         raise ValueError(f"{path} holds the stage {metadata.stage}, not {stage.name}")
     check_tensors(path, stage.state_dict(), found)
+    return metadata
 
 
 def initialize(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> None:
@@ -199,9 +200,7 @@ def initialize(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> 
 
     `clip_fingerprint` is that of the CLIP that the stage will be trained with; None accepts any.
     """
-    path = Path(path)
-    check_init(stage, path)
-    expected = read_metadata(path).clip_fingerprint
+    expected = check_init(stage, path).clip_fingerprint
     if None not in (clip_fingerprint, expected) and clip_fingerprint != expected:
         raise ValueError(
             f"{path} was trained with CLIP {expected}, but this run uses {clip_fingerprint}: "

@@ -29,15 +29,21 @@ PACKAGES = (
 BATCH_KEYS = ("batch", "index")
 
 
-def code_version() -> dict[str, str]:
-    """Return the versions of unclip, Python and `PACKAGES`, and for a clone the commit as "git".
-
-    The commit ends in "+changes" if files of the clone differ from it.
-    """
+def package_versions() -> dict[str, str]:
+    """Return the versions of unclip, Python and those of `PACKAGES` that are installed."""
     versions = {"unclip": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
+    return versions
+
+
+def code_version() -> dict[str, str]:
+    """Return the package versions and, for a clone, the commit under "git".
+
+    The commit ends in "+changes" if files of the clone differ from it.
+    """
+    versions = package_versions()
     if commit := _git("rev-parse", "--short=12", "HEAD"):
         changes = "+changes" if _git("status", "--porcelain", "-uno") else ""
         versions["git"] = commit + changes

@@ -49,7 +49,7 @@ class Run:
     """One seed per image (None if nothing random is sampled), and the options of one call."""
 
     seeds: Sequence[int] | None
-    size: int = 1024
+    size: int = 1024  # 0 in methods without the option, so that they refuse it
     guidance_scale: float | None = None
     steps: Mapping[str, int] | None = None
     batch_size: int = 8

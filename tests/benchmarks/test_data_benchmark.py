@@ -16,7 +16,7 @@ def bench(monkeypatch):
 
 @pytest.fixture
 def shards(tmp_path):
-    root = tiny_shards.write_shards(tmp_path, splits=("train",), pictures=40)
+    root = tiny_shards.write_shards(tmp_path, splits=("train",), images=40)
     return list_shards(root / "train" / "64")
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unclip.cascade import Cascade
-from unclip.evaluation.real import read_real
+from unclip.evaluation.sources import read_real
 
 SPLITS = ("train", "val", "test_seen", "test_held_out")
 
@@ -74,7 +74,7 @@ def bundle_and_data(tmp_path):
     """A bundle of random weights that has a judge, and all splits."""
     folder = tiny_bundle.write(tmp_path / "model", names=("clip", "prior"))
     tiny_bundle.write_judge(folder)
-    return folder, tiny_shards.write_shards(tmp_path / "data", splits=SPLITS, pictures=20)
+    return folder, tiny_shards.write_shards(tmp_path / "data", splits=SPLITS, images=20)
 
 
 @pytest.mark.slow
@@ -124,7 +124,6 @@ def test_what_the_preset_does_not_know_is_refused_with_the_nearest_name(
 
 def test_scores_show_the_real_objects_and_no_exchanged_ones(load, monkeypatch):
     pytest.importorskip("resvg_py")
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "evaluation")
     renders, scoring = load("emoji_renders"), load("race_score")
     drawn = renders.drawn
     pairs = {
@@ -138,14 +137,14 @@ def test_scores_show_the_real_objects_and_no_exchanged_ones(load, monkeypatch):
         "read_real": lambda root, split, size, count: pairs[scoring.SEEN].take(range(count)),
         "EfficientNetLite0": lambda: None,
         "extract": lambda network, images: torch.randn(len(images), 2),
-        "load_judge": lambda folder, embedder: None,
+        "load_embedder": lambda file: None,
         "judge_choices": lambda *_: {"caption": {"share": 0.5, "n": 4}},
     }
     for name, value in given.items():
         monkeypatch.setattr(scoring, name, value)
     real = {split: shown.images for split, shown in pairs.items()}
     images = {"real": real, "exchanged": {k: v[[1, 0, 3, 2]] for k, v in real.items()}}
-    cascade = SimpleNamespace(folder=None, embedder=None)
+    cascade = SimpleNamespace(folder=Path(), embedder=None)
     found = scoring.score(cascade, images, pairs, None)
     for name, share in (("real", 1), ("exchanged", 0)):  # a pair is followed by its twin
         for split in pairs:

@@ -1,4 +1,4 @@
-"""Little tar shards for the tests of unclip.data."""
+"""Small tar shards for the tests of unclip.data."""
 
 import io
 import json
@@ -9,15 +9,15 @@ import webdataset
 from PIL import Image
 
 
-def picture(number: int, size: int = 16, *, kind: str = "PNG", **options) -> bytes:
-    """An encoded picture of one color by which `number` is known."""
+def flat_image(number: int, size: int = 16, *, kind: str = "PNG", **options) -> bytes:
+    """An encoded image of one color that identifies `number`."""
     pixels = np.full((size, size, 3), (number % 256, number // 256, 7), np.uint8)
     return encoded(Image.fromarray(pixels), kind, **options)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+def encoded(pixels: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    pixels.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -28,7 +28,7 @@ def captions(key: str) -> list[str]:
 def sample(number: int, key: str | None = None, size: int = 16) -> dict:
     key = f"{number:08}" if key is None else key
     text = json.dumps({"captions": captions(key), "index": number})
-    return {"__key__": key, "png": picture(number, size), "json": text.encode()}
+    return {"__key__": key, "png": flat_image(number, size), "json": text.encode()}
 
 
 def write_shard(path: Path, samples: list[dict]) -> Path:
@@ -40,7 +40,7 @@ def write_shard(path: Path, samples: list[dict]) -> Path:
 
 
 def write_shards(folder: Path, sizes: list[int], *, size: int = 16, pairs: bool = False) -> Path:
-    """Shards of `sizes` samples each; with `pairs`, every second sample is its twin."""
+    """Shards of `sizes` samples each; with `pairs`, every second sample is a twin."""
     number = 0
     for i, samples in enumerate(sizes):
         rows = []

@@ -13,7 +13,6 @@ from unclip.data.degradations import (
     downsize,
     gaussian_blur,
     gaussian_kernel,
-    named,
 )
 
 MILD = {"noise": (0.0, 0.0), "jpeg_quality": (100, 100)}
@@ -42,7 +41,7 @@ def test_kernel_is_the_closed_form():
 
 def test_blur_of_a_point_is_the_kernel():
     image = torch.zeros(3, 36, 36, dtype=torch.uint8)
-    image[0, 16:20, 16:20] = 255  # one pixel of the small picture
+    image[0, 16:20, 16:20] = 255  # one pixel of the small image
     low_res = gaussian_blur(image, probability=1)
     expected = torch.zeros(3, 9, 9)
     expected[0, 3:6, 3:6] = 255 * gaussian_kernel(3, 0.6)
@@ -60,7 +59,7 @@ def test_downsizing_averages_and_keeps_the_mean(scale):
     assert (low_res.double().mean((1, 2)) - image.double().mean((1, 2))).abs().max() < 0.15
 
 
-def test_half_of_the_pictures_are_blurred():
+def test_half_of_the_images_are_blurred():
     image = noise()
     sharp, blurred = (gaussian_blur(image, probability=chance) for chance in (0, 1))
     made = [gaussian_blur(image, seed=seed) for seed in range(200)]
@@ -69,7 +68,7 @@ def test_half_of_the_pictures_are_blurred():
 
 
 @pytest.mark.parametrize("color", [(200, 30, 90), (0, 0, 0), (255, 255, 255)])
-def test_constant_pictures_stay_constant(color):
+def test_constant_images_stay_constant(color):
     image, small = constant(color), constant(color, 16)
     assert torch.equal(gaussian_blur(image), small)
     for seed in range(8):
@@ -79,7 +78,7 @@ def test_constant_pictures_stay_constant(color):
         assert difference.abs().max() < 3
 
 
-def test_bsr_is_a_function_of_picture_and_seed():
+def test_bsr_is_a_function_of_image_and_seed():
     image = noise()
     before = image.clone()
     torch.manual_seed(0)
@@ -92,7 +91,7 @@ def test_bsr_is_a_function_of_picture_and_seed():
     assert all(result.shape == (3, 16, 16) and result.dtype == torch.uint8 for result in results)
 
 
-def test_bsr_degrades_about_as_much_as_asked():
+def test_bsr_degrades_more_with_stronger_settings():
     rows = torch.linspace(0, 255, 64)[None, :, None].expand(3, 64, 64).round().to(torch.uint8)
     clean = gaussian_blur(rows, sigma=0).float()
 
@@ -104,7 +103,7 @@ def test_bsr_degrades_about_as_much_as_asked():
     assert error(**MILD) < error() < error(noise=(20.0, 20.0), jpeg_quality=(20, 30))
 
 
-def test_blurs_have_the_asked_width_and_direction():
+def test_blurs_have_the_requested_width_and_direction():
     point = torch.zeros(3, 65, 65)
     point[:, 32, 32] = 1
     offsets = torch.arange(65) - 32.0
@@ -128,24 +127,17 @@ def test_separable_blur_equals_the_full_one():
     assert torch.allclose(_blur(image, 2.0, 2.0, 0.0), _convolve(image, full), atol=1e-3)
 
 
-def test_small_and_oblong_pictures():
+def test_small_and_oblong_images():
     image = noise(64)[:, :8, :32]
     assert gaussian_blur(image).shape == (3, 2, 8)
     assert gaussian_blur(image[:, :4, :4]).shape == (3, 1, 1)
     for seed in range(10):
         assert bsr(image, seed=seed).shape == (3, 2, 8)
         assert bsr(image[:, :4, :4], seed=seed).shape == (3, 1, 1)
-    with pytest.raises(ValueError, match="4× smaller"):
+    with pytest.raises(ValueError, match="downsized 4×"):
         gaussian_blur(noise(30))
-    with pytest.raises(ValueError, match="4× smaller"):
+    with pytest.raises(ValueError, match="downsized 4×"):
         bsr(noise(30))
-
-
-def test_names():
-    assert named("bsr") is bsr
-    assert named(gaussian_blur) is gaussian_blur
-    with pytest.raises(ValueError, match="gaussian_blur"):
-        named("box")
 
 
 def test_blur_of_a_small_crop_is_cheap():
@@ -169,5 +161,5 @@ def test_downsizing_is_by_area_or_bicubic_and_keeps_flat_color():
     other = next(low_res for low_res in made if not torch.equal(low_res.float(), area))
     assert (other.permute(1, 2, 0).int() - pillow.int()).abs().max() <= 1
     assert all(torch.equal(downsize(constant(), seed=s), constant(size=16)) for s in range(4))
-    with pytest.raises(ValueError, match="cannot be made 4"):
+    with pytest.raises(ValueError, match="downsized 4×"):
         downsize(noise(30), seed=0)

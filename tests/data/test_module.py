@@ -20,7 +20,7 @@ def root(tmp_path_factory):
 
 
 class Recorder(lightning.LightningModule):
-    """Learns nothing and remembers the keys it is shown."""
+    """A module that records the keys of its batches."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ def test_fit_sees_every_sample_in_a_new_order_each_epoch(root, tmp_path, workers
     assert module.validated[1:] == [keys([11])] * 3  # after the sanity check
 
 
-def test_resuming_goes_on_with_the_next_epoch(root, tmp_path):
+def test_resuming_continues_with_the_next_epoch(root, tmp_path):
     def data():
         return ShardDataModule(root, image_size=32, batch_size=4, workers=0)
 
@@ -81,7 +81,7 @@ def test_resuming_goes_on_with_the_next_epoch(root, tmp_path):
     assert second.trained == {2: whole.trained[2]}
 
 
-def test_shares_come_from_the_trainer(root):
+def test_rank_and_world_size_come_from_the_trainer(root):
     class FakeTrainer:
         world_size = 3
 
@@ -96,7 +96,7 @@ def test_shares_come_from_the_trainer(root):
     assert sorted(found) == keys(SIZES)
 
 
-def test_validation_is_the_same_each_time(root):
+def test_validation_is_the_same_every_time(root):
     data = ShardDataModule(
         root, image_size=32, batch_size=4, workers=0, crop=16, degradation="bsr", crops_per_image=2
     )
@@ -111,15 +111,14 @@ def test_validation_is_the_same_each_time(root):
         assert torch.equal(a["image"], b["image"]) and torch.equal(a["low_res"], b["low_res"])
 
 
-def test_other_sizes_and_no_validation(root):
-    data = ShardDataModule(root, image_size=16, shard_size=32, batch_size=4, workers=0, val=None)
+def test_images_can_be_smaller_than_those_of_the_shards(root):
+    data = ShardDataModule(root, image_size=16, shard_size=32, batch_size=4, workers=0)
     data.prepare_data()
     assert (root / "train" / "32" / "index.json").is_file()
     assert next(iter(data.train_dataloader()))["image"].shape == (4, 3, 16, 16)
-    assert data.val_dataloader() == []
 
 
-def test_missing_data_name_the_folder_and_the_command(tmp_path):
+def test_the_error_for_missing_data_names_folder_and_command(tmp_path):
     data = ShardDataModule(tmp_path / "emoji_s")
     with pytest.raises(FileNotFoundError, match=r"emoji_s/train/64.*python src/prepare.py emoji"):
         data.prepare_data()

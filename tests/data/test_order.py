@@ -5,31 +5,33 @@ from pathlib import Path
 import pytest
 
 from unclip.data.order import (
-    Placed,
+    PositionedSample,
     batches_per_rank,
     epoch_order,
-    grouped,
-    share,
+    group_twins,
+    partition,
+    rng,
+    round_robin_state,
     shuffled_batches,
 )
 from unclip.data.shards import RawSample, Shard
 
 
-def placed(keys, shard="a.tar"):
-    return [Placed(i, RawSample(Path(shard), key, {})) for i, key in enumerate(keys)]
+def positioned(keys, shard="a.tar"):
+    return [PositionedSample(i, RawSample(Path(shard), key, {})) for i, key in enumerate(keys)]
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_shares_own_every_position_once_and_ranks_keep_step(world_size, workers, interleaved):
+def test_every_position_has_one_owner_and_ranks_stay_in_step(world_size, workers, interleaved):
     for total in (1, 2, 7, 16, 33, 100):
         for batch_size in (1, 4, 16):
             owned = Counter()
             for rank in range(world_size):
                 batches = []
                 for worker in range(workers):
-                    piece = share(
+                    part = partition(
                         total,
                         batch_size,
                         rank=rank,
@@ -38,15 +40,15 @@ def test_shares_own_every_position_once_and_ranks_keep_step(world_size, workers,
                         workers=workers,
                         interleaved=interleaved,
                     )
-                    batches += piece.batches
-                    for j in piece.batches:
-                        start = piece.first + j * batch_size
+                    batches += part.batches
+                    for j in part.batches:
+                        start = part.first + j * batch_size
                         positions = range(start, start + batch_size)
-                        owned.update(p for p in positions if p < piece.end)
+                        owned.update(p for p in positions if p < part.end)
                 assert sorted(batches) == list(
                     range(batches_per_rank(total, batch_size, world_size))
                 )
-                own = piece.end - piece.first
+                own = part.end - part.first
                 assert 0 <= len(batches) * batch_size - own <= batch_size  # padding
             assert owned == Counter(range(total))
 
@@ -62,21 +64,43 @@ def test_epoch_order_is_a_reproducible_permutation_that_changes():
 
 def test_groups_are_a_sample_and_its_twins():
     names = ["1", "1-swap", "2", "3-swap", "IMG-4", "IMG-5", "6", "6-a", "6-b"]
-    groups = [[p.sample.key for p in group] for group in grouped(placed(names))]
+    groups = [[p.sample.key for p in group] for group in group_twins(positioned(names))]
     assert groups == [["1", "1-swap"], ["2"], ["3-swap"], ["IMG-4"], ["IMG-5"], ["6", "6-a", "6-b"]]
 
 
 @pytest.mark.parametrize(("batch_size", "buffer"), [(4, 1), (5, 20), (16, 1000), (1, 8)])
-def test_shuffled_batches_lose_nothing_and_keep_twins_together(batch_size, buffer):
+def test_shuffled_batches_contain_everything_and_keep_twins_together(batch_size, buffer):
     names = [f"{i}{twin}" for i in range(60) for twin in (["", "-swap"] if i % 3 == 0 else [""])]
-    batches = list(shuffled_batches(grouped(placed(names)), batch_size, buffer, random.Random(0)))
-    drawn = [[p.sample.key for p in batch] for batch in batches]
-    everything = [key for batch in drawn for key in batch]
+    batches = list(
+        shuffled_batches(group_twins(positioned(names)), batch_size, buffer, random.Random(0))
+    )
+    keys = [[p.sample.key for p in batch] for batch in batches]
+    everything = [key for batch in keys for key in batch]
     assert Counter(everything) == Counter(names)
     assert all(len(batch) == batch_size for batch in batches[:-1])
     if batch_size > 1 and buffer > 1:
-        apart = sum(f"{i}-swap" not in b for b in drawn for i in range(0, 60, 3) if str(i) in b)
+        apart = sum(f"{i}-swap" not in b for b in keys for i in range(0, 60, 3) if str(i) in b)
         assert apart <= 1  # at most where nothing else was left to fill a batch
         assert everything != names
-    again = shuffled_batches(grouped(placed(names)), batch_size, buffer, random.Random(0))
+    again = shuffled_batches(group_twins(positioned(names)), batch_size, buffer, random.Random(0))
     assert list(again) == batches
+
+
+def test_round_robin_skips_exhausted_workers():
+    """Compared with a loader that takes turns one batch at a time."""
+    lengths = [2, 0, 5]
+    turns = [0, 2, 0, 2, 2, 2, 2]
+    for batches in range(8):
+        consumed, turn = round_robin_state(lengths, batches)
+        assert consumed == [turns[:batches].count(worker) for worker in range(3)]
+        if batches < 7:
+            left = [length - used for length, used in zip(lengths, consumed, strict=True)]
+            following = next(w % 3 for w in range(turn, turn + 3) if left[w % 3])
+            assert following == turns[batches]
+
+
+def test_rng_is_a_function_of_its_parts():
+    assert rng("crop", 1, 2).random() == rng("crop", 1, 2).random()
+    values = {rng(*parts).random() for parts in (("crop", 1, 2), ("crop", 12), ("crop", "1", 2))}
+    assert len(values) == 3
+    assert rng("samples", 0, 0, 0, 0).randrange(10**9) == 982587444  # the same in every run

@@ -6,11 +6,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from make_shards import keys, picture, sample, write_shard, write_shards
+from make_shards import flat_image, keys, sample, write_shard, write_shards
 
 from unclip.data.bad_samples import BadSample, BadSamples
 from unclip.data.shards import (
-    PICTURE_BYTES,
+    MAX_IMAGE_BYTES,
     Shard,
     count_samples,
     list_shards,
@@ -32,7 +32,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes, size: int | None = 
 
 
 # ------------------------------------------------------------------------------------------ index
-def test_index_is_written_trusted_and_renewed(tmp_path):
+def test_index_is_written_trusted_and_updated(tmp_path):
     write_shards(tmp_path, [3, 5])
     assert [shard.samples for shard in open_shards(tmp_path)] == [3, 5]
     index = tmp_path / "index.json"
@@ -51,7 +51,7 @@ def test_index_is_written_trusted_and_renewed(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
-def test_index_that_cannot_be_written_or_read_does_not_matter(tmp_path, monkeypatch):
+def test_an_index_that_cannot_be_written_or_read_is_ignored(tmp_path, monkeypatch):
     write_shards(tmp_path, [3])
     (tmp_path / "index.json").write_text("not json")
     os.utime(tmp_path / "index.json", (0, 0))
@@ -59,7 +59,7 @@ def test_index_that_cannot_be_written_or_read_does_not_matter(tmp_path, monkeypa
     def refuse(*args, **options):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("unclip.data.shards.write_text", refuse)
     assert [shard.samples for shard in open_shards(tmp_path)] == [3]
     assert (tmp_path / "index.json").read_text() == "not json"
 
@@ -79,7 +79,7 @@ def test_missing_shards_name_folder_and_command(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------- reading
-def test_positions_run_over_shards_and_start_again(tmp_path):
+def test_positions_continue_over_shards_and_wrap_around(tmp_path):
     sizes = [3, 5, 1]
     shards = open_shards(write_shards(tmp_path, sizes))
     everything = keys(sizes)
@@ -107,18 +107,18 @@ def test_only_named_members_are_read(tmp_path):
     assert not marker.exists()
 
 
-def test_pictures_can_be_left_unread(tmp_path):
-    ((_, raw),) = read(open_shards(write_shards(tmp_path, [1])), pictures=False)
+def test_images_can_be_left_unread(tmp_path):
+    ((_, raw),) = read(open_shards(write_shards(tmp_path, [1])), images=False)
     assert raw.members["png"] is None
     assert json.loads(raw.members["json"])["index"] == 0
 
 
-def test_odd_names_are_only_keys(tmp_path):
+def test_unusual_names_are_only_keys(tmp_path):
     path = tmp_path / "shards" / "00000.tar"
     path.parent.mkdir()
     with tarfile.open(path, "w") as archive:
         for name in ("../../x.PNG", "/etc/y.png", "a b/ü.png", "no_extension", "v.2.png"):
-            add(archive, name, picture(1))
+            add(archive, name, flat_image(1))
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
@@ -132,8 +132,8 @@ def test_oversize_and_sparse_members_are_not_read(tmp_path, monkeypatch):
     path = tmp_path / "00000.tar"
     with tarfile.open(path, "w") as archive:
         add(archive, "0.json", b" " * (2**20 + 1))
-        add(archive, "1.png", picture(1))
-        sparse = tarfile.TarInfo("2.png")  # GNU sparse, 200 GiB in name, nothing in the file
+        add(archive, "1.png", flat_image(1))
+        sparse = tarfile.TarInfo("2.png")  # GNU sparse: claims 200 GiB, holds nothing
         header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
         header[156:157] = tarfile.GNUTYPE_SPARSE
         header[483:495] = b"\x80" + (200 * 2**30).to_bytes(11, "big")
@@ -141,12 +141,12 @@ def test_oversize_and_sparse_members_are_not_read(tmp_path, monkeypatch):
         header[148:156] = b"%06o\0 " % sum(header)
         archive.fileobj.write(header)
         archive.offset += 512
-        add(archive, "3.png", picture(3))
-    monkeypatch.setattr("unclip.data.shards.PICTURE_BYTES", len(picture(3)))
+        add(archive, "3.png", flat_image(3))
+    monkeypatch.setattr("unclip.data.shards.MAX_IMAGE_BYTES", len(flat_image(3)))
     rows = read(open_shards(path))
     kinds = [raw.bad and raw.bad.kind for _, raw in rows]
     assert kinds == ["oversize member", None, "oversize member", None]
-    assert PICTURE_BYTES == 64 * 2**20
+    assert MAX_IMAGE_BYTES == 64 * 2**20
 
 
 @pytest.mark.timeout(20)
@@ -177,7 +177,7 @@ def test_shard_cut_anywhere_yields_every_place_and_the_whole_samples(tmp_path):
         rows = list(read_shard(Shard(path, 4), range(4), report=note))
         assert [place for place, _ in rows] == [0, 1, 2, 3]
         complete = [raw for _, raw in rows if raw.bad is None and len(raw.members) == 2]
-        assert all(len(raw.members["png"]) == len(picture(1)) for raw in complete)
+        assert all(len(raw.members["png"]) == len(flat_image(1)) for raw in complete)
         # 2048 bytes a sample; the last block of each holds the json and padding
         assert len(complete) >= cut // 2048 if cut < data_end else len(complete) == 4
         broken = any(raw.bad is not None or len(raw.members) < 2 for _, raw in rows)
@@ -185,7 +185,7 @@ def test_shard_cut_anywhere_yields_every_place_and_the_whole_samples(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"\x1f\x8b" + b"0" * 4096])
-def test_shard_that_is_no_tar(tmp_path, content):
+def test_a_file_that_is_not_a_tar(tmp_path, content):
     path = tmp_path / "00000.tar"
     path.write_bytes(content)
     assert count_samples(path) == 0
@@ -193,7 +193,7 @@ def test_shard_that_is_no_tar(tmp_path, content):
     assert [raw.bad.kind for _, raw in rows] == ["truncated shard"] * 2
 
 
-def test_doubled_keys_and_members_are_counted(tmp_path):
+def test_duplicate_keys_and_members_are_counted(tmp_path):
     path = tmp_path / "00000.tar"
     with tarfile.open(path, "w") as archive:
         for name in ("0.png", "0.json", "0.png", "1.png", "1.json", "0.png", "0.json"):
@@ -206,37 +206,37 @@ def test_doubled_keys_and_members_are_counted(tmp_path):
     assert reports == ["duplicate key"]
 
 
-def test_index_that_gives_too_few_samples_is_an_error(tmp_path):
+def test_an_index_with_too_few_samples_is_an_error(tmp_path):
     path = write_shards(tmp_path, [4]) / "00000.tar"
     with pytest.raises(ValueError, match=r"index.json.*delete that file"):
         list(read_shard(Shard(path, 3), range(3)))
 
 
 # ------------------------------------------------------------------------------------ bad samples
-def pass_over(counter: BadSamples, samples: int, bad: set[int]) -> None:
+def run_pass(counter: BadSamples, samples: int, bad: set[int]) -> None:
     for i in range(samples):
         if i in bad:
             counter.record(Path("some/00003.tar"), str(i), BadSample("bad json"))
-        counter.saw()
+        counter.mark_seen()
 
 
 def test_too_many_bad_samples_name_the_shard_and_the_kinds():
     with pytest.raises(ValueError, match=r"50 of 50 .*bad json: 50.*00003.tar.*max_bad_fraction"):
-        pass_over(BadSamples(0.01, 10**9), 1000, set(range(1000)))
+        run_pass(BadSamples(0.01, 10**9), 1000, set(range(1000)))
     with pytest.raises(ValueError, match="are bad"):
-        pass_over(BadSamples(0.01, 60), 60, {3})  # one of a short pass
+        run_pass(BadSamples(0.01, 60), 60, {3})  # one of a short pass
     with pytest.raises(ValueError, match="are bad"):
-        pass_over(BadSamples(0.01, 5000), 5000, set(range(0, 5000, 90)))
+        run_pass(BadSamples(0.01, 5000), 5000, set(range(0, 5000, 90)))
     with pytest.raises(ValueError, match="are bad"):
-        pass_over(BadSamples(0.0, 100), 100, {99})
+        run_pass(BadSamples(0.0, 100), 100, {99})
 
 
-def test_few_bad_samples_are_borne(caplog):
-    pass_over(BadSamples(0.01, 40), 40, set(range(40)))  # too few to judge
-    pass_over(BadSamples(0.01, 5000), 5000, {0, 1, 2})  # early, but few of all
+def test_a_few_bad_samples_are_tolerated(caplog):
+    run_pass(BadSamples(0.01, 40), 40, set(range(40)))  # too few to judge
+    run_pass(BadSamples(0.01, 5000), 5000, {0, 1, 2})  # early, but few of all
     caplog.clear()
     counter = BadSamples(0.5, 10**6)
-    pass_over(counter, 6000, set(range(0, 6000, 3)))
+    run_pass(counter, 6000, set(range(0, 6000, 3)))
     counter.finish()
     numbers = [record.args[0] for record in caplog.records]
-    assert numbers == [1, 1000, 2000, 2000]  # the first, each thousandth, the sum
+    assert numbers == [1, 1000, 2000, 2000]  # the first, every thousandth, the summary

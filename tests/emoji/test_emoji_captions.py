@@ -1,4 +1,4 @@
-"""Captions: five of each scene, plain English, true to the scene."""
+"""Captions: five per scene, grammatical and true."""
 
 import re
 
@@ -50,7 +50,7 @@ def test_grammar(name):
                 )
 
 
-def test_full_caption_says_everything():
+def test_the_full_caption_names_everything():
     for scene in _scenes():
         full = captions(scene, seed=0)[0]
         assert full.endswith(f"{article(scene.background)} background")
@@ -63,7 +63,7 @@ def test_full_caption_says_everything():
             assert NUMBERS[full.split()[0]] == len(scene.items)
 
 
-def test_own_color_is_named_only_when_plain():
+def test_only_the_obvious_color_of_a_drawing_is_named():
     for scene in _scenes():
         if scene.kind != "single":
             continue
@@ -87,7 +87,7 @@ def test_no_caption_of_a_pair_fits_its_twin():
 
 
 def _check_relations(scene):
-    """Read each caption back: "P left of Q" and "Q to the right of P" say the same."""
+    """Parse each caption: "P left of Q" and "Q to the right of P" mean the same."""
     names = [{item.concept.name, item.concept.alias or item.concept.name} for item in scene.items]
     inverse = {"left of": "right of", "above": "below"}[scene.relation]
     for text in captions(scene, seed=0):

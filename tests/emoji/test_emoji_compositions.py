@@ -42,11 +42,11 @@ def test_names_are_plain_and_unique():
     for concept in concepts:
         assert concept.color in ("", *emoji.COLORS)
         assert set(concept.families) <= set(emoji.COLORS)
-        # No name says a color, or a recoloured object would contradict its own name.
+        # No name contains a color: a recolored object would contradict its own name.
         assert not set(concept.name.split()) & (set(emoji.COLORS) | set(emoji.BACKGROUNDS))
 
 
-def test_unknown_set_is_refused():
+def test_an_unknown_set_is_an_error():
     with pytest.raises(ValueError, match="choose one of S, M, L"):
         emoji.concepts("XL")
 
@@ -54,14 +54,14 @@ def test_unknown_set_is_refused():
 @pytest.mark.parametrize("name", ["S", "M", "L"])
 def test_about_fifteen_percent_of_cells_and_pairs_are_held_out(name):
     concepts = emoji.concepts(name)
-    foreign = [
+    other_colors = [
         (concept, color)
         for concept in concepts
         if concept.families
         for color in emoji.COLORS
         if color != concept.families[0]
     ]
-    share = sum(is_cell_held_out(*cell) for cell in foreign) / len(foreign)
+    share = sum(is_cell_held_out(*cell) for cell in other_colors) / len(other_colors)
     assert 0.12 <= share <= 0.18
     pairs = list(combinations(concepts, 2))
     assert 0.12 <= sum(is_pair_held_out(*pair) for pair in pairs) / len(pairs) <= 0.18
@@ -73,11 +73,11 @@ def test_about_fifteen_percent_of_cells_and_pairs_are_held_out(name):
 def test_every_factor_value_can_occur_in_training(name):
     seen = cells(name, held_out=False)
     held_out = cells(name, held_out=True)
-    recolourable = {concept for concept in emoji.concepts(name) if concept.families}
-    assert {concept for concept, _ in seen} == recolourable
+    recolorable = {concept for concept in emoji.concepts(name) if concept.families}
+    assert {concept for concept, _ in seen} == recolorable
     assert {color for _, color in seen} == set(emoji.COLORS)
     assert not set(seen) & set(held_out)
-    assert len(seen) + len(held_out) == len(recolourable) * len(emoji.COLORS)
+    assert len(seen) + len(held_out) == len(recolorable) * len(emoji.COLORS)
     for concept in emoji.concepts(name):
         others = [other for other in emoji.concepts(name) if other != concept]
         assert not all(is_pair_held_out(concept, other) for other in others)
@@ -85,7 +85,7 @@ def test_every_factor_value_can_occur_in_training(name):
 
 @pytest.mark.parametrize("name", ["S", "M", "L"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_held_out_compositions_are_in_their_split_alone(name, split):
+def test_held_out_compositions_are_only_in_their_split(name, split):
     for scene in _scenes(name, split, 400):
         assert is_held_out(scene) == scene.held_out == (split == "test_held_out")
 
@@ -98,12 +98,12 @@ def test_training_scenes_cover_every_factor():
     assert {scene.kind for scene in train} == set(KIND_WEIGHTS["S"])
     assert {scene.relation for scene in train} == {None, "left of", "above"}
     assert {len(scene.items) for scene in train if scene.kind == "count"} == {2, 3, 4}
-    drawn = {
+    cells_seen = {
         (scene.items[0].concept, scene.items[0].color)
         for scene in train
         if scene.kind == "recoloured"
     }
-    assert drawn == set(cells("S", held_out=False))
+    assert cells_seen == set(cells("S", held_out=False))
 
 
 def test_held_out_split_has_every_kind_that_can_be_held_out():
@@ -113,7 +113,7 @@ def test_held_out_split_has_every_kind_that_can_be_held_out():
     assert fours == set(concepts_without_count())
 
 
-def test_shares_of_images_outside_training_are_as_asked():
+def test_kinds_have_their_shares_outside_training():
     kinds = Counter(scene.kind for scene in _scenes("M", "val", 4000))
     shares = {kind: count / kinds.total() for kind, count in kinds.items()}
     weights = {"single": 40, "recoloured": 20, "pair": 20, "count": 10, "coloured_pair": 10}
@@ -122,7 +122,7 @@ def test_shares_of_images_outside_training_are_as_asked():
 
 
 @pytest.mark.parametrize("name", ["S", "M", "L"])
-def test_more_than_half_of_the_training_images_show_two_recoloured_objects(name):
+def test_about_half_of_the_training_images_show_two_recolored_objects(name):
     kinds = Counter(scene.kind for scene in _scenes(name, "train", 2000))
     assert 0.45 < kinds["coloured_pair"] / kinds.total() < 0.6
 
@@ -135,7 +135,7 @@ def test_a_scene_is_a_function_of_set_seed_split_and_index():
     assert len({one(), one(seed=1), one(split="val"), one(index=8)}) == 4
 
 
-def test_a_twin_has_its_objects_in_each_others_place():
+def test_a_swapped_twin_exchanges_the_places_of_its_objects():
     pairs = [scenes("S", seed=0, split="train", index=index) for index in range(300)]
     pairs = [group for group in pairs if group[0].relation]
     assert len(pairs) > 20
@@ -150,7 +150,7 @@ def test_a_twin_has_its_objects_in_each_others_place():
             assert getattr(first, axis) + (first.extent + second.extent) / 2 < getattr(second, axis)
 
 
-def test_a_recoloured_object_s_twin_is_another_one_in_its_place():
+def test_a_recolored_object_has_a_twin_with_another_concept():
     groups = [scenes("S", seed=0, split="train", index=index) for index in range(200)]
     groups = [group for group in groups if group[0].kind == "recoloured"]
     assert len(groups) > 20
@@ -161,7 +161,7 @@ def test_a_recoloured_object_s_twin_is_another_one_in_its_place():
         assert twin.background == scene.background
 
 
-def test_a_pair_s_twins_in_training_differ_in_one_concept_or_in_the_order_of_their_colours():
+def test_the_twins_of_a_pair_change_one_concept_or_exchange_the_colors():
     groups = [scenes("S", seed=0, split="train", index=index) for index in range(400)]
     groups = [group for group in groups if group[0].kind == "coloured_pair"]
     kinds = Counter(twin.key.partition("-")[2] for group in groups for twin in group[1:])
@@ -180,7 +180,7 @@ def test_a_pair_s_twins_in_training_differ_in_one_concept_or_in_the_order_of_the
             assert [item.concept for item in twins["colours"].items] == concepts_
 
 
-def test_the_other_splits_have_no_twin_but_the_swapped_one():
+def test_the_other_splits_have_only_swapped_twins():
     for split in ("val", "test_seen", "test_held_out"):
         groups = [scenes("S", seed=0, split=split, index=index) for index in range(200)]
         twins = [twin.key.partition("-")[2] for group in groups for twin in group[1:]]

@@ -1,4 +1,4 @@
-"""Rendered pixels agree with what the scenes say."""
+"""Rendered pixels agree with the scenes."""
 
 import io
 from itertools import combinations
@@ -20,7 +20,7 @@ def _pixels(png):
 
 
 def _alone(item, size):
-    """The alpha channel of one item without its scene."""
+    """Render the alpha channel of one item without its scene."""
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{items_svg([item])}</svg>'
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     return _pixels(bytes(png))[..., 3]
@@ -41,8 +41,8 @@ def test_boxes_and_areas_match_the_pixels(split):
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
         seen = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
         x, y, width, height = place(item).box
-        told = np.array([x, y, x + width, y + height]) * unit
-        assert np.abs(seen - told).max() <= 2.5, item  # pixels of 288: under 1%
+        expected = np.array([x, y, x + width, y + height]) * unit
+        assert np.abs(seen - expected).max() <= 2.5, item  # pixels of 288: under 1%
         assert min(x, y) >= 0 and max(x + width, y + height) <= CANVAS
         assert max(width, height) == pytest.approx(item.extent)
         assert area(item) * unit**2 == pytest.approx(ink.sum(), rel=0.06)
@@ -55,21 +55,21 @@ def test_sizes_are_renders_of_the_same_scene():
     assert (small[..., 3] == 255).all()
     shrunk = np.asarray(Image.fromarray(large).resize((64, 64), Image.Resampling.BOX))
     assert np.abs(shrunk.astype(int) - small.astype(int)).mean() < 3
-    assert len(set(large[:, :, :3].reshape(-1, 3)[::7].sum(axis=1))) > 10  # sharper, not enlarged
+    assert len(set(large[:, :, :3].reshape(-1, 3)[::7].sum(axis=1))) > 10  # not enlarged
 
 
 @pytest.mark.parametrize("name", [concept.name for concept in emoji.concepts("S")])
-def test_the_main_shade_becomes_the_color_asked_for(name):
+def test_the_main_shade_becomes_the_requested_color(name):
     concept = BY_NAME[name]
     for color in emoji.COLORS:
         item = Item(concept, color, 36, 36, 58, 0)
-        picture = _pixels(scene_png(Scene("", 0, "recoloured", (item,), None, "white", False), 64))
+        pixels = _pixels(scene_png(Scene("", 0, "recoloured", (item,), None, "white", False), 64))
         body = [int(emoji.COLORS[color].body[at : at + 2], 16) for at in (1, 3, 5)]
-        share = (picture[..., :3] == body).all(axis=-1).sum() / (area(item) * (64 / CANVAS) ** 2)
+        share = (pixels[..., :3] == body).all(axis=-1).sum() / (area(item) * (64 / CANVAS) ** 2)
         assert share > 0.25, (name, color)
 
 
-def test_own_color_leaves_the_drawing_as_it_is():
+def test_without_a_color_the_drawing_is_unchanged():
     art = artwork(BY_NAME["apple"])
     assert recolor(art, None) == art.body
     assert recolor(art, "blue") != art.body

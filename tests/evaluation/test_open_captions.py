@@ -12,8 +12,8 @@ from emoji_renders import drawn, rendered
 from unclip.emoji import BACKGROUNDS
 from unclip.emoji.compositions import is_cell_held_out
 from unclip.emoji.scenes import Item, Scene
+from unclip.emoji.templates import Templates
 from unclip.evaluation.open_captions import choose_captions, measure_open
-from unclip.evaluation.two_objects import Templates
 
 SEEDS = 3
 
@@ -50,6 +50,10 @@ def singles():
     return rendered([scene for scene in drawn("train", 260) if len(scene.items) == 1])
 
 
+def templates_of(singles):
+    return Templates.cut(singles.images, singles.metadata, "S")
+
+
 def test_captions_are_open_and_seen():
     captions = choose_captions("S", 30)
     assert len({caption.text for caption in captions}) == 30
@@ -62,7 +66,8 @@ def test_captions_are_open_and_seen():
 
 
 def test_captions_without_a_real_image_say_so(singles):
-    (caption, *_), templates = choose_captions("S", 2), Templates.cut(singles, "S")
+    caption, *_ = choose_captions("S", 2)
+    templates = templates_of(singles)
     others = [
         row
         for row, scene in enumerate(singles.metadata)
@@ -76,7 +81,7 @@ def test_captions_without_a_real_image_say_so(singles):
 
 def test_the_spread_is_the_samplers(singles):
     captions = choose_captions("S", 6)
-    sampling, templates = KnownSampling(captions), Templates.cut(singles, "S")
+    sampling, templates = KnownSampling(captions), templates_of(singles)
     found = measure_open(
         sampling, ["diffusion", "linear"], captions, singles, templates, seeds=SEEDS
     )
@@ -96,6 +101,6 @@ def test_another_object_is_not_right(singles):
     captions = choose_captions("S", 6)
     broken = [one.text for one in captions if one.concept != captions[0].concept][:2]
     broken = KnownSampling(captions, broken=(captions[0].text, *broken))
-    templates = Templates.cut(singles, "S")
+    templates = templates_of(singles)
     found = measure_open(broken, ["linear"], captions, singles, templates, seeds=SEEDS)
     assert found["linear"]["right"] == found["linear"]["right"] | {"share": 4 / 6, "n": 18}

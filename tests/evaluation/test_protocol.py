@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_shards import write_shards
 
 from unclip.evaluation.protocol import Item, Protocol
-from unclip.evaluation.sources import open_source, prepare, stack
+from unclip.evaluation.sources import crop_and_resize, load_images, open_source
 
 ITEMS = [Item(f"{k:03d}", (f"first of {k}", f"second of {k}", f"third of {k}")) for k in range(40)]
 
@@ -72,13 +72,13 @@ def test_any_draws_of_all_captions():
     assert len(drawn) == 120 and max(Counter(p.item for p in drawn[:60]).values()) > 1
 
 
-def test_first_draws_nothing():
+def test_first_takes_the_first_captions():
     drawn = protocol(captions="first", count=3).draw(ITEMS)
     assert [prompt.text for prompt in drawn] == ["first of 0", "first of 1", "first of 2"]
 
 
 @pytest.mark.parametrize("change", [{"captions": "all"}, {"count": 0}, {"crop": "left"}])
-def test_a_protocol_that_makes_no_sense_is_refused(change):
+def test_an_unknown_choice_is_refused(change):
     with pytest.raises(ValueError, match=f"protocol.{next(iter(change))}"):
         protocol(**change)
 
@@ -90,7 +90,7 @@ def coco(folder, *, names=None):
     for k, name in names.items():
         Image.new("RGB", (48, 32), (k, 10 * k, 0)).save(folder / "val2014" / name)
     annotations = [
-        {"id": 9 - k, "image_id": k, "caption": f"  picture\n {k} "} for k in names if k != 2
+        {"id": 9 - k, "image_id": k, "caption": f"  image\n {k} "} for k in names if k != 2
     ]
     annotations.append({"id": 0, "image_id": 7, "caption": "seven first"})
     content = {"images": [{"id": k, "file_name": n} for k, n in names.items()]}
@@ -101,16 +101,16 @@ def coco(folder, *, names=None):
 
 def test_a_coco_folder_is_read_in_the_order_of_ids(tmp_path):
     source = open_source(coco(tmp_path), "val2014", protocol())
-    assert source.items == [  # picture 2 has no caption
-        Item("000000000005", ("picture 5",)),
-        Item("000000000007", ("seven first", "picture 7")),
+    assert source.items == [  # image 2 has no caption
+        Item("000000000005", ("image 5",)),
+        Item("000000000007", ("seven first", "image 7")),
     ]
-    images = stack(source, [0, 1], protocol())
+    images = load_images(source, [0, 1], protocol())
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8
     assert images[1, :, 0, 0].tolist() == [7, 70, 0]
 
 
-def test_the_data_are_known_again_in_another_folder_and_changes_are_seen(tmp_path):
+def test_the_fingerprint_ignores_the_folder_and_notices_changes(tmp_path):
     first, second = (open_source(coco(tmp_path / n), "val2014", protocol()) for n in "ab")
     assert first.fingerprint == second.fingerprint and first.stamp != second.stamp
     Image.new("RGB", (200, 200)).save(tmp_path / "a" / "val2014" / "COCO_val2014_000000000005.png")
@@ -134,54 +134,37 @@ def test_annotations_cannot_name_files_elsewhere(tmp_path):
     with pytest.raises(ValueError, match="outside"):
         open_source(folder, "val2014", protocol())
     path.write_text("{}")
-    with pytest.raises(ValueError, match="captions file"):
+    with pytest.raises(ValueError, match="caption file"):
         open_source(folder, "val2014", protocol())
 
 
 def test_the_crop_is_the_middle_square_and_squashing_is_another_protocol():
-    picture = Image.new("RGB", (96, 32), (0, 0, 255))
-    picture.paste((255, 0, 0), (32, 0, 64, 32))
-    assert prepare(picture, protocol())[0].min() == 255  # all of the middle, nothing beside it
-    assert prepare(picture, protocol(crop="none"))[0].min() == 0
+    image = Image.new("RGB", (96, 32), (0, 0, 255))
+    image.paste((255, 0, 0), (32, 0, 64, 32))
+    assert crop_and_resize(image, protocol())[0].min() == 255  # the middle alone
+    assert crop_and_resize(image, protocol(crop="none"))[0].min() == 0
     noise = Image.effect_noise((64, 64), 80).convert("RGB")
-    filters = [prepare(noise, protocol(filter=name)) for name in ("lanczos", "bicubic")]
+    filters = [crop_and_resize(noise, protocol(filter=name)) for name in ("lanczos", "bicubic")]
     assert not torch.equal(*filters)
     small = Image.effect_noise((32, 32), 80).convert("RGB")
-    assert prepare(small, protocol())[0, 3, 5] == small.getpixel((5, 3))[0]
+    assert crop_and_resize(small, protocol())[0, 3, 5] == small.getpixel((5, 3))[0]
 
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_the_resize_is_pillows_antialiased_lanczos(factor):
     noise = Image.effect_noise((32 * factor, 32 * factor), 80).convert("RGB")
     expected = noise.resize((32, 32), Image.Resampling.LANCZOS)
-    assert prepare(noise, protocol())[1, 4, 9] == expected.getpixel((9, 4))[1]
+    assert crop_and_resize(noise, protocol())[1, 4, 9] == expected.getpixel((9, 4))[1]
 
 
-def test_prompts_alone_are_read_with_all_that_their_line_says(tmp_path):
-    alone = protocol(format="prompts", split="geneval", captions="first", repeats=2)
-    with pytest.raises(FileNotFoundError, match=r"geneval\.jsonl"):
-        open_source(tmp_path, "geneval", alone)
-    lines = [{"tag": "colors", "prompt": f"a photo of {k} dogs", "include": []} for k in range(3)]
-    file = tmp_path / "geneval.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)))
-    source = open_source(tmp_path, "geneval", alone)
-    assert not source.has_pictures and source.items[1].about == lines[1]
-    drawn = alone.draw(source.items)
-    assert [prompt.id for prompt in drawn[:3]] == ["00000-0", "00000-1", "00001-0"]
-    assert [prompt.item for prompt in drawn] == [0, 0, 1, 1, 2, 2]
-    file.write_text("no json")
-    with pytest.raises(ValueError, match="line 1"):
-        open_source(tmp_path, "geneval", alone)
-
-
-def test_shards_say_what_is_in_a_scene(tmp_path):
+def test_items_of_shards_have_the_metadata_of_their_scene(tmp_path):
     shards = protocol(format="shards", split="val", resolution=64)
-    root = write_shards(tmp_path, splits=("val",), pictures=6)
+    root = write_shards(tmp_path, splits=("val",), images=6)
     items = open_source(root, "val", shards).items
     assert items[1].about["captions"] == list(items[1].captions)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", 'x"><b>', "two words", "../x"])
-def test_a_name_that_is_none_of_a_file_is_refused(name):
+def test_a_name_that_is_not_a_file_name_is_refused(name):
     with pytest.raises(ValueError, match=r"protocol\.name"):
         protocol(name=name)

@@ -1,1 +1,1 @@
-"""Data sets: made, stored as shards, and loaded. Knows no model."""
+"""Data sets: preparation, tar shards and loading; independent of any model."""

@@ -1,4 +1,4 @@
-"""Bad samples: what they are, and how many of them a pass over the data bears."""
+"""Bad-sample accounting: error kinds, and the tolerated fraction per pass."""
 
 import logging
 from collections import Counter
@@ -6,11 +6,11 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-PREPARE = "python src/prepare.py emoji"  # the command that makes shards
+PREPARE = "python src/prepare.py emoji"  # the command that writes shards
 
 
 class BadSample(Exception):
-    """A sample that cannot be used; `kind` is what it is counted under."""
+    """Raised for a sample that cannot be used; samples are counted by `kind`."""
 
     def __init__(self, kind: str, detail: str = ""):
         super().__init__(kind, detail)
@@ -19,60 +19,59 @@ class BadSample(Exception):
 
 
 class BadSamples:
-    """Counts the bad samples of one pass in one process, and stops the pass when there are many.
+    """Count the bad samples of one pass in one process, and stop the pass if there are too many.
 
-    Every worker counts its own share: a worker sees what is wrong with the data as soon as
-    another, and no process has to wait for one.
+    Every worker counts its own samples, so no process has to wait for another.
 
     Args:
-        max_fraction: the part of the samples that may be bad.
-        expected: how many samples the pass will see.
+        max_fraction: tolerated fraction of bad samples.
+        expected: number of samples in the whole pass.
     """
 
-    at_least = 50  # samples seen before a pass is stopped
-    window = 1000  # so many samples, or the whole pass if it is shorter, may share the allowance
+    min_seen = 50  # samples seen before a pass can be stopped
+    window = 1000  # the tolerated fraction applies to this many samples, or to a shorter pass
 
     def __init__(self, max_fraction: float, expected: int):
         self.max_fraction = max_fraction
         self.expected = expected
         self.seen = 0
         self.kinds: Counter[str] = Counter()
-        self.last: Path | None = None  # the shard of the last bad one
+        self.last: Path | None = None  # the shard of the last bad sample
 
     @property
     def bad(self) -> int:
-        """Bad samples so far."""
+        """Number of bad samples so far."""
         return self.kinds.total()
 
     def record(self, shard: Path, key: str, bad: BadSample) -> None:
-        """Count and remember `bad`; log the first and every 1000th."""
+        """Count a bad sample; log the first and every 1000th."""
         self.kinds[bad.kind] += 1
         self.last = shard
         if self.bad == 1 or self.bad % 1000 == 0:
-            what = (self.bad, bad.kind, shard, key, bad.detail)
-            logger.warning("bad sample %d: %s in %s, sample %r %s", *what)
+            details = (self.bad, bad.kind, shard, key, bad.detail)
+            logger.warning("bad sample %d: %s in %s, sample %r %s", *details)
 
-    def saw(self) -> None:
-        """Count one more sample as seen, after it was found good or recorded as bad.
+    def mark_seen(self) -> None:
+        """Count one more sample as seen, after it was decoded or recorded as bad.
 
         Raises:
-            ValueError: more than `max_fraction` is bad.
+            ValueError: more than `max_fraction` of the samples are bad.
         """
         self.seen += 1
         if not self.kinds:
             return
-        # One bad sample among the first hundred must not stop a pass over a million: the
-        # allowance is that of the window, or of the whole pass where that is shorter.
-        allowance = self.max_fraction * max(self.seen, min(self.expected, self.window))
-        if self.seen >= self.at_least and self.bad > allowance:
+        # One bad sample among the first hundred must not stop a pass over a million, so the
+        # fraction applies to at least `window` samples (or to the whole pass if it is shorter).
+        tolerated = self.max_fraction * max(self.seen, min(self.expected, self.window))
+        if self.seen >= self.min_seen and self.bad > tolerated:
             raise ValueError(
-                f"{self.bad} of {self.seen} samples are bad ({self}), more than the allowed "
-                f"{self.max_fraction:.2%}; the last was in {self.last}. Write that shard again "
+                f"{self.bad} of {self.seen} samples are bad ({self}), more than the tolerated "
+                f"{self.max_fraction:.2%}; the last one is in {self.last}. Write that shard again "
                 f"(`{PREPARE}` for the emoji scenes) or raise max_bad_fraction."
             )
 
     def finish(self) -> None:
-        """Log what a finished pass has skipped."""
+        """Log a summary of the samples that the pass skipped."""
         if self.bad:
             logger.warning("skipped %d of %d samples as bad: %s", self.bad, self.seen, self)
 

@@ -1,14 +1,12 @@
-"""Make the low-resolution input of an upsampler from a true picture, slightly corrupted.
+"""Make the low-resolution input of an upsampler from a true image, slightly degraded.
 
-At sampling time an upsampler starts from what the stage before it made, which is never as clean
-as a downsized photograph; training on corrupted inputs makes it robust to that. `gaussian_blur`
-serves the first upsampler (64 → 256) and `bsr` the second (256 → 1024). `downsize` corrupts
-nothing.
+At sampling time an upsampler receives the output of the stage before it, which is never as clean
+as a downsized photograph. Training on degraded inputs makes it robust to that. `gaussian_blur` is
+for the first upsampler (64 → 256) and `bsr` for the second (256 → 1024). `downsize` only resizes.
 """
 
 import io
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -18,31 +16,20 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.data.choosing import seeded
+from unclip.data.order import rng
 
-LEAST_SIGMA = 0.05  # in pixels; less does nothing
-Degradation = Callable[..., UInt8[Tensor, "3 h w"]]  # (image, *, seed)
-
-
-def named(degradation: str | Degradation) -> Degradation:
-    """A degradation by its name ("gaussian_blur", "bsr"); a callable stands for itself."""
-    if callable(degradation):
-        return degradation
-    known = {"gaussian_blur": gaussian_blur, "bsr": bsr}
-    if degradation not in known:
-        raise ValueError(f"degradation {degradation!r} is unknown: use one of {sorted(known)}")
-    return known[degradation]
+MIN_SIGMA = 0.05  # in pixels; a smaller sigma has no effect
 
 
 def downsize(
     image: UInt8[Tensor, "3 height width"], *, scale: int = 4, seed: str | int = 0
 ) -> UInt8[Tensor, "3 h w"]:
-    """Downsize by area or by antialiased bicubic interpolation, each with a chance of one half.
+    """Downsize by area or by antialiased bicubic interpolation, each with probability 0.5.
 
-    Both filters are in use: a render at the small size looks like the former, a photograph that was
-    resized like the latter, which overshoots at edges.
+    Both occur in practice: a render at the small size looks like the former, a resized photograph
+    like the latter, which overshoots at edges.
     """
-    if seeded("downsize", seed).random() < 0.5:
+    if rng("downsize", seed).random() < 0.5:
         return _to_uint8(_downsize(image, scale))
     _check_scale(image, scale)
     size = (image.shape[-2] // scale, image.shape[-1] // scale)
@@ -58,15 +45,15 @@ def gaussian_blur(
     probability: float = 0.5,
     seed: str | int = 0,
 ) -> UInt8[Tensor, "3 h w"]:
-    """Downsize by area, then perhaps blur (Ramesh et al. 2022, §2.3: kernel 3, σ 0.6).
+    """Downsize by area, then blur half of the time (Ramesh et al. 2022, §2.3: kernel 3, σ 0.6).
 
-    As in cascaded diffusion models (Ho et al. 2021, §4.2), it is the small picture that is blurred,
-    and half of the pictures that are: an upsampler that sees nothing sharp learns to undo the blur
-    and puts halos around what has none. Area averaging keeps the mean exactly, and is what a render
-    at the small size looks like.
+    As in cascaded diffusion models (Ho et al. 2021, §4.2), the small image is blurred, and only
+    with a probability: an upsampler that never sees a sharp input learns to undo the blur and adds
+    halos to sharp ones. Area averaging keeps the mean exactly and looks like a render at the small
+    size.
     """
     low_res = _downsize(image, scale)
-    if seeded("gaussian_blur", seed).random() < probability:
+    if rng("gaussian_blur", seed).random() < probability:
         low_res = _convolve(low_res, gaussian_kernel(kernel, sigma))
     return _to_uint8(low_res)
 
@@ -81,68 +68,71 @@ def bsr(
     jpeg_quality: tuple[int, int] = (70, 95),
     seed: str | int = 0,
 ) -> UInt8[Tensor, "3 h w"]:
-    """Blur, blur, resize, noise and JPEG in random order (Zhang et al. 2021, BSRGAN, §3.4).
+    """Blur, resize, add noise and compress in random order (Zhang et al. 2021, BSRGAN, §3.4).
 
-    The first blur is isotropic, the second anisotropic; the resizing goes through a random size
-    to 1/scale, where the sequence ends; a last JPEG follows, as in BSRGAN. The strengths are
-    ranges and mild: the picture must keep its colors, so noise is weak and JPEG keeps the full
-    resolution of the color channels (4:4:4).
+    There are two blurs, an isotropic and an anisotropic one. The resizing passes through a random
+    intermediate size to 1/scale. A final JPEG compression follows, as in BSRGAN. Each strength is
+    drawn from a mild range: the image must keep its colors, so the noise is weak and JPEG keeps the
+    full resolution of the color channels (4:4:4).
 
     Args:
-        image: the true picture; height and width are multiples of `scale`.
-        scale: how many times smaller the result is.
-        blur: σ in pixels of the small picture; (0, 0) leaves out both blurs.
-        resize: the size passed through, as a multiple of the small size.
-        noise: σ of Gaussian noise in grey levels of 255, color or grey by chance.
-        jpeg_quality: from 1 to 100; (100, 100) leaves JPEG out.
-        seed: the result is a function of the picture and this.
+        image: the true image; height and width are multiples of `scale`.
+        scale: downsizing factor.
+        blur: range of σ in pixels of the small image; (0, 0) disables both blurs.
+        resize: range of the intermediate size, as a multiple of the small size.
+        noise: range of σ of the Gaussian noise in levels of 255; the noise is gray or colored.
+        jpeg_quality: range of the JPEG quality from 1 to 100; (100, 100) disables JPEG.
+        seed: seed of all random choices; the result is a function of the image and the seed.
     """
-    randomness = seeded("bsr", seed)
+    generator = rng("bsr", seed)
     size = (image.shape[-2] // scale, image.shape[-1] // scale)
     _check_scale(image, scale)
 
     def isotropic(x: Tensor) -> Tensor:
-        sigma = randomness.uniform(*blur) * x.shape[-1] / size[-1]
+        sigma = generator.uniform(*blur) * x.shape[-1] / size[-1]
         return _blur(x, sigma, sigma, 0.0)
 
     def anisotropic(x: Tensor) -> Tensor:
-        along, across = (randomness.uniform(*blur) * x.shape[-1] / size[-1] for _ in range(2))
-        return _blur(x, along, across, randomness.uniform(0, math.pi))
+        along, across = (generator.uniform(*blur) * x.shape[-1] / size[-1] for _ in range(2))
+        return _blur(x, along, across, generator.uniform(0, math.pi))
 
     def downsize(x: Tensor) -> Tensor:
-        factor = randomness.uniform(*resize)
-        mode = randomness.choice(("bilinear", "bicubic"))
+        factor = generator.uniform(*resize)
+        mode = generator.choice(("bilinear", "bicubic"))
         through = [max(1, round(side * factor)) for side in size]
         x = F.interpolate(x[None], through, mode=mode, antialias=True)
         return F.interpolate(x, list(size), mode=mode, antialias=True)[0].clamp(0, 255)
 
     def add_noise(x: Tensor) -> Tensor:
-        sigma = randomness.uniform(*noise)
-        channels = randomness.choice((1, 3))
-        generator = np.random.default_rng(randomness.getrandbits(64))
-        drawn = generator.standard_normal((channels, *x.shape[1:]), dtype=np.float32)
-        return (x + sigma * torch.from_numpy(drawn)).clamp(0, 255)
+        sigma = generator.uniform(*noise)
+        channels = generator.choice((1, 3))
+        normal = np.random.default_rng(generator.getrandbits(64)).standard_normal
+        values = normal((channels, *x.shape[1:]), dtype=np.float32)
+        return (x + sigma * torch.from_numpy(values)).clamp(0, 255)
 
     def jpeg(x: Tensor) -> Tensor:
-        return _jpeg(x, randomness.randint(*jpeg_quality))
+        return _jpeg(x, generator.randint(*jpeg_quality))
 
     steps = [isotropic, anisotropic, downsize, add_noise, jpeg]
-    randomness.shuffle(steps)
+    generator.shuffle(steps)
     x = image.float()
     for step in [*steps, jpeg]:
         x = step(x)
     return _to_uint8(x)
 
 
+DEGRADATIONS = {"gaussian_blur": gaussian_blur, "bsr": bsr}
+
+
 @lru_cache
 def gaussian_kernel(size: int, sigma: float) -> Float[Tensor, "size size"]:
-    """exp(-(x² + y²) / 2σ²) on a size × size grid around 0, summing to 1.
+    """Return exp(-(x² + y²) / 2σ²) on a size × size grid around 0, normalized to sum to 1.
 
     Raises:
-        ValueError: an even size.
+        ValueError: the size is even.
     """
     if size % 2 == 0:
-        raise ValueError(f"a blur kernel has an odd size, not {size}")
+        raise ValueError(f"the size of a blur kernel must be odd, not {size}")
     x = torch.arange(size, dtype=torch.float64) - size // 2
     line = torch.exp(-0.5 * (x / sigma) ** 2)
     line = line / line.sum()
@@ -150,12 +140,12 @@ def gaussian_kernel(size: int, sigma: float) -> Float[Tensor, "size size"]:
 
 
 def _blur(x: Tensor, along: float, across: float, angle: float) -> Tensor:
-    """Blur with an elliptic Gaussian: σ `along` a direction and `across` it."""
+    """Blur with an elliptic Gaussian: σ `along` the direction `angle` and `across` it."""
     widest = max(along, across)
-    if widest < LEAST_SIGMA:
+    if widest < MIN_SIGMA:
         return x
     reach = min(max(1, round(3 * widest)), min(x.shape[-2:]) - 1)
-    along, across = max(along, LEAST_SIGMA), max(across, LEAST_SIGMA)
+    along, across = max(along, MIN_SIGMA), max(across, MIN_SIGMA)
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
     if along == across:  # separable
         line = torch.exp(-0.5 * (offsets / along) ** 2)
@@ -169,7 +159,7 @@ def _blur(x: Tensor, along: float, across: float, angle: float) -> Tensor:
 
 
 def _convolve(x: Float[Tensor, "3 h w"], weights: Float[Tensor, "k l"]) -> Float[Tensor, "3 h w"]:
-    """Correlate each channel with the same weights, the border reflected."""
+    """Correlate each channel with the same weights, with reflect padding."""
     up, left = weights.shape[0] // 2, weights.shape[1] // 2
     mode = "reflect" if x.shape[-2] > up and x.shape[-1] > left else "replicate"
     padded = F.pad(x[None], [left, left, up, up], mode=mode)
@@ -184,7 +174,7 @@ def _downsize(image: UInt8[Tensor, "3 height width"], scale: int) -> Float[Tenso
 def _check_scale(image: Tensor, scale: int) -> None:
     if image.shape[-2] % scale or image.shape[-1] % scale:
         height, width = image.shape[-2:]
-        raise ValueError(f"a picture of {width} × {height} pixels cannot be made {scale}× smaller")
+        raise ValueError(f"an image of {width} × {height} pixels cannot be downsized {scale}×")
 
 
 def _jpeg(x: Float[Tensor, "3 h w"], quality: int) -> Float[Tensor, "3 h w"]:

@@ -1,13 +1,12 @@
-"""CLIP image embeddings stored beside the shards: 00003.tar ↔ 00003.<fingerprint>.safetensors.
+"""CLIP image embeddings stored next to the shards: 00003.tar → 00003.<fingerprint>.safetensors.
 
-A file holds `image_embedding` (float16, one row a sample) and, as metadata, the samples' keys in
-the rows' order and a digest of the shard, by which embeddings of a shard that has since been
-written anew are told. The fingerprint names the CLIP, so those of several can lie side by side.
+A file holds `image_embedding` (float16, one row per sample). Its metadata holds the samples' keys
+in the order of the rows and a digest of the shard, which shows whether the shard was rewritten
+since. The fingerprint identifies the CLIP, so embeddings of several CLIPs can coexist.
 """
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +14,19 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from unclip.data.shards import list_shards, write_atomically
+from unclip.data.shards import list_shards, read_ends
+from unclip.files import atomic_write
 
 EMBED = "python src/embed.py"
 
 
 def embeddings_path(shard: str | Path, fingerprint: str) -> Path:
-    """Where the embeddings of a shard by one CLIP stand."""
+    """Return the path of the embeddings of a shard by one CLIP."""
     if not re.fullmatch(r"[0-9A-Za-z_-]+", fingerprint):
-        raise ValueError(f"{fingerprint!r} is no fingerprint of a CLIP (letters and digits)")
+        raise ValueError(f"invalid CLIP fingerprint {fingerprint!r}: use letters and digits")
     shard = Path(shard)
     return shard.with_name(f"{shard.stem}.{fingerprint}.safetensors")
 
@@ -37,69 +37,72 @@ def write_embeddings(
     keys: Sequence[str],
     image_embedding: Float[Tensor, "samples dim"],
 ) -> Path:
-    """Write the embeddings of a shard's samples beside it, atomically, as float16.
+    """Write the embeddings of a shard's samples next to it, atomically, as float16.
 
     Raises:
-        ValueError: keys and rows differ in number, or a key comes twice.
+        ValueError: the numbers of keys and rows differ, or a key is duplicate.
     """
     if len(keys) != len(image_embedding):
         raise ValueError(f"{len(keys)} keys for {len(image_embedding)} embeddings of {shard}")
     if len(set(keys)) != len(keys):
-        raise ValueError(f"a key comes twice among the embeddings of {shard}")
+        raise ValueError(f"duplicate key among the embeddings of {shard}")
     tensors = {"image_embedding": image_embedding.detach().to("cpu", torch.float16).contiguous()}
     metadata = {"keys": json.dumps(list(keys)), "shard": _digest(Path(shard))}
     path = embeddings_path(shard, fingerprint)
-    write_atomically(path, save(tensors, metadata=metadata))
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
     return path
 
 
 def read_embeddings(
     shard: str | Path, fingerprint: str
 ) -> tuple[dict[str, int], Float[Tensor, "samples dim"]]:
-    """(row of each key, embeddings as float32) of a shard.
+    """Return the row of each key, and the embeddings of a shard as float32.
 
     Raises:
-        FileNotFoundError: they have not been computed.
-        ValueError: the file is not what `write_embeddings` writes.
+        FileNotFoundError: the embeddings have not been computed.
+        ValueError: the file was not written by `write_embeddings`.
     """
     path = embeddings_path(shard, fingerprint)
     if not path.is_file():
-        raise _missing([path])
+        raise _missing_error([path])
     try:
         with safe_open(path, framework="pt") as file:
             keys = json.loads((file.metadata() or {})["keys"])
             image_embedding = file.get_tensor("image_embedding").float()
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} holds no embeddings ({error}): delete it and run `{EMBED}`"
+            f"{path} does not hold embeddings ({error}): delete it and run `{EMBED}`"
         ) from None
     if image_embedding.ndim != 2 or len(keys) != len(image_embedding):
-        raise ValueError(f"{path}: keys and embeddings differ: delete it and run `{EMBED}`")
+        raise ValueError(
+            f"{path}: the numbers of keys and embeddings differ: delete it and run `{EMBED}`"
+        )
     return {key: row for row, key in enumerate(keys)}, image_embedding
 
 
 def missing_embeddings(source: str | Path | Sequence[str | Path], fingerprint: str) -> list[Path]:
-    """The shards of a source that have no embeddings by this CLIP, or were rewritten since."""
-    return [shard for shard in list_shards(source) if not _fits(shard, fingerprint)]
+    """List the shards without embeddings by this CLIP, or with outdated ones."""
+    return [shard for shard in list_shards(source) if not _is_current(shard, fingerprint)]
 
 
 def check_embeddings(source: str | Path | Sequence[str | Path], fingerprint: str) -> None:
-    """Stop where embeddings are missing.
+    """Check that all embeddings of a source exist.
 
     Raises:
-        FileNotFoundError: naming the first shards without embeddings and the command to run.
+        FileNotFoundError: embeddings are missing; the message names some, and the command to run.
     """
     if missing := missing_embeddings(source, fingerprint):
-        raise _missing([embeddings_path(shard, fingerprint) for shard in missing])
+        raise _missing_error([embeddings_path(shard, fingerprint) for shard in missing])
 
 
-def _fits(shard: Path, fingerprint: str) -> bool:
+def _is_current(shard: Path, fingerprint: str) -> bool:
     path = embeddings_path(shard, fingerprint)
     if not path.is_file():
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            # A shard elsewhere that is not in the cache now is not fetched to be compared.
+            # A remote shard that is not in the cache is not fetched just to be compared.
             digest = (file.metadata() or {}).get("shard")
             return digest == _digest(shard) if shard.is_file() else digest is not None
     except SafetensorError:
@@ -107,18 +110,14 @@ def _fits(shard: Path, fingerprint: str) -> bool:
 
 
 def _digest(shard: Path) -> str:
-    """A quick digest of a tar: its size, its first and its last 64 KiB."""
-    ends = 2**16
-    size = shard.stat().st_size
-    with open(shard, "rb") as file:
-        head = file.read(ends)
-        file.seek(-min(ends, size), os.SEEK_END)
-        return hashlib.blake2b(b"%d" % size + head + file.read(), digest_size=16).hexdigest()
+    """Hash the size and both ends of a tar."""
+    content = b"%d" % shard.stat().st_size + read_ends(shard)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _missing(paths: list[Path]) -> FileNotFoundError:
+def _missing_error(paths: list[Path]) -> FileNotFoundError:
     names = ", ".join(path.name for path in paths[:3]) + (", …" if len(paths) > 3 else "")
     return FileNotFoundError(
-        f"{len(paths)} files of CLIP embeddings are missing or do not fit their shards in "
-        f"{paths[0].parent} ({names}): make them with `{EMBED}`"
+        f"{len(paths)} files of CLIP embeddings are missing or outdated in {paths[0].parent} "
+        f"({names}): make them with `{EMBED}`"
     )

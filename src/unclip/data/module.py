@@ -1,52 +1,46 @@
 """Shards as a LightningDataModule: the training and validation loaders of any stage."""
 
 from pathlib import Path
-from typing import Literal
 
 from lightning import LightningDataModule
 
-from unclip.data.degradations import Degradation
 from unclip.data.loader import ShardLoader
 from unclip.data.reader import SampleReader
 from unclip.data.remote import is_url, list_remote
-from unclip.data.shards import fingerprint, flat_shards, open_shards
+from unclip.data.shards import list_shards, open_shards, shards_fingerprint
 
 
 class ShardDataModule(LightningDataModule):
     """Batches from shards; see `ShardLoader` and `SampleReader`.
 
-    The shards are ROOT/SPLIT/SIZE/*.tar or, with `val_shards`, all of one folder, as img2dataset
-    leaves them. They may lie elsewhere: see `unclip.data.remote`.
+    The shards are ROOT/{train,val}/SIZE/*.tar or, with `val_shards`, all shards of one folder, as
+    written by img2dataset. They may be remote: see `unclip.data.remote`.
 
-    Training shuffles, draws captions and crops, and has full batches. Validation goes in the
-    shards' order, takes each sample's first caption and the middle crop, and is the same each
-    time. Rank and world size come from the trainer, when there is one.
+    Training shuffles, chooses captions and crops at random, and yields full batches. Validation
+    follows the order of the shards, takes the first caption of each sample and the center crop,
+    and is the same every time.
 
     Args:
-        root: the data set's folder; with `val_shards` also a pattern /folder/{00000..00099}.tar.
-            A URL goes through `cache`.
-        image_size: width and height of the pictures.
-        batch_size: samples in a batch of one rank.
-        shard_size: the SIZE folder that is read; None for `image_size`.
-        train: name of the training split.
-        val: name of the validation split; None for no validation.
-        val_shards: how many shards are held out, the last, where ROOT has no splits and sizes.
-        cache: the folder for shards that are fetched from a URL.
-        cache_gib: how large the cache may grow; None for no bound.
-        val_batch_size: None for `batch_size`.
-        workers: reading processes of each loader; 0 reads in the training process.
-        seed: of order, captions, crops and degradations.
-        caption: "random" or "first", in training.
-        shuffle_buffer: raw samples from which training batches are drawn.
-        crop: side of the crops (upsamplers); None for whole pictures.
-        crops_per_image: random crops that training takes of each decoded picture.
-        degradation: "gaussian_blur", "bsr" or a callable (image, *, seed); adds `low_res`.
-        clean_share: share of the samples whose `low_res` is only made smaller.
+        root: folder of the data set; with `val_shards` also a pattern /folder/{00000..00099}.tar.
+            A URL is read through `cache`.
+        image_size: width and height of the images.
+        batch_size: number of samples in a batch of one rank.
+        shard_size: the SIZE folder to read; None for `image_size`.
+        val_shards: number of shards held out for validation, the last ones, if ROOT is one folder.
+        cache: folder for shards fetched from a URL.
+        cache_gib: size limit of the cache; None for no limit.
+        val_batch_size: batch size of the validation; None for `batch_size`.
+        workers: number of reading processes of each loader; 0 reads in the training process.
+        seed: seed of order, captions, crops and degradations.
+        shuffle_buffer: number of raw samples in the shuffle buffer.
+        crop: side of the crops (for upsamplers); None for whole images.
+        crops_per_image: number of random crops that training takes of each decoded image.
+        degradation: "gaussian_blur" or "bsr", which adds `low_res`; None for no `low_res`.
+        clean_share: fraction of the samples whose `low_res` is downsized without degradation.
         embeddings: fingerprint of the CLIP whose stored image embeddings are added.
-        load_image: False decodes no pictures (enough for a prior with stored embeddings).
-        minimum_size: pictures with a shorter side are bad samples.
-        max_bad_fraction: the part of the samples that may be bad before an error.
-        start_method: of the workers: "fork", "spawn" or "forkserver"; None for Python's default.
+        load_image: whether to decode images (a prior with stored embeddings needs none).
+        minimum_size: smallest width and height of an image; smaller images are bad samples.
+        max_bad_fraction: tolerated fraction of bad samples.
     """
 
     def __init__(
@@ -56,25 +50,21 @@ class ShardDataModule(LightningDataModule):
         image_size: int = 64,
         batch_size: int = 16,
         shard_size: int | None = None,
-        train: str = "train",
-        val: str | None = "val",
         val_shards: int | None = None,
         cache: str | Path | None = None,
         cache_gib: float | None = None,
         val_batch_size: int | None = None,
         workers: int = 1,
         seed: int = 0,
-        caption: Literal["random", "first"] = "random",
         shuffle_buffer: int = 1000,
         crop: int | None = None,
         crops_per_image: int = 1,
-        degradation: str | Degradation | None = None,
+        degradation: str | None = None,
         clean_share: float = 0.0,
         embeddings: str | None = None,
         load_image: bool = True,
         minimum_size: int = 16,
         max_bad_fraction: float = 0.01,
-        start_method: str | None = None,
     ):
         super().__init__()
         if is_url(root) and cache is None:
@@ -85,7 +75,6 @@ class ShardDataModule(LightningDataModule):
         self.val_shards = val_shards
         self.cache, self.cache_gib = cache, cache_gib
         self.size = str(image_size if shard_size is None else shard_size)
-        self.train_split, self.val_split = train, val
         self.batch_size = batch_size
         self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
         self.workers = workers
@@ -93,7 +82,6 @@ class ShardDataModule(LightningDataModule):
         self.embeddings = embeddings
         self.minimum_size = minimum_size
         self.max_bad_fraction = max_bad_fraction
-        self.start_method = start_method
         common = {
             "image_size": image_size,
             "crop": crop,
@@ -103,58 +91,61 @@ class ShardDataModule(LightningDataModule):
             "minimum_size": minimum_size,
             "seed": seed,
         }
-        self.train_reader = SampleReader(caption=caption, crops_per_image=crops_per_image, **common)
+        self.train_reader = SampleReader(crops_per_image=crops_per_image, **common)
         self.val_reader = SampleReader(caption="first", random_crop=False, **common)
 
     def prepare_data(self) -> None:
-        """Check that the shards are there and count them, in one process of each machine.
+        """Check that the shards exist and count their samples, in one process per machine.
 
         Raises:
-            FileNotFoundError: naming the folder without shards and the command that makes them.
+            FileNotFoundError: there are no shards; the message names the command that makes them.
         """
         for source in self.sources():
             open_shards(source)
 
     @property
     def home(self) -> Path:
-        """The local folder of the shards and of what is kept beside them."""
+        """The local folder of the shards and of the files next to them."""
         if is_url(self.root):
             return Path(self.cache)
         root = Path(self.root)
         return root.parent if root.suffix == ".tar" else root
 
     def sources(self) -> list[Path | list[Path]]:
-        """Where the shards of the training and validation splits stand."""
-        return [self.source(split) for split in (self.train_split, self.val_split) if split]
+        """Return the sources of the training and validation splits."""
+        return [self.source("train"), self.source("val")]
 
     def source(self, split: str) -> Path | list[Path]:
-        """Where the shards of a split stand: a folder, or all of them."""
+        """Return the folder of a split's shards, or a list of all of them."""
         if self.val_shards is not None:
-            shards = flat_shards(self.root, self.cache, self.cache_gib)
-            held_out = len(shards) - self.val_shards
-            if not 0 < held_out <= len(shards):
+            shards = self._list(self.root)
+            if not 0 < self.val_shards < len(shards):
                 raise ValueError(
-                    f"data.val_shards={self.val_shards} of the {len(shards)} shards of {self.root} "
-                    "leaves none to train on"
+                    f"data.val_shards={self.val_shards} of the {len(shards)} shards in {self.root} "
+                    f"must be between 1 and {len(shards) - 1}"
                 )
-            return shards[held_out:] if split == self.val_split else shards[:held_out]
+            held_out = -self.val_shards
+            return shards[held_out:] if split == "val" else shards[:held_out]
         if is_url(self.root):
-            return list_remote(f"{self.root}/{split}/{self.size}", self.cache, self.cache_gib)
+            return self._list(f"{self.root}/{split}/{self.size}")
         return Path(self.root) / split / self.size
 
+    def _list(self, source: str) -> list[Path]:
+        if is_url(source):
+            return list_remote(source, self.cache, self.cache_gib)
+        return list_shards(source)
+
     def fingerprint(self) -> str:
-        """What tells the training split's shards from others."""
-        return fingerprint(open_shards(self.source(self.train_split)))
+        """Return a fingerprint of the shards of the training split."""
+        return shards_fingerprint(open_shards(self.source("train")))
 
     def train_dataloader(self) -> ShardLoader:
-        """The loader of this rank's share of the training split."""
-        return self._loader(self.train_split, self.train_reader, self.batch_size, shuffle=True)
+        """Return the loader of this rank's part of the training split."""
+        return self._loader("train", self.train_reader, self.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> ShardLoader | list[ShardLoader]:
-        """The loader of this rank's share of the validation split; [] without one."""
-        if self.val_split is None:
-            return []
-        return self._loader(self.val_split, self.val_reader, self.val_batch_size, shuffle=False)
+    def val_dataloader(self) -> ShardLoader:
+        """Return the loader of this rank's part of the validation split."""
+        return self._loader("val", self.val_reader, self.val_batch_size, shuffle=False)
 
     def _loader(
         self, split: str, reader: SampleReader, batch_size: int, *, shuffle: bool
@@ -170,5 +161,4 @@ class ShardDataModule(LightningDataModule):
             shuffle_buffer=self.shuffle_buffer,
             embeddings=self.embeddings,
             max_bad_fraction=self.max_bad_fraction,
-            start_method=self.start_method,
         )

@@ -1,10 +1,12 @@
-"""The order of an epoch: of shards, of samples, and who reads which.
+"""The order of an epoch: of shards, of samples, and which worker reads which.
 
-A position is a sample's place in an epoch: the epoch's shards, one after another, as a line of
-0 … total - 1. `share` cuts that line over ranks and workers, so that nothing is read twice and
-nothing is left out whatever their numbers.
+Random choices are functions of (seed, epoch, key) alone, so they do not depend on the process that
+makes them. A position is a sample's index in an epoch's sequence of shards, 0 … total - 1.
+`partition` cuts that sequence over ranks and workers, so that every sample is read exactly once for
+any number of ranks and workers.
 """
 
+import hashlib
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,22 +14,27 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from unclip.data.choosing import seeded
 from unclip.data.shards import RawSample, Shard
 
 
+def rng(*parts: str | int) -> random.Random:
+    """Return a generator that is a function of `parts`, the same in every process and run."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return random.Random(int.from_bytes(digest, "big"))
+
+
 def epoch_order(shards: Sequence[Shard], seed: int, epoch: int) -> list[Shard]:
-    """The shards in the order of an epoch: a function of (seed, epoch), equal on all ranks."""
+    """Return the shards in the order of an epoch, the same on all ranks."""
     order = sorted(shards)
-    seeded("shards", seed, epoch).shuffle(order)
+    rng("shards", seed, epoch).shuffle(order)
     return order
 
 
-class Share(NamedTuple):
-    """What one worker of one rank reads.
+class Partition(NamedTuple):
+    """The part of an epoch that one worker of one rank reads.
 
     Batch j of the rank holds the positions first + j · batch_size … first + (j + 1) · batch_size
-    - 1 (modulo the total); those below `end` are the rank's own, the others are padding.
+    - 1 (modulo the total). Those below `end` belong to the rank; the others are padding.
     """
 
     batches: range
@@ -36,11 +43,11 @@ class Share(NamedTuple):
 
 
 def batches_per_rank(total: int, batch_size: int, world_size: int) -> int:
-    """Batches that every rank yields in an epoch."""
+    """Return the number of batches that every rank yields in an epoch."""
     return math.ceil(math.ceil(total / world_size) / batch_size)
 
 
-def share(
+def partition(
     total: int,
     batch_size: int,
     *,
@@ -49,80 +56,83 @@ def share(
     worker: int,
     workers: int,
     interleaved: bool,
-) -> Share:
-    """Cut the positions 0 … total - 1 over ranks, and a rank's batches over its workers.
+) -> Partition:
+    """Cut the positions 0 … total - 1 over ranks, and the batches of a rank over its workers.
 
-    Rank r owns [r · total // world_size, (r + 1) · total // world_size): the pieces are disjoint,
-    cover everything, and their sizes differ by at most one. Every rank yields
-    ceil(ceil(total / world_size) / batch_size) batches, so all yield equally many, and a rank's
-    padding is less than one batch and one sample. Its workers split its batches: either into
-    consecutive runs (each worker then reads few shards) or interleaved (batch j is worker
-    j % workers', so the loader's order does not depend on the number of workers).
+    Rank r owns [r · total // world_size, (r + 1) · total // world_size). The parts are disjoint,
+    cover everything, and differ in size by at most one. Every rank yields
+    ceil(ceil(total / world_size) / batch_size) batches, so all ranks yield the same number, and
+    the padding of a rank is less than one batch and one sample. Its workers read either
+    consecutive batches (each worker then opens few shards) or interleaved ones (worker j % workers
+    reads batch j, so the order of batches does not depend on the number of workers).
     """
     first, end = rank * total // world_size, (rank + 1) * total // world_size
     batches = batches_per_rank(total, batch_size, world_size)
     if interleaved:
-        return Share(range(worker, batches, workers), first, end)
+        return Partition(range(worker, batches, workers), first, end)
     low, high = (-(-number * batches // workers) for number in (worker, worker + 1))
-    return Share(range(low, high), first, end)
+    return Partition(range(low, high), first, end)
 
 
-def turns(yields: Sequence[int], batches: int) -> tuple[list[int], int]:
-    """(how many of the first `batches` come from each worker, the worker whose turn it is then).
+def round_robin_state(lengths: Sequence[int], batches: int) -> tuple[list[int], int]:
+    """Return the batches consumed from each worker, and the next worker, after `batches` batches.
 
-    Workers take turns, and one that has yielded all of its batches is passed over.
+    The loader takes batches from its workers in turn and skips workers that are exhausted.
 
     Args:
-        yields: batches of each worker in an epoch.
-        batches: of all workers together.
+        lengths: number of batches that each worker yields in an epoch.
+        batches: number of batches consumed from all workers together.
     """
-    had = [0] * len(yields)
+    consumed = [0] * len(lengths)
     turn = 0
-    for _ in range(min(batches, sum(yields))):
-        while had[turn] == yields[turn]:
-            turn = (turn + 1) % len(yields)
-        had[turn] += 1
-        turn = (turn + 1) % len(yields)
-    return had, turn
+    for _ in range(min(batches, sum(lengths))):
+        while consumed[turn] == lengths[turn]:
+            turn = (turn + 1) % len(lengths)
+        consumed[turn] += 1
+        turn = (turn + 1) % len(lengths)
+    return consumed, turn
 
 
-class Placed(NamedTuple):
-    """A raw sample with its position in the epoch, and its stored embedding where asked for."""
+class PositionedSample(NamedTuple):
+    """A raw sample with its position in the epoch, and its stored embedding if requested."""
 
     position: int
     sample: RawSample
     image_embedding: Tensor | None = None
 
 
-def grouped(samples: Iterable[Placed]) -> Iterator[list[Placed]]:
-    """Put a sample and its twins together: KEY and the samples KEY-… right after it."""
-    group: list[Placed] = []
-    for placed in samples:
-        twin = (
+def group_twins(samples: Iterable[PositionedSample]) -> Iterator[list[PositionedSample]]:
+    """Group each sample KEY with its twins, the samples KEY-… that follow it."""
+    group: list[PositionedSample] = []
+    for positioned in samples:
+        is_twin = (
             group
-            and placed.sample.shard == group[0].sample.shard
-            and placed.sample.key.startswith(group[0].sample.key + "-")
+            and positioned.sample.shard == group[0].sample.shard
+            and positioned.sample.key.startswith(group[0].sample.key + "-")
         )
-        if group and not twin:
+        if group and not is_twin:
             yield group
             group = []
-        group.append(placed)
+        group.append(positioned)
     if group:
         yield group
 
 
 def shuffled_batches(
-    groups: Iterable[list[Placed]], batch_size: int, buffer: int, randomness: random.Random
-) -> Iterator[list[Placed]]:
-    """Draw batches from a buffer of about `buffer` samples, keeping groups in one batch.
+    groups: Iterable[list[PositionedSample]],
+    batch_size: int,
+    buffer: int,
+    generator: random.Random,
+) -> Iterator[list[PositionedSample]]:
+    """Fill batches from a shuffle buffer of about `buffer` samples, keeping groups in one batch.
 
-    A group that does not fit into what is left of a batch waits; only where nothing in the buffer
-    fits is one split. The last batch may be smaller.
+    A group that does not fit into the rest of a batch waits for the next one. A group is split
+    only if no group in the buffer fits. The last batch may be smaller.
     """
     groups = iter(groups)
-    waiting: list[list[Placed]] = []
+    waiting: list[list[PositionedSample]] = []
     held = 0
-    batch: list[Placed] = []
+    batch: list[PositionedSample] = []
     while True:
         while held < max(buffer, 1) and (group := next(groups, None)) is not None:
             waiting.append(group)
@@ -130,10 +140,10 @@ def shuffled_batches(
         if not waiting:
             break
         room = batch_size - len(batch)
-        index = randomness.randrange(len(waiting))
+        index = generator.randrange(len(waiting))
         if len(waiting[index]) > room:
             candidates = [i for i, group in enumerate(waiting) if len(group) <= room]
-            index = randomness.choice(candidates) if candidates else index
+            index = generator.choice(candidates) if candidates else index
         waiting[index], waiting[-1] = waiting[-1], waiting[index]
         group = waiting.pop()
         if len(group) > room:

@@ -1,10 +1,10 @@
-"""Shards that lie elsewhere: http(s) and object storage through fsspec, by way of a cache folder.
+"""Remote shards: http(s) and object storage through fsspec and a cache folder.
 
-A shard elsewhere is a path in the cache folder with a note NAME.url beside it, and the path's file
-is fetched when it is first opened. So everything else deals with local files, which it can seek in,
-and embeddings stand beside them in the cache. Nothing is run through a shell, credentials come from
-the environment (fsspec's and the stores' own variables), and the cache's names are made here: what
-a URL or an archive says never chooses a path.
+A remote shard is a path in the cache folder with a note NAME.url next to it. The file is fetched
+when it is first opened, so all other code works with local, seekable files, and embeddings are
+stored next to them in the cache. No shell is involved, and credentials come from the environment
+(the variables of fsspec and of the stores). File names in the cache are made here: the contents of
+a URL or an archive never determine a path.
 """
 
 import contextlib
@@ -17,61 +17,62 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from braceexpand import braceexpand
 
-from unclip.files import atomic_write
+from unclip.files import atomic_write, write_text
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs")
 ATTEMPTS = 5
-REFUSALS = frozenset(range(400, 500)) - {408, 425, 429}  # HTTP's, but for those that pass
+FINAL_STATUS = frozenset(range(400, 500)) - {408, 425, 429}  # HTTP errors that a retry cannot fix
 logger = logging.getLogger(__name__)
 
 
 def is_url(source: object) -> bool:
-    """Whether a source is named by a URL (of any kind, also of those that are refused)."""
+    """Return whether a source is a URL of any scheme, supported or not."""
     return isinstance(source, str) and re.match(r"[A-Za-z][\w+.-]*:", source) is not None
 
 
 def check_url(url: str) -> None:
-    """Refuse what is no plain address of a file.
+    """Reject everything but the plain address of a file.
 
     Raises:
-        ValueError: another scheme (`pipe:` would run a command), or credentials in the address,
-            which would end up in configurations and logs.
+        ValueError: the scheme is not supported (`pipe:` would run a command), or the address
+            contains credentials, which would end up in configurations and logs.
     """
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or "::" in url:
         raise ValueError(
-            f"{parts.scheme}: is no place to read shards from: it can be {', '.join(SCHEMES)}"
+            f"unsupported URL scheme {parts.scheme!r} for shards: use {', '.join(SCHEMES)}"
         )
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError(
-            f"{parts.scheme}://{parts.hostname}/…: a URL of shards has no ?query and no user:key@, "
-            "since it is written into configurations and logs; give credentials through the "
-            "environment, such as AWS_PROFILE or FSSPEC_S3"
+            f"{parts.scheme}://{parts.hostname}/…: the URL of shards must not have a ?query or "
+            "user:key@, because it is written into configurations and logs; pass credentials "
+            "through the environment, such as AWS_PROFILE or FSSPEC_S3"
         )
 
 
 def list_remote(url: str, cache: str | Path, cache_gib: float | None = None) -> list[Path]:
-    """The places in the cache of all shards of a URL, sorted; nothing is fetched.
+    """List the cache paths of all shards of a URL, sorted; nothing is fetched.
 
     Args:
-        url: of a tar file, of a pattern such as s3://bucket/{00000..00099}.tar, or of a folder
+        url: address of a tar file, a pattern such as s3://bucket/{00000..00099}.tar, or a folder
             that can be listed.
-        cache: the folder that fetched shards go into.
-        cache_gib: how large it may grow; shards read longest ago go first. None for no bound.
+        cache: folder for the fetched shards.
+        cache_gib: size limit of the cache; the least recently read shards are deleted. None means
+            no limit.
 
     Raises:
-        ValueError: `check_url` refuses it.
+        ValueError: `check_url` rejects the URL.
         FileNotFoundError: there are no shards.
     """
     check_url(url)
-    return [_place(one, Path(cache), cache_gib) for one in _expand(url)]
+    return [_cache_path(one, Path(cache), cache_gib) for one in _expand(url)]
 
 
 def _expand(url: str) -> list[str]:
@@ -79,10 +80,10 @@ def _expand(url: str) -> list[str]:
         return list(braceexpand(url))
     if url.endswith(".tar"):
         return [url]
-    files = _patiently(lambda: _glob(url.rstrip("/") + "/"), url)
+    files = _retry(lambda: _glob(url.rstrip("/") + "/"), url)
     if not files:
         raise FileNotFoundError(
-            f"no shards (*.tar) in {url}: if its server does not list folders, say "
+            f"no shards (*.tar) in {url}: if its server does not list folders, use "
             f"{url.rstrip('/')}/{{00000..00099}}.tar"
         )
     return sorted(files)
@@ -96,49 +97,49 @@ def _glob(folder: str) -> list[str]:
     return [name for name in found if name.startswith(folder)]
 
 
-def _place(url: str, cache: Path, cache_gib: float | None) -> Path:
+def _cache_path(url: str, cache: Path, cache_gib: float | None) -> Path:
     digest = hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
     name = re.sub(r"[^0-9A-Za-z_-]", "_", url.rpartition("/")[2].removesuffix(".tar"))[-60:]
     path = cache / f"{digest}-{name}.tar"
     note = {"url": url, "cache_gib": cache_gib}
-    if _note(path) != note:
-        with atomic_write(path.with_suffix(".url")) as temporary:
-            temporary.write_text(json.dumps(note) + "\n")
+    if _read_note(path) != note:
+        write_text(path.with_suffix(".url"), json.dumps(note) + "\n")
     return path
 
 
-def _note(path: Path) -> dict[str, Any] | None:
+def _read_note(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.with_suffix(".url").read_text())
     except FileNotFoundError:
         return None
 
 
-def is_known(path: Path) -> bool:
-    """Whether a shard is there or can be fetched."""
+def is_available(path: Path) -> bool:
+    """Return whether a shard exists or can be fetched."""
     return path.is_file() or path.with_suffix(".url").is_file()
 
 
 def fetch(path: Path) -> None:
-    """Bring a shard into the cache, if it lies elsewhere and is not there already.
+    """Fetch a remote shard into the cache unless it is there; do nothing for a local one.
 
-    Several processes may ask for it at once; one fetches. The file appears when it is whole.
+    If several processes need the same shard, one of them fetches it. The file appears in the cache
+    once it is complete.
 
     Raises:
-        ConnectionError: it could not be had in five attempts, or came short each time.
-        FileNotFoundError: it is not at its URL.
-        PermissionError: its server refuses to give it.
+        ConnectionError: the download failed or was truncated in all five attempts.
+        FileNotFoundError: there is no file at the URL.
+        PermissionError: the server denies access.
     """
-    note = _note(path)
+    note = _read_note(path)
     if note is None:
         return
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.is_file():
-            os.utime(path, (time.time(), path.stat().st_mtime))  # read just now
+            os.utime(path, (time.time(), path.stat().st_mtime))  # mark it as recently read
             return
         check_url(note["url"])
-        _patiently(lambda: _download(note["url"], path), note["url"])
+        _retry(lambda: _download(note["url"], path), note["url"])
         if note["cache_gib"] is not None:
             _make_room(path, note["cache_gib"] * 2**30)
 
@@ -154,19 +155,19 @@ def _download(url: str, path: Path) -> None:
             target.flush()
             os.fsync(target.fileno())
         if size is not None and temporary.stat().st_size != size:
-            raise OSError(f"{temporary.stat().st_size} of {size} bytes came")
+            raise OSError(f"received {temporary.stat().st_size} of {size} bytes")
 
 
-def _patiently(action: Any, url: str) -> Any:
-    """What `action` returns, tried again after 1, 2, 4, … seconds when the network fails."""
+def _retry(action: Callable[[], Any], url: str) -> Any:
+    """Call `action` and return its result, retrying network errors after 1, 2, 4 and 8 seconds."""
     for attempt in range(ATTEMPTS):
         try:
             return action()
         except ImportError as error:
             raise ValueError(f"{url}: {error}; pip install -e '.[cloud]'") from None
-        except Exception as error:  # each store has errors of its own
-            status = getattr(error, "status", None)  # of http
-            if status in REFUSALS:
+        except Exception as error:  # each store has its own exception types
+            status = getattr(error, "status", None)  # the HTTP status
+            if status in FINAL_STATUS:
                 raise PermissionError(f"{url}: HTTP status {status}") from None
             if _is_final(error):
                 raise type(error)(f"{url}: {type(error).__name__}") from None
@@ -175,12 +176,12 @@ def _patiently(action: Any, url: str) -> Any:
                     f"{url} cannot be read after {ATTEMPTS} attempts "
                     f"({type(error).__name__}: {error})"
                 ) from None
-            logger.warning("%s: %s: %s; trying again", url, type(error).__name__, error)
+            logger.warning("%s: %s: %s; retrying", url, type(error).__name__, error)
             time.sleep(2**attempt)
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether to try again is vain; fsspec says that a file is missing when a server is, too."""
+    """Return whether a retry is useless; fsspec reports an unreachable server as a missing file."""
     final = FileNotFoundError | PermissionError
     cause = error.__cause__
     unreachable = isinstance(cause, OSError) and not isinstance(cause, final)
@@ -188,7 +189,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _make_room(newest: Path, limit: float) -> None:
-    """Delete the shards that were read longest ago; who has one open can read it to its end."""
+    """Delete the least recently read shards; a process that has one open can still read it."""
     shards = []
     for path in newest.parent.glob("*.tar"):
         with contextlib.suppress(FileNotFoundError):
@@ -203,20 +204,20 @@ def _make_room(newest: Path, limit: float) -> None:
             total -= size
 
 
-def stated_counts(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
-    """(shard, samples) of those with img2dataset's NAME_stats.json beside them or their URL.
+def read_stats(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
+    """Yield (shard, samples) for the shards that have img2dataset's NAME_stats.json next to them.
 
     Raises:
-        ConnectionError: a server could not be asked in five attempts.
+        ConnectionError: a server did not answer in five attempts.
     """
     for path in paths:
-        note = _note(path)
+        note = _read_note(path)
         try:
             if note is None:
                 text = path.with_name(f"{path.stem}_stats.json").read_bytes()
             else:
                 url = note["url"].removesuffix(".tar") + "_stats.json"
-                text = _patiently(functools.partial(_read, url), url)
+                text = _retry(functools.partial(_read_bytes, url), url)
             successes = json.loads(text)["successes"]
         except ConnectionError:
             raise
@@ -226,7 +227,7 @@ def stated_counts(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
             yield path, successes
 
 
-def _read(url: str) -> bytes:
+def _read_bytes(url: str) -> bytes:
     from fsspec.core import url_to_fs
 
     system, name = url_to_fs(url)

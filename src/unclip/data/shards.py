@@ -1,16 +1,14 @@
-"""Read tar shards: how many samples there are, and their bytes.
+"""Read tar shards: count their samples and read the members of the requested ones.
 
-webdataset groups a shard's members into samples. The members are found here, by their headers
-alone, since webdataset's own tar iterator reads every member whatever its size and undoes any
-compression; bytes are read later, and only of samples that are wanted.
+webdataset groups the members of a shard into samples. The members are found here, from the tar
+headers alone, because webdataset's own tar iterator reads every member whatever its size and
+decompresses archives. Bytes are read later, and only for the requested samples.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +18,13 @@ from braceexpand import braceexpand
 from webdataset.tariterators import group_by_keys
 
 from unclip.data.bad_samples import PREPARE, BadSample
-from unclip.data.remote import fetch, is_known, is_url, list_remote, stated_counts
+from unclip.data.remote import fetch, is_available, is_url, read_stats
+from unclip.files import write_text
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-TEXTS = ("json", "txt")
-MEMBERS = frozenset(PICTURES + TEXTS)
-PICTURE_BYTES = 64 * 2**20  # the largest picture member that is read
-TEXT_BYTES = 2**20  # the largest json or txt member that is read
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "json", "txt"))  # of the members that are read
+MAX_IMAGE_BYTES = 64 * 2**20  # size limit of an image member
+MAX_TEXT_BYTES = 2**20  # size limit of a json or txt member
 INDEX = "index.json"
 
 
@@ -38,116 +36,105 @@ class Shard(NamedTuple):
 
 
 def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The tar files of a folder ROOT/SPLIT/SIZE (sorted), of one tar file, or of a list of them.
+    """List the tar files of a folder (sorted), a pattern, a single tar file or a list.
+
+    A pattern is a string such as /folder/{00000..00099}.tar.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: a URL, which has to go through `unclip.data.remote.list_remote`.
+        FileNotFoundError: there are no shards.
+        ValueError: the source is a URL; use `unclip.data.remote.list_remote`.
     """
     if is_url(source):
-        raise ValueError(f"{source}: shards elsewhere are read by way of a cache: set data.cache")
+        raise ValueError(f"{source}: shards at a URL need a cache folder: set data.cache")
     if not isinstance(source, (str, Path)):
         paths = [Path(path) for path in source]
         where = "the list of shards"
+    elif "{" in str(source):
+        paths = [Path(path) for path in braceexpand(str(source))]
     else:
         where = Path(source)
         paths = [where] if where.suffix == ".tar" else sorted(where.glob("*.tar"))
     if not paths:
         raise FileNotFoundError(f"no shards (*.tar) in {where}: make them with `{PREPARE}`")
     for path in paths:
-        if not is_known(path):
-            raise missing_shard(path)
+        if not is_available(path):
+            raise _missing_shard(path)
     return paths
 
 
-def flat_shards(
-    root: str, cache: str | Path | None = None, cache_gib: float | None = None
-) -> list[Path]:
-    """The shards of one folder, of a pattern /folder/{00000..00099}.tar, or of a URL of either.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    if is_url(root):
-        return list_remote(root, cache, cache_gib)
-    return list_shards(list(braceexpand(root)) if "{" in root else root)
-
-
-def missing_shard(path: Path) -> FileNotFoundError:
-    """The error for a shard that is not there."""
-    return FileNotFoundError(
-        f"shard {path.name} is missing in {path.parent}: make it with `{PREPARE}`"
-    )
-
-
 def open_shards(source: str | Path | Sequence[str | Path]) -> list[Shard]:
-    """The shards of a source with their sample counts.
+    """Return the shards of a source with their sample counts.
 
-    Counts come from FOLDER/index.json (`{"00000.tar": 500, …}`) where that knows every shard and
-    is no older than any. Else img2dataset's NAME_stats.json are believed, other shards are counted
-    (headers only), and the index is written beside them, atomically, unless the folder is
-    read-only.
+    Counts are taken from FOLDER/index.json (`{"00000.tar": 500, …}`) if it lists every shard and
+    is newer than all of them. Otherwise they are taken from img2dataset's NAME_stats.json or
+    counted from the tar headers, and the index is written unless the folder is read-only.
 
     Raises:
-        FileNotFoundError: no shards, or a shard named by the index is missing.
+        FileNotFoundError: there are no shards, or a shard in the index is missing.
     """
     paths = list_shards(source)
     counts: dict[Path, int] = {}
     for folder in sorted({path.parent for path in paths}):
-        wanted = [path for path in paths if path.parent == folder]
+        requested = [path for path in paths if path.parent == folder]
         index = _read_index(folder)
         if isinstance(source, (str, Path)) and Path(source) == folder:
             for name in index:
-                if not is_known(folder / name):
+                if not is_available(folder / name):
                     raise FileNotFoundError(
                         f"shard {name} of {folder / INDEX} is missing: make it with `{PREPARE}`, "
-                        f"or delete {INDEX} if the data set has become smaller"
+                        f"or delete {INDEX} if the data set has fewer shards now"
                     )
-        stale = [path for path in wanted if path.name not in index or _newer(path, folder / INDEX)]
+        stale = [p for p in requested if p.name not in index or _is_newer(p, folder / INDEX)]
         if stale:
-            index |= {path.name: count for path, count in _counted(stale)}
-            _write_index(folder, index)
-        counts |= {path: index[path.name] for path in wanted}
+            index |= {path.name: count for path, count in _count_all(stale)}
+            with contextlib.suppress(OSError):  # in a read-only folder they are counted each time
+                text = json.dumps(dict(sorted(index.items())), indent=1) + "\n"
+                write_text(folder / INDEX, text)
+        counts |= {path: index[path.name] for path in requested}
     return [Shard(path, counts[path]) for path in paths]
 
 
-def fingerprint(shards: Sequence[Shard]) -> str:
-    """What tells these shards from others: names, counts, sizes, and bytes of up to 64 of them.
+def shards_fingerprint(shards: Sequence[Shard]) -> str:
+    """Hash the names, counts and sizes of shards, and both ends of up to 64 of them.
 
-    Of shards elsewhere it is the address and the count. Where the folder lies does not matter.
+    Only the address and the count of a remote shard are hashed. The folder does not matter.
     """
     digest = hashlib.sha256()
-    looked_into = set(shards[:: max(len(shards) // 64, 1)])
+    sampled = set(shards[:: max(len(shards) // 64, 1)])
     for shard in shards:
         digest.update(f"{shard.path.name} {shard.samples}\n".encode())
         if shard.path.with_suffix(".url").is_file():
             continue
-        size = shard.path.stat().st_size
-        digest.update(f"{size}\n".encode())
-        if shard in looked_into:
-            with open(shard.path, "rb") as file:
-                digest.update(file.read(2**16))
-                file.seek(max(size - 2**16, 0))
-                digest.update(file.read())
+        digest.update(f"{shard.path.stat().st_size}\n".encode())
+        if shard in sampled:
+            digest.update(read_ends(shard.path))
     return digest.hexdigest()[:16]
 
 
-def count_samples(path: Path) -> int:
-    """Samples in a shard, by its headers; what is cut off or broken ends the count."""
+def read_ends(path: Path, size: int = 2**16) -> bytes:
+    """Read the first and the last `size` bytes of a file, to hash it quickly."""
     with open(path, "rb") as file:
-        return sum(1 for _ in _headers(file, path, lambda key, bad: None))
+        head = file.read(size)
+        file.seek(max(path.stat().st_size - size, 0))
+        return head + file.read()
 
 
-def _counted(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
-    stated = dict(stated_counts(paths))
+def count_samples(path: Path) -> int:
+    """Count the samples of a shard from its headers, up to the first broken one."""
+    with open(path, "rb") as file:
+        return sum(1 for _ in _headers(file, path, _ignore))
+
+
+def _count_all(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
+    stats = dict(read_stats(paths))
     for path in paths:
-        if path not in stated:
+        if path not in stats:
             fetch(path)
-        yield path, stated[path] if path in stated else _count(path, path.stat().st_mtime_ns)
+        yield path, stats[path] if path in stats else _count(path, path.stat().st_mtime_ns)
 
 
 @lru_cache
-def _count(path: Path, changed: int) -> int:
+def _count(path: Path, modified: int) -> int:
     return count_samples(path)
 
 
@@ -161,35 +148,20 @@ def _read_index(folder: Path) -> dict[str, int]:
     return {name: n for name, n in index.items() if type(n) is int and n >= 0}
 
 
-def _newer(path: Path, index: Path) -> bool:
-    if not path.is_file():  # elsewhere
+def _is_newer(path: Path, index: Path) -> bool:
+    if not path.is_file():  # a remote shard
         return False
     return not index.is_file() or path.stat().st_mtime > index.stat().st_mtime
 
 
-def _write_index(folder: Path, index: dict[str, int]) -> None:
-    text = json.dumps(dict(sorted(index.items())), indent=1) + "\n"
-    with contextlib.suppress(OSError):  # a read-only folder: counted each time
-        write_atomically(folder / INDEX, text.encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place, flush it to the disk and rename it into its place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _missing_shard(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"shard {path.name} is missing in {path.parent}: make it with `{PREPARE}`"
+    )
 
 
 class Member(NamedTuple):
-    """Where a member's bytes stand in its shard."""
+    """The location of a member's bytes in its shard."""
 
     offset: int
     size: int
@@ -197,9 +169,13 @@ class Member(NamedTuple):
 
 
 class RawSample(NamedTuple):
-    """A sample as it stands in its shard; `members` maps extensions to bytes (None: not read).
+    """The undecoded members of a sample.
 
-    `bad` says why there is nothing to decode, or is None.
+    Attributes:
+        shard: the tar file.
+        key: the sample's name in the shard.
+        members: encoded bytes by file extension; None if they were not read.
+        bad: why the sample cannot be decoded, or None.
     """
 
     shard: Path
@@ -208,7 +184,11 @@ class RawSample(NamedTuple):
     bad: BadSample | None = None
 
 
-Report = Callable[[str, BadSample], None]
+Report = Callable[[Path, str, BadSample], None]  # (shard, key, defect)
+
+
+def _ignore(shard: Path, key: str, bad: BadSample) -> None:
+    """Ignore a defect."""
 
 
 def read_shard(
@@ -216,65 +196,64 @@ def read_shard(
     places: range,
     *,
     wanted: Callable[[int], bool] = lambda place: True,
-    pictures: bool = True,
-    report: Callable[[Path, str, BadSample], None] | None = None,
+    images: bool = True,
+    report: Report = _ignore,
 ) -> Iterator[tuple[int, RawSample]]:
-    """Yield (place, sample) for the wanted ones of the places `places` (step 1) of a shard.
+    """Yield (place, sample) for the wanted ones of the consecutive `places` of a shard.
 
-    Always yields every wanted place: what a cut-off shard no longer holds comes as bad.
+    Every wanted place is yielded, also if the shard is truncated: its missing samples are bad.
 
     Args:
-        shard: the shard; its count is what the index says.
-        places: a range of places within the shard.
-        wanted: which of them to read; the bytes of the others are skipped.
-        pictures: False leaves the pictures' bytes unread.
-        report: is told of what is wrong without costing a sample (doubled members).
+        shard: the shard, with the sample count from the index.
+        places: indices of samples in the shard.
+        wanted: whether to read the sample at a place; the bytes of the others are skipped.
+        images: whether to read the bytes of images.
+        report: called for defects that cost no sample (duplicate members).
 
     Raises:
-        FileNotFoundError: the shard is gone.
-        ValueError: the shard holds more samples than the index says.
+        FileNotFoundError: the shard does not exist any more.
+        ValueError: the shard holds more samples than its index says.
     """
     next_place = places.start
-    damage = None
+    damage: list[BadSample] = []
 
-    def note(key: str, bad: BadSample) -> None:
-        nonlocal damage
+    def note(path: Path, key: str, bad: BadSample) -> None:
         if bad.kind == "truncated shard":
-            damage = bad
-        elif report is not None:
-            report(shard.path, key, bad)
+            damage.append(bad)
+        else:
+            report(path, key, bad)
 
-    fetch(shard.path)
-    try:
-        file = open(shard.path, "rb", buffering=2**18)  # noqa: SIM115 (closed below)
-    except FileNotFoundError:
-        raise missing_shard(shard.path) from None
-    with file:
-        seen: set[str] = set()
+    seen: set[str] = set()
+    with _open(shard.path) as file:
         for place, (key, members) in enumerate(_headers(file, shard.path, note)):
             if place >= shard.samples:
                 raise ValueError(
-                    f"{shard.path} holds more than the {shard.samples} samples that "
-                    f"{shard.path.parent / INDEX} gives it: delete that file (and the shard's "
-                    "_stats.json, if it has one), it is made anew"
+                    f"{shard.path} holds more samples than the {shard.samples} listed in "
+                    f"{shard.path.parent / INDEX}: delete that file (and the shard's _stats.json "
+                    "if it has one); it will be written again"
                 )
-            doubled = key in seen
-            seen.add(key)
             if place in places:
                 next_place = place + 1
-                if wanted(place):
-                    if doubled:
-                        yield place, RawSample(shard.path, key, {}, BadSample("duplicate key"))
-                    else:
-                        yield place, _read_members(file, shard.path, key, members, pictures)
+                if wanted(place) and key in seen:
+                    yield place, RawSample(shard.path, key, {}, BadSample("duplicate key"))
+                elif wanted(place):
+                    yield place, _read_members(file, shard.path, key, members, images)
             if place == places.stop - 1 and places.stop < shard.samples:
                 return
-    if damage is not None and next_place == places.stop and report is not None:
-        report(shard.path, "", damage)  # the samples of the index are there, but more was
-    damage = damage or BadSample("truncated shard", "it holds fewer samples than its index says")
-    for place in range(next_place, places.stop):
-        if wanted(place):
-            yield place, RawSample(shard.path, f"#{place}", {}, damage)
+            seen.add(key)
+    if damage and next_place == places.stop:  # every sample is there, but the end is damaged
+        report(shard.path, "", damage[-1])
+    damage.insert(0, BadSample("truncated shard", "it has fewer samples than its index says"))
+    for place in filter(wanted, range(next_place, places.stop)):
+        yield place, RawSample(shard.path, f"#{place}", {}, damage[-1])
+
+
+def _open(path: Path) -> BinaryIO:
+    fetch(path)
+    try:
+        return open(path, "rb", buffering=2**18)
+    except FileNotFoundError:
+        raise _missing_shard(path) from None
 
 
 def read_positions(
@@ -282,12 +261,12 @@ def read_positions(
     positions: range,
     *,
     wanted: Callable[[int], bool] = lambda position: True,
-    pictures: bool = True,
-    report: Callable[[Path, str, BadSample], None] | None = None,
+    images: bool = True,
+    report: Report = _ignore,
 ) -> Iterator[tuple[int, RawSample]]:
-    """Yield (position, sample) for the wanted ones of `positions` (step 1) of an epoch's line.
+    """Yield (position, sample) for the wanted ones of the consecutive `positions` of an epoch.
 
-    Positions past the end start again at the line's beginning.
+    Positions beyond the last shard continue with the first one.
     """
     total = sum(shard.samples for shard in order)
     position = positions.start
@@ -304,7 +283,7 @@ def read_positions(
                 shard,
                 range(place, stop),
                 wanted=lambda i, base=base: wanted(base + i),
-                pictures=pictures,
+                images=images,
                 report=report,
             ):
                 yield base + i, sample
@@ -312,56 +291,52 @@ def read_positions(
 
 
 def _headers(file: BinaryIO, path: Path, report: Report) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Yield (key, members by extension) of a tar's samples without reading their bytes."""
+    """Yield the key and the members by extension of a tar's samples, without their bytes."""
 
-    def doubled(error: Exception) -> bool:  # webdataset keeps the first of two equal members
-        report(str(error.args[0]), BadSample("duplicate key"))
+    def keep_first(error: Exception) -> bool:  # webdataset keeps the first of two equal members
+        report(path, str(error.args[0]), BadSample("duplicate key"))
         return True
 
-    for sample in group_by_keys(_members(file, path, report), handler=doubled):
-        yield sample["__key__"], {name: at for name, at in sample.items() if name in MEMBERS}
+    for sample in group_by_keys(_members(file, path, report), handler=keep_first):
+        yield sample["__key__"], {name: at for name, at in sample.items() if name in EXTENSIONS}
 
 
 def _members(file: BinaryIO, path: Path, report: Report) -> Iterator[dict]:
-    """Yield the members that are ours to decode, as webdataset's grouping wants them."""
+    """Yield the members with a known extension, in the form that webdataset groups."""
     url = str(path)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             offset = -1
             while (member := archive.next()) is not None:
-                archive.members = []  # tarfile would keep them all
-                if archive.offset <= offset:  # a forged size; some Pythons would go round for ever
+                archive.members = []  # tarfile would keep them all in memory
+                if archive.offset <= offset:  # a forged size: some Python versions loop forever
                     raise tarfile.ReadError("members overlap")
                 offset = archive.offset
                 extension = member.name.rpartition(".")[2].lower()
-                if extension in MEMBERS and member.isreg():
+                if extension in EXTENSIONS and member.isreg():
                     data = Member(member.offset_data, member.size, member.sparse is not None)
                     yield {"fname": member.name, "data": data, "__url__": url}
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                report("", BadSample("truncated shard", "no end-of-archive mark"))
+                report(path, "", BadSample("truncated shard", "no end-of-archive mark"))
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        report("", BadSample("truncated shard", str(error)))
+        report(path, "", BadSample("truncated shard", str(error)))
 
 
 def _read_members(
-    file: BinaryIO,
-    path: Path,
-    key: str,
-    members: dict[str, Member],
-    pictures: bool,
+    file: BinaryIO, path: Path, key: str, members: dict[str, Member], images: bool
 ) -> RawSample:
     read: dict[str, bytes | None] = {}
     for name, member in members.items():
-        if name in PICTURES and not pictures:
+        if name in IMAGE_EXTENSIONS and not images:
             read[name] = None
             continue
-        limit = PICTURE_BYTES if name in PICTURES else TEXT_BYTES
+        limit = MAX_IMAGE_BYTES if name in IMAGE_EXTENSIONS else MAX_TEXT_BYTES
         if member.sparse or not 0 <= member.size <= limit:
-            detail = f"{name} of {member.size} bytes, at most {limit} are read"
+            detail = f"{name} has {member.size} bytes, the limit is {limit}"
             return RawSample(path, key, {}, BadSample("oversize member", detail))
         file.seek(member.offset)
         read[name] = file.read(member.size)
         if len(read[name]) < member.size:
-            return RawSample(path, key, {}, BadSample("truncated shard", f"{name} is cut off"))
+            return RawSample(path, key, {}, BadSample("truncated shard", f"{name} is incomplete"))
     return RawSample(path, key, read)

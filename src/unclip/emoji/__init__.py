@@ -1,9 +1,10 @@
-"""Emoji scenes: pictures drawn from OpenMoji, with captions and the exact objects.
+"""Emoji scenes: images rendered from OpenMoji's drawings, with captions and exact object boxes.
 
-Light to import: `emoji.write` alone needs the renderer and webdataset.
+This package imports neither the renderer nor webdataset; its modules `render`, `scene_shards`,
+`coco_export` and `emoji_build` do.
 """
 
-from unclip.emoji.catalogue import BACKGROUNDS, COLORS, Concept, concepts
+from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts
 from unclip.emoji.prompts import Prompt, prompts
 
 __all__ = ["BACKGROUNDS", "COLORS", "Concept", "Prompt", "concepts", "prompts"]

@@ -1,74 +1,74 @@
-"""Scenes in words: five captions each, in small plain English."""
+"""Captions of scenes: five each, in simple English."""
 
 import random
 
-from unclip.emoji.catalogue import Concept
+from unclip.emoji.catalog import Concept
 from unclip.emoji.scenes import Item, Scene
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = {"left of": "to the left of", "above": "above"}
 INVERSES = {"left of": "to the right of", "above": "below"}
-# Vowel letters that sound as consonants, and the reverse: compared with the first word.
+# First words that start with a vowel letter but a consonant sound, and the reverse.
 _TAKES_A = ("uni", "eu", "one", "use", "ukulele")
 _TAKES_AN = ("hour", "heir", "honest", "x-ray")
 
 
 def article(words: str) -> str:
-    """`words` with "a" or "an" before it."""
+    """Return `words` with "a" or "an" in front."""
     first = words.lower()
     vowel = first[0] in "aeiou" and not first.startswith(_TAKES_A)
     return f"{'an' if vowel or first.startswith(_TAKES_AN) else 'a'} {words}"
 
 
 def single_caption(concept: Concept, color: str | None, background: str) -> str:
-    """The full caption of one object: "a red apple on a blue background"."""
+    """Return the full caption of one object: "a red apple on a blue background"."""
     return f"{article(_noun(concept, color))} {_on(background)}"
 
 
 def captions(scene: Scene, *, seed: int) -> list[str]:
-    """Five captions of `scene`: full, short, other words, turned round, "an emoji of …".
+    """Return five captions of a scene: full, short, reworded, reversed, "an emoji of …".
 
-    Every caption of a pair names its relation, so none of them also fits the twin.
+    Every caption of a pair states its relation, so no caption also fits the twin.
     """
-    draw = random.Random(f"{seed}/captions/{scene.key}/{scene.kind}")
+    generator = random.Random(f"{seed}/captions/{scene.key}/{scene.kind}")
     if scene.relation is not None:
-        return _pair_captions(scene, draw)
+        return _pair_captions(scene, generator)
     if len(scene.items) > 1:
-        return _count_captions(scene, draw)
-    return _single_captions(scene, draw)
+        return _count_captions(scene, generator)
+    return _single_captions(scene, generator)
 
 
-def _single_captions(scene: Scene, draw: random.Random) -> list[str]:
+def _single_captions(scene: Scene, generator: random.Random) -> list[str]:
     (item,) = scene.items
     on = _on(scene.background)
     thing = article(_noun(item.concept, item.color))
     other = article(_noun(item.concept, item.color, alias=True))
     if item.color is None and item.concept.color:
         named = article(_noun(item.concept, item.concept.color))
-        other = draw.choice([other, named]) if other != thing else named
+        other = generator.choice([other, named]) if other != thing else named
     return [
         f"{thing} {on}",
         thing,
         f"{other} {on}" if other != thing else f"a picture of {thing}",
         f"{article(scene.background)} background with {thing}",
-        draw.choice([f"an emoji of {thing}", f"an emoji of {thing} {on}"]),
+        generator.choice([f"an emoji of {thing}", f"an emoji of {thing} {on}"]),
     ]
 
 
-def _count_captions(scene: Scene, draw: random.Random) -> list[str]:
+def _count_captions(scene: Scene, generator: random.Random) -> list[str]:
     concept, on = scene.items[0].concept, _on(scene.background)
     number = NUMBERS[len(scene.items)]
     things = f"{number} {concept.plural}"
     return [
         f"{things} {on}",
         things,
-        draw.choice([f"a picture of {things}", f"a group of {things} {on}"]),
+        generator.choice([f"a picture of {things}", f"a group of {things} {on}"]),
         f"{article(scene.background)} background with {things}",
-        draw.choice([f"an emoji of {things}", f"an emoji of {things} {on}"]),
+        generator.choice([f"an emoji of {things}", f"an emoji of {things} {on}"]),
     ]
 
 
-def _pair_captions(scene: Scene, draw: random.Random) -> list[str]:
+def _pair_captions(scene: Scene, generator: random.Random) -> list[str]:
     on = _on(scene.background)
     relation, inverse = RELATIONS[scene.relation], INVERSES[scene.relation]
     first, second = (_noun_phrase(item) for item in scene.items)
@@ -79,7 +79,7 @@ def _pair_captions(scene: Scene, draw: random.Random) -> list[str]:
         f"{first} {scene.relation} {second}",
         f"a picture of {first} {relation} {second}" if same else f"{others} {on}",
         f"{second} {inverse} {first} {on}",
-        draw.choice(
+        generator.choice(
             [f"an emoji of {first} {relation} {second}", f"an emoji of {second} {inverse} {first}"]
         ),
     ]

@@ -1,8 +1,8 @@
-"""The splits in COCO's captions and instances formats, for tools that read nothing else.
+"""Export the splits in COCO's caption and instance formats, for tools that read only those.
 
-`val2014` is the two test splits together, with pictures; `train2014` is captions alone, since the
-shards have its pictures. Fields beyond COCO's: an image's key, split, held_out and kind; an
-instance's attributes.
+`val2014` joins the two test splits, with images. `train2014` has captions only, because its images
+are in the shards. Additional fields are an image's key, split, held_out and kind, and an instance's
+attributes.
 """
 
 import json
@@ -10,28 +10,34 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unclip.emoji.captions import captions
-from unclip.emoji.catalogue import concepts
-from unclip.emoji.license import LICENCE, LICENCE_URL
+from unclip.emoji.catalog import LICENSE, LICENSE_URL, concepts
 from unclip.emoji.render import area, place, scene_png
 from unclip.emoji.scene_shards import scenes_of
 from unclip.emoji.scenes import CANVAS, Scene
-from unclip.files import atomic_write
+from unclip.files import atomic_write, write_text
 
-PICTURE_SIZE = 256
+IMAGE_SIZE = 256
 TEST_SPLITS = ("test_seen", "test_held_out")
 
 
-def write_pictures(folder: Path, concept_set: str, seed: int, split: str, indices: range) -> None:
-    """Render a test split's scenes at `indices` that are not there yet."""
+def write_images(folder: Path, concept_set: str, seed: int, split: str, indices: range) -> None:
+    """Render the scenes of a test split at `indices` that do not exist yet."""
     for scene in scenes_of(concept_set, seed, split, indices):
         path = folder / _file_name("val2014", _image_id(scene))
         if not path.exists():
             with atomic_write(path) as temporary:
-                temporary.write_bytes(scene_png(scene, PICTURE_SIZE))
+                temporary.write_bytes(scene_png(scene, IMAGE_SIZE))
 
 
 def write_annotations(folder: Path, concept_set: str, seed: int, scenes: dict[str, int]) -> None:
-    """Write captions_{train,val}2014.json and instances_val2014.json for `scenes` of each split."""
+    """Write captions_{train,val}2014.json and instances_val2014.json.
+
+    Args:
+        folder: folder of the files.
+        concept_set: S, M or L.
+        seed: seed of the scenes.
+        scenes: number of scenes of each split.
+    """
     test = [
         (split, scene)
         for split in TEST_SPLITS
@@ -66,8 +72,8 @@ def _images(part: str, scenes: Iterable[tuple[str, Scene]]) -> list[dict]:
         {
             "id": _image_id(scene),
             "file_name": _file_name(part, _image_id(scene)),
-            "width": PICTURE_SIZE,
-            "height": PICTURE_SIZE,
+            "width": IMAGE_SIZE,
+            "height": IMAGE_SIZE,
             "license": 1,
             "key": scene.key,
             "split": split,
@@ -87,7 +93,7 @@ def _captions(scenes: Iterable[tuple[str, Scene]], seed: int) -> list[dict]:
 
 
 def _instances(scenes: Iterable[tuple[str, Scene]]) -> list[dict]:
-    unit = PICTURE_SIZE / CANVAS
+    unit = IMAGE_SIZE / CANVAS
     return [
         {
             "id": 10 * _image_id(scene) + number,
@@ -105,11 +111,12 @@ def _instances(scenes: Iterable[tuple[str, Scene]]) -> list[dict]:
 
 def _write(path: Path, images: list[dict], annotations: list[dict], **more) -> None:
     content = {
-        "info": {"description": "Emoji scenes: val2014 has pictures, train2014's are in shards"},
-        "licenses": [{"id": 1, "name": LICENCE, "url": LICENCE_URL}],
+        "info": {
+            "description": "Emoji scenes: val2014 has images, those of train2014 are in shards"
+        },
+        "licenses": [{"id": 1, "name": LICENSE, "url": LICENSE_URL}],
         "images": images,
         "annotations": annotations,
         **more,
     }
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+    write_text(path, json.dumps(content, separators=(",", ":")))

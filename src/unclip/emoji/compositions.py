@@ -1,15 +1,15 @@
-"""Which compositions training never sees: decided by a hash of the composition, never by image.
+"""Held-out compositions, which training never sees: chosen by a hash of the composition.
 
-Held out are about 15% of the (concept, color) cells, about 15% of the concept pairs (in both
-orders, since every pair scene has a twin with its objects swapped) and the count four of three
-concepts. The hash knows neither the seed nor the set, so S, M and L agree. The numbers in its keys
+About 15% of the (concept, color) cells, about 15% of the concept pairs (in both orders, because
+every pair has a twin with its objects swapped) and the count four of three concepts are held out.
+The hash depends neither on the seed nor on the set, so S, M and L agree. The numbers in its keys
 were chosen so that the few cells and pairs of set S are spread over all concepts and colors.
 """
 
 import hashlib
 from functools import cache
 
-from unclip.emoji.catalogue import COLORS, Concept, concepts
+from unclip.emoji.catalog import COLORS, Concept, concepts
 
 HELD_OUT_PERCENT = 15
 HELD_OUT_COUNT = 4
@@ -17,32 +17,32 @@ CONCEPTS_WITHOUT_COUNT = 3
 
 
 def is_cell_held_out(concept: Concept, color: str | None) -> bool:
-    """Whether `concept` in `color` is held out; its own color (or None) never is."""
+    """Return whether `concept` in `color` is held out; its own color (or None) never is."""
     if color is None or color == concept.families[0]:
         return False
     return _percent("cell1708", concept.hexcode, color) < HELD_OUT_PERCENT
 
 
 def is_pair_held_out(first: Concept, second: Concept) -> bool:
-    """Whether scenes of `first` and `second`, in either order, are held out."""
+    """Return whether scenes of `first` and `second`, in either order, are held out."""
     return _percent("pair1320", *sorted((first.hexcode, second.hexcode))) < HELD_OUT_PERCENT
 
 
 def is_count_held_out(concept: Concept, count: int) -> bool:
-    """Whether `count` objects of `concept` are held out."""
+    """Return whether scenes of `count` objects of `concept` are held out."""
     return count == HELD_OUT_COUNT and concept in concepts_without_count()
 
 
 @cache
 def concepts_without_count() -> tuple[Concept, ...]:
-    """The three concepts of set S (so of every set) that are never seen four times."""
+    """Return the three concepts of set S (so of every set) whose count four is held out."""
     ranked = sorted(concepts("S"), key=lambda concept: _digest("count2", concept.hexcode))
     return tuple(ranked[:CONCEPTS_WITHOUT_COUNT])
 
 
 @cache
 def cells(name: str, *, held_out: bool) -> tuple[tuple[Concept, str], ...]:
-    """The (concept, color) cells of set `name` that are, or are not, held out."""
+    """Return the (concept, color) cells of set `name` that are, or are not, held out."""
     return tuple(
         (concept, color)
         for concept in concepts(name)

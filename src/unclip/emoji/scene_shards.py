@@ -1,4 +1,4 @@
-"""Scenes into webdataset shards: KEY.png and KEY.json, byte for byte the same every time."""
+"""Write scenes to webdataset shards with reproducible bytes: KEY.png and KEY.json."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -15,13 +15,13 @@ SHARDS = {"train": 16, "val": 4, "test_seen": 4, "test_held_out": 4}
 
 
 def shard_indices(count: int, split: str) -> list[range]:
-    """The scene indices of each of the split's shards."""
+    """Return the scene indices of each shard of a split."""
     parts = SHARDS[split]
     return [range(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 
 
 def scenes_of(concept_set: str, seed: int, split: str, indices: Iterable[int]) -> Iterator[Scene]:
-    """Every scene at `indices`, each pair followed by its twin."""
+    """Yield the scenes at `indices`, each followed by its twins."""
     for index in indices:
         yield from scenes(concept_set, seed=seed, split=split, index=index)
 
@@ -41,7 +41,7 @@ def write_shard(
 
 
 def description(scene: Scene, *, seed: int) -> dict:
-    """What the json member says about `scene`; boxes are x, y, width, height in [0, 1]."""
+    """Return the json member of a scene; boxes are x, y, width, height in [0, 1]."""
     return {
         "captions": captions(scene, seed=seed),
         "objects": [

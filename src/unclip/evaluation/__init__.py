@@ -1,4 +1,4 @@
-"""Evaluation: features and distances, the judge's choices, the benchmark, its pictures and report.
+"""Evaluation: every number and figure is a `Measurement` of one `Context`; see `src/evaluate.py`.
 
-Import its modules: most of what they need (torchmetrics, timm) is slow to load.
+Import its modules one by one: most of what they need (torchmetrics, timm) is slow to load.
 """

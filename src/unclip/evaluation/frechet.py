@@ -1,5 +1,6 @@
-"""The Fréchet distance between two sets of features, in float64, and how far to trust it."""
+"""The Fréchet distance between two sets of features in float64, with a bootstrap error."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 
 class Gaussian(NamedTuple):
-    """A set of features as its first two moments."""
+    """The first two moments of a set of features."""
 
     mean: Float64[Tensor, " features"]
     covariance: Float64[Tensor, "features features"]  # divided by count - 1
@@ -16,7 +17,7 @@ class Gaussian(NamedTuple):
 
 
 def fit_gaussian(features: Float[Tensor, "count features"]) -> Gaussian:
-    """Mean and covariance, in float64 on the CPU.
+    """Compute mean and covariance in float64 on the CPU.
 
     Raises:
         ValueError: fewer than two rows, or a feature that is not finite.
@@ -25,17 +26,18 @@ def fit_gaussian(features: Float[Tensor, "count features"]) -> Gaussian:
         raise ValueError(f"a covariance needs at least 2 rows of features: {list(features.shape)}")
     values = features.detach().cpu().double()
     if not values.isfinite().all():
-        raise ValueError("a feature is not finite: the pictures or the network are broken")
+        raise ValueError("a feature is not finite: the images or the network are broken")
     mean = values.mean(dim=0)
-    centred = values - mean
-    return Gaussian(mean, centred.T @ centred / (len(values) - 1), len(values))
+    centered = values - mean
+    return Gaussian(mean, centered.T @ centered / (len(values) - 1), len(values))
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) (Dowson & Landau 1982), never below zero.
+    """Compute |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) (Dowson & Landau 1982), at least 0.
 
-    The trace of (S1 S2)^½ is taken from the symmetric S1^½ S2 S1^½, which has the same eigenvalues
-    and can neither become complex nor fail where fewer samples than features make S1 singular.
+    The trace of (S1 S2)^½ is computed from the symmetric S1^½ S2 S1^½, which has the same
+    eigenvalues and can neither become complex nor fail if fewer samples than features make S1
+    singular.
     """
     values, vectors = torch.linalg.eigh(first.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # S1^½
@@ -46,23 +48,30 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     return max(float(shift + traces - 2 * overlap), 0.0)
 
 
+def frechet(
+    first: Float[Tensor, "count features"], second: Float[Tensor, "count features"]
+) -> float:
+    """Compute the Fréchet distance between two sets of features."""
+    return frechet_distance(fit_gaussian(first), fit_gaussian(second))
+
+
 def bootstrap_error(
     first: Float[Tensor, "count features"],
     second: Float[Tensor, "count features"],
     *,
+    distance: Callable[[Tensor, Tensor], float] = frechet,
     resamples: int = 20,
     seed: int = 0,
 ) -> float:
-    """Standard deviation of the distance when both sets are drawn again with replacement.
+    """Compute the standard deviation of a distance over bootstrap resamples of both sets.
 
-    Only the spread is given, not percentiles: repeated rows add to the distance's own bias, so that
-    the resampled distances lie above the distance itself.
+    Only the spread is returned, not percentiles: repeated rows add to the distance's own bias, so
+    the resampled distances are above the distance itself.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def resampled(features: Tensor) -> Gaussian:
-        rows = torch.randint(len(features), (len(features),), generator=generator)
-        return fit_gaussian(features[rows])
+    def resample(features: Tensor) -> Tensor:
+        return features[torch.randint(len(features), (len(features),), generator=generator)]
 
-    distances = [frechet_distance(resampled(first), resampled(second)) for _ in range(resamples)]
+    distances = [distance(resample(first), resample(second)) for _ in range(resamples)]
     return float(torch.tensor(distances, dtype=torch.float64).std())

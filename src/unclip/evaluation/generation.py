@@ -1,47 +1,194 @@
-"""The first phase: a picture of each prompt as a PNG, resumable, whoever makes which."""
+"""A resumable folder of generated images: one PNG per prompt, and how they were sampled."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
+from unclip.bundle import StageMetadata, build, stage_file, train_command
 from unclip.cascade import Cascade
-from unclip.evaluation.folder import PictureFolder
+from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.networks import weights_of
 from unclip.evaluation.protocol import Prompt, Protocol, fingerprint
-from unclip.evaluation.ranks import Ranks
 from unclip.evaluation.sampling import Sampling, Settings
-from unclip.stages import DiffusionStage
-from unclip.text_to_image import stages_for
+from unclip.evaluation.sources import crop_and_resize, open_image_file
+from unclip.files import write_text
+from unclip.images import save_png, to_pil
+from unclip.text_to_image import stage_of_prior, stages_for
+
+MANIFEST, SETTINGS = "manifest.jsonl", "settings.json"
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class GeneratedImage(NamedTuple):
+    """One image of a folder."""
+
+    id: str
+    path: Path
+    prompt: str | None  # None if no manifest says it
+    seed: int | None
+
+
+class ImageFolder:
+    """Generated images, ours or somebody else's.
+
+    Attributes:
+        path: the folder.
+        rows: every image that it has, or will have.
+        settings: how the images were sampled; {} if unknown.
+    """
+
+    def __init__(
+        self, path: Path, rows: Sequence[GeneratedImage], settings: Mapping[str, Any]
+    ) -> None:
+        self.path = path
+        self.rows = list(rows)
+        self.settings = dict(settings)
+
+    @classmethod
+    def create(
+        cls, path: Path, prompts: Sequence[Prompt], settings: Mapping[str, Any], *, seed: int
+    ) -> "ImageFolder":
+        """Create or reopen the folder for images of `prompts`, where image k has `seed` + k.
+
+        Raises:
+            ValueError: it has images of other prompts or settings.
+        """
+        rows = [
+            GeneratedImage(prompt.id, path / f"{prompt.id}.png", prompt.text, seed + k)
+            for k, prompt in enumerate(prompts)
+        ]
+        lines = [{"id": row.id, "prompt": row.prompt, "seed": row.seed} for row in rows]
+        texts = {
+            MANIFEST: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+            SETTINGS: json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n",
+        }
+        for name, text in texts.items():
+            file = path / name
+            if not file.exists():
+                write_text(file, text)
+            elif file.read_text(encoding="utf-8") != text:
+                raise ValueError(
+                    f"{file} was written with other settings: choose another out=, or remove {path}"
+                )
+        return cls(path, rows, settings)
+
+    @classmethod
+    def read(cls, path: Path) -> "ImageFolder":
+        """Open somebody else's images: those listed in manifest.jsonl, or all, sorted by name.
+
+        Each line of a manifest is {"id": …, "prompt": …}; the image is ID.png (or .jpg, .webp) or
+        the file named by "file".
+
+        Raises:
+            FileNotFoundError: the folder, all images or a listed image are missing.
+            ValueError: the manifest is damaged.
+        """
+        if not path.is_dir():
+            raise FileNotFoundError(f"generated={path}: there is no such folder")
+        found = {file.stem: file for file in sorted(path.iterdir()) if _is_image(file)}
+        if not found:
+            raise FileNotFoundError(f"{path} has no image ({', '.join(_SUFFIXES)})")
+        settings_file = path / SETTINGS
+        settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+        if (path / MANIFEST).is_file():
+            rows = _read_manifest(path / MANIFEST, found)
+        else:
+            rows = [GeneratedImage(name, file, None, None) for name, file in found.items()]
+        return cls(path, rows, settings)
+
+    @property
+    def prompts(self) -> list[str] | None:
+        """The prompt of every image; None if they are not known."""
+        texts = [row.prompt for row in self.rows]
+        return None if None in texts else texts
+
+    def is_missing(self, block: Iterable[int]) -> bool:
+        """Return whether an image of the block is missing or truncated."""
+        return not all(_is_intact(self.rows[k].path) for k in block)
+
+    def write(self, k: int, image: UInt8[Tensor, "3 height width"]) -> None:
+        """Write image k atomically."""
+        save_png(to_pil(image), self.rows[k].path)
+
+    def load(
+        self, indices: Iterable[int], protocol: Protocol
+    ) -> UInt8[Tensor, "count 3 size size"]:
+        """Load some images, cropped and resized as the protocol says if they have another size.
+
+        Raises:
+            FileNotFoundError: an image is missing.
+            ValueError: an image is damaged.
+        """
+        rows = (self.rows[k] for k in indices)
+        return torch.stack([crop_and_resize(open_image_file(row.path), protocol) for row in rows])
 
 
 def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str) -> dict[str, Any]:
-    """What decides about the pixels, and nothing else: the batch size is no part of it."""
-    drawing = ("prior", *stages_for(protocol.resolution))
-    used = {name: cascade.metadata.get(name) for name in ("clip", *drawing)}
-    guidance = {"prior": settings.prior_guidance_scale, "decoder": settings.guidance_scale}
+    """Return everything that determines the pixels; the batch size does not.
+
+    No stage is loaded for it.
+
+    Raises:
+        FileNotFoundError: the bundle lacks a stage.
+    """
+    prior = stage_of_prior(settings.prior)
+    stages = dict.fromkeys(("clip", prior, *stages_for(protocol.resolution)))
+    require_stages(cascade, stages)
+    used = {name: cascade.metadata[name] for name in stages}
+    guidance = {prior: settings.prior_guidance_scale, "decoder": settings.guidance_scale}
+    sampling = {
+        "prior" if name == prior else name: _sampling_of(
+            used[name], guidance.get(name), settings.steps.get(name)
+        )
+        for name in stages
+        if name != "clip"
+    }
+    if settings.prior in ("linear", "none"):
+        sampling["prior"] = {"sampler": settings.prior}
     return {
         "protocol": protocol.describe(),
         "data": data,
-        "stages": {name: about.fingerprint for name, about in used.items() if about},
-        "recipes": {name: fingerprint(about.recipe) for name, about in used.items() if about},
+        "stages": {name: about.fingerprint for name, about in used.items()},
+        "recipes": {name: fingerprint(about.recipe) for name, about in used.items()},
         "clip": weights_of(cascade.embedder),
-        "sampling": {
-            name: sampling_of(cascade.stage(name), guidance.get(name), settings.steps.get(name))
-            for name in drawing
-        },
+        "sampling": sampling,
         "seed": settings.seed,
     }
 
 
-def sampling_of(
-    stage: DiffusionStage, guidance_scale: float | None, steps: int | None
+def require_stages(cascade: Cascade, names: Iterable[str]) -> None:
+    """Check that a bundle has some stages.
+
+    Raises:
+        FileNotFoundError: it lacks one; the message has the command that trains it.
+    """
+    for name in names:
+        file = stage_file(cascade.folder, name)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: train it with `{train_command(name)}`")
+
+
+def _sampling_of(
+    metadata: StageMetadata, guidance_scale: float | None, steps: int | None
 ) -> dict[str, Any]:
-    """A stage's sampler, its arguments and its guidance: the stage's own where None is given."""
-    described = {"sampler": stage.sampler.func.__name__, **stage.sampler.keywords}
-    if steps is not None:
-        described["steps"] = steps
+    """Return a stage's sampler, its arguments and its guidance, the stage's own if None is given.
+
+    The stage is built without memory for its weights.
+    """
+    with torch.device("meta"):
+        stage = build(metadata.recipe)
+    sampler = getattr(stage, "sampler", None)  # an autoregressive prior has none
+    described = {"sampler": "autoregressive"}
+    if sampler is not None:
+        described = {"sampler": sampler.func.__name__, **sampler.keywords}
+        described |= {} if steps is None else {"steps": steps}
     if guidance_scale is not None:
         return described | {"guidance_scale": float(guidance_scale)}
     own = {name: getattr(stage, name, None) for name in ("guidance_scale", "text_guidance_scale")}
@@ -56,39 +203,40 @@ def generate(
     out: Path,
     *,
     data: str,
-    ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
-) -> PictureFolder:
-    """A picture of each prompt, in a folder of OUT that is named by the protocol and all settings.
+    ranks: Ranks | None = None,
+) -> ImageFolder:
+    """Sample an image of each prompt into a folder of OUT named by the protocol and all settings.
 
-    Picture k is made with the seed `settings.seed` + k. The prompts are cut into blocks of a batch;
-    a block is skipped where all of its pictures are there, and else made whole, so that a picture
-    has the same neighbours, and thus the same rounding, in every run.
+    Image k has the seed `settings.seed` + k. The prompts are cut into blocks of one batch; a block
+    is skipped if all of its images are there, and otherwise sampled as a whole, so an image has the
+    same neighbors, and thus the same rounding, in every run.
 
     Args:
-        cascade: what draws them.
-        prompts: what is drawn.
-        protocol: at which size.
+        cascade: the bundle.
+        prompts: the prompts.
+        protocol: the protocol, for its resolution.
         settings: guidance, steps, seed and batch size.
-        out: where the folder is made.
-        data: the fingerprint of the data that the prompts are from.
+        out: parent of the folder.
+        data: fingerprint of the data that the prompts come from.
         ranks: the processes that share the work.
 
     Raises:
         FileNotFoundError: the bundle lacks a stage.
     """
+    ranks = ranks or Ranks()
     made_with = describe(cascade, protocol, settings, data)
-    path = out / f"{protocol.name}-{fingerprint(_plain(made_with))}"
-    folder = PictureFolder.create(path, prompts, made_with, seed=settings.seed)
+    path = out / f"{protocol.name}-{fingerprint(_without_name(made_with))}"
+    folder = ImageFolder.create(path, prompts, made_with, seed=settings.seed)
     sampling = Sampling(settings.quiet(), cascade)
     own = ranks.blocks(len(prompts), settings.batch_size)
     with tqdm(
         total=sum(map(len, own)),
-        desc=f"pictures of {protocol.name}",
-        unit="picture",
+        desc=f"images of {protocol.name}",
+        unit="image",
         disable=not (settings.progress and ranks.first),
     ) as bar:
         for block in own:
-            if folder.missing(block):
+            if folder.is_missing(block):
                 captions = [prompts[k].text for k in block]
                 images = sampling.text_to_image(
                     captions, size=protocol.resolution, first=block.start
@@ -100,11 +248,43 @@ def generate(
     return folder
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the protocol's name, which may be changed without changing a picture."""
-    return {
-        **settings,
-        "protocol": {
-            key: value for key, value in settings["protocol"].items() if key not in ("name", "hash")
-        },
-    }
+def _without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the protocol's name, which changes no image."""
+    protocol = {k: v for k, v in settings["protocol"].items() if k not in ("name", "hash")}
+    return {**settings, "protocol": protocol}
+
+
+def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedImage]:
+    """Read which image has which prompt."""
+    rows = []
+    for number, line in enumerate(manifest.read_text("utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            name = Path(str(entry.get("file", entry["id"]))).name
+            prompt, seed = str(entry["prompt"]), entry.get("seed")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'line {number} of {manifest} is not {{"id": …, "prompt": …}}: {error!r}'
+            ) from error
+        file = found.get(name) or found.get(Path(name).stem)
+        if file is None:
+            raise FileNotFoundError(
+                f"{manifest} lists {name}, which is missing: finish the sampling first"
+            )
+        rows.append(GeneratedImage(str(entry["id"]), file, prompt, seed))
+    return rows
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+
+
+def _is_intact(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        with Image.open(file) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True

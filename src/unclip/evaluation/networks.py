@@ -1,21 +1,20 @@
-"""The networks in whose features pictures are compared, each from a file that lies here.
+"""Feature networks in which images are compared, each loaded from a local file.
 
-Nothing is fetched: a file that is missing is an error that says what to fetch and where to put it.
+Nothing is downloaded: the error for a missing file says what to download and where to put it.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
-from unclip.bundle import load_embedder, stage_file, train_command
+from unclip.bundle import load_embedder
 from unclip.clip import ClipEmbedder, fingerprint
 from unclip.clip.public import load_public
-from unclip.evaluation.features import check_bytes, resized
+from unclip.evaluation.features import FeatureNetwork, resize
+from unclip.files import sha256_of
 
 INCEPTION_FILE = "weights/weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -25,39 +24,19 @@ _INCEPTION_URL = (
 )
 
 
-@runtime_checkable
-class FeatureNetwork(Protocol):
-    """What a distance is measured in: an nn.Module in eval mode, from bytes to float32 features.
+class Inception(FeatureNetwork):
+    """FID's network: TensorFlow's Inception v3 of 2015 in torch-fidelity's port.
 
-    Attributes:
-        name: as it stands in a metric's name.
-        num_features: the width of the features (torchmetrics reads this name).
-        fingerprint: of what decides about the features; keys what is cached.
-    """
-
-    name: str
-    num_features: int
-    fingerprint: str
-
-    def __call__(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
-        """Features of pictures of any size."""
-
-
-class Inception(nn.Module):
-    """Inception v3 as TensorFlow published it in 2015, in torch-fidelity's port: FID's network.
-
-    Pictures are resized to 299 px by TensorFlow 1's bilinear rule (no antialiasing, no half-pixel
-    offset), as in the FID that papers report.
+    Images are resized to 299 px by TensorFlow 1's bilinear rule (no antialiasing, no half-pixel
+    offset), as in the FIDs that papers report.
 
     Args:
         weights: torch-fidelity's file, 96 MB.
-        sha256: of that file.
+        sha256: hash of that file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is another file.
+        FileNotFoundError: the file is missing.
+        ValueError: it is a different file.
     """
 
     name = "inception"
@@ -70,15 +49,14 @@ class Inception(nn.Module):
         path = Path(weights)
         if not path.is_file():
             raise FileNotFoundError(
-                f"Inception's weights are not at {path}: "
+                f"{path}, the weights of Inception, is missing: "
                 f"`curl -L --create-dirs -o {path} {_INCEPTION_URL}`"
             )
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
         if digest != sha256:
             raise ValueError(
                 f"{path} is not TensorFlow's Inception (sha256 {digest[:16]}…, expected "
-                f"{sha256[:16]}…): remove it and fetch it again"
+                f"{sha256[:16]}…): remove it and download it again"
             )
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -89,32 +67,25 @@ class Inception(nn.Module):
         torch.load(path, map_location="cpu", weights_only=True)  # the extractor would unpickle it
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
         self.fingerprint = digest[:8]
-        self.requires_grad_(False).eval()
+        self.freeze()
 
-    def train(self, mode: bool = True) -> "Inception":
-        """Stay in eval mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(
+    def encode(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
-        """The 2048 features before the classifier, in float32 whatever autocast says outside."""
-        check_bytes(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.network(images)[0]
+        """Compute the 2048 features before the classifier."""
+        return self.network(images)[0]
 
     def logits(self, features: Float[Tensor, "count features"]) -> Float[Tensor, "count classes"]:
-        """The classifier's logits without its bias, as the Inception Score takes them."""
+        """Compute the classifier's logits without its bias, as the Inception Score does."""
         return features @ self.network.fc.weight.T.to(features)
 
 
-class ClipNetwork(nn.Module):
-    """A CLIP's image embeddings as features, and its embeddings of texts.
+class ClipNetwork(FeatureNetwork):
+    """A CLIP's image embeddings as features, and its text embeddings.
 
     Args:
         embedder: a frozen CLIP; it stays a plain object.
-        name: as it stands in a metric's name.
+        name: its name inside the names of scores.
     """
 
     def __init__(self, embedder: ClipEmbedder, name: str) -> None:
@@ -124,82 +95,59 @@ class ClipNetwork(nn.Module):
         self.num_features = embedder.embedding_dim
         self.fingerprint = embedder.fingerprint
         self.model = embedder.model  # so that .to(device) moves it
-        self.eval()
+        self.freeze()
 
-    def train(self, mode: bool = True) -> "ClipNetwork":
-        """Stay in eval mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(
+    def encode(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
-        """Image embeddings, in float32 whatever autocast says outside."""
-        check_bytes(images)
+        """Compute image embeddings."""
         return self.embedder.image(images)
 
     def texts(
         self, captions: Sequence[str], batch_size: int = 64
     ) -> Float[Tensor, "count features"]:
-        """Text embeddings, on the CPU."""
+        """Compute text embeddings in batches; return them on the CPU."""
         starts = range(0, len(captions), batch_size)
         parts = [self.embedder.text(captions[start : start + batch_size]) for start in starts]
         return torch.cat([part.text_embedding.cpu() for part in parts])
 
 
 def judge(*, file: str | Path) -> ClipNetwork:
-    """A bundle's second CLIP, which no other stage has seen.
+    """Load a bundle's second CLIP, which no other stage has seen.
 
     Raises:
-        FileNotFoundError: it is not there; the message has the command that trains it.
+        FileNotFoundError: it is missing; the message has the command that trains it.
     """
     return ClipNetwork(load_embedder(file), "judge")
 
 
-def load_judge(folder: Path, own: ClipEmbedder) -> ClipEmbedder:
-    """A bundle's second CLIP, on the device of its own.
-
-    Raises:
-        FileNotFoundError: it has none; the message has the command that trains it.
-        ValueError: it is damaged, or the bundle's own CLIP.
-    """
-    file = stage_file(folder, "judge")
-    judge = load_embedder(file, own.device)
-    if weights_of(judge) == weights_of(own):
-        raise ValueError(
-            f"{file} is the model's own CLIP, which flatters what was trained on it: train another "
-            f"with `{train_command('judge')}`"
-        )
-    return judge
-
-
 def weights_of(embedder: ClipEmbedder) -> str:
-    """The fingerprint of a CLIP's weights, by the names that they have in whatever file."""
+    """Fingerprint a CLIP's weights, independent of the file they are in."""
     return fingerprint(embedder.model.state_dict())
 
 
 def public_clip(*, model: str, pretrained: str | Path, name: str) -> ClipNetwork:
-    """A public CLIP of open_clip's, from a file; its tags would be fetched, and are refused.
+    """Load a public CLIP of open_clip from a file of weights (a tag would be downloaded).
 
     Raises:
-        FileNotFoundError: the file is not there; the message has the command that fetches it.
-        ValueError: it is no file of weights, or not this model's.
+        FileNotFoundError: the file is missing; the message has the command that downloads it.
+        ValueError: it is not a file of this model's weights.
     """
     return ClipNetwork(load_public(model, Path(pretrained)), name)
 
 
-class TimmNetwork(nn.Module):
-    """Any network of timm's, such as DINOv2's: FD in its features agrees better with people.
+class TimmNetwork(FeatureNetwork):
+    """A network of timm, such as DINOv2: distances in its features agree better with people.
 
     Args:
-        model: timm's name, such as "vit_large_patch14_dinov2".
+        model: name in timm, such as "vit_large_patch14_dinov2".
         weights: a .safetensors file of its weights.
-        name: as it stands in a metric's name.
-        size: side in pixels of its input; positions learned at another are interpolated.
+        name: its name inside the names of scores.
+        size: width and height of its input in pixels; learned positions are interpolated to it.
 
     Raises:
-        FileNotFoundError: the weights are not there.
-        ValueError: they are not this network's.
+        FileNotFoundError: the weights are missing.
+        ValueError: they belong to a different network.
     """
 
     def __init__(self, *, model: str, weights: str | Path, name: str, size: int = 224) -> None:
@@ -211,7 +159,7 @@ class TimmNetwork(nn.Module):
         path = Path(weights)
         if not path.is_file():
             raise FileNotFoundError(
-                f"the weights of {model} are not at {path}: "
+                f"{path}, the weights of {model}, is missing: "
                 f"`hf download timm/{model} model.safetensors --local-dir {path.parent}`"
             )
         settings = {"img_size": size} if model.startswith("vit") else {}
@@ -222,26 +170,19 @@ class TimmNetwork(nn.Module):
                 stored = vision_transformer.checkpoint_filter_fn(stored, self.network)
             unknown = self.network.load_state_dict(stored, strict=False)
         except RuntimeError as error:
-            raise ValueError(f"{path} does not hold the weights of {model}: {error}") from error
+            raise ValueError(f"{path} does not have the weights of {model}: {error}") from error
         if unknown.missing_keys:
-            raise ValueError(f"{path} lacks {unknown.missing_keys[0]} of {model}: another network?")
+            raise ValueError(f"{path} lacks {unknown.missing_keys[0]} of {model}")
         self.name, self.size = name, size
         self.num_features = self.network.num_features
-        with path.open("rb") as file:
-            self.fingerprint = f"{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}-{size}"
+        self.fingerprint = f"{sha256_of(path)[:8]}-{size}"
         config = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"])[:, None, None])
         self.register_buffer("std", torch.tensor(config["std"])[:, None, None])
-        self.requires_grad_(False).eval()
+        self.freeze()
 
-    def train(self, mode: bool = True) -> "TimmNetwork":
-        """Stay in eval mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(
+    def encode(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
-        """What the network gives its classifier, in float32 whatever autocast says outside."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self.network((resized(images, self.size) - self.mean) / self.std)
+        """Compute the features before the classifier."""
+        return self.network((resize(images, self.size) - self.mean) / self.std)

@@ -1,31 +1,81 @@
-"""Open captions: the spread of a prior's embeddings for captions that leave the background open.
+"""Measure the spread of a prior's embeddings for captions that leave the background open.
 
 Such captions ("a cat", "a red heart") have many valid images. A linear map gives one embedding for
-each, so that only the decoder's noise can vary the images; a prior should sample the variety.
+each, so only the decoder's noise can vary the images; a prior should sample the variety.
 """
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unclip.emoji import BACKGROUNDS, COLORS, Concept, concepts
 from unclip.emoji.captions import article
 from unclip.emoji.compositions import cells
-from unclip.evaluation.measures import Numbers, embed_images, share
-from unclip.evaluation.real import Real
-from unclip.evaluation.sampling import Sampling
-from unclip.evaluation.two_objects import (
+from unclip.emoji.probes import concept_set
+from unclip.emoji.templates import (
     Images,
     Templates,
     background_names,
     everywhere,
     main_colors,
 )
+from unclip.evaluation.choices import Numbers, encode_images, share
+from unclip.evaluation.context import Context
+from unclip.evaluation.measurement import Measurement, Result, Table
+from unclip.evaluation.sampling import Sampling
+from unclip.evaluation.sources import Real
+from unclip.evaluation.two_objects import scene_singles, scene_templates
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenCaptions(Measurement):
+    """Spread of each prior's samples for captions that leave the background open.
+
+    Args:
+        captions: number of captions.
+        seeds: number of samples per caption.
+    """
+
+    captions: int = 12
+    seeds: int = 8
+
+    title: ClassVar[str] = "Captions that leave the background open"
+    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+
+    def __call__(self, context: Context) -> Result:
+        """Measure every prior that the bundle has, and the data."""
+        singles, templates = scene_singles(context), scene_templates(context)
+        known = context.cascade.metadata
+        linear = "prior" in known and context.cascade.stage("prior").linear is not None
+        priors = {"diffusion": "prior" in known, "linear": linear, "ar": "prior_ar" in known}
+        found = measure_open(
+            context.sampling,
+            [name for name, available in priors.items() if available],
+            choose_captions(concept_set(context.data), self.captions, seed=context.seed),
+            singles,
+            templates,
+            seeds=self.seeds,
+        )
+        keys = ("embedding_spread", "backgrounds")
+        rows = [
+            [
+                "(real images)" if source == "data" else source,
+                *(numbers[key] for key in keys),
+                *(numbers["right"][key] for key in ("share", "error")),
+                numbers["captions"],
+                numbers["seeds"],
+            ]
+            for source, numbers in found.items()
+        ]
+        head = ["prior", "cosine distance in a caption", "different backgrounds", "object right"]
+        table = Table([*head, "±", "captions", "seeds"], rows)
+        return Result(tables={self.title: table}, values={"open_captions": found})
 
 
 class OpenCaption(NamedTuple):
@@ -41,16 +91,16 @@ class OpenCaption(NamedTuple):
 
     @property
     def backgrounds(self) -> int:
-        """How many backgrounds the data has for it: all but the one of the object's color."""
+        """Number of backgrounds in the data: all but the one of the object's color."""
         return len(BACKGROUNDS.keys() - {self.color or self.concept.color})
 
 
 def choose_captions(name: str, count: int, *, seed: int = 0) -> list[OpenCaption]:
     """Choose at most `count` captions of set `name`: half in natural colors, half recolored."""
-    draw = random.Random(f"{seed}/open captions/{name}")
-    natural = draw.sample(concepts(name), min(count - count // 2, len(concepts(name))))
+    rng = random.Random(f"{seed}/open captions/{name}")
+    natural = rng.sample(concepts(name), min(count - count // 2, len(concepts(name))))
     seen = cells(name, held_out=False)
-    recolored = draw.sample(seen, min(count - len(natural), len(seen)))
+    recolored = rng.sample(seen, min(count - len(natural), len(seen)))
     return [
         *(OpenCaption(concept, None) for concept in natural),
         *map(OpenCaption._make, recolored),
@@ -70,20 +120,19 @@ def measure_open(
 
     `embedding_spread` is the mean cosine distance between two embeddings of one caption,
     `backgrounds` the mean number of different backgrounds among its images, and `right` the share
-    of images whose concept and stated color the network-free probes find. The data's backgrounds
-    are the expectation of as many uniform draws.
+    of images whose concept and stated color the network-free probes find.
 
     Args:
-        sampling: the bundle.
+        sampling: the bundle's samplers.
         priors: names of `Cascade.prior`.
-        captions: from `choose_captions`.
+        captions: captions from `choose_captions`.
         singles: real images of one object.
-        templates: names the concepts.
-        seeds: samples of each caption.
+        templates: templates that name the concepts.
+        seeds: number of samples per caption.
     """
     texts = [caption.text for caption in captions for _ in range(seeds)]
     repeated = [caption for caption in captions for _ in range(seeds)]
-    found = {"data": _data(sampling, captions, singles, templates, seeds=seeds)}
+    found = {"data": _measure_data(sampling, captions, singles, templates, seeds=seeds)}
     for prior in priors:
         z = sampling.predict(texts, prior=prior)
         images = sampling.decode(z, texts)
@@ -99,7 +148,7 @@ def measure_open(
     return found
 
 
-def _data(
+def _measure_data(
     sampling: Sampling,
     captions: Sequence[OpenCaption],
     singles: Real,
@@ -107,7 +156,9 @@ def _data(
     *,
     seeds: int,
 ) -> Numbers:
-    """Measure the same of real images, at most `seeds` of each caption.
+    """Measure at most `seeds` real images of each caption.
+
+    The number of backgrounds is the expectation of as many uniform samples.
 
     Raises:
         FileNotFoundError: no caption has a real image.
@@ -121,11 +172,12 @@ def _data(
         raise FileNotFoundError("no training image of any open caption: prepare a larger data set")
     images = singles.images[[row for group in groups for row in group]]
     shown = [one for one, group in zip(captions, groups, strict=True) for _ in group]
-    parts = embed_images(sampling.cascade.embedder, images).split([len(group) for group in groups])
-    drawn = [one.backgrounds * (1 - (1 - 1 / one.backgrounds) ** seeds) for one in captions]
+    counts = [len(group) for group in groups]
+    parts = encode_images(sampling.cascade.embedder, images).split(counts)
+    expected = [one.backgrounds * (1 - (1 - 1 / one.backgrounds) ** seeds) for one in captions]
     return {
         "embedding_spread": _mean([_spread(part) for part in parts if len(part) > 1]),
-        "backgrounds": _mean(drawn),
+        "backgrounds": _mean(expected),
         "right": share(_right(images, shown, templates)),
         "captions": len(captions),
         "seeds": seeds,
@@ -138,7 +190,9 @@ def _spread(z: Float[Tensor, "count dim"]) -> float:
     return float((count**2 - z.sum(dim=0).square().sum()) / max(count * (count - 1), 1))
 
 
-def _right(images: Images, captions: Sequence[OpenCaption], templates: Templates) -> Tensor:
+def _right(
+    images: Images, captions: Sequence[OpenCaption], templates: Templates
+) -> Bool[Tensor, " count"]:
     """Return whether each image shows its caption's concept in the stated color."""
     named = templates.name(images, everywhere(images))
     colors = [None if k < 0 else list(COLORS)[k] for k in main_colors(images, everywhere(images))]

@@ -1,4 +1,4 @@
-"""A protocol: everything beside the model that a number depends on, as one named, hashed value."""
+"""A protocol: everything besides the model that a number depends on, named and hashed."""
 
 import hashlib
 import json
@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from unclip.data.choosing import seeded
+from unclip.data.order import rng
 
 
 class Item(NamedTuple):
-    """A real picture as a source lists it, or a prompt that has none.
+    """A real image as a source lists it.
 
     Attributes:
         id: its name.
-        captions: at least one.
-        about: what else the source says of it, such as the objects in the scene.
+        captions: at least one caption.
+        about: other metadata of the image, such as the objects in the scene.
     """
 
     id: str
@@ -26,37 +26,37 @@ class Item(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """A caption to draw, and the picture that it belongs to."""
+    """A caption to sample, and the image that it belongs to."""
 
-    id: str  # names the file of the generated picture
+    id: str  # file name of the generated image, without its suffix
     text: str
-    item: int  # the index of the real picture in its source
+    item: int  # index of the real image in its source
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Which captions are drawn, at which size, and what the pictures are measured against.
+    """Which captions are sampled, at which size, and what their images are compared with.
 
-    Two numbers may stand in one table only where their protocols, their data and their counts are
-    the same: `key` says so in a few letters.
+    Two numbers are comparable only if their protocols, their data and their counts are equal:
+    `key` says so in a few letters. All field names and values are hashed, so they never change.
 
     Args:
-        name: such as "coco14-30k".
-        format: how the data lie, "shards" (ROOT/SPLIT/SIZE/*.tar), "coco" (COCO's folders) or
-            "prompts" (ROOT/SPLIT.jsonl, a line {"prompt": …} each, as GenEval's; no pictures).
-        split: whose captions are drawn, such as "val2014".
-        captions: "one_per_image" draws `count` different pictures and one caption of each, "any"
-            draws `count` of all captions, so that a picture may come twice; "first" takes the
-            first caption of the first `count` pictures, and draws nothing.
-        count: of generated pictures; all that there are where there are fewer.
-        resolution: in pixels, of both sides; what enlarges beyond it is outside.
-        crop: "centre" cuts the middle square out of a real picture, "none" squashes it.
-        filter: by which a picture is resized, antialiased.
-        reference: the split that the pictures are measured against.
-        reference_count: its first pictures; None is the whole split.
-        network: the feature network of the headline number.
-        repeats: pictures of each prompt, each with noise of its own.
-        seed: of the draw.
+        name: name of the protocol, such as "coco14-30k".
+        format: layout of the data: "shards" (ROOT/SPLIT/SIZE/*.tar), "coco" (MS-COCO's folders),
+            or "prompts" (captions without real images, for samples outside the data).
+        split: split of the captions, such as "val2014".
+        captions: "one_per_image" draws `count` different images and one caption of each; "any"
+            draws `count` of all captions, so an image may occur twice; "first" takes the first
+            caption of the first `count` images, without drawing.
+        count: number of prompts; all of them if there are fewer.
+        resolution: width and height in pixels; upsamplers beyond it are not used.
+        crop: "centre" crops the central square of a real image, "none" squashes it.
+        filter: filter of the antialiased resizing.
+        reference: split of the real images to compare with.
+        reference_count: number of its first images; None is the whole split.
+        network: feature network of the main number.
+        repeats: number of images of each prompt, each with its own noise.
+        seed: seed of the draw.
     """
 
     name: str
@@ -86,29 +86,31 @@ class Protocol:
             )
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"protocol.{name} is {value!r}; it can be {', '.join(known)}")
+                raise ValueError(
+                    f"protocol.{name} is {value!r}; it must be one of {', '.join(known)}"
+                )
         for name in ("count", "resolution", "reference_count", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"protocol.{name} is {value}; it is at least 1")
+                raise ValueError(f"protocol.{name} is {value}; it must be at least 1")
 
     def describe(self) -> dict[str, Any]:
-        """All fields, and the hash over them."""
+        """Return all fields and their hash."""
         return {**asdict(self), "hash": fingerprint(asdict(self))}
 
     def key(self, data: str, count: int) -> str:
-        """The name of numbers that compare: by protocol, by the data's fingerprint, by count."""
+        """Return the name that comparable numbers share: protocol, data fingerprint and count."""
         digest = fingerprint({**asdict(self), "data": data, "drawn": count})
         return f"{self.name}-{self.resolution}-n{count}-{digest}"
 
     def draw(self, items: Sequence[Item]) -> list[Prompt]:
-        """The prompts, in the order in which they are numbered; a smaller count is a prefix.
+        """Draw the prompts in the order of their numbers; a smaller count gives a prefix.
 
         Raises:
-            ValueError: there is nothing to draw from.
+            ValueError: there are no captions.
         """
         if not items:
-            raise ValueError(f"the split {self.split} has no captioned picture")
+            raise ValueError(f"the split {self.split} has no image with a caption")
         if self.captions == "first":
             chosen = [Prompt(item.id, item.captions[0], k) for k, item in enumerate(items)]
         elif self.captions == "any":
@@ -120,7 +122,7 @@ class Protocol:
         else:
             chosen = [Prompt(item.id, self._one(item), k) for k, item in enumerate(items)]
         if self.captions != "first":
-            seeded("protocol", self.seed, self.split).shuffle(chosen)
+            rng("protocol", self.seed, self.split).shuffle(chosen)
         chosen = chosen[: self.count]
         if self.repeats == 1:
             return chosen
@@ -131,11 +133,11 @@ class Protocol:
         ]
 
     def _one(self, item: Item) -> str:
-        chance = seeded("protocol", self.seed, self.split, item.id)
-        return item.captions[chance.randrange(len(item.captions))]
+        choice = rng("protocol", self.seed, self.split, item.id)
+        return item.captions[choice.randrange(len(item.captions))]
 
 
 def fingerprint(values: Any) -> str:
-    """Eight hexadecimal digits of a plain value."""
+    """Hash a plain value to eight hexadecimal digits."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

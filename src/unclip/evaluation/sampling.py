@@ -1,33 +1,33 @@
-"""An evaluation's samples: one seed a picture, one progress bar a call."""
+"""Samples of an evaluation: one seed per image, one progress bar per call."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from unclip.bundle import StageMetadata, build
 from unclip.cascade import Cascade
-from unclip.images import to_uint8
-from unclip.stages import Stage
+from unclip.text_to_image import stage_of_prior
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How pictures are sampled.
+    """How images are sampled.
 
     Args:
-        guidance_scale: the decoder's; None is its own.
-        prior_guidance_scale: the prior's; None is its own.
-        steps: sampler steps of the stages named; None, and the others, are their own.
-        batch_size: pictures of 64 px at a time; larger pictures go in smaller batches.
-        seed: picture k has `seed` + k.
-        progress: show bars.
+        prior: where image embeddings come from: "diffusion", "ar", "linear" or "none" (z_t itself).
+        guidance_scale: guidance scale of the decoder; None is the stage's own.
+        prior_guidance_scale: guidance scale of the prior; None is the stage's own.
+        steps: sampler steps of stages by name; None, and the others, use the stage's own.
+        batch_size: number of 64 px images per batch; larger images use smaller batches.
+        seed: image k has the seed `seed` + k.
+        progress: show progress bars.
     """
 
+    prior: str = "diffusion"
     guidance_scale: float | None = None
     prior_guidance_scale: float | None = None
     steps: Mapping[str, int | None] = field(default_factory=dict)
@@ -37,21 +37,22 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it is at least 1")
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        stage_of_prior(self.prior)
         given = {stage: count for stage, count in self.steps.items() if count is not None}
         object.__setattr__(self, "steps", given)
 
     def quiet(self) -> "Settings":
-        """The same without bars."""
+        """Return the same settings without progress bars."""
         return replace(self, progress=False)
 
 
 class Sampling:
-    """A cascade with settings; row k of a call takes the seed `settings.seed` + `first` + k.
+    """A cascade with settings; row k of a call has the seed `settings.seed` + `first` + k.
 
     Args:
-        settings: guidance, steps, batch size and seed.
-        cascade: what samples.
+        settings: prior, guidance, steps, batch size and seed.
+        cascade: the bundle's stages.
     """
 
     def __init__(self, settings: Settings, cascade: Cascade) -> None:
@@ -59,96 +60,73 @@ class Sampling:
         self.cascade = cascade
 
     def predict(
-        self, captions: Sequence[str], *, first: int = 0, prior: str = "diffusion"
+        self, captions: Sequence[str], *, first: int = 0, prior: str | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """Image embeddings of captions from a prior of `Cascade.prior`."""
-        with self._bar() as progress:
+        """Predict image embeddings of captions.
+
+        Args:
+            captions: the captions.
+            first: offset of the seeds.
+            prior: one of `Cascade.prior`'s choices; None is that of the settings.
+        """
+        scale = self.settings.prior_guidance_scale
+        with self._options(captions, first) as options:
             return self.cascade.prior(
-                captions,
-                seeds=self._seeds(captions, first),
-                prior=prior,
-                guidance_scale=self.settings.prior_guidance_scale,
-                steps=self.settings.steps,
-                batch_size=self.settings.batch_size,
-                progress=progress,
+                captions, prior=prior or self.settings.prior, guidance_scale=scale, **options
             )
 
     def decode(
         self,
-        image_embedding: Float[Tensor, "batch dim"],
+        image_embedding: Float[Tensor, "batch dim"] | None,
         captions: Sequence[str],
         *,
         first: int = 0,
     ) -> UInt8[Tensor, "batch 3 64 64"]:
-        """The decoder's pictures of image embeddings."""
-        with self._bar() as progress:
+        """Decode image embeddings to 64 px images; None decodes the captions alone."""
+        scale = self.settings.guidance_scale
+        with self._options(captions, first) as options:
             return self.cascade.decode(
-                image_embedding,
-                captions,
-                seeds=self._seeds(captions, first),
-                size=64,
-                guidance_scale=self.settings.guidance_scale,
-                steps=self.settings.steps,
-                batch_size=self.settings.batch_size,
-                progress=progress,
+                image_embedding, captions, size=64, guidance_scale=scale, **options
             ).images[64]
 
     def enlarge(
         self, images: UInt8[Tensor, "batch 3 height width"], size: int, *, first: int = 0
     ) -> UInt8[Tensor, "batch 3 size size"]:
-        """The upsamplers' enlargements, in batches that are smaller as pictures are larger."""
-        with self._bar() as progress:
-            return self.cascade.upsample(
-                images,
-                seeds=self._seeds(images, first),
-                size=size,
-                steps=self.settings.steps,
-                batch_size=max(self.settings.batch_size * 16 // size, 1),
-                progress=progress,
-            )[size]
+        """Enlarge images with the upsamplers, in batches that shrink as the images grow."""
+        with self._options(images, first) as options:
+            options["batch_size"] = max(self.settings.batch_size * 16 // size, 1)
+            return self.cascade.upsample(images, size=size, **options)[size]
 
     def text_to_image(
         self, captions: Sequence[str], *, size: int, first: int = 0
     ) -> UInt8[Tensor, "batch 3 size size"]:
-        """Pictures of captions; the small ones are made in large batches, the large in small."""
-        image_embedding = self.predict(captions, first=first)
-        images = self.decode(image_embedding, captions, first=first)
+        """Sample images of captions: small ones in large batches, large ones in small batches."""
+        with self._options(captions, first) as options:
+            images = self.cascade.text_to_image(
+                captions,
+                size=64,
+                prior=self.settings.prior,
+                guidance_scale=self.settings.guidance_scale,
+                prior_guidance_scale=self.settings.prior_guidance_scale,
+                **options,
+            ).images[64]
         return images if size == 64 else self.enlarge(images, size, first=first)
 
-    def null_embedding(self) -> Float[Tensor, "1 dim"]:
-        """What stands for no image embedding: the decoder then has the caption alone, as GLIDE."""
-        decoder = self.cascade.stage("decoder")
-        return decoder.image_scaling.denormalize(decoder.null_image_embedding).cpu()
-
-    @torch.inference_mode()
-    def untrained(
-        self, image_embedding: Float[Tensor, "batch dim"], captions: Sequence[str], *, steps: int
-    ) -> UInt8[Tensor, "batch 3 height width"]:
-        """What the decoder made of the same embeddings and captions before training."""
-        settings, device = self.settings, self.cascade.device
-        stage = freshly_built(self.cascade.metadata["decoder"], seed=settings.seed).to(device)
-        images = []
-        for start in range(0, len(captions), settings.batch_size):
-            part = slice(start, start + settings.batch_size)
-            text = self.cascade.embedder.text(captions[part])._asdict()
-            batch = {**text, "image_embedding": image_embedding[part].to(device)}
-            seeds = self._seeds(captions, 0)[part]
-            sampled = stage.sample(
-                stage.condition(batch),
-                generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-                guidance_scale=1,
-                steps=steps,
-            )
-            images.append(to_uint8(sampled.cpu()))
-        return torch.cat(images)
-
-    def _seeds(self, rows: Sequence | Tensor, first: int) -> range:
+    @contextmanager
+    def _options(self, rows: Sequence | Tensor, first: int) -> Iterator[dict[str, Any]]:
+        """Yield the options of a call of the cascade; the bar of `progress` ends with it."""
         start = self.settings.seed + first
-        return range(start, start + len(rows))
+        with self._bar() as progress:
+            yield {
+                "seeds": range(start, start + len(rows)),
+                "steps": self.settings.steps,
+                "batch_size": self.settings.batch_size,
+                "progress": progress,
+            }
 
     @contextmanager
     def _bar(self) -> Iterator[Callable[[str, int, int], None]]:
-        """A bar that the cascade's progress moves; it starts anew with each stage."""
+        """Yield a progress callback for the cascade; its bar restarts with each stage."""
         current = ""
         with tqdm(leave=False, unit="step", disable=not self.settings.progress) as bar:
 
@@ -161,11 +139,3 @@ class Sampling:
                 bar.update(step - bar.n)
 
             yield progress
-
-
-def freshly_built(metadata: StageMetadata, *, seed: int) -> Stage:
-    """A stage as it was before training: built from its recipe with the weights of `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        stage = build(metadata.recipe)
-    return stage.requires_grad_(False).eval()

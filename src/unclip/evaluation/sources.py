@@ -1,84 +1,94 @@
-"""Real pictures and their captions where they lie: in shards, or in folders as COCO has them.
+"""Real images and their captions, from shards or from MS-COCO's folders.
 
-A source lists its pictures without decoding them, and decodes those that are asked for.
+A source lists the images of one split without decoding them, and decodes those that are asked for.
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from unclip.data.decoding import decode_captions, decode_metadata, decode_picture, find_picture
-from unclip.data.shards import BadSample, RawSample, open_shards, read_positions
+from unclip.data.bad_samples import BadSample
+from unclip.data.prepare.coco_captions import read_coco_captions
+from unclip.data.reader import decode_captions, decode_image, decode_metadata, find_image
+from unclip.data.shards import RawSample, Shard, open_shards, read_positions
 from unclip.evaluation.protocol import Item, Protocol
-from unclip.images import to_tensor
+from unclip.images import fit, to_tensor
+
+T = TypeVar("T")
 
 DATA_COCO = "make data-coco"
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
 
 class Source(ABC):
-    """The pictures of one split.
+    """The images of one split.
 
     Attributes:
-        has_pictures: False where there are prompts alone.
-        items: every picture, in an order of its own.
-        fingerprint: of ids, captions and sizes in bytes, whatever folder they lie in; of prompts
-            alone, of all that their lines say.
-        stamp: the same with the files' times: what is cached by it notices a change.
+        items: every image, in the source's own order.
+        fingerprint: hash of ids, captions and file sizes; the same in another folder.
+        stamp: the same with the files' times; a cache keyed by it notices a change.
     """
 
-    has_pictures = True
     items: list[Item]
     fingerprint: str
     stamp: str
 
     @abstractmethod
-    def pictures(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        """The pictures of some items, as RGB; indices come in ascending order.
+    def images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        """Decode the images of some items as RGB.
+
+        Args:
+            indices: positions in `items`, ascending.
 
         Raises:
-            ValueError: a picture is damaged. Nothing is skipped: measured on other pictures, a
-                number would mean something else.
+            ValueError: an image is damaged. Nothing is skipped: measured on other images, a number
+                would mean something else.
         """
 
 
 def open_source(root: str | Path, split: str, protocol: Protocol) -> Source:
-    """A split of the data that a protocol is about.
+    """Open a split of the data that a protocol uses.
 
     Raises:
-        FileNotFoundError: it is not there; the message has the command that brings it.
+        FileNotFoundError: it is missing; the message has the command that fetches it.
         ValueError: its annotations are damaged.
     """
     if protocol.format == "coco":
         return CocoSource(Path(root), split)
-    if protocol.format == "prompts":
-        return PromptSource(Path(root) / f"{split}.jsonl")
     return ShardSource(Path(root) / split / str(protocol.resolution))
 
 
-def prepare(picture: Image.Image, protocol: Protocol) -> UInt8[Tensor, "3 size size"]:
-    """A picture as the protocol crops and resizes it; one of its size already is left alone."""
+def crop_and_resize(image: Image.Image, protocol: Protocol) -> UInt8[Tensor, "3 size size"]:
+    """Crop and resize an image as the protocol says; one of the right size is left alone."""
     size = protocol.resolution
-    if picture.size != (size, size):
-        width, height = picture.size
+    if image.size != (size, size):
+        width, height = image.size
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         box = (left, top, left + side, top + side) if protocol.crop == "centre" else None
-        picture = picture.resize((size, size), _FILTERS[protocol.filter], box=box)
-    return to_tensor(picture)
+        image = image.resize((size, size), _FILTERS[protocol.filter], box=box)
+    return to_tensor(image)
+
+
+def load_images(
+    source: Source, indices: Sequence[int], protocol: Protocol
+) -> UInt8[Tensor, "count 3 size size"]:
+    """Load some real images, cropped and resized as the protocol says."""
+    return torch.stack([crop_and_resize(image, protocol) for image in source.images(indices)])
 
 
 class CocoSource(Source):
-    """ROOT/annotations/captions_SPLIT.json and the pictures of ROOT/SPLIT.
+    """ROOT/annotations/captions_SPLIT.json and the images of ROOT/SPLIT.
 
-    Pictures are in the order of their ids; one without a caption is no item.
+    Images are ordered by id; those without a caption are left out.
     """
 
     def __init__(self, root: Path, split: str) -> None:
@@ -86,30 +96,25 @@ class CocoSource(Source):
         for path in (file, folder):
             if not path.exists():
                 raise FileNotFoundError(
-                    f"{path} is missing: fetch MS-COCO with `{DATA_COCO}`, or set COCO_ROOT to a "
-                    "folder that has annotations/ and the pictures"
+                    f"{path} is missing: download MS-COCO with `{DATA_COCO}`, or set COCO_ROOT to "
+                    "a folder with annotations/ and the images"
                 )
-        names, captions = _read_captions(file)
-        self._paths = {
-            image: folder / name for image, name in sorted(names.items()) if image in captions
-        }
-        self.items = [Item(f"{image:012d}", tuple(captions[image])) for image in self._paths]
-        stats = []
-        for path in self._paths.values():
-            try:
-                stats.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
-            except FileNotFoundError as error:
-                raise FileNotFoundError(
-                    f"{path} is named in {file.name} and missing: run `{DATA_COCO}` again"
-                ) from error
+        listed = [image for image in read_coco_captions(file) if image.captions]
+        self._paths = [folder / image.file_name for image in listed]
+        self.items = [Item(f"{image.id:012d}", image.captions) for image in listed]
+        try:
+            stats = [_stat(path) for path in self._paths]
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error.filename} is listed in {file.name} and missing: run `{DATA_COCO}` again"
+            ) from error
         self.fingerprint = _digest(self.items, [stat[:2] for stat in stats])
         self.stamp = _digest(self.items, stats)
 
-    def pictures(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        """The pictures of some items."""
-        paths = list(self._paths.values())
+    def images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        """Decode the images of some items."""
         for index in indices:
-            yield open_image(paths[index])
+            yield open_image_file(self._paths[index])
 
 
 class ShardSource(Source):
@@ -121,108 +126,114 @@ class ShardSource(Source):
 
     def __init__(self, folder: Path) -> None:
         self._shards = open_shards(folder)
-        files = [shard.path for shard in self._shards]
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        rows = self._read(range(sum(shard.samples for shard in self._shards)), False)
-        self.items = []
-        for raw in rows:
-            about = decode_metadata(raw.members)
-            self.items.append(Item(raw.key, tuple(decode_captions(raw.members, about)), about))
+        stats = [_stat(shard.path) for shard in self._shards]
+        every = range(sum(shard.samples for shard in self._shards))
+        self.items = list(_decode(self._shards, every, _item, with_images=False))
         captions = [item[:2] for item in self.items]
         self.fingerprint = _digest(folder.name, captions, [stat[:2] for stat in stats])
         self.stamp = _digest(folder.name, captions, stats)
 
-    def pictures(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        """The pictures of some items."""
-        for raw in self._read(indices, True):
-            extension, content = find_picture(raw.members)
-            yield decode_picture(content, extension)
-
-    def _read(self, indices: Sequence[int], pictures: bool) -> Iterator[RawSample]:
-        if not len(indices):
-            return
-        wanted, line = set(indices), range(indices[0], indices[-1] + 1)
-        try:
-            for _, raw in read_positions(
-                self._shards, line, wanted=wanted.__contains__, pictures=pictures
-            ):
-                if raw.bad is not None:
-                    raise raw.bad
-                yield raw
-        except BadSample as bad:
-            folder = self._shards[0].path.parent
-            raise ValueError(
-                f"a sample of {folder} is damaged ({bad.kind}): write it again with src/prepare.py"
-            ) from bad
+    def images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        """Decode the images of some items."""
+        yield from _decode(self._shards, indices, _image)
 
 
-class PromptSource(Source):
-    """Prompts without pictures: a file with a JSON object a line, each with its "prompt".
+@dataclass(frozen=True)
+class Real:
+    """Real images of one size, in the order of their shards.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is something else.
+    Attributes:
+        images: the images.
+        captions: the first caption of each image.
+        metadata: the JSON of each image; {} if it has none.
     """
 
-    has_pictures = False
+    images: UInt8[Tensor, "count 3 size size"]
+    captions: list[str]
+    metadata: list[dict[str, Any]]
 
-    def __init__(self, file: Path) -> None:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: put a JSON line with a prompt each there")
-        self.items = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
-            try:
-                about = json.loads(line)
-                self.items.append(Item(f"{number:05d}", (str(about["prompt"]),), about))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f'line {number + 1} of {file} is not {{"prompt": …}}: {error!r}'
-                ) from error
-        asked = [(item.captions, sorted(item.about.items())) for item in self.items]
-        self.fingerprint = self.stamp = _digest(asked)
+    def __len__(self) -> int:
+        return len(self.captions)
 
-    def pictures(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        """There are none."""
-        raise ValueError("prompts alone have no pictures")
+    def take(self, rows: Sequence[int]) -> "Real":
+        """Return some of the images, in the order of `rows`."""
+        captions = [self.captions[row] for row in rows]
+        return Real(self.images[list(rows)], captions, [self.metadata[row] for row in rows])
 
 
-def open_image(path: Path) -> Image.Image:
-    """A picture file as RGB, decoded by content, whatever its name.
+def read_real(root: str | Path, split: str, size: int, *, count: int | None = None) -> Real:
+    """Load the first `count` samples of ROOT/SPLIT/SIZE, or all of them.
 
     Raises:
-        ValueError: it is damaged, or not a picture that unclip reads.
+        FileNotFoundError: there are no such shards.
+        ValueError: a sample is damaged.
+    """
+    shards = open_shards(Path(root) / split / str(size))
+    total = sum(shard.samples for shard in shards)
+    wanted = range(total if count is None else min(count, total))
+    samples = list(
+        _decode(shards, wanted, lambda raw: (to_tensor(fit(_image(raw), size)), _item(raw)))
+    )
+    if not samples:
+        raise ValueError(f"the shards of {Path(root) / split / str(size)} are empty")
+    images, items = zip(*samples, strict=True)
+    captions = [item.captions[0] for item in items]
+    return Real(torch.stack(images), captions, [dict(item.about) for item in items])
+
+
+def open_image_file(path: Path) -> Image.Image:
+    """Open an image file as RGB.
+
+    Raises:
+        ValueError: it is damaged, or not a PNG, JPEG or WebP.
     """
     extension = path.suffix.lower().lstrip(".")
     try:
-        return decode_picture(path.read_bytes(), extension, minimum_size=1)
+        return decode_image(path.read_bytes(), extension, minimum_size=1)
     except (BadSample, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
-def stack(
-    source: Source, indices: Sequence[int], protocol: Protocol
-) -> UInt8[Tensor, "count 3 size size"]:
-    """Some real pictures as the protocol wants them."""
-    return torch.stack([prepare(picture, protocol) for picture in source.pictures(indices)])
+def _decode(
+    shards: Sequence[Shard],
+    indices: Sequence[int],
+    decode: Callable[[RawSample], T],
+    *,
+    with_images: bool = True,
+) -> Iterator[T]:
+    """Read and decode the samples at ascending positions.
+
+    Raises:
+        ValueError: a sample is damaged.
+    """
+    if not len(indices):
+        return
+    wanted, line = set(indices), range(indices[0], indices[-1] + 1)
+    for _, raw in read_positions(shards, line, wanted=wanted.__contains__, images=with_images):
+        try:
+            if raw.bad is not None:
+                raise raw.bad
+            yield decode(raw)
+        except BadSample as bad:
+            raise ValueError(
+                f"sample {raw.key!r} of {raw.shard} is damaged ({bad.kind}): write the data again "
+                "with src/prepare.py"
+            ) from bad
 
 
-def _read_captions(file: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
-    """File names and captions by image id, the captions in the order of their own ids."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
-        captions: dict[int, list[str]] = {}
-        for row in sorted(content["annotations"], key=lambda row: row["id"]):
-            if text := " ".join(str(row["caption"]).split()):
-                captions.setdefault(int(row["image_id"]), []).append(text)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} is not COCO's captions file ({error!r}): run `{DATA_COCO}` again"
-        ) from error
-    for name in names.values():
-        if Path(name).name != name:
-            raise ValueError(f"{file} names a picture outside its folder: {name!r}")
-    return names, captions
+def _image(raw: RawSample) -> Image.Image:
+    extension, content = find_image(raw.members)
+    return decode_image(content, extension)
+
+
+def _item(raw: RawSample) -> Item:
+    about = decode_metadata(raw.members)
+    return Item(raw.key, tuple(decode_captions(raw.members, about)), about)
+
+
+def _stat(path: Path) -> tuple[str, int, int]:
+    found = path.stat()
+    return path.name, found.st_size, found.st_mtime_ns
 
 
 def _digest(*parts: object) -> str:

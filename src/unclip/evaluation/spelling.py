@@ -1,39 +1,41 @@
-"""Spelling (section 7, figure 16): words that a picture should show, read by an OCR program."""
+"""Spelling (section 7, figure 16): words that an image should show, read by an OCR program."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchmetrics.functional.text import edit_distance
 
 from unclip.contact_sheet import Tile, contact_sheet
-from unclip.evaluation.limits import Bench, Limit, Measured
-from unclip.evaluation.protocol import Prompt
-from unclip.evaluation.scores import mean_score
-from unclip.images import save_png, to_tensor
+from unclip.evaluation.context import Context
+from unclip.evaluation.measurement import Measurement, Result, mean_score
+from unclip.evaluation.report.tables import score_table
+from unclip.images import to_tensor
 
 WORDS = ["HELLO", "STOP", "OPEN", "LOVE", "coffee", "welcome", "deep learning", "good morning"]
-_PARTS = ("Det", "Cls", "Rec")  # where text is, which way up, what it says
+_PARTS = ("Det", "Cls", "Rec")  # text detection, orientation, recognition
 
 Read = Callable[[UInt8[Tensor, "3 height width"]], str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spelling(Limit):
-    """1 − normalised edit distance between the words asked for and those that are read.
+class Spelling(Measurement):
+    """1 - normalized edit distance between the requested words and those that OCR reads.
 
-    Case and spaces do not count, since the reader itself is unsure of them. What the reader makes
-    of the same words drawn in black on white, at the same size, is the ceiling.
+    Case and spaces are ignored, because OCR itself is unreliable there. The baseline is the same
+    number for the words drawn by a font in black on white, at the same size.
 
     Args:
-        words: what is to be spelt.
-        prompt: with {} where the words come.
-        each: pictures of each prompt.
-        size: of the pictures, or the largest below it that the bundle reaches.
+        words: words to spell.
+        prompt: prompt with {} in place of the words.
+        each: number of images per prompt.
+        size: side of the images in pixels; the bundle's largest size if that is smaller.
     """
 
     words: Sequence[str] = field(default_factory=WORDS.copy)
@@ -41,54 +43,65 @@ class Spelling(Limit):
     each: int = 2
     size: int = 256
 
-    def __call__(self, bench: Bench) -> Measured:
-        """The mean over pictures, and the share of pictures in which every letter is right."""
-        read, size = reader(), min(self.size, bench.cascade.size)
-        asked = [word for word in self.words for _ in range(self.each)]
-        prompts = [Prompt(f"{k:05d}", self.prompt.format(word), k) for k, word in enumerate(asked)]
-        generated, samples = bench.sample("spelling", prompts, size)
+    title: ClassVar[str] = "Spelling (section 7, figure 16)"
+    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+
+    def __call__(self, context: Context) -> Result:
+        """Return the mean over images, and the share of images with every letter right."""
+        read, size = load_reader(), min(self.size, context.cascade.size)
+        wanted = [word for word in self.words for _ in range(self.each)]
+        prompts = [self.prompt.format(word) for word in wanted]
+        generated, folder = context.samples("spelling", prompts, size)
         signs = torch.stack([sign(word, size) for word in self.words])
-        texts, of_signs = ([read(image) for image in images] for images in (generated, signs))
-        ours, ceiling = _similarities(texts, asked), _similarities(of_signs, self.words)
+        texts, sign_texts = ([read(image) for image in images] for images in (generated, signs))
+        ours, ceiling = similarity(texts, wanted), similarity(sign_texts, self.words)
         scores = {
             name: mean_score(
                 rows,
-                seed=bench.settings.seed,
+                seed=context.seed,
                 better="higher",
-                real=float(real.mean()),
-                n_real=len(real),
-            )._replace(rows=None)
-            for name, rows, real in (
+                baseline=float(baseline.mean()),
+                n_real=len(baseline),
+            ).plain()
+            for name, rows, baseline in (
                 ("similarity", ours, ceiling),
                 ("right", (ours == 1).double(), (ceiling == 1).double()),
             )
         }
         tiles = [
             Tile(image, f"“{word}”: read “{text}”")
-            for images, words, seen in ((signs, self.words, of_signs), (generated, asked, texts))
-            for image, word, text in zip(images, words, seen, strict=True)
+            for images, words, read_texts in (
+                (signs, self.words, sign_texts),
+                (generated, wanted, texts),
+            )
+            for image, word, text in zip(images, words, read_texts, strict=True)
         ]
-        sheet = contact_sheet(tiles, columns=8, title="Words as a font draws them, then generated.")
-        path = save_png(sheet, bench.out / "pictures" / "spelling.png")
-        return Measured(scores, [path], {"size": size, "read": texts, "samples": str(samples)})
+        title = "Words drawn by a font, then generated."
+        about = {"size": size, "read": texts, "samples": str(folder)}
+        return Result(
+            tables={"Spelling": score_table(scores)},
+            images={"spelling": contact_sheet(tiles, columns=8, title=title)},
+            values={"limits": {"spelling": {"scores": scores, "about": about}}},
+            note="“real” is the same number for words drawn by a font: the reader's own accuracy.",
+        )
 
 
-def reader() -> Read:
-    """RapidOCR with the networks that its package brings; nothing is fetched.
+def load_reader() -> Read:
+    """Load RapidOCR with the networks in its package; nothing is downloaded.
 
     Raises:
         FileNotFoundError: the package, or a network in it, is missing.
     """
-    mend = "pip install -e '.[text]'"
+    fix = "pip install -e '.[text]'"
     if find_spec("rapidocr") is None or find_spec("onnxruntime") is None:
-        raise FileNotFoundError(f"reading words needs rapidocr and onnxruntime: {mend}")
+        raise FileNotFoundError(f"reading words needs rapidocr and onnxruntime: {fix}")
     import rapidocr
 
     folder, files = Path(rapidocr.__file__).parent / "models", {}
     for part in _PARTS:
         found = sorted(folder.glob(f"*_{part.lower()}_*.onnx"))
-        if not found:  # it would be downloaded
-            raise FileNotFoundError(f"{folder} has no network for {part}: {mend} again")
+        if not found:  # RapidOCR would download it
+            raise FileNotFoundError(f"{folder} has no network for {part}: reinstall it with {fix}")
         files[f"{part}.model_path"] = str(found[0])
     engine = rapidocr.RapidOCR(
         params={
@@ -99,41 +112,28 @@ def reader() -> Read:
     )
 
     def read(image: UInt8[Tensor, "3 height width"]) -> str:
-        pixels = image.permute(1, 2, 0).flip(2).contiguous().numpy()  # BGR, as OpenCV has it
+        pixels = image.permute(1, 2, 0).flip(2).contiguous().numpy()  # BGR, as OpenCV expects
         return " ".join(engine(pixels).txts or ())
 
     return read
 
 
-def similarity(text: str, wanted: str) -> float:
-    """1 − edit distance over the longer one's length, whatever the case and the spaces."""
-    first, second = ("".join(words.split()).casefold() for words in (text, wanted))
-    longest = max(len(first), len(second))
-    return 1.0 if longest == 0 else 1 - edit_distance(first, second) / longest
-
-
-def edit_distance(first: str, second: str) -> int:
-    """The fewest letters put in, taken out or exchanged (Levenshtein 1966)."""
-    above = list(range(len(second) + 1))
-    for row, letter in enumerate(first, 1):
-        line = [row]
-        for column, other in enumerate(second, 1):
-            line.append(min(above[column] + 1, line[-1] + 1, above[column - 1] + (letter != other)))
-        above = line
-    return above[-1]
+def similarity(texts: Sequence[str], wanted: Sequence[str]) -> Float[Tensor, " count"]:
+    """Return 1 - edit distance / length of the longer text, ignoring case and spaces."""
+    first, second = (
+        ["".join(text.split()).casefold() for text in side] for side in (texts, wanted)
+    )
+    pairs = zip(first, second, strict=True)
+    longest = torch.tensor([max(len(one), len(other), 1) for one, other in pairs])
+    return 1 - edit_distance(first, second, reduction="none").double() / longest
 
 
 def sign(words: str, size: int) -> UInt8[Tensor, "3 size size"]:
-    """Words in black on white, as large as fits."""
-    picture = Image.new("RGB", (size, size), "white")
-    draw = ImageDraw.Draw(picture)
+    """Draw words in black on white, as large as fits."""
+    image = Image.new("RGB", (size, size), "white")
+    draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size / 3)
     widest = draw.textlength(words, font)
     font = ImageFont.load_default(size / 3 * min(0.85 * size / widest, 1))
     draw.text((size / 2, size / 2), words, "black", font, anchor="mm")
-    return to_tensor(picture)
-
-
-def _similarities(texts: Sequence[str], wanted: Sequence[str]) -> Tensor:
-    pairs = zip(texts, wanted, strict=True)
-    return torch.tensor([similarity(*pair) for pair in pairs], dtype=torch.float64)
+    return to_tensor(image)

@@ -33,11 +33,7 @@ PUBLIC_CLIP = "ViT-L-14-quickgelu"
 LOGIT_SCALE = 4.6052
 
 _LAYOUTS = {"prior": prior_layout, "decoder": decoder_layout, "upsampler_256": upsampler_layout}
-_SCHEDULERS = {
-    "prior": "prior_scheduler",
-    "decoder": "decoder_scheduler",
-    "upsampler_256": "super_res_scheduler",
-}
+_SCHEDULERS = {"prior": "prior", "decoder": "decoder", "upsampler_256": "super_res"}
 # Karlo uses CLIP's embeddings without scaling.
 _UNSCALED = {"prior": ("text_scaling",), "decoder": ("text_scaling", "image_scaling")}
 
@@ -80,9 +76,9 @@ def convert_karlo(
     embedder = _write_clip(source if clip is None else Path(clip), out, recipes["clip"])
     report(bundle.stage_file(out, "clip"))
     for name, layout in _LAYOUTS.items():
-        stage = build_on_meta(recipes[name])
+        stage = _build_on_meta(recipes[name])
         if style == "diffusers":
-            path = source / _SCHEDULERS[name] / "scheduler_config.json"
+            path = source / f"{_SCHEDULERS[name]}_scheduler" / "scheduler_config.json"
             karlo_config.check_scheduler(read_config(path), cast(DiffusionStage, stage))
         tensors = _convert(components, layout(stage, style), stage)
         tensors |= _constants(name, embedder)
@@ -91,7 +87,7 @@ def convert_karlo(
         report(path)
 
 
-def build_on_meta(recipe: Recipe) -> Stage:
+def _build_on_meta(recipe: Recipe) -> Stage:
     """Build a stage without memory for its weights."""
     with torch.device("meta"):
         return bundle.build(recipe)
@@ -127,11 +123,11 @@ def _write_clip(source: Path, out: Path, recipe: Recipe) -> ClipEmbedder:
     if source.is_dir():
         encoders = {name: read_component(source, name) for name in ENCODERS}
         recipe |= karlo_config.clip_sizes(*encoders.values())
-        stage = build_on_meta(recipe)
+        stage = _build_on_meta(recipe)
         tensors = _convert(encoders, clip_layout(cast(ClipStage, stage)), stage)
         tensors["model.logit_scale"] = torch.tensor(LOGIT_SCALE)
     else:
-        stage = build_on_meta(recipe)
+        stage = _build_on_meta(recipe)
         public = load_public(PUBLIC_CLIP, source, normalize=False).model.state_dict()
         tensors = {f"model.{key}": tensor for key, tensor in public.items()}
     path = bundle.stage_file(out, "clip")

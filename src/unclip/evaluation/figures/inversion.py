@@ -1,49 +1,60 @@
-"""How exactly a picture comes back from its latents, by steps and iterations."""
+"""Reconstruction by DDIM inversion, for several numbers of steps."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 
 from unclip.contact_sheet import Tile
-from unclip.evaluation.figures.base import Drawn, Figure, Studio, Table, sheet
+from unclip.evaluation.context import SEEN, Context
+from unclip.evaluation.figures.figure import Figure, sheet
+from unclip.evaluation.measurement import Result, Table
 from unclip.evaluation.similarity import psnr
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion(Figure):
-    """Args: pictures: how many; steps: of DDIM, each way; guidance: scales of the decoder."""
+    """Accuracy of reconstructing real images of 64 px from their latents.
 
-    pictures: int
+    Args:
+        images: number of images.
+        steps: numbers of DDIM steps, the same in both directions.
+        guidance: guidance scales of the decoder.
+    """
+
+    images: int
     steps: list[int]
     guidance: list[float]
 
-    title = "Reconstruction by DDIM inversion"
-    about = (
-        "PSNR of the 64 px reconstruction, the deviation of x_T (of true noise it is 1), and the "
-        "cosine of the reconstruction's CLIP embedding to the picture's own."
-    )
+    title: ClassVar[str] = "Reconstruction by DDIM inversion"
 
-    def __call__(self, studio: Studio) -> Drawn:
-        """Measures it."""
-        real = studio.real(64)
-        images = real.images[: self.pictures]
-        z, rows, tiles = studio.cascade.embed(list(images)), [], []
+    def __call__(self, context: Context) -> Result:
+        """Invert and reconstruct with each number of steps at each guidance scale."""
+        cascade = context.cascade
+        images = context.real(SEEN).images[: self.images]
+        z, rows, tiles = cascade.embed(list(images)), [], []
         for scale in self.guidance:
             for steps in self.steps:
-                how = {
+                options = {
                     "guidance_scale": scale,
                     "steps": {"decoder": steps},
-                    "batch_size": studio.batch_size,
+                    "batch_size": self.batch_size,
                 }
-                latents = studio.cascade.invert(list(images), **how)
-                made = studio.cascade.render(latents, seeds=[0] * len(images), size=64, **how)
-                back = made.images[64]
-                like = F.cosine_similarity(studio.cascade.embed(list(back)), z).mean()
-                ratio = psnr(back, images).mean()
-                spread = float(latents.noise.std())
-                rows.append([f"{scale:g}", steps, float(ratio), spread, float(like)])
+                latents = cascade.invert(list(images), **options)
+                seeds = [0] * len(images)
+                back = cascade.render(latents, seeds=seeds, size=64, **options).images[64]
+                cosine = F.cosine_similarity(cascade.embed(list(back)), z).mean()
+                numbers = [psnr(back, images).mean(), latents.noise.std(), cosine]
+                rows.append([f"{scale:g}", steps, *map(float, numbers)])
                 tiles.append([Tile(image, f"s {scale:g}, {steps} steps") for image in back[:8]])
         truth = [Tile(image, "real") for image in images[:8]]
-        head = ["guidance", "steps each way", "PSNR, dB", "deviation of x_T", "cosine"]
-        shown = sheet([truth, *tiles], self.title, size=96)
-        return Drawn({"inversion": shown}, {f"{len(images)} pictures": Table(head, rows)})
+        head = ["guidance", "steps", "PSNR, dB", "standard deviation of x_T", "cosine of z_i"]
+        note = (
+            "PSNR of the 64 px reconstruction, the standard deviation of x_T (1 for true noise), "
+            "and the cosine between the CLIP embeddings of the reconstruction and the image."
+        )
+        return Result(
+            tables={f"{len(images)} images": Table(head, rows)},
+            images={"inversion": sheet([truth, *tiles], self.title, size=96)},
+            note=note,
+        )

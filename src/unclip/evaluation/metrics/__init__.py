@@ -1,4 +1,4 @@
-"""The metrics: distances between sets of features, diversity, agreement with the caption."""
+"""Metrics of the protocol's images: distances, diversity, agreement with the caption."""
 
 from unclip.evaluation.metrics.agreement import ClipScore, RetrievalPrecision
 from unclip.evaluation.metrics.distances import Cmmd, Frechet, Kernel

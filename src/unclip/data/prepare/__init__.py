@@ -1,0 +1,1 @@
+"""Build data sets: import images with captions, download COCO, resume interrupted builds."""

@@ -1,0 +1,143 @@
+"""Download MS-COCO val2014: resumable, verified by MD5, and only the files that are evaluated."""
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from unclip.files import atomic_write
+
+SOURCE = "http://images.cocodataset.org"
+
+
+class Archive(NamedTuple):
+    """A zip file at the source; `members` of its files match `pattern` and are unpacked."""
+
+    path: str
+    size: int  # bytes; the unpacked members are about as large
+    md5: str
+    pattern: str  # FOLDER/PATTERN
+    members: int
+
+    def selects(self, member: str) -> bool:
+        """Return whether to unpack a member; a name with further folders or `..` never matches."""
+        return member.count("/") == 1 and fnmatchcase(member, self.pattern)
+
+
+ARCHIVES = (
+    Archive(
+        path="annotations/annotations_trainval2014.zip",
+        size=252_872_794,
+        md5="0a379cfc70b0e71301e0f377548639bd",
+        pattern="annotations/[ci]*_val2014.json",  # captions and instances
+        members=2,
+    ),
+    Archive(
+        path="zips/val2014.zip",
+        size=6_645_013_297,
+        md5="a3d79f5ed8d289b7a7554ce06a5782b3",
+        pattern="val2014/COCO_val2014_*",
+        members=40_504,
+    ),
+)
+
+
+def download_coco(
+    root: str | Path,
+    *,
+    source: str = SOURCE,
+    archives: Sequence[Archive] = ARCHIVES,
+) -> str:
+    """Download ROOT/annotations and ROOT/val2014 and return a message.
+
+    The sizes and the target folder are printed first. An interrupted download resumes when it is
+    started again. An archive is deleted after it is unpacked.
+
+    Args:
+        root: target folder.
+        source: address of the archives, such as a mirror.
+        archives: archives to download.
+
+    Raises:
+        OSError: the disk is too small, or the source cannot be reached.
+        ValueError: a downloaded file has another MD5.
+    """
+    root = Path(root)
+    missing = [archive for archive in archives if not _is_unpacked(root, archive)]
+    if not missing:
+        return f"{root} already has all of MS-COCO val2014"
+    root.mkdir(parents=True, exist_ok=True)
+    total = sum(archive.size for archive in missing)
+    begun = sum(part.stat().st_size for part in root.glob("*.part"))
+    needed = total + max(archive.size for archive in missing) - begun
+    free = shutil.disk_usage(root).free
+    sizes = f"{total / 1e9:.1f} GB to download, {needed / 1e9:.1f} GB of disk needed"
+    print(f"MS-COCO val2014: {sizes}, {free / 1e9:.1f} GB free in {root.resolve()}", flush=True)
+    if free < needed:
+        raise OSError(f"{root.resolve()} needs {needed / 1e9:.1f} GB of free disk space")
+    for archive in missing:
+        file = root / Path(archive.path).name
+        _download(file, archive, f"{source.rstrip('/')}/{archive.path}")
+        _unpack(root, archive, file)
+        file.unlink()
+    return f"MS-COCO val2014 is in {root}"
+
+
+def _download(file: Path, archive: Archive, url: str) -> None:
+    """Download an archive and verify it."""
+    part = file.with_name(f"{file.name}.part")
+    if not file.is_file():
+        try:
+            _resume(part, archive.size, url)
+        except OSError as error:
+            raise OSError(f"cannot download {url} ({error}): run again to resume") from error
+        part.replace(file)
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "md5").hexdigest()
+    if digest != archive.md5:
+        file.unlink()
+        raise ValueError(f"{url} has md5 {digest} instead of {archive.md5}: deleted, run again")
+
+
+def _resume(part: Path, size: int, url: str) -> None:
+    """Download the missing bytes of a partial file."""
+    begun = part.stat().st_size if part.is_file() else 0
+    if begun == size:
+        return
+    begun = begun if begun < size else 0
+    request = Request(url, headers={"Range": f"bytes={begun}-"} if begun else {})
+    with urlopen(request, timeout=60.0) as response:
+        if response.status != 206:  # the server ignores ranges and sends the whole file
+            begun = 0
+        bar = tqdm(desc=part.stem, initial=begun, total=size, unit="B", unit_scale=True)
+        with part.open("ab" if begun else "wb") as file, bar:
+            while chunk := response.read(2**20):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if part.stat().st_size != size:
+        raise ConnectionError(f"interrupted after {part.stat().st_size:,} of {size:,} bytes")
+
+
+def _unpack(root: Path, archive: Archive, file: Path) -> None:
+    """Unpack the selected members that do not exist yet."""
+    with zipfile.ZipFile(file) as opened:
+        members = [name for name in opened.namelist() if archive.selects(name)]
+        if len(members) != archive.members:
+            raise ValueError(f"{file} has {len(members)} of {archive.members} files: delete it")
+        for name in tqdm(members, desc=f"unpacking {file.name}", unit="file"):
+            if not (root / name).exists():
+                with atomic_write(root / name) as temporary:
+                    temporary.write_bytes(opened.read(name))
+
+
+def _is_unpacked(root: Path, archive: Archive) -> bool:
+    """Return whether all members exist; an archive that is still there is not finished."""
+    names = (path.relative_to(root).as_posix() for path in root.glob(archive.pattern))
+    found = sum(archive.selects(name) for name in names)
+    return found >= archive.members and not (root / Path(archive.path).name).exists()

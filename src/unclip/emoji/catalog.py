@@ -1,0 +1,95 @@
+"""The concepts, colors and backgrounds of a scene: data and look-ups only.
+
+concepts.tsv lists the concepts: OpenMoji's file, the smallest set with the concept, its names, the
+color of the drawing, and the palette families that a new color replaces.
+"""
+
+import csv
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+LICENSE = "CC BY-SA 4.0"  # of OpenMoji, and so of the images
+LICENSE_URL = "https://creativecommons.org/licenses/by-sa/4.0/"
+
+
+class Concept(NamedTuple):
+    """One row of concepts.tsv."""
+
+    number: int  # 1-based row of the table, the same in every set
+    hexcode: str  # OpenMoji's file name without its suffix
+    name: str
+    plural: str
+    alias: str  # another plain name, or ""
+    color: str  # the color that a viewer would name, or ""
+    families: tuple[str, ...]  # palette families that a new color replaces; () = never recolored
+    group: str
+
+
+class Shades(NamedTuple):
+    """The shades of a color in OpenMoji's drawings."""
+
+    body: str  # main shade of a recolored object
+    detail: str  # its other shade
+    palette: tuple[str, ...]  # every shade of the family in the drawings
+
+
+COLORS = {
+    "red": Shades("#ea5a47", "#d22f27", ("#ea5a47", "#d22f27", "#781e32")),
+    "orange": Shades("#f4aa41", "#e27022", ("#f4aa41", "#e27022")),
+    "yellow": Shades("#fcea2b", "#f1b31c", ("#fcea2b", "#f1b31c")),
+    "green": Shades("#5c9e31", "#b1cc33", ("#b1cc33", "#5c9e31", "#186648")),
+    "blue": Shades("#61b2e4", "#1e50a0", ("#92d3f5", "#61b2e4", "#1e50a0")),
+    "purple": Shades("#8967aa", "#b399c8", ("#b399c8", "#8967aa")),
+    "pink": Shades("#ffa7c0", "#e67a94", ("#ffa7c0", "#e67a94")),
+    "brown": Shades("#a57939", "#6a462f", ("#a57939", "#6a462f")),
+}
+
+# Pale and flat, so that the black outline and every body color stand out.
+BACKGROUNDS = {
+    "white": "#ffffff",
+    "grey": "#bdbdbd",
+    "blue": "#a4d3f7",
+    "green": "#aee3a0",
+    "yellow": "#fff09a",
+    "pink": "#ffc2dc",
+    "purple": "#d2bff3",
+    "orange": "#ffc98f",
+}
+
+SETS = ("S", "M", "L")  # each contains the previous one
+
+
+@cache
+def concepts(name: str) -> tuple[Concept, ...]:
+    """Return the concepts of set `name` (S, M or L), in table order.
+
+    Raises:
+        ValueError: there is no such set.
+    """
+    if name not in SETS:
+        raise ValueError(f"unknown concept set {name!r}: choose one of {', '.join(SETS)}")
+    included = SETS[: SETS.index(name) + 1]
+    return tuple(concept for own_set, concept in _table() if own_set in included)
+
+
+@cache
+def _table() -> tuple[tuple[str, Concept], ...]:
+    text = resources.files(__package__).joinpath("concepts.tsv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines(), delimiter="\t")
+    return tuple(
+        (
+            row["set"],
+            Concept(
+                number=number,
+                hexcode=row["hexcode"],
+                name=row["name"],
+                plural=row["plural"],
+                alias=row["alias"],
+                color=row["color"],
+                families=tuple(filter(None, row["families"].split(","))),
+                group=row["group"],
+            ),
+        )
+        for number, row in enumerate(rows, start=1)
+    )

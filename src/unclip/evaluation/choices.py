@@ -1,0 +1,225 @@
+"""A CLIP's choices: is an image nearest to its own caption among several?"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from unclip.clip import ClipEmbedder
+from unclip.emoji.counterfactuals import counterfactual_probes
+from unclip.emoji.probes import Probe, concept_set, object_probes
+from unclip.evaluation.context import HELD_OUT, SEEN, Context
+from unclip.evaluation.measurement import Z95, Measurement, Result, Table
+from unclip.evaluation.sources import Real
+
+Numbers = dict[str, Any]
+
+MEASURABLE = 0.9  # least share of real images on which a judge must be right
+_PROBES = {
+    "caption": "own caption",
+    "concept": "concept",
+    "concept_recoloured": "concept, recolored",
+    "colour": "color, recolored",
+    "count": "count",
+    "pair_places": "places of a pair",
+    "pair_colors": "colors of a pair",
+    "pair_concept": "a concept of a pair",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeChoices(Measurement):
+    """How often a judge CLIP chooses the true caption of a generated image among false ones.
+
+    Binding, counting and position are the choices among counterfactual captions. The same share
+    for real images is the ceiling; below 90% the judge cannot measure that category.
+
+    Args:
+        among: number of captions of other images that an image's own caption is chosen from.
+    """
+
+    among: int = 16
+
+    title: ClassVar[str] = "The judge's choices"
+    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder", "judge")
+
+    def __call__(self, context: Context) -> Result:
+        """Measure generated and real images of seen and held-out compositions."""
+        found = {}
+        for split in (SEEN, HELD_OUT):
+            real = context.real(split)
+            images = {"generated": context.generated(split), "real": real.images}
+            found[split] = {
+                source: judge_choices(
+                    context.judge,
+                    shown,
+                    real.captions,
+                    scene_probes(context, real),
+                    among=self.among,
+                    seed=context.seed,
+                )
+                for source, shown in images.items()
+            }
+        return Result(tables={self.title: _table(found)}, values={"judge": found})
+
+
+def scene_probes(context: Context, real: Real) -> dict[str, Probe]:
+    """Return the questions about emoji scenes; none for other data."""
+    if (name := concept_set(context.data)) is None:
+        return {}
+    objects = object_probes(real.metadata, name)
+    return objects | counterfactual_probes(real.captions, real.metadata, name)
+
+
+def choice_rows(choices: Mapping[str, Mapping[str, Numbers]]) -> list[list[Any]]:
+    """Return a table row per probe: its name, number of choices, and share and n of each split."""
+    rows = []
+    for name, words in _PROBES.items():
+        shares = [of_split.get(name, {}) for of_split in choices.values()]
+        if among := {share["among"] for share in shares if share}:
+            numbers = [share.get(key) for share in shares for key in ("share", "n")]
+            rows.append([words, *among, *numbers])
+    return rows
+
+
+def _table(found: Mapping[str, Mapping[str, Mapping[str, Numbers]]]) -> Table:
+    """Return the shares of generated images next to those of real images, their ceiling."""
+    rows = []
+    for name, words in _PROBES.items():
+        for split, sources in found.items():
+            if (ours := sources["generated"].get(name)) is None:
+                continue
+            real = sources["real"][name]["share"]
+            ratio = ours["share"] / real if real else None
+            note = "" if real >= MEASURABLE else "not measurable with this judge"
+            numbers = [ours["share"], ours["error"], real, ratio, ours["n"]]
+            rows.append([words, ours["among"], split, *numbers, note])
+    head = ["judge chooses the", "among", "captions of", "generated", "±", "real"]
+    return Table([*head, "generated / real", "n", "note"], rows)
+
+
+def encode_images(
+    clip: ClipEmbedder, images: UInt8[Tensor, "count 3 height width"], batch_size: int = 64
+) -> Float[Tensor, "count dim"]:
+    """Return a CLIP's embeddings of images, on the CPU."""
+    return torch.cat([clip.image(batch).cpu() for batch in images.split(batch_size)])
+
+
+def encode_texts(
+    clip: ClipEmbedder, texts: Sequence[str], batch_size: int = 64
+) -> Float[Tensor, "count dim"]:
+    """Return a CLIP's embeddings of texts, on the CPU."""
+    starts = range(0, len(texts), batch_size)
+    parts = [clip.text(texts[start : start + batch_size]) for start in starts]
+    return torch.cat([part.text_embedding.cpu() for part in parts])
+
+
+def choose(
+    image_embedding: Float[Tensor, "count dim"],
+    text_embedding: Float[Tensor, "count choices dim"] | Float[Tensor, "choices dim"],
+    answer: Int[Tensor, " count"],
+) -> Bool[Tensor, " count"]:
+    """Return whether each image is nearer to its answer than to every other choice.
+
+    A tie counts as wrong, so a CLIP that has collapsed to one point is never right.
+
+    Args:
+        image_embedding: one row per image.
+        text_embedding: choices of each image, or one list for all images.
+        answer: index of the right choice.
+    """
+    images, texts = image_embedding.double(), text_embedding.double()
+    pattern = "nd,kd->nk" if texts.ndim == 2 else "nd,nkd->nk"
+    scores = torch.einsum(pattern, images, texts)
+    right = scores.gather(1, answer[:, None])  # (N, 1)
+    return (right > scores).sum(dim=1) == scores.shape[1] - 1
+
+
+def distractors(captions: Sequence[str], *, count: int, seed: int = 0) -> Int[Tensor, "rows count"]:
+    """Return the indices of `count` other captions for each caption, all with different texts.
+
+    Raises:
+        ValueError: there are fewer than `count` + 1 different captions.
+    """
+    first = {caption: index for index, caption in reversed(list(enumerate(captions)))}
+    texts = sorted(first)
+    if len(texts) <= count:
+        raise ValueError(
+            f"{count} distractors need {count + 1} different captions, there are {len(texts)}"
+        )
+    rows = []
+    for index, caption in enumerate(captions):
+        sampled = random.Random(f"{seed}/{index}").sample(texts, count + 1)
+        others = [text for text in sampled if text != caption][:count]
+        rows.append([first[text] for text in others])
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(captions), count)
+
+
+def judge_choices(
+    judge: ClipEmbedder,
+    images: UInt8[Tensor, "count 3 height width"],
+    captions: Sequence[str],
+    probes: Mapping[str, Probe],
+    *,
+    among: int = 16,
+    seed: int = 0,
+) -> dict[str, Numbers]:
+    """Measure how often a judge chooses an image's own caption, and the answer to each probe.
+
+    The distractors of a caption are other captions of the same list.
+    """
+    image_embedding = encode_images(judge, images)
+    text_embedding = encode_texts(judge, captions)
+    among = min(among, len(set(captions)))
+    own = torch.arange(len(captions))[:, None]
+    rows = torch.cat([own, distractors(captions, count=among - 1, seed=seed)], dim=1)
+    first = torch.zeros(len(captions), dtype=torch.int64)
+    right = choose(image_embedding, text_embedding[rows], first)
+    shares = {"caption": {**share(right), "among": among}}
+    return shares | probe_choices(judge, image_embedding, probes)
+
+
+def probe_choices(
+    clip: ClipEmbedder, image_embedding: Float[Tensor, "count dim"], probes: Mapping[str, Probe]
+) -> dict[str, Numbers]:
+    """Measure how often a CLIP is right on each probe that applies to at least one image.
+
+    Args:
+        clip: CLIP that embeds the choices.
+        image_embedding: the same CLIP's embeddings of the images.
+        probes: questions by name.
+    """
+    shares = {}
+    for name, probe in probes.items():
+        if not probe.rows:
+            continue
+        texts = sorted({text for choices in probe.choices for text in choices})
+        index = {text: row for row, text in enumerate(texts)}
+        indices = torch.tensor([[index[text] for text in choices] for choices in probe.choices])
+        right = choose(
+            image_embedding[probe.rows],
+            encode_texts(clip, texts)[indices],
+            torch.tensor(probe.answers),
+        )
+        shares[name] = {**share(right), "among": indices.shape[1]}
+    return shares
+
+
+def share(right: Bool[Tensor, " count"]) -> Numbers:
+    """Return the share of right answers with its standard error and 95% interval."""
+    value = float(right.double().mean())
+    error = (value * (1 - value) / len(right)) ** 0.5
+    interval = wilson(value, len(right))
+    return {"share": value, "error": error, "interval": list(interval), "n": len(right)}
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Return the 95% interval of a share (Wilson 1927), which is also valid at 0 and 1."""
+    spread = Z95**2 / count
+    center = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * (share * (1 - share) / count + spread / (4 * count)) ** 0.5
+    return center - half, center + half

@@ -1,0 +1,190 @@
+"""Measure the decoder: Fréchet distances to real images, and the prior gap (section 5.1)."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from unclip.bundle import StageMetadata, build, stage_file
+from unclip.evaluation.choices import Numbers, encode_images, encode_texts, judge_choices
+from unclip.evaluation.context import SEEN, VALIDATION, Context
+from unclip.evaluation.frechet import bootstrap_error, frechet
+from unclip.evaluation.measurement import Measurement, Result, Table
+from unclip.evaluation.metrics.distances import kernel_distance
+from unclip.images import to_uint8
+from unclip.stages import Stage
+
+NETWORK = "effnet_lite0"
+_SOURCES = {
+    "real": "(real images)",
+    "true_embedding": "the true z_i",
+    "prior": "the prior's z_i",
+    "text_embedding": "z_t",
+    "caption_alone": "the caption alone",
+    "untrained": "(untrained decoder)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderDistance(Measurement):
+    """Fréchet distance of the decoder's images of seen compositions to the validation images.
+
+    Args:
+        untrained_steps: sampler steps of the untrained decoder, whose output is nearly constant.
+        resamples: number of bootstrap resamples.
+    """
+
+    untrained_steps: int = 2
+    resamples: int = 10
+
+    title: ClassVar[str] = "The decoder's Fréchet distance"
+    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+
+    def __call__(self, context: Context) -> Result:
+        """Compare generated, real and untrained images, all at the same n."""
+        real, reference = context.real(SEEN), context.real(VALIDATION)
+        n = min(len(real), len(reference))
+        features = {
+            "real": context.split_features(NETWORK, "real", SEEN),
+            "prior": context.split_features(NETWORK, "generated", SEEN),
+            "untrained": context.features_of(
+                NETWORK, "untrained", untrained(context, real.captions, self.untrained_steps)
+            ),
+        }
+        distances = frechet_distances(
+            {name: rows[:n] for name, rows in features.items()},
+            context.split_features(NETWORK, "real", VALIDATION)[:n],
+            resamples=self.resamples,
+            seed=context.seed,
+        )
+        rows = [
+            [_SOURCES[name], found["distance"], found["error"], n]
+            for name, found in distances.items()
+        ]
+        table = Table(["decoder from", f"fd_{NETWORK}", "±", "n"], rows)
+        values = {
+            f"fd_{NETWORK}": {**distances, "n": n},
+            "reference": VALIDATION,
+            "captions": SEEN,
+            "feature_size": context.network(NETWORK).size,
+        }
+        return Result(tables={"Decoder": table}, values={"decoder": values})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorGap(Measurement):
+    """Quality of the decoder's images from the true z_i, the prior's z_i, z_t and the caption.
+
+    "The caption alone" is GLIDE: no image embedding. All sources have the same captions and noise,
+    and the same number of images, because distances depend on it.
+
+    Args:
+        count: number of images per source.
+        among: number of captions that the judge chooses from.
+        resamples: number of bootstrap resamples.
+    """
+
+    count: int = 66
+    among: int = 16
+    resamples: int = 10
+
+    title: ClassVar[str] = "The prior gap"
+    stages: ClassVar[tuple[str, ...]] = ("clip", "decoder")
+
+    def __call__(self, context: Context) -> Result:
+        """Measure each source; the prior's is left out if the bundle has no prior."""
+        real, few = context.real(SEEN), min(self.count, len(context.real(SEEN)))
+        captions = real.captions[:few]
+        starts = {
+            "true_embedding": encode_images(context.embedder, real.images[:few]),
+            "text_embedding": encode_texts(context.embedder, captions),
+            "caption_alone": None,
+        }
+        images = {"real": real.images[:few]}
+        features = {"real": context.split_features(NETWORK, "real", SEEN)[:few]}
+        with suppress(FileNotFoundError):  # the bundle has no prior
+            images["prior"] = context.generated(SEEN)[:few]
+            features["prior"] = context.split_features(NETWORK, "generated", SEEN)[:few]
+        for name, z in starts.items():
+            images[name] = context.sampling.decode(z, captions)
+            features[name] = context.features_of(NETWORK, ("prior gap", name), images[name])
+        reference = context.split_features(NETWORK, "real", VALIDATION)[: len(real)]
+        seed, judge = context.seed, stage_file(context.cascade.folder, "judge").is_file()
+        gap = frechet_distances(features, reference[:few], resamples=self.resamples, seed=seed)
+        for name, numbers in gap.items():
+            numbers["kid"] = kernel_distance(features[name], reference, seed=seed)[0]
+            if judge:
+                chosen = judge_choices(
+                    context.judge, images[name], captions, {}, among=self.among, seed=seed
+                )
+                numbers["judge"] = chosen["caption"]["share"]
+        columns = ("distance", "error", "kid", "judge")
+        rows = [
+            [words, *(gap[name].get(column) for column in columns), few]
+            for name, words in _SOURCES.items()
+            if name in gap
+        ]
+        head = ["decoder from", f"fd_{NETWORK}", "±", "kid", "judge chooses the caption", "n"]
+        table = Table(head, rows)
+        values = {"decoder": {"prior_gap": {**gap, "n": few}}}
+        return Result(tables={"Prior gap": table}, values=values)
+
+
+def frechet_distances(
+    features: Mapping[str, Float[Tensor, "count features"]],
+    reference: Float[Tensor, "count features"],
+    *,
+    resamples: int = 10,
+    seed: int = 0,
+) -> dict[str, Numbers]:
+    """Return each set's Fréchet distance to a reference of the same size, with bootstrap error.
+
+    Raises:
+        ValueError: the sets differ in size, so their distances are not comparable.
+    """
+    if sizes := {len(rows) for rows in features.values()} - {len(reference)}:
+        raise ValueError(
+            f"distances at n={len(reference)} and n={min(sizes)} are not comparable: use the same n"
+        )
+    return {
+        name: {
+            "distance": frechet(rows, reference),
+            "error": bootstrap_error(rows, reference, resamples=resamples, seed=seed),
+        }
+        for name, rows in features.items()
+    }
+
+
+@torch.inference_mode()
+def untrained(
+    context: Context, captions: Sequence[str], steps: int
+) -> UInt8[Tensor, "batch 3 height width"]:
+    """Sample images of the prior's embeddings from the decoder as it was before training."""
+    cascade, size = context.cascade, context.settings.batch_size
+    stage = build_untrained(cascade.metadata["decoder"], seed=context.seed).to(context.device)
+    images = []
+    for start in range(0, len(captions), size):
+        part = slice(start, start + size)
+        text = context.embedder.text(captions[part])._asdict()
+        z = context.predicted(SEEN)[part].to(context.device)
+        seeds = range(context.seed + start, context.seed + start + len(z))
+        sampled = stage.sample(
+            stage.condition({**text, "image_embedding": z}),
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            guidance_scale=1,
+            steps=steps,
+        )
+        images.append(to_uint8(sampled.cpu()))
+    return torch.cat(images)
+
+
+def build_untrained(metadata: StageMetadata, *, seed: int) -> Stage:
+    """Build a stage from its recipe with the initial weights of `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        stage = build(metadata.recipe)
+    return stage.requires_grad_(False).eval()

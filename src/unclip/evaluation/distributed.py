@@ -1,0 +1,103 @@
+"""The processes that share an evaluation, started by Lightning Fabric.
+
+A list is cut into the same blocks for any number of processes, and rank r takes blocks r,
+r + world, …: results do not depend on how many processes there are.
+"""
+
+import os
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+LONGEST_WAIT = timedelta(days=7)  # ranks finish their samples hours apart
+
+
+class Ranks:
+    """This process's rank and world size, and the exchange between ranks.
+
+    Args:
+        fabric: a launched Fabric; None for a single process.
+    """
+
+    def __init__(self, fabric: Any = None) -> None:
+        self.fabric = fabric
+        self.rank = 0 if fabric is None else fabric.global_rank
+        self.world = 1 if fabric is None else fabric.world_size
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def blocks(self, count: int, size: int) -> list[range]:
+        """Return this rank's blocks of `size` indices out of 0..count - 1."""
+        starts = range(self.rank * size, count, self.world * size)
+        return [range(start, min(start + size, count)) for start in starts]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Return every rank's value on rank 0, None on the others."""
+        if self.world == 1:
+            return [value]
+        gathered = [None] * self.world if self.first else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            self.fabric.barrier()
+
+    def share(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        return value if self.world == 1 else self.fabric.broadcast(value)
+
+    def device(self, name: str | None) -> torch.device:
+        """Return the device called `name`; None is this rank's GPU if there is one."""
+        if name is not None:
+            return torch.device(name)
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+@cache  # the processes of a sweep's jobs meet once and stay together until the program ends
+def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) -> Ranks:
+    """Start one process per device, or join those that torchrun or Slurm started.
+
+    Args:
+        devices: number of processes on each node; "auto" for one per GPU.
+        accelerator: "cpu", "gpu" or "auto".
+        nodes: number of machines.
+    """
+    if local := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun
+        devices, nodes = int(local), int(os.environ["WORLD_SIZE"]) // int(local)
+    if devices == "auto":
+        devices = max(torch.cuda.device_count(), 1)
+    if int(devices) * nodes == 1:
+        return Ranks()
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT)
+    fabric = Fabric(
+        accelerator=accelerator, devices=int(devices), num_nodes=nodes, strategy=strategy
+    )
+    fabric.launch()
+    return Ranks(fabric)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return all ranks' rows in rank order, on every rank's CPU; without ranks, the rows.
+
+    A distance is biased by the number of images: measured on each rank and averaged, it would
+    grow with the number of ranks.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    parts = [rows] * dist.get_world_size()
+    dist.all_gather_object(parts, rows.cpu())
+    return torch.cat(parts)

@@ -1,0 +1,1 @@
+"""An evaluation's report: results.json, samples.csv, report.html, sweep curves, loggers."""

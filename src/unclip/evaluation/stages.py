@@ -1,0 +1,232 @@
+"""Measure a bundle's CLIP and prior on the captions and images of a data set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from unclip.bundle import read_metadata, stage_file
+from unclip.clip import ClipEmbedder, recall_at
+from unclip.evaluation.choices import (
+    Numbers,
+    choice_rows,
+    distractors,
+    encode_images,
+    encode_texts,
+    probe_choices,
+    scene_probes,
+)
+from unclip.evaluation.context import HELD_OUT, SEEN, SPLITS, VALIDATION, Context
+from unclip.evaluation.measurement import Measurement, Result, Table
+from unclip.evaluation.sources import Real
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages(Measurement):
+    """Size and training of each stage of a bundle."""
+
+    title: ClassVar[str] = "The bundle"
+    stages: ClassVar[tuple[str, ...]] = ("clip",)
+
+    def __call__(self, context: Context) -> Result:
+        """Read the metadata of each stage's file."""
+        stages = {}
+        for name in ("clip", "judge", "prior", "prior_ar", "decoder", *_UPSAMPLERS):
+            file = stage_file(context.cascade.folder, name)
+            if not file.is_file():
+                continue
+            metadata = read_metadata(file)
+            stages[name] = {
+                "parameters": _parameters(context, name),
+                "steps": metadata.steps,
+                "images": metadata.extra.get("images"),
+                "seconds": metadata.extra.get("seconds"),
+                "version": metadata.version,
+                "clip_fingerprint": metadata.clip_fingerprint,
+            }
+        columns = ("steps", "images", "seconds", "version")
+        rows = [
+            [name, stage["parameters"] / 1e6, *(stage[column] for column in columns)]
+            for name, stage in stages.items()
+        ]
+        table = Table(["stage", "M parameters", "steps", "images", "seconds", "version"], rows)
+        return Result(tables={"Stages": table}, values={"stages": stages})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecall(Measurement):
+    """Retrieval recall of the bundle's CLIP and of the judge, and their choices for real images.
+
+    Args:
+        among: number of candidates of the recall.
+    """
+
+    among: int = 64
+
+    title: ClassVar[str] = "CLIP and judge on real images"
+    stages: ClassVar[tuple[str, ...]] = ("clip",)
+
+    def __call__(self, context: Context) -> Result:
+        """Measure recall on the validation split, and choices on all splits of emoji scenes."""
+        clips = {"clip": context.embedder}
+        if stage_file(context.cascade.folder, "judge").is_file():
+            clips["judge"] = context.judge
+        found, real = {}, {}
+        for name, clip in clips.items():
+            found[name] = clip_recall(clip, context.real(VALIDATION), among=self.among)
+        if scene_probes(context, context.real(VALIDATION)):
+            real = {split: context.real(split) for split in SPLITS}
+            for name, clip in clips.items():
+                found[name]["choices"] = {
+                    split: probe_choices(
+                        clip, encode_images(clip, shown.images), scene_probes(context, shown)
+                    )
+                    for split, shown in real.items()
+                }
+        keys = ("recall_at_1", "recall_at_5", "among", "n")
+        rows = [[name, *(numbers[key] for key in keys)] for name, numbers in found.items()]
+        recall = Table(["CLIP", "text → image recall@1", "recall@5", "among", "n"], rows)
+        tables = {"Retrieval recall": recall}
+        if real:
+            columns = [column for split in real for column in (split, "n")]
+            head = ["CLIP", "chooses", "among", *columns]
+            rows = [
+                [name, *row]
+                for name, numbers in found.items()
+                for row in choice_rows(numbers["choices"])
+            ]
+            tables["Choices for real images"] = Table(head, rows)
+        return Result(tables=tables, values={"clip": found})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorCosines(Measurement):
+    """Cosines of predicted to true image embeddings.
+
+    Args:
+        among: number of candidates of the retrieval recall.
+    """
+
+    among: int = 64
+
+    title: ClassVar[str] = "The prior's embeddings"
+    stages: ClassVar[tuple[str, ...]] = ("clip", "prior")
+
+    def __call__(self, context: Context) -> Result:
+        """Measure held-out and seen compositions, none of whose images are in training."""
+        found, cascade = {}, context.cascade
+        linear = "prior" in cascade.metadata and cascade.stage("prior").linear is not None
+        for split in (HELD_OUT, SEEN):
+            real = context.real(split)
+            seeds = range(len(real))
+            found[split] = prior_cosines(
+                context.predicted(split),
+                encode_images(context.embedder, real.images),
+                encode_texts(context.embedder, real.captions),
+                real.captions,
+                linear=cascade.prior(real.captions, seeds=seeds, prior="linear")
+                if linear
+                else None,
+                among=self.among,
+                seed=context.seed,
+            )
+        columns = {
+            "cosine": "cosine to the true z_i",
+            "cosine_text": "z_t instead",
+            "cosine_linear": "linear map",
+            "cosine_shuffled": "another caption",
+            "recall_at_1": "recall@1",
+            "recall_text_at_1": "z_t instead",
+            "among": "among",
+            "n": "n",
+        }
+        rows = [[split, *(numbers.get(key) for key in columns)] for split, numbers in found.items()]
+        table = Table(["captions of", *columns.values()], rows)
+        return Result(tables={"Prior": table}, values={"prior": found})
+
+
+def clip_recall(embedder: ClipEmbedder, real: Real, *, among: int = 64) -> Numbers:
+    """Measure retrieval recall at 1 and 5, from caption to image and from image to caption.
+
+    Only the first image of each caption takes part, because the others would also be right answers.
+    If there are fewer than `among`, recall is among all of them.
+    """
+    first = {caption: row for row, caption in reversed(list(enumerate(real.captions)))}
+    distinct = real.take(sorted(first.values()))
+    among = min(among, len(distinct))
+    recall = recall_at(
+        encode_images(embedder, distinct.images),
+        encode_texts(embedder, distinct.captions),
+        among=among,
+    )
+    values = {name: float(value) for name, value in recall.items()}
+    return {
+        "recall_at_1": values["text_to_image_at_1"],
+        "recall_at_5": values["text_to_image_at_5"],
+        **{name: value for name, value in values.items() if name.startswith("image_to_text")},
+        "among": among,
+        "n": len(distinct) // among * among,
+    }
+
+
+def prior_cosines(
+    predicted: Float[Tensor, "count dim"],
+    true: Float[Tensor, "count dim"],
+    text_embedding: Float[Tensor, "count dim"],
+    captions: Sequence[str],
+    *,
+    linear: Float[Tensor, "count dim"] | None = None,
+    among: int = 64,
+    seed: int = 0,
+) -> Numbers:
+    """Measure mean cosines to the true image embedding z_i, and retrieval recall.
+
+    A prior has to beat `cosine_text`, the cosine of the caption's z_t, and `cosine_linear`, that of
+    a linear map's prediction. `cosine_shuffled` is the cosine of another caption's prediction: the
+    part that all images share. `recall_at_1` is how often the true embedding is the nearest to the
+    prediction among `among` images, `recall_text_at_1` how often it is the nearest to z_t; only the
+    first image of each caption counts.
+
+    Args:
+        predicted: the prior's embeddings.
+        true: embeddings of the real images.
+        text_embedding: the captions' z_t.
+        captions: caption of each row.
+        linear: the linear map's predictions.
+        among: number of candidates of the recall.
+        seed: seed that chooses the other captions.
+    """
+    first = sorted({text: row for row, text in reversed(list(enumerate(captions)))}.values())
+    among = min(among, len(first))
+    recall = {
+        name: recall_at(true[first], guess[first], k=(1,), among=among)["text_to_image_at_1"]
+        for name, guess in (("recall_at_1", predicted), ("recall_text_at_1", text_embedding))
+    }
+    shuffled = predicted[distractors(captions, count=1, seed=seed)[:, 0]]
+    compared = {
+        "cosine": predicted,
+        "cosine_text": text_embedding,
+        "cosine_shuffled": shuffled,
+        **({} if linear is None else {"cosine_linear": linear}),
+    }
+    return {
+        **{name: float(F.cosine_similarity(z, true).mean()) for name, z in compared.items()},
+        **{name: float(value) for name, value in recall.items()},
+        "among": among,
+        "n": len(captions),
+    }
+
+
+_UPSAMPLERS = ("upsampler_256", "upsampler_1024")
+
+
+def _parameters(context: Context, name: str) -> int:
+    """Return the number of a stage's parameters."""
+    if name in ("clip", "judge"):
+        model = (context.embedder if name == "clip" else context.judge).model
+    else:
+        model = context.cascade.stage(name)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,153 @@
+"""Loggers of a run: CSV and Weights & Biases.
+
+A resumed run continues its logs: lines that will be logged again are removed from the CSV, and the
+id of the W&B run is kept in the run folder. Lightning's CSVLogger deletes metrics.csv instead.
+"""
+
+import csv
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from unclip.files import atomic_write
+from unclip.training.lightning_compat import remove_deprecated_wandb_option
+from unclip.training.modules import StageModule
+
+
+class CsvLogger(Logger):
+    """Write metrics to FOLDER/logs/metrics.csv, each line as soon as it is logged.
+
+    Args:
+        folder: run folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        super().__init__()
+        self.path = Path(folder) / "logs" / "metrics.csv"
+        self._rows: list[dict[str, str]] | None = None  # content of the file
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Name, required by Lightning."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Version, required by Lightning."""
+        return "logs"
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml in the run folder has the settings."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a line; it replaces a last line with the same step and columns."""
+        values = {name: repr(_number(value)) for name, value in metrics.items()}
+        row = {"step": "" if step is None else str(step), **values}
+        self._load()
+        last = {name: value for name, value in (self._rows or [{}])[-1].items() if value != ""}
+        repeats = last.keys() == row.keys() and last["step"] == row["step"]
+        if repeats:
+            self._rows.pop()
+        self._rows.append(row)
+        new = row.keys() - set(self._columns)
+        if repeats or new:
+            self._columns = sorted({*self._columns, *row})
+            self._write()
+        else:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    @rank_zero_only
+    def truncate(self, step: int) -> None:
+        """Remove the lines after the step that a run resumes from; 0 removes all lines."""
+        self._load()
+        kept = [row for row in self._rows if _is_before(row, step)]
+        if len(kept) < len(self._rows):
+            self._rows = kept
+            self._write()
+
+    def _load(self) -> None:
+        if self._rows is not None:
+            return
+        self._rows = []
+        if self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self._columns = list(reader.fieldnames or [])
+                # A line that was being written when the run was killed is too short.
+                self._rows = [row for row in reader if None not in row.values()]
+
+    def _write(self) -> None:
+        with atomic_write(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+
+def _number(value: Any) -> float:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _is_before(row: Mapping[str, str], step: int) -> bool:
+    """Return whether a line belongs to earlier steps; a step's validation follows its training."""
+    at = int(row["step"] or 0)
+    trained = any(value for name, value in row.items() if name.startswith("train/"))
+    return at < step or (at == step > 0 and not trained)
+
+
+class TruncateLogsOnResume(Callback):
+    """Remove the lines of the CSV that a resumed run will log again."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: StageModule) -> None:
+        """Truncate at the step that a checkpoint restored."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger):
+                logger.truncate(trainer.global_step)
+
+
+def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
+    """Build a Weights & Biases logger; without an API key it is offline and never asks for one.
+
+    The run's id is kept in FOLDER/wandb_id, so that a resumed run stays one run. The console output
+    is not uploaded.
+    """
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
+    offline = os.environ.get("WANDB_MODE") == "offline" or not key
+    if offline:
+        rank_zero_only(print)(
+            f"wandb is offline: upload with `wandb sync {Path(folder) / 'wandb'}/offline-run-*`",
+            flush=True,
+        )
+    logger = WandbLogger(
+        save_dir=folder,
+        project=project,
+        name=name,
+        id=_load_or_create_id(Path(folder) / "wandb_id"),
+        offline=offline,
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    remove_deprecated_wandb_option(logger)
+    return logger
+
+
+def _load_or_create_id(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "x") as file:
+            file.write(secrets.token_hex(4))
+    except FileExistsError:
+        pass
+    return path.read_text().strip()
