@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from unclip.batch import Batch
 from unclip.bundle import stage_file, train_command
 from unclip.images import to_float, to_uint8
 from unclip.open_bundle import OpenBundle
@@ -219,8 +220,9 @@ class TextToImage(OpenBundle):
             }
             if run.seeds is not None:
                 options["generators"] = [generator(seed, name) for seed in run.seeds[rows]]
+            condition = stage.condition(cast(Batch, batch))
             arguments = [batch[key] for key in more]
-            outputs.append(sample(stage.condition(batch), *arguments, **options).cpu())
+            outputs.append(sample(condition, *arguments, **options).cpu())
         return torch.cat(outputs)
 
 
