@@ -1,4 +1,4 @@
-"""Convert Karlo's public weights to a bundle."""
+"""Convert a bundle to float16, or Karlo's public weights to a bundle."""
 
 import argparse
 import sys
@@ -15,15 +15,46 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 2 for a user error."""
     args = _parser().parse_args(arguments)
-    from unclip.interop import STAGES, convert_karlo  # imports torch, which would slow down --help
-
     try:
-        recipes = {stage: karlo_recipe(stage) for stage in STAGES}
-        convert_karlo(args.source, args.out, recipes, clip=args.clip, report=print)
+        if args.format == "float16":
+            to_float16(args.source, args.out)
+        else:
+            from unclip.interop import STAGES, convert_karlo  # imports torch: slow for --help
+
+            recipes = {stage: karlo_recipe(stage) for stage in STAGES}
+            convert_karlo(args.source, args.out, recipes, clip=args.clip, report=print)
     except (ValueError, OSError) as error:
         print(f"convert.py: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def to_float16(source: Path, out: Path) -> None:
+    """Write a bundle with networks in float16, and its model card.
+
+    The card has the numbers of the source's results.json, if there is one.
+    """
+    import torch
+
+    from unclip.bundle import load_stage, read_metadata, save_stage
+    from unclip.model_card import write_model_card
+
+    files = sorted(source.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{source} holds no stage: give the folder of a bundle")
+    for file in files:
+        metadata = read_metadata(file)
+        save_stage(
+            out / file.name,
+            load_stage(file),
+            recipe=metadata.recipe,
+            steps=metadata.steps,
+            clip_fingerprint=metadata.clip_fingerprint,
+            extra=metadata.extra,
+            dtype=torch.float16,
+        )
+        print(out / file.name)
+    print(write_model_card(out, source / "results.json"))
 
 
 def karlo_recipe(stage: str) -> dict[str, Any]:
@@ -35,10 +66,11 @@ def karlo_recipe(stage: str) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("format", choices=["karlo"], help="format of the weights")
-    about = "folder with diffusers' components, or with Karlo's .ckpt files"
+    about = "float16 halves a bundle's size, karlo reads Karlo's weights"
+    parser.add_argument("format", choices=["float16", "karlo"], help=about)
+    about = "folder of the bundle; for karlo, of diffusers' components or Karlo's .ckpt files"
     parser.add_argument("source", type=Path, help=about)
-    about = "folder of the bundle, such as models/karlo"
+    about = "folder of the new bundle, such as models/karlo"
     parser.add_argument("out", type=Path, help=about)
     about = (
         "folder with text_encoder and image_encoder, or the file or tag of open_clip's "

@@ -7,6 +7,7 @@ ValueError if it is damaged, hostile, or not what they expect.
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from unclip._version import __version__
 from unclip.clip import ClipEmbedder, fingerprint
+from unclip.clip import clip_fingerprint as fingerprint_of_clip
 from unclip.files import atomic_write
 from unclip.recipes import build, check_recipe, check_tensors, meta_parameters
 from unclip.stages import ClipStage, Stage
@@ -40,7 +42,7 @@ class StageMetadata(NamedTuple):
         clip_fingerprint: fingerprint of the CLIP used in training, or of the stage itself if it is
             a CLIP; None for a stage that needs no CLIP.
         extra: other plain values, such as validation scores.
-        fingerprint: fingerprint of the file's weights.
+        fingerprint: fingerprint of the weights as `load_stage` returns them in float32.
     """
 
     stage: str
@@ -71,8 +73,11 @@ def save_stage(
     clip_fingerprint: str | None,
     extra: Mapping[str, str | float | int] | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a stage's file; an existing file is replaced only when the new one is complete.
+
+    The header also has the keys of the ModelSpec standard 1.0.1, which other tools show.
 
     Args:
         path: the file to write, `models/NAME/STAGE.safetensors`.
@@ -81,21 +86,25 @@ def save_stage(
         steps: number of optimizer steps of the training.
         clip_fingerprint: fingerprint of the CLIP used in training; ignored for a CLIP stage, whose
             own fingerprint is computed.
-        extra: other plain values to store in the metadata.
+        extra: other plain values to store in the metadata, such as the license.
         state_dict: weights to save instead of the stage's own, such as their EMA.
+        dtype: dtype of the networks in the file; statistics stay in float32.
 
     Raises:
         ValueError: if `load_stage` could not load the file, or if a weight is not finite.
     """
     path = Path(path)
-    tensors = _unshared(stage.state_dict() if state_dict is None else state_dict)
+    weights = stage.state_dict() if state_dict is None else state_dict
+    tensors = _unshared({key: t.to(_dtype(key, t, dtype)) for key, t in weights.items()})
     check_recipe(path, recipe, tensors)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path} was not written: {key} has values that are not finite")
-    own = fingerprint(tensors)
+            raise ValueError(
+                f"{path} was not written: {key} has values that are not finite in {tensor.dtype}"
+            )
+    loaded = {key: t.to(_dtype(key, t, torch.float32)) for key, t in tensors.items()}
     if isinstance(stage, ClipStage):
-        clip_fingerprint = own
+        clip_fingerprint = fingerprint_of_clip(loaded)
     elif stage.needs_clip and clip_fingerprint is None:
         raise ValueError(f"{path} was not written: {stage.name} needs its CLIP's fingerprint")
     metadata = {
@@ -105,7 +114,8 @@ def save_stage(
         "version": __version__,
         "steps": str(int(steps)),
         "extra": json.dumps(dict(extra or {})),
-        "fingerprint": own,
+        "fingerprint": fingerprint(loaded),
+        **_modelspec(path, stage, extra or {}),
     }
     if clip_fingerprint is not None:
         metadata["clip_fingerprint"] = clip_fingerprint
@@ -207,6 +217,23 @@ def initialize(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> 
             "use the clip.safetensors from the same folder"
         )
     stage.load_state_dict(load_file(path))
+
+
+def _modelspec(path: Path, stage: Stage, extra: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys of https://github.com/Stability-AI/ModelSpec that apply to a stage."""
+    sizes = {"decoder": 64, "upsampler_256": 256, "upsampler_1024": 1024}
+    keys = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"unclip-{stage.name.replace('_', '-')}",
+        "implementation": "unclip",
+        "implementation_version": __version__,
+        "title": f"{path.parent.name} {path.stem}",
+        "description": f"The stage {path.stem} of a DALL·E 2 (unCLIP).",
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "license": extra.get("license"),
+        "resolution": "{0}x{0}".format(sizes[stage.name]) if stage.name in sizes else None,
+    }
+    return {f"modelspec.{key}": value for key, value in keys.items() if value is not None}
 
 
 def _dtype(key: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:

@@ -3,7 +3,14 @@
 from unclip.clip import _open_clip as _open_clip  # isort: skip (before other imports of open_clip)
 from unclip.clip.embedder import ClipEmbedder, TextFeatures, embed_images
 from unclip.clip.loss import Contrast, contrastive_loss
-from unclip.clip.model import TextOutput, build_clip, encode_text, fingerprint, prepare_image
+from unclip.clip.model import (
+    TextOutput,
+    build_clip,
+    clip_fingerprint,
+    encode_text,
+    fingerprint,
+    prepare_image,
+)
 from unclip.clip.public import load_public
 from unclip.clip.retrieval import recall_at
 from unclip.clip.tokenizer import Tokenizer, Tokens, fit_vocabulary
@@ -16,6 +23,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "build_clip",
+    "clip_fingerprint",
     "contrastive_loss",
     "embed_images",
     "encode_text",

@@ -42,7 +42,7 @@ class ClipEmbedder:
         tokenizer: the model's tokenizer, of the same context length.
         image_mean: mean of each channel in [0, 1] that the model was trained with.
         image_std: standard deviation of each channel that the model was trained with.
-        fingerprint: hash of the weights, from `unclip.clip.fingerprint`.
+        fingerprint: hash of the weights, from `unclip.clip.clip_fingerprint`.
         normalize: scale z_t and z_i to unit length.
         dtype: dtype that the model computes in.
 

@@ -124,6 +124,17 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def clip_fingerprint(state_dict: Mapping[str, Tensor]) -> str:
+    """Return the fingerprint of a CLIP's weights rounded to float16.
+
+    A bundle in float16 has the same CLIP as the bundle that it was converted from, so its stages
+    and stored embeddings still belong to it.
+    """
+    return fingerprint(
+        {name: t.half() if t.is_floating_point() else t for name, t in state_dict.items()}
+    )
+
+
 def _check_divides(name: str, whole: int, divisor: str, part: int) -> None:
     if whole % part:
         raise ValueError(f"{divisor} ({part}) must divide {name} ({whole})")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from unclip.clip.embedder import ClipEmbedder
-from unclip.clip.model import fingerprint
+from unclip.clip.model import clip_fingerprint
 from unclip.clip.tokenizer import Tokenizer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -71,7 +71,7 @@ def load_public(
         Tokenizer(cast(int, model.context_length)),
         image_mean=preprocess["mean"],
         image_std=preprocess["std"],
-        fingerprint=fingerprint(model.state_dict()),
+        fingerprint=clip_fingerprint(model.state_dict()),
         normalize=normalize,
         dtype=dtype,
     )

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from unclip.bundle import load_embedder
-from unclip.clip import ClipEmbedder, fingerprint
+from unclip.clip import ClipEmbedder, clip_fingerprint
 from unclip.clip.public import load_public
 from unclip.evaluation.features import FeatureNetwork, resize
 from unclip.files import sha256_of
@@ -123,7 +123,7 @@ def judge(*, file: str | Path) -> ClipNetwork:
 
 def weights_of(embedder: ClipEmbedder) -> str:
     """Fingerprint a CLIP's weights, independent of the file they are in."""
-    return fingerprint(embedder.model.state_dict())
+    return clip_fingerprint(embedder.model.state_dict())
 
 
 def public_clip(*, model: str, pretrained: str | Path, name: str) -> ClipNetwork:

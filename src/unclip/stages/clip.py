@@ -13,9 +13,9 @@ from unclip.clip import (
     ClipEmbedder,
     Tokenizer,
     build_clip,
+    clip_fingerprint,
     contrastive_loss,
     encode_text,
-    fingerprint,
     fit_vocabulary,
     prepare_image,
 )
@@ -173,7 +173,7 @@ class ClipStage(Stage):
             self.tokenizer,
             image_mean=self.image_mean,
             image_std=self.image_std,
-            fingerprint=fingerprint(self.state_dict()),
+            fingerprint=clip_fingerprint(self.state_dict()),
             normalize=self.normalize,
             dtype=dtype,
         )

@@ -1,0 +1,108 @@
+"""MODEL_CARD.md: what a bundle knows, how it was trained, and how well it works."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unclip.bundle import read_metadata, weight_bytes
+from unclip.emoji import COLORS, concepts
+from unclip.files import write_text
+
+CARD = "MODEL_CARD.md"
+_SIZES = {"decoder": 64, "upsampler_256": 256, "upsampler_1024": 1024}
+_CONCEPT_SETS = {"emoji_quick": "S", "emoji_s": "S", "emoji_m": "M", "emoji_l": "L"}
+
+
+class Number(NamedTuple):
+    """A measured number of results.json.
+
+    Attributes:
+        name: keys of the number in results.json, joined by dots.
+        value: the number.
+        interval: 95% interval; None if there is none.
+        real: the same number for real images (bicubic enlargement for PSNR and SSIM), if measured.
+        n: number of images.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    real: float | None
+    n: int
+
+    @property
+    def fails(self) -> bool:
+        """Whether a share of right images is below that of real images, beyond its interval."""
+        share = ".generated." in self.name and self.real is not None and self.interval is not None
+        return bool(share) and self.interval[1] < self.real
+
+
+def write_model_card(folder: Path, results: Path | None = None) -> Path:
+    """Write the card of a bundle, and return its path.
+
+    Args:
+        folder: folder of the bundle.
+        results: results.json of its evaluation; None is the one in the bundle, if there is one.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem == "judge", path.stem))
+    stages = {file.stem: read_metadata(file) for file in files}
+    extra = [stage.extra for stage in stages.values()]
+    results = folder / "results.json" if results is None else results
+    measured = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    data = _distinct(extra, "data")
+    sets = sorted({_CONCEPT_SETS.get(Path(name).name, "") for name in data} - {""}, key="SML".find)
+    environment = Environment(
+        loader=PackageLoader("unclip", ""), trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    card = environment.get_template("model_card.md.j2").render(
+        name=folder.resolve().name,
+        stages=stages,
+        parameters={file.stem: weight_bytes(file) / 4e6 for file in files},
+        size=max((size for name, size in _SIZES.items() if name in stages), default=None),
+        seconds=sum(float(one.get("seconds", 0)) for one in extra),
+        data=data,
+        licenses=_distinct(extra, "license"),
+        commits=_distinct(extra, "commit"),
+        commands=_distinct(extra, "command"),
+        concepts=[concept.name for concept in concepts(sets[-1])] if sets else [],
+        colors=list(COLORS),
+        key=measured.get("key"),
+        numbers=list(_numbers(measured)),
+    )
+    write_text(folder / CARD, card)
+    return folder / CARD
+
+
+def _distinct(extra: list[dict[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(str(one[key]) for one in extra if one.get(key)))
+
+
+def _numbers(results: Mapping[str, Any]) -> Iterator[Number]:
+    """Yield the numbers about generated images, each with its counterpart for real images."""
+    entries = dict(_entries("", results))
+    for name, entry in entries.items():
+        if name.startswith("scores."):
+            real = entry.get("real")
+        elif ".generated." in name:
+            real = entries.get(name.replace(".generated.", ".real."), {}).get("share")
+        elif "psnr" in entry:
+            for key in ("psnr", "ssim"):
+                yield Number(f"{name}.{key}", entry[key], None, entry[f"{key}_bicubic"], entry["n"])
+            continue
+        else:
+            continue
+        value = entry["value"] if "value" in entry else entry["share"]
+        yield Number(name, value, tuple(entry["interval"]), real, entry["n"])
+
+
+def _entries(name: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each dict of a nested dict that holds a measurement, with its dotted name."""
+    if "n" in node and (node.get("interval") or "psnr" in node):
+        yield name, node
+        return
+    for key, child in node.items():
+        if isinstance(child, Mapping):
+            yield from _entries(f"{name}.{key}" if name else key, child)
