@@ -12,23 +12,35 @@ DATA := $(if $(QUICK),emoji_quick,$(SCALE))
 MEASURE := $(if $(QUICK),quick,offline)
 EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.max_steps_multiplier=$(HOURS))
 MODEL ?= models/$(SCALE)
+OUT ?= $(MODEL)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint doctor format test data-emoji data-coco eval-coco train bench race paper clean
+.PHONY: help setup setup-dev demo lint doctor format test data-emoji data-coco eval-coco train bench \
+	race paper clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: .venv/installed ## Create .venv and install unclip with all dependencies
+# Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA.
+setup: .venv/installed ## Create .venv and install what sampling, training and evaluation need
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch torchvision
+	$(BIN)/pip install -q -c constraints.txt -e '.[emoji,evaluation]'
+	touch $@
+
+setup-dev: .venv/installed-dev ## Also install what tests, lint and benchmarks need
+
+.venv/installed-dev: .venv/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[emoji,evaluation,dev]'
 	touch $@
 
-lint: setup ## Check style, formatting and import layers
+demo: setup ## Generate and edit images with the trained bundle in models/demo, in two minutes
+	$(RUN) src/demo.py
+
+lint: setup-dev ## Check style, formatting and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -36,7 +48,7 @@ lint: setup ## Check style, formatting and import layers
 doctor: setup ## Check the environment, packages, data and bundles, and suggest fixes
 	$(RUN) src/doctor.py
 
-format: setup ## Format the code and apply automatic fixes
+format: setup-dev ## Format the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -51,7 +63,7 @@ data-coco: setup ## Download MS-COCO val2014 into COCO_ROOT: 7 GB, resumable, ve
 
 eval-coco: setup ## Evaluate MODEL on COCO with the protocol of papers: 30,000 captions, 256 px
 	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco measure=full \
-		out=$(MODEL)/coco
+		out=$(OUT)/coco
 
 train: setup ## Train the missing stages and evaluate all: set S, SET=M HOURS=2, or QUICK=1
 	$(if $(filter-out S M,$(SET)),$(error SET=$(SET): choose S or M))
@@ -59,7 +71,7 @@ train: setup ## Train the missing stages and evaluate all: set S, SET=M HOURS=2,
 		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train $(EFFORT) || exit 1; done
 	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) measure=$(MEASURE)
 
-bench: setup ## Compare speed with diffusers, GLIDE and DALLE2-pytorch, in ten minutes
+bench: setup-dev ## Compare speed with diffusers, GLIDE and DALLE2-pytorch, in ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
 
 race: setup ## Compare with DALLE2-pytorch's decoder, each trained for CPU_SECONDS
@@ -67,7 +79,7 @@ race: setup ## Compare with DALLE2-pytorch's decoder, each trained for CPU_SECON
 		--seconds $(CPU_SECONDS) scale=$(SCALE)
 
 paper: setup ## Plot the paper's figures and tables with MODEL
-	$(RUN) src/evaluate.py measure=paper model=$(MODEL) out=$(MODEL)/paper
+	$(RUN) src/evaluate.py measure=paper model=$(MODEL) out=$(OUT)/paper
 
 clean: ## Delete caches, but not data, models or runs
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from cli import refuse_shipped
 from cli.config_check import check_command_line
 
 
@@ -38,6 +39,7 @@ def main(cfg: DictConfig) -> float | None:
                 cfg.device = "cpu"
             # Ranks share the folder, because that of a sweep is named by the time.
             cfg.out = ranks.share(str(output_folder(cfg, sweep)))
+        refuse_shipped(cfg.out, "add out=DIR")
         measurements = choose(instantiate(cfg.measure, _convert_="all"), cfg, sweep)
         context = instantiate(cfg.context, _convert_="all")(ranks=ranks)
         found = run(measurements, context)

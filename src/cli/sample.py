@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from cli import default_model
+
 Add = Callable[..., Any]  # `add_argument` of a command's parser
 
 
@@ -99,7 +101,8 @@ def _editing(add: Add, images: int | str = 1) -> None:
 
 
 def _sampling(add: Add, *, batch_size: int) -> None:
-    add("--model", type=Path, default=Path("models/emoji"), help="folder of the bundle")
+    about = "folder of the bundle; default: models/demo"
+    add("--model", type=Path, default=default_model(), help=about)
     add("--out", type=Path, default=Path("samples"), help="output folder")
     add("--size", type=int, choices=(64, 256, 1024), help="pixels; default: the bundle's largest")
     add("--seed", type=int, default=0, help="seed of the first image; the others count up")

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from cli import refuse_shipped
 from cli.config_check import ConfigurationError, check_targets
 
 BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
@@ -94,6 +95,7 @@ def check(config: dict[str, Any]) -> None:
     check_targets(config)
     name, recipe, folders = config["stage"], config["model"], config["folders"]
     try:
+        refuse_shipped(Path(folders["models"]) / config["bundle"], "add bundle=NAME")
         with torch.device("meta"):
             stage = bundle.build(recipe)
         data = build(config["data"])()

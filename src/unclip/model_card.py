@@ -33,13 +33,16 @@ class Number(NamedTuple):
 
     @property
     def fails(self) -> bool:
-        """Whether a share of right images is below that of real images, beyond its interval."""
-        share = ".generated." in self.name and self.real is not None and self.interval is not None
-        return bool(share) and self.interval[1] < self.real
+        """Whether a share of right images is well below that of real images."""
+        if ".generated." not in self.name or self.real is None or self.interval is None:
+            return False
+        return self.value < 0.9 * self.real and self.interval[1] < self.real
 
 
 def write_model_card(folder: Path, results: Path | None = None) -> Path:
     """Write the card of a bundle, and return its path.
+
+    The text of NOTES.md next to `results`, if there is one, is added to the known failures.
 
     Args:
         folder: folder of the bundle.
@@ -52,6 +55,7 @@ def write_model_card(folder: Path, results: Path | None = None) -> Path:
     extra = [stage.extra for stage in stages.values()]
     results = folder / "results.json" if results is None else results
     measured = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    notes = results.with_name("NOTES.md")
     data = _distinct(extra, "data")
     sets = sorted({_CONCEPT_SETS.get(Path(name).name, "") for name in data} - {""}, key="SML".find)
     environment = Environment(
@@ -67,10 +71,11 @@ def write_model_card(folder: Path, results: Path | None = None) -> Path:
         licenses=_distinct(extra, "license"),
         commits=_distinct(extra, "commit"),
         commands=_distinct(extra, "command"),
-        concepts=[concept.name for concept in concepts(sets[-1])] if sets else [],
+        concepts=concepts(sets[-1]) if sets else (),
         colors=list(COLORS),
         key=measured.get("key"),
         numbers=list(_numbers(measured)),
+        notes=notes.read_text(encoding="utf-8").strip() if notes.is_file() else "",
     )
     write_text(folder / CARD, card)
     return folder / CARD

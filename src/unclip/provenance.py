@@ -2,7 +2,9 @@
 
 import json
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +50,12 @@ def code_version() -> dict[str, str]:
         changes = "+changes" if _git("status", "--porcelain", "-uno") else ""
         versions["git"] = commit + changes
     return versions
+
+
+def run_record() -> dict[str, str]:
+    """Return the command of this process and, for a clone, the commit of its code."""
+    commit = code_version().get("git")
+    return {"command": shlex.join(["python", *sys.argv]), **({"commit": commit} if commit else {})}
 
 
 def image_metadata(

@@ -1,6 +1,7 @@
 """Export a trained stage into its bundle."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from unclip.bundle import save_stage
+from unclip.model_card import write_model_card
+from unclip.provenance import run_record
 from unclip.training.callbacks.ema import averaged_weights
 from unclip.training.callbacks.progress import throughput_of
 from unclip.training.modules import StageModule
@@ -15,16 +18,18 @@ from unclip.training.sharding import full_state_dict, unsharded
 
 
 class Export(Callback):
-    """Write the averaged weights into the bundle when training ends, and print one line.
+    """Write the averaged weights into the bundle, and its card, when training ends.
 
     Args:
         path: file models/NAME/STAGE.safetensors.
         metric: validation metric to print.
+        about: values to store in the file and to show in the card, such as the data's license.
     """
 
-    def __init__(self, path: str | Path, *, metric: str):
+    def __init__(self, path: str | Path, *, metric: str, about: Mapping[str, Any] | None = None):
         self.path = Path(path)
         self.metric = metric
+        self.about = {key: value for key, value in (about or {}).items() if value is not None}
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -73,9 +78,10 @@ class Export(Callback):
             recipe=pl_module.recipe,
             steps=trainer.global_step,
             clip_fingerprint=None if embedder is None else embedder.fingerprint,
-            extra={**cost, **scores},
+            extra={**cost, **scores, **self.about, **run_record()},
             state_dict=weights,
         )
+        write_model_card(self.path.parent)
         minutes, seconds = divmod(round(cost["seconds"]), 60)
         parts = [pl_module.name, f"{trainer.global_step} steps", f"{minutes}:{seconds:02d} min"]
         if throughput is not None:
