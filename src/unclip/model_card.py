@@ -65,7 +65,7 @@ def write_model_card(folder: Path, results: Path | None = None) -> Path:
         name=folder.resolve().name,
         stages=stages,
         parameters={file.stem: weight_bytes(file) / 4e6 for file in files},
-        size=max((size for name, size in _SIZES.items() if name in stages), default=None),
+        size=max(size for name, size in _SIZES.items() if name in {"decoder", *stages}),
         seconds=sum(float(one.get("seconds", 0)) for one in extra),
         data=data,
         licenses=_distinct(extra, "license"),

@@ -8,7 +8,7 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN
 from safetensors.torch import save_file
 
-from unclip.clip import fingerprint, load_public
+from unclip.clip import clip_fingerprint, load_public
 from unclip.clip import public as public_module
 
 SETTINGS = {
@@ -44,7 +44,7 @@ def test_a_local_file_loads(weights, tmp_path, suffix):
         {"state_dict": weights}, path
     )
     embedder = load_public("tiny-test", path, normalize=False)
-    assert embedder.fingerprint == fingerprint(weights)
+    assert embedder.fingerprint == clip_fingerprint(weights)
     assert embedder.image_mean == OPENAI_DATASET_MEAN and embedder.context_length == 9
     model = open_clip.create_model("tiny-test", load_weights=False).eval()
     model.load_state_dict(weights)

@@ -1,0 +1,105 @@
+"""`make demo` and the shipped bundle: one page, and nothing writes into models/demo."""
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_bundle
+import torch
+
+import cli
+import demo
+from cli.sample import build_parser
+from unclip.emoji import concepts
+from unclip.emoji.compositions import is_pair_held_out
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    model = tiny_bundle.write(folder / "models" / "tiny")
+    assert demo.main(["--model", str(model), "--size", "64", "--out", str(folder / "demo")]) == 0
+    return (folder / "demo" / "index.html").read_text()
+
+
+def test_the_page_has_all_images_and_needs_no_other_file(page):
+    sources = re.findall(r'<img src="([^"]+)"', page)
+    assert len(sources) == 8 + 4 + 3 + 3
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert not re.search(r"<(script|link)|url\(|https?:", page)
+    assert all(prompt in page for prompt in demo.PROMPTS)
+
+
+def test_text_on_the_page_is_escaped():
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    section = demo.Section("<b>", "a & b", [(image, "<script>")])
+    page = demo.render([section], Path("models/x"))
+    assert "&lt;b&gt;" in page and "a &amp; b" in page and "&lt;script&gt;" in page
+
+
+def test_the_last_four_captions_are_of_held_out_pairs():
+    by_name = {concept.name: concept for concept in concepts("S")}
+    for number, prompt in enumerate(demo.PROMPTS[3:]):
+        pair = [by_name[word] for word in prompt.split() if word in by_name]
+        assert len(pair) == 2 and is_pair_held_out(*pair) == (number >= 1), prompt
+
+
+def test_a_missing_bundle_is_one_line(tmp_path, capsys):
+    assert demo.main(["--model", str(tmp_path), "--out", str(tmp_path / "page")]) == 2
+    assert capsys.readouterr().err.startswith(f"demo.py: {tmp_path} holds no stage")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shipped_bundle_is_the_default_if_it_is_there(tmp_path, monkeypatch):
+    def default():
+        return build_parser().parse_args(["text", "a dog"]).model
+
+    monkeypatch.setattr(cli, "SHIPPED", tmp_path)
+    assert default() == Path("models/emoji")
+    (tmp_path / "clip.safetensors").touch()
+    assert default() == tmp_path
+
+
+@pytest.mark.parametrize("folder", ["", "paper", "../demo/."])
+def test_the_shipped_bundle_and_its_folders_are_refused(folder):
+    with pytest.raises(ValueError, match=r"comes with the repository: add out=DIR"):
+        cli.refuse_shipped(cli.SHIPPED / folder, "add out=DIR")
+    cli.refuse_shipped(cli.SHIPPED.with_name("demo2"), "")
+
+
+def stopped_by(monkeypatch, script, *arguments):
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.syspath_prepend(ROOT / "src")
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "src" / script), run_name="__main__")
+    return str(stopped.value)
+
+
+def test_evaluation_does_not_write_into_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = stopped_by(monkeypatch, "evaluate.py", f"model={cli.SHIPPED}", "measure=quick")
+    assert message.endswith("comes with the repository: add out=DIR")
+
+
+def test_training_does_not_write_into_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = f"folders.models={cli.SHIPPED.parent}"
+    arguments = ["stage=clip", "scale=quick", "bundle=demo", "data.root=data", folders]
+    message = stopped_by(monkeypatch, "train.py", *arguments)
+    assert message.endswith("comes with the repository: add bundle=NAME")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_git_tracks_the_shipped_bundle_alone():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    paths = ["models/demo/clip.safetensors", "models/emoji/clip.safetensors", "demo/index.html"]
+    command = ["git", "check-ignore", *paths]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == paths[1:]

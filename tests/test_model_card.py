@@ -1,0 +1,103 @@
+"""The card says what the files and the evaluation say."""
+
+import json
+
+import pytest
+import tiny_bundle
+
+from unclip.bundle import save_stage
+from unclip.model_card import write_model_card
+
+TRAINED = {
+    "seconds": 1800.0,
+    "data": "data/emoji_s",
+    "license": "CC-BY-SA-4.0",
+    "commit": "0123456789ab",
+    "command": "python src/train.py stage=upsampler_256 scale=emoji",
+    "validation/psnr": 31.25,
+}
+SHARE = {"interval": [0.4, 0.6], "n": 47}
+RESULTS = {
+    "key": "emoji-seen-64-n500-9e332394",
+    "scores": {
+        "fd_effnet_lite0": {"value": 524.27, "interval": [498.3, 550.2], "n": 500, "real": 65.2},
+        "unknown_real": {"value": 0.5, "interval": [0.4, 0.6], "n": 500, "real": None},
+    },
+    "two_objects": {
+        "test_seen": {
+            "generated": {"both": {"share": 0.5, **SHARE}, "colors": {"share": 0.95, **SHARE}},
+            "real": {"both": {"share": 1.0, **SHARE}, "colors": {"share": 1.0, **SHARE}},
+        }
+    },
+    "upsampler_256": {
+        "psnr": 32.7,
+        "psnr_bicubic": 24.1,
+        "ssim": 0.98,
+        "ssim_bicubic": 0.91,
+        "n": 48,
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_stage(
+        tmp_path / "demo" / "upsampler_256.safetensors",
+        tiny_bundle.stage("upsampler_256"),
+        recipe=tiny_bundle.recipe("upsampler_256"),
+        steps=1500,
+        clip_fingerprint=None,
+        extra=TRAINED,
+    )
+    return tmp_path / "demo"
+
+
+def card(folder):
+    return write_model_card(folder).read_text()
+
+
+def test_it_tells_how_the_stages_were_trained(folder):
+    text = card(folder)
+    assert text.startswith("# demo\n")
+    parameters = sum(p.numel() for p in tiny_bundle.stage("upsampler_256").parameters()) / 1e6
+    assert f"| upsampler_256 | {parameters:.2f} | 1500 | 1800 s | psnr 31.25 |" in text
+    assert "took 0.5 hours with unclip at commit 0123456789ab" in text
+    assert "\n    python src/train.py stage=upsampler_256 scale=emoji\n" in text
+
+
+def test_it_names_the_concepts_and_credits_openmoji(folder):
+    text = card(folder)
+    assert "The 18 concepts are: apple, dog, cat" in text
+    assert "[OpenMoji](https://openmoji.org)" in text
+    assert "License of the weights: CC-BY-SA-4.0" in text
+
+
+def test_other_data_is_not_credited_to_openmoji(tmp_path):
+    text = card(tiny_bundle.write(tmp_path / "own", ("clip",)))
+    assert "OpenMoji" not in text and "The training data is not recorded" in text
+    assert "License of the weights: not recorded" in text
+
+
+def test_without_an_evaluation_it_says_so(folder):
+    text = card(folder)
+    assert "has not been evaluated: run `python src/evaluate.py model=models/demo`" in text
+    assert text.rstrip().endswith("Not measured.")
+
+
+def test_numbers_have_their_interval_their_count_and_the_real_number(folder):
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    text = card(folder)
+    assert "protocol key emoji-seen-64-n500-9e332394" in text
+    assert "| scores.fd_effnet_lite0 | 524.3 | 498.3 to 550.2 | 65.2 | 500 |" in text
+    assert "| scores.unknown_real | 0.5 | 0.4 to 0.6 | – | 500 |" in text
+    assert "| two_objects.test_seen.generated.both | 0.5 | 0.4 to 0.6 | 1 | 47 |" in text
+    assert "| upsampler_256.psnr | 32.7 | – | 24.1 | 48 |" in text
+
+
+def test_failures_are_shares_well_below_those_of_real_images(folder):
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    (folder / "NOTES.md").write_text("![two cats](failures.png)\n")
+    failures = card(folder).split("## Known failures")[1]
+    assert "- two_objects.test_seen.generated.both: 50% of the images are right" in failures
+    assert "colors" not in failures and "fd_effnet" not in failures
+    assert failures.endswith("![two cats](failures.png)\n")
