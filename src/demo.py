@@ -19,7 +19,7 @@ from unclip import Cascade
 from unclip.files import write_text
 from unclip.images import to_pil
 
-# The two objects of each of the last four captions are never in one training image.
+# The pairs of objects in the last four captions are in no training image.
 PROMPTS = (
     "a red heart on a white background",
     "a blue star on a yellow background",
@@ -83,7 +83,7 @@ def make_sections(cascade: Cascade, size: int) -> list[Section]:
     return [
         Section(
             "Text to image",
-            "The two objects of each of the last four captions are never together in a training image.",
+            "The pairs of objects in the last four captions are in no training image.",
             list(zip(first, PROMPTS, strict=True)),
         ),
         Section(

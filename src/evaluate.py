@@ -25,6 +25,7 @@ def main(cfg: DictConfig) -> float | None:
     from unclip.evaluation.measurement import run
     from unclip.evaluation.report.publish import publish
     from unclip.evaluation.report.results import collect
+    from unclip.model_card import write_model_card
 
     started = time.perf_counter()
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -48,7 +49,10 @@ def main(cfg: DictConfig) -> float | None:
         seconds = time.perf_counter() - started
         report = collect(found, measurements, context, model=cfg.model, seconds=seconds)
         loggers = [instantiate(logger) for logger in cfg.logger.values()]
-        return publish(report, Path(cfg.out), sweep=sweep, loggers=loggers)
+        objective = publish(report, Path(cfg.out), sweep=sweep, loggers=loggers)
+        if cfg.out == cfg.model:
+            write_model_card(Path(cfg.model))
+        return objective
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -9,7 +9,14 @@ from safetensors.torch import load_file
 import convert
 import doctor
 from unclip import Cascade
-from unclip.bundle import load_embedder, load_stage, read_metadata, save_stage
+from unclip.bundle import (
+    build,
+    initialize,
+    load_embedder,
+    load_stage,
+    read_metadata,
+    save_stage,
+)
 from unclip.clip import clip_fingerprint, fingerprint
 
 
@@ -83,6 +90,14 @@ def test_a_clips_fingerprint_ignores_what_float16_cannot_hold():
     close, far = ({"a": weights["a"] * factor, "b": weights["b"]} for factor in (1 + 1e-5, 1.01))
     assert clip_fingerprint(close) == clip_fingerprint(weights) != clip_fingerprint(far)
     assert fingerprint(close) != fingerprint(weights)
+
+
+def test_training_can_start_from_it(half):
+    fresh = build(tiny_bundle.recipe("prior"))
+    initialize(fresh, half / "prior.safetensors", None)
+    rounded = load_stage(half / "prior.safetensors").state_dict()
+    for key, tensor in fresh.state_dict().items():
+        assert tensor.dtype == rounded[key].dtype and torch.equal(tensor, rounded[key]), key
 
 
 def test_weights_too_large_for_float16_are_refused(tmp_path):

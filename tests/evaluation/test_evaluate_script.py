@@ -165,9 +165,11 @@ def test_a_sweep_has_a_folder_for_each_job_and_a_summary(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_an_evaluation(tiny, tmp_path):
+def test_two_processes_share_an_evaluation_and_the_card_has_its_numbers(tiny, tmp_path):
+    model = Path(tiny[0].removeprefix("model="))
     arguments = [*tiny, "only=[frechet]", "trainer=ddp", "trainer.accelerator=cpu"]
     evaluate(*arguments, "trainer.devices=2", "batch_size=3", f"out={tmp_path / 'two'}")
-    evaluate(*tiny, "only=[frechet]", "device=cpu", "batch_size=3", f"out={tmp_path / 'one'}")
-    found = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two")]
+    evaluate(*tiny, "only=[frechet]", "device=cpu", "batch_size=3")
+    found = [json.loads((n / "results.json").read_text()) for n in (model, tmp_path / "two")]
     assert found[0]["scores"] == found[1]["scores"] and found[0]["key"] == found[1]["key"]
+    assert "| scores.fd_effnet_lite0 |" in (model / "MODEL_CARD.md").read_text()

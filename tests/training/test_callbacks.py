@@ -135,7 +135,9 @@ def test_export_writes_the_averages_and_prints_one_line(kit, tmp_path, monkeypat
         saved.update(about, path=path, weight=stage.network[0].weight.detach().clone())
 
     monkeypatch.setattr("unclip.training.callbacks.export.save_stage", save_stage)
-    ema, export = EMA(0.5), Export(tmp_path / "tiny.safetensors", metric="validation/loss")
+    about = {"license": "CC0-1.0", "data": None}
+    path = tmp_path / "tiny.safetensors"
+    ema, export = EMA(0.5), Export(path, metric="validation/loss", about=about)
     module = kit.module()
     trainer = kit.trainer(5, ema, Throughput(), ValidateAtEnd(), export, validate_every_steps=2)
     trainer.fit(module, kit.ImageData())
@@ -143,7 +145,9 @@ def test_export_writes_the_averages_and_prints_one_line(kit, tmp_path, monkeypat
     assert not torch.equal(saved["weight"], module.stage.network[0].weight)
     assert saved["steps"] == 5
     assert saved["recipe"] == {"_target_": "tiny"}
-    assert saved["extra"].keys() == {"seconds", "images", "validation/loss"}
+    known = {"seconds", "images", "validation/loss", "license", "command"}
+    assert saved["extra"].keys() - {"commit"} == known
+    assert (tmp_path / "MODEL_CARD.md").is_file()
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("tiny · 5 steps · 0:0")
     assert "validation/loss" in line and line.endswith("tiny.safetensors")

@@ -81,7 +81,10 @@ class Export(Callback):
             extra={**cost, **scores, **self.about, **run_record()},
             state_dict=weights,
         )
-        write_model_card(self.path.parent)
+        try:
+            write_model_card(self.path.parent)
+        except (KeyError, OSError, ValueError) as error:  # the stage itself is saved
+            print(f"{self.path.parent}: the model card was not written: {error}", flush=True)
         minutes, seconds = divmod(round(cost["seconds"]), 60)
         parts = [pl_module.name, f"{trainer.global_step} steps", f"{minutes}:{seconds:02d} min"]
         if throughput is not None:
