@@ -29,7 +29,6 @@ METRICS = {
     "manifold": Manifold(network="patches"),
     "clip_score": ClipScore(network="judge"),
     "retrieval": RetrievalPrecision(network="judge"),
-    "left_out": None,
 }
 
 

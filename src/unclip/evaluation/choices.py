@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unclip.clip import ClipEmbedder
 from unclip.emoji.counterfactuals import counterfactual_probes
 from unclip.emoji.probes import Probe, concept_set, object_probes
 from unclip.evaluation.context import HELD_OUT, SEEN, Context
-from unclip.evaluation.measurement import Z95, Measurement, Result, Table
+from unclip.evaluation.features import Features, Images
+from unclip.evaluation.measurement import Z95, Measurement, Numbers, Result, Table
+from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.evaluation.sources import Real
-
-Numbers = dict[str, Any]
 
 MEASURABLE = 0.9  # least share of real images on which a judge must be right
 _PROBES = {
@@ -49,20 +49,16 @@ class JudgeChoices(Measurement):
 
     def __call__(self, context: Context) -> Result:
         """Measure generated and real images of seen and held-out compositions."""
-        found = {}
+        found, judge = {}, context.judge
+        options = {"among": self.among, "seed": context.seed}
         for split in (SEEN, HELD_OUT):
             real = context.real(split)
-            images = {"generated": context.generated(split), "real": real.images}
+            captions, probes = real.captions, scene_probes(context, real)
             found[split] = {
-                source: judge_choices(
-                    context.judge,
-                    shown,
-                    real.captions,
-                    scene_probes(context, real),
-                    among=self.among,
-                    seed=context.seed,
-                )
-                for source, shown in images.items()
+                "generated": judge_choices(
+                    judge, context.generated(split), captions, probes, **options
+                ),
+                "real": judge_choices(judge, real.images, captions, probes, **options),
             }
         return Result(tables={self.title: _table(found)}, values={"judge": found})
 
@@ -102,24 +98,8 @@ def _table(found: Mapping[str, Mapping[str, Mapping[str, Numbers]]]) -> Table:
     return Table([*head, "generated / real", "n", "note"], rows)
 
 
-def encode_images(
-    clip: ClipEmbedder, images: UInt8[Tensor, "count 3 height width"], batch_size: int = 64
-) -> Float[Tensor, "count dim"]:
-    """Return a CLIP's embeddings of images, on the CPU."""
-    return torch.cat([clip.image(batch).cpu() for batch in images.split(batch_size)])
-
-
-def encode_texts(
-    clip: ClipEmbedder, texts: Sequence[str], batch_size: int = 64
-) -> Float[Tensor, "count dim"]:
-    """Return a CLIP's embeddings of texts, on the CPU."""
-    starts = range(0, len(texts), batch_size)
-    parts = [clip.text(texts[start : start + batch_size]) for start in starts]
-    return torch.cat([part.text_embedding.cpu() for part in parts])
-
-
 def choose(
-    image_embedding: Float[Tensor, "count dim"],
+    image_embedding: Features,
     text_embedding: Float[Tensor, "count choices dim"] | Float[Tensor, "choices dim"],
     answer: Int[Tensor, " count"],
 ) -> Bool[Tensor, " count"]:
@@ -161,7 +141,7 @@ def distractors(captions: Sequence[str], *, count: int, seed: int = 0) -> Int[Te
 
 def judge_choices(
     judge: ClipEmbedder,
-    images: UInt8[Tensor, "count 3 height width"],
+    images: Images,
     captions: Sequence[str],
     probes: Mapping[str, Probe],
     *,
@@ -184,7 +164,7 @@ def judge_choices(
 
 
 def probe_choices(
-    clip: ClipEmbedder, image_embedding: Float[Tensor, "count dim"], probes: Mapping[str, Probe]
+    clip: ClipEmbedder, image_embedding: Features, probes: Mapping[str, Probe]
 ) -> dict[str, Numbers]:
     """Measure how often a CLIP is right on each probe that applies to at least one image.
 
@@ -200,11 +180,8 @@ def probe_choices(
         texts = sorted({text for choices in probe.choices for text in choices})
         index = {text: row for row, text in enumerate(texts)}
         indices = torch.tensor([[index[text] for text in choices] for choices in probe.choices])
-        right = choose(
-            image_embedding[probe.rows],
-            encode_texts(clip, texts)[indices],
-            torch.tensor(probe.answers),
-        )
+        embedded, answers = encode_texts(clip, texts)[indices], torch.tensor(probe.answers)
+        right = choose(image_embedding[probe.rows], embedded, answers)
         shares[name] = {**share(right), "among": indices.shape[1]}
     return shares
 

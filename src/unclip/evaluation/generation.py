@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from unclip.bundle import StageMetadata, build, stage_file, train_command
 from unclip.cascade import Cascade, stage_of_prior, stages_for
 from unclip.evaluation.distributed import Ranks
+from unclip.evaluation.features import Images
 from unclip.evaluation.networks import weights_of
 from unclip.evaluation.protocol import Prompt, Protocol, fingerprint
 from unclip.evaluation.sampling import Sampling, Settings
@@ -34,6 +36,7 @@ class GeneratedImage(NamedTuple):
     seed: int | None
 
 
+@dataclass(frozen=True)
 class ImageFolder:
     """Generated images, ours or somebody else's.
 
@@ -43,16 +46,13 @@ class ImageFolder:
         settings: how the images were sampled; {} if unknown.
     """
 
-    def __init__(
-        self, path: Path, rows: Sequence[GeneratedImage], settings: Mapping[str, Any]
-    ) -> None:
-        self.path = path
-        self.rows = list(rows)
-        self.settings = dict(settings)
+    path: Path
+    rows: list[GeneratedImage]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def create(
-        cls, path: Path, prompts: Sequence[Prompt], settings: Mapping[str, Any], *, seed: int
+        cls, path: Path, prompts: Sequence[Prompt], settings: dict[str, Any], *, seed: int
     ) -> "ImageFolder":
         """Create or reopen the folder for images of `prompts`, where image k has `seed` + k.
 
@@ -105,8 +105,8 @@ class ImageFolder:
     @property
     def prompts(self) -> list[str] | None:
         """The prompt of every image; None if they are not known."""
-        texts = [row.prompt for row in self.rows]
-        return None if None in texts else texts
+        texts = [row.prompt for row in self.rows if row.prompt is not None]
+        return texts if len(texts) == len(self.rows) else None
 
     def is_missing(self, block: Iterable[int]) -> bool:
         """Return whether an image of the block is missing or truncated."""
@@ -116,9 +116,7 @@ class ImageFolder:
         """Write image k atomically."""
         save_png(to_pil(image), self.rows[k].path)
 
-    def load(
-        self, indices: Iterable[int], protocol: Protocol
-    ) -> UInt8[Tensor, "count 3 size size"]:
+    def load(self, indices: Iterable[int], protocol: Protocol) -> Images:
         """Load some images, cropped and resized as the protocol says if they have another size.
 
         Raises:
@@ -177,11 +175,8 @@ def require_stages(cascade: Cascade, names: Iterable[str]) -> None:
 def _sampling_of(
     metadata: StageMetadata, guidance_scale: float | None, steps: int | None
 ) -> dict[str, Any]:
-    """Return a stage's sampler, its arguments and its guidance, the stage's own if None is given.
-
-    The stage is built without memory for its weights.
-    """
-    with torch.device("meta"):
+    """Return a stage's sampler, its arguments and its guidance; None is the stage's own."""
+    with torch.device("meta"):  # no memory for its weights
         stage = build(metadata.recipe)
     sampler = getattr(stage, "sampler", None)  # an autoregressive prior has none
     described = {"sampler": "autoregressive"}
@@ -213,7 +208,7 @@ def generate(
     Args:
         cascade: the bundle.
         prompts: the prompts.
-        protocol: the protocol, for its resolution.
+        protocol: the protocol; its resolution is that of the images.
         settings: guidance, steps, seed and batch size.
         out: parent of the folder.
         data: fingerprint of the data that the prompts come from.
@@ -226,7 +221,7 @@ def generate(
     made_with = describe(cascade, protocol, settings, data)
     path = out / f"{protocol.name}-{fingerprint(_without_name(made_with))}"
     folder = ImageFolder.create(path, prompts, made_with, seed=settings.seed)
-    sampling = Sampling(settings.quiet(), cascade)
+    sampling = Sampling(replace(settings, progress=False), cascade)
     own = ranks.blocks(len(prompts), settings.batch_size)
     with tqdm(
         total=sum(map(len, own)),

@@ -7,8 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
@@ -19,9 +18,13 @@ from tqdm import tqdm
 from unclip.cascade import stage_of_prior
 from unclip.evaluation.context import Context
 from unclip.evaluation.distributed import Ranks
+from unclip.evaluation.frechet import resample
 from unclip.evaluation.generation import require_stages
 
 Z95 = 1.96  # standard errors in half a 95% interval
+INTERVAL = torch.tensor([0.025, 0.975], dtype=torch.float64)  # quantiles of a 95% interval
+
+Numbers = dict[str, Any]
 
 
 class Score(NamedTuple):
@@ -52,7 +55,7 @@ class Score(NamedTuple):
     rows: Tensor | None = None
     about: Mapping[str, Any] = {}
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Numbers:
         """Return the score for results.json, without its rows."""
         values = self._asdict()
         del values["rows"]
@@ -67,6 +70,18 @@ class Table(NamedTuple):
     head: list[str]
     rows: list[list[Any]]
 
+    @classmethod
+    def of(cls, first: str, found: Mapping[str, Any], columns: Mapping[str, str]) -> Self:
+        """Return a row for each name, with None where a number is unknown.
+
+        Args:
+            first: heading of the names.
+            found: numbers by name, which may be nested.
+            columns: heading of each key; "a.b" is the key "b" of the numbers at "a".
+        """
+        rows = [[name, *(_look_up(one, key) for key in columns)] for name, one in found.items()]
+        return cls([first, *columns.values()], rows)
+
 
 @dataclass
 class Result:
@@ -75,19 +90,20 @@ class Result:
     Attributes:
         scores: scores of the protocol's images by name.
         tables: tables by title, for the report.
-        images: Pillow images by file stem, written to OUT/images/STEM.png. A stem with a folder,
-            such as "held_out_256/0", is written and not shown in the report.
+        images: images by file stem, written to OUT/images/STEM.png. A stem with a folder, such as
+            "held_out_256/0", is written and not shown in the report.
         values: plain numbers, merged into results.json key by key.
         note: a sentence or two for the report, about how to read the numbers.
     """
 
     scores: dict[str, Score] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
-    images: dict[str, Image.Image | Path] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
+    values: Numbers = field(default_factory=dict)
     note: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Measurement(ABC):
     """One or more numbers, tables or images about a bundle or about a folder of images.
 
@@ -103,7 +119,7 @@ class Measurement(ABC):
 
     title: ClassVar[str] = ""
     stages: ClassVar[tuple[str, ...]] = ()
-    network: str | None = None
+    network: ClassVar[str | None] = None
 
     @abstractmethod
     def __call__(self, context: Context) -> Result:
@@ -136,37 +152,31 @@ class Results:
         return {k: score for one in self.results.values() for k, score in one.scores.items()}
 
 
-def run(measurements: Mapping[str, Measurement | None], context: Context) -> Results | None:
+def run(measurements: Mapping[str, Measurement], context: Context) -> Results | None:
     """Run all measurements; one that lacks something is listed with the reason.
 
     Args:
-        measurements: by name; None leaves one out.
+        measurements: the measurements by name.
         context: what is measured. Its ranks share the protocol's images and their features; then
             rank 0 continues alone.
 
     Raises:
         ValueError: a measurement names a network that has no constructor, or an image is damaged.
     """
-    chosen = {name: one for name, one in measurements.items() if one is not None}
     found, started = Results(), time.perf_counter()
-    for network in dict.fromkeys(one.network for one in chosen.values() if one.network):
+    for network in dict.fromkeys(one.network for one in measurements.values() if one.network):
         context.gather_features(network)
     found.seconds["features"] = time.perf_counter() - started
     if not context.ranks.first:
         return None
     context.ranks = Ranks()
-    for name, measurement in chosen.items():
+    for name, measurement in measurements.items():
         started = time.perf_counter()
         try:
-            _check_stages(measurement, context)
-            result = measurement(context)
+            result = _measure(measurement, context)
         except (FileNotFoundError, ValueError) as error:
             found.not_available[name] = str(error)
             continue
-        if measurement.network is not None:
-            about = {"network": context.network(measurement.network).fingerprint}
-            for key, score in result.scores.items():
-                result.scores[key] = score._replace(about={**score.about, **about})
         found.results[name] = result
         found.seconds[name] = time.perf_counter() - started
         if context.settings.progress:
@@ -174,45 +184,60 @@ def run(measurements: Mapping[str, Measurement | None], context: Context) -> Res
     return found
 
 
-def _check_stages(measurement: Measurement, context: Context) -> None:
-    """Check that the bundle has the stages that a measurement needs."""
-    if measurement.stages and context.cascade is None:
-        raise ValueError("it measures a bundle: give model= instead of generated=")
-    prior = stage_of_prior(context.settings.prior)
-    needed = [prior if stage == "prior" else stage for stage in measurement.stages]
-    require_stages(context.cascade, needed)
+def _measure(measurement: Measurement, context: Context) -> Result:
+    """Check that the bundle has the stages, measure, and add the network to the scores."""
+    if measurement.stages:
+        prior = stage_of_prior(context.settings.prior)
+        needed = (prior if stage == "prior" else stage for stage in measurement.stages)
+        require_stages(context.cascade, needed)
+    result = measurement(context)
+    if measurement.network is not None:
+        about = {"network": context.network(measurement.network).fingerprint}
+        for key, score in result.scores.items():
+            result.scores[key] = score._replace(about={**score.about, **about})
+    return result
 
 
 def mean_score(
-    rows: Float[Tensor, " n"], *, seed: int, resamples: int = 1000, **about: Any
+    rows: Float[Tensor, " n"],
+    *,
+    seed: int,
+    better: str = "higher",
+    real: Float[Tensor, " m"] | None = None,
+    **others: Any,
 ) -> Score:
     """Average a number that each image has, with its percentile bootstrap interval.
 
     Args:
         rows: the number of each image.
         seed: seed of the bootstrap.
-        resamples: number of bootstrap resamples.
-        about: other fields of the score.
+        better: "lower", "higher" or "nearest 0".
+        real: the number of each real image, whose mean is the baseline.
+        others: other fields of the score.
     """
-    values = rows.double()
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [
-            values[torch.randint(len(values), (len(values),), generator=generator)].mean()
-            for _ in range(resamples)
-        ]
-    )
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    values, generator = rows.double(), torch.Generator().manual_seed(seed)
+    means = torch.stack([resample(values, generator).mean() for _ in range(1000)])
+    low, high = means.quantile(INTERVAL).tolist()
     return Score(
         value=float(values.mean()),
         error=float(means.std()),
         interval=(low, high),
         n=len(values),
+        better=better,
+        baseline=None if real is None else float(real.double().mean()),
+        n_real=None if real is None else len(real),
         rows=values,
-        **about,
+        **others,
     )
 
 
 def around(value: float, error: float) -> tuple[float, float]:
     """Return the 95% interval of a number with a normal error."""
     return value - Z95 * error, value + Z95 * error
+
+
+def _look_up(numbers: Any, key: str) -> Any:
+    """Return the number at a key whose dots separate the levels; None if there is none."""
+    for part in key.split("."):
+        numbers = numbers.get(part) if isinstance(numbers, Mapping) else None
+    return numbers

@@ -5,18 +5,17 @@ Nothing is downloaded: the error for a missing file says what to download and wh
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from unclip.bundle import load_embedder
 from unclip.clip import ClipEmbedder, fingerprint
 from unclip.clip.public import load_public
-from unclip.evaluation.features import FeatureNetwork, resize
+from unclip.evaluation.features import FeatureNetwork, Features, Images, check_weights, resize
 from unclip.files import sha256_of
 
-INCEPTION_FILE = "weights/weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -42,22 +41,12 @@ class Inception(FeatureNetwork):
     name = "inception"
     num_features = 2048
 
-    def __init__(
-        self, *, weights: str | Path = INCEPTION_FILE, sha256: str = INCEPTION_SHA256
-    ) -> None:
+    def __init__(self, *, weights: str | Path, sha256: str = INCEPTION_SHA256) -> None:
         super().__init__()
         path = Path(weights)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}, the weights of Inception, is missing: "
-                f"`curl -L --create-dirs -o {path} {_INCEPTION_URL}`"
-            )
-        digest = sha256_of(path)
-        if digest != sha256:
-            raise ValueError(
-                f"{path} is not TensorFlow's Inception (sha256 {digest[:16]}…, expected "
-                f"{sha256[:16]}…): remove it and download it again"
-            )
+        download = f"`curl -L --create-dirs -o {path} {_INCEPTION_URL}`"
+        repair = "remove it and download it again"
+        check_weights(path, sha256, name="Inception", download=download, repair=repair)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError as error:
@@ -66,16 +55,14 @@ class Inception(FeatureNetwork):
             ) from error
         torch.load(path, map_location="cpu", weights_only=True)  # the extractor would unpickle it
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
-        self.fingerprint = digest[:8]
+        self.fingerprint = sha256[:8]
         self.freeze()
 
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Compute the 2048 features before the classifier."""
         return self.network(images)[0]
 
-    def logits(self, features: Float[Tensor, "count features"]) -> Float[Tensor, "count classes"]:
+    def logits(self, features: Features) -> Features:
         """Compute the classifier's logits without its bias, as the Inception Score does."""
         return features @ self.network.fc.weight.T.to(features)
 
@@ -88,6 +75,8 @@ class ClipNetwork(FeatureNetwork):
         name: its name inside the names of scores.
     """
 
+    embedder: ClipEmbedder
+
     def __init__(self, embedder: ClipEmbedder, name: str) -> None:
         super().__init__()
         self.embedder = embedder
@@ -97,19 +86,22 @@ class ClipNetwork(FeatureNetwork):
         self.model = embedder.model  # so that .to(device) moves it
         self.freeze()
 
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Compute image embeddings."""
         return self.embedder.image(images)
 
-    def texts(
-        self, captions: Sequence[str], batch_size: int = 64
-    ) -> Float[Tensor, "count features"]:
-        """Compute text embeddings in batches; return them on the CPU."""
-        starts = range(0, len(captions), batch_size)
-        parts = [self.embedder.text(captions[start : start + batch_size]) for start in starts]
-        return torch.cat([part.text_embedding.cpu() for part in parts])
+
+def encode_images(clip: ClipEmbedder, images: Images, batch_size: int = 64) -> Features:
+    """Return a CLIP's embeddings of images, on the CPU."""
+    batches = images.split(batch_size)
+    return torch.cat([clip.image(batch).cpu() for batch in batches])
+
+
+def encode_texts(clip: ClipEmbedder, texts: Sequence[str], batch_size: int = 64) -> Features:
+    """Return a CLIP's embeddings of texts, on the CPU."""
+    starts = range(0, len(texts), batch_size)
+    parts = [clip.text(texts[start : start + batch_size]) for start in starts]
+    return torch.cat([part.text_embedding.cpu() for part in parts])
 
 
 def judge(*, file: str | Path) -> ClipNetwork:
@@ -150,6 +142,9 @@ class TimmNetwork(FeatureNetwork):
         ValueError: they belong to a different network.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, *, model: str, weights: str | Path, name: str, size: int = 224) -> None:
         super().__init__()
         import timm
@@ -162,9 +157,9 @@ class TimmNetwork(FeatureNetwork):
                 f"{path}, the weights of {model}, is missing: "
                 f"`hf download timm/{model} model.safetensors --local-dir {path.parent}`"
             )
-        settings = {"img_size": size} if model.startswith("vit") else {}
+        settings: dict[str, Any] = {"img_size": size} if model.startswith("vit") else {}
         self.network = timm.create_model(model, pretrained=False, num_classes=0, **settings)
-        stored = load_file(path)
+        stored: dict[str, Any] = load_file(path)
         try:
             if isinstance(self.network, vision_transformer.VisionTransformer):
                 stored = vision_transformer.checkpoint_filter_fn(stored, self.network)
@@ -176,13 +171,11 @@ class TimmNetwork(FeatureNetwork):
         self.name, self.size = name, size
         self.num_features = self.network.num_features
         self.fingerprint = f"{sha256_of(path)[:8]}-{size}"
-        config = self.network.pretrained_cfg
+        config: Any = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"])[:, None, None])
         self.register_buffer("std", torch.tensor(config["std"])[:, None, None])
         self.freeze()
 
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Compute the features before the classifier."""
         return self.network((resize(images, self.size) - self.mean) / self.std)

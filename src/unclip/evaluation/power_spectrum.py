@@ -6,12 +6,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from unclip.evaluation.context import SEEN, Context
-from unclip.evaluation.measurement import Measurement, Result, Score
+from unclip.evaluation.features import Images
+from unclip.evaluation.frechet import resample
+from unclip.evaluation.measurement import INTERVAL, Measurement, Result, Score
 from unclip.evaluation.report.tables import score_table
 
 BANDS = {"low": (1 / 32, 1 / 8), "middle": (1 / 8, 1 / 4), "high": (1 / 4, 1 / 2)}
@@ -61,7 +63,7 @@ class PowerSpectrum(Measurement):
         )
 
 
-def radial_power(images: UInt8[Tensor, "count 3 size size"]) -> Float[Tensor, "count radii"]:
+def radial_power(images: Images) -> Float[Tensor, "count radii"]:
     """Compute the power of each image's luminance at each radius of the frequency plane.
 
     It is the squared modulus of the Fourier transform, averaged over rings of width one; ring k is
@@ -100,7 +102,7 @@ def compare(
     generated: Float[Tensor, "n radii"],
     real: Float[Tensor, "m radii"],
     *,
-    resamples: int = 500,
+    resamples: int,
     seed: int = 0,
 ) -> dict[str, Score]:
     """Return each band's power relative to real images, in decibels.
@@ -117,18 +119,16 @@ def compare(
     scores = {}
     for name, band in BANDS.items():
         ours, theirs = band_power(generated, band), band_power(real, band)
-        resampled = torch.stack(
-            [
-                ratio(_resampled(ours, generator), _resampled(theirs, generator))
-                for _ in range(resamples)
-            ]
-        )
-        interval = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        ratios = [
+            ratio(resample(ours, generator), resample(theirs, generator)) for _ in range(resamples)
+        ]
+        resampled = torch.stack(ratios)
+        low, high = resampled.quantile(INTERVAL).tolist()
         floor = float(ratio(theirs[order[:half]], theirs[order[half:]])) if half else None
         scores[name] = Score(
             float(ratio(ours, theirs)),
             float(resampled.std()),
-            tuple(interval),
+            (low, high),
             len(ours),
             "nearest 0",
             len(theirs),
@@ -173,7 +173,3 @@ def plot(spectra: Mapping[int, tuple[Tensor, Tensor]]) -> Image.Image:
             axis.grid(alpha=0.3)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def _resampled(rows: Tensor, generator: torch.Generator) -> Tensor:
-    return rows[torch.randint(len(rows), (len(rows),), generator=generator)]

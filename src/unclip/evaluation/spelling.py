@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -55,27 +56,13 @@ class Spelling(Measurement):
         signs = torch.stack([sign(word, size) for word in self.words])
         texts, sign_texts = ([read(image) for image in images] for images in (generated, signs))
         ours, ceiling = similarity(texts, wanted), similarity(sign_texts, self.words)
+        pairs = {"similarity": (ours, ceiling), "right": (ours == 1, ceiling == 1)}
         scores = {
-            name: mean_score(
-                rows,
-                seed=context.seed,
-                better="higher",
-                baseline=float(baseline.mean()),
-                n_real=len(baseline),
-            ).plain()
-            for name, rows, baseline in (
-                ("similarity", ours, ceiling),
-                ("right", (ours == 1).double(), (ceiling == 1).double()),
-            )
+            name: mean_score(rows, seed=context.seed, real=real).plain()
+            for name, (rows, real) in pairs.items()
         }
-        tiles = [
-            Tile(image, f"“{word}”: read “{text}”")
-            for images, words, read_texts in (
-                (signs, self.words, sign_texts),
-                (generated, wanted, texts),
-            )
-            for image, word, text in zip(images, words, read_texts, strict=True)
-        ]
+        shown = zip([*signs, *generated], [*self.words, *wanted], sign_texts + texts, strict=True)
+        tiles = [Tile(image, f"“{word}”: read “{text}”") for image, word, text in shown]
         title = "Words drawn by a font, then generated."
         about = {"size": size, "read": texts, "samples": str(folder)}
         return Result(
@@ -95,8 +82,7 @@ def load_reader() -> Read:
     fix = "pip install -e '.[text]'"
     if find_spec("rapidocr") is None or find_spec("onnxruntime") is None:
         raise FileNotFoundError(f"reading words needs rapidocr and onnxruntime: {fix}")
-    import rapidocr
-
+    rapidocr: Any = import_module("rapidocr")
     folder, files = Path(rapidocr.__file__).parent / "models", {}
     for part in _PARTS:
         found = sorted(folder.glob(f"*_{part.lower()}_*.onnx"))

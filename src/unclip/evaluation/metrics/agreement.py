@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unclip.evaluation.choices import choose, distractors
 from unclip.evaluation.context import Context
+from unclip.evaluation.features import Features
 from unclip.evaluation.measurement import Measurement, Result, mean_score
 
 
@@ -26,16 +27,14 @@ class ClipScore(Measurement):
 
     def __call__(self, context: Context) -> Result:
         """Average it over the images; the baseline is that of each prompt's real image."""
-        text = context.texts(self.network)
-        paired = context.features(self.network, "paired")
-        score = mean_score(
-            _cosines(context.features(self.network), text),
-            seed=context.seed,
-            better="higher",
-            baseline=None if paired is None else float(_cosines(paired, text).mean()),
-            n_real=None if paired is None else len(paired),
-            about={"scale": 100},
-        )
+        texts = context.texts(self.network)
+
+        def cosines(images: Features) -> Float[Tensor, " n"]:
+            return 100 * F.cosine_similarity(images.double(), texts.double(), dim=-1)
+
+        ours, paired = context.features(self.network), context.paired_features(self.network)
+        real, about = None if paired is None else cosines(paired), {"scale": 100}
+        score = mean_score(cosines(ours), seed=context.seed, real=real, about=about)
         return Result({f"clip_score_{self.network}": score})
 
 
@@ -55,33 +54,21 @@ class RetrievalPrecision(Measurement):
 
     def __call__(self, context: Context) -> Result:
         """Compute the share; the baseline is that of each prompt's real image."""
-        text, prompts = context.texts(self.network), context.prompts
+        texts, prompts = F.normalize(context.texts(self.network), dim=-1), context.prompts
         among = min(self.among, len(set(prompts)))
         if among < 2:
             raise ValueError("a choice needs at least two different captions")
         others = distractors(prompts, count=among - 1, seed=context.seed)
         rows = torch.cat([torch.arange(len(prompts))[:, None], others], dim=1)  # (N, among)
 
-        def hits(images: Tensor) -> Bool[Tensor, " n"]:
-            unit = F.normalize(text, dim=-1)
-            first = torch.zeros(1, dtype=torch.int64)
+        def hits(images: Features) -> Bool[Tensor, " n"]:
+            batches = zip(images.split(256), rows.split(256), strict=True)
             parts = [
-                choose(images[part], unit[rows[part]], first.expand(len(rows[part])))
-                for part in (slice(start, start + 256) for start in range(0, len(rows), 256))
+                choose(batch, texts[own], torch.zeros(len(own)).long()) for batch, own in batches
             ]
             return torch.cat(parts)
 
-        paired = context.features(self.network, "paired")
-        score = mean_score(
-            hits(context.features(self.network)),
-            seed=context.seed,
-            better="higher",
-            baseline=None if paired is None else float(hits(paired).double().mean()),
-            n_real=None if paired is None else len(paired),
-            about={"among": among},
-        )
+        ours, paired = context.features(self.network), context.paired_features(self.network)
+        real, about = None if paired is None else hits(paired), {"among": among}
+        score = mean_score(hits(ours), seed=context.seed, real=real, about=about)
         return Result({f"r_precision_{self.network}": score})
-
-
-def _cosines(images: Tensor, texts: Tensor) -> Float[Tensor, " n"]:
-    return 100 * F.cosine_similarity(images.double(), texts.double(), dim=-1)

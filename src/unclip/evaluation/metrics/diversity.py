@@ -1,12 +1,14 @@
 """Fidelity and diversity: shares of images inside the other set's manifold."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from unclip.evaluation.context import Context
+from unclip.evaluation.features import Features
 from unclip.evaluation.measurement import Measurement, Result, Score, around, mean_score
 from unclip.evaluation.metrics.torchmetrics_adapter import build_metric, seeded
 
@@ -30,41 +32,41 @@ class Manifold(Measurement):
     def __call__(self, context: Context) -> Result:
         """Compute the four shares."""
         generated = context.features(self.network)
-        reference = context.features(self.network, "reference")
+        reference = context.reference_features(self.network)
         pair = context.real_pair(self.network)
-        baseline = {} if pair is None else self._rows(*pair)
+        real = {} if pair is None else self._rows(*pair)
         scores: dict[str, Score] = {}
         for word, values in self._rows(generated, reference).items():
             score = mean_score(
                 values,
                 seed=context.seed,
-                better="higher",
+                real=real.get(word),
                 n_reference=len(reference),
-                baseline=float(baseline[word].mean()) if pair is not None else None,
-                n_real=None if pair is None else len(pair[0]),
                 about={"neighbours": self.neighbors},
             )
-            own = score.rows if len(values) == len(generated) and word == "precision" else None
             name = word if self.network == "inception" else f"{word}_{self.network}"
-            scores[name] = score._replace(n=len(generated), rows=own)
+            scores[name] = score._replace(
+                n=len(generated),
+                n_real=None if pair is None else len(pair[0]),
+                rows=score.rows if word == "precision" else None,
+            )
         return Result(scores)
 
-    def _rows(self, generated: Tensor, real: Tensor) -> dict[str, Float[Tensor, " rows"]]:
+    def _rows(self, generated: Features, real: Features) -> dict[str, Float[Tensor, " rows"]]:
         """Compute precision and density of generated images, recall and coverage of real ones."""
         k = self.neighbors
         if min(len(generated), len(real)) <= k:
             raise ValueError(f"{k} neighbors need more than {k} images on both sides")
         real_radius, generated_radius = _radii(real, k), _radii(generated, k)
         precise, dense = [], []
-        recalled = torch.zeros(len(real), dtype=torch.bool)
-        covered = torch.zeros(len(real), dtype=torch.bool)
-        for start in range(0, len(generated), 1024):
-            part = slice(start, start + 1024)
-            distance = torch.cdist(generated[part].double(), real.double())  # (part, real)
+        recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
+        batches = zip(generated.double().split(1024), generated_radius.split(1024), strict=True)
+        for batch, radius in batches:
+            distance = torch.cdist(batch, real.double())  # (batch, real)
             inside = distance <= real_radius
             precise.append(inside.any(dim=1))
             dense.append(inside.sum(dim=1) / k)
-            recalled |= (distance <= generated_radius[part, None]).any(dim=0)
+            recalled |= (distance <= radius[:, None]).any(dim=0)
             covered |= inside.any(dim=0)
         return {
             "precision": torch.cat(precise).double(),
@@ -94,14 +96,16 @@ class InceptionScore(Measurement):
         if len(features) < 2 * self.splits:
             raise ValueError(f"{self.splits} splits need {2 * self.splits} images")
         metric = build_metric(TorchInceptionScore, splits=self.splits)
-        metric.update(context.network(self.network).logits(features).double())
+        network = cast(Any, context.network(self.network))
+        metric.update(network.logits(features).double())
         with seeded(context.seed):  # it shuffles with the global generator
             value, spread = (float(number) for number in metric.compute())
-        score = Score(value, spread, around(value, spread), len(features), "higher")
-        return Result({"inception_score": score._replace(about={"splits": self.splits})})
+        interval, about = around(value, spread), {"splits": self.splits}
+        score = Score(value, spread, interval, len(features), "higher", about=about)
+        return Result({"inception_score": score})
 
 
-def _radii(rows: Tensor, neighbors: int) -> Float[Tensor, " rows"]:
+def _radii(rows: Features, neighbors: int) -> Float[Tensor, " rows"]:
     """Return the distance of each row to its k-th neighbor."""
     values = rows.double()
     parts = [

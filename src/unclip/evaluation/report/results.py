@@ -10,14 +10,22 @@ from typing import Any
 
 import torch
 
+from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.context import Context
 from unclip.evaluation.generation import GeneratedImage, ImageFolder
-from unclip.evaluation.measurement import Measurement, Result, Results
+from unclip.evaluation.measurement import Measurement, Results
+from unclip.evaluation.report.tables import Section, not_available, score_table
 from unclip.files import write_text
-from unclip.images import save_png
+from unclip.images import open_image, save_png, to_tensor
 from unclip.provenance import package_versions
 
 FORMAT = 2
+
+_BASELINE = (
+    "“real” has as many real images in place of the generated ones: for a distance it is the floor "
+    "at that count, for an agreement the ceiling. A Fréchet distance is biased upwards for few "
+    "images."
+)
 
 Chosen = list[tuple[GeneratedImage, float | None]]
 
@@ -38,7 +46,7 @@ class Report:
     found: Results
     titles: Mapping[str, str] = field(default_factory=dict)
     folder: ImageFolder | None = None
-    images: dict[str, list[Path]] = field(default_factory=dict)
+    images: Mapping[str, list[Path]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -55,12 +63,23 @@ class Report:
             if score.rows is not None and len(score.rows) == count
         }
 
-    def best_and_worst(self, *, count: int = 12) -> dict[str, Chosen]:
-        """Choose the first images, and those with the highest and lowest CLIP score.
+    @property
+    def sections(self) -> list[Section]:
+        """The scores, each measurement, and the best and worst images."""
+        scores, missing = self.results["scores"], not_available(self.results["not_available"])
+        tables = {self.key: score_table(scores)} if scores else {}
+        sections = [Section("Scores", [_BASELINE] if scores else [], tables)]
+        sections.append(Section("Not available", missing))
+        for name, result in self.found.results.items():
+            shown = {p.stem: p for p in self.images.get(name, ()) if p.parent.name == "images"}
+            title = self.titles[name] if result.tables or shown else ""
+            notes = [result.note] if result.note else []
+            sections.append(Section(title, notes, result.tables, shown))
+        sheets = {title: _sheet(chosen) for title, chosen in self.best_and_worst().items()}
+        return [*sections, Section("Images", images=sheets)]
 
-        Args:
-            count: number of images under each title.
-        """
+    def best_and_worst(self, *, count: int = 12) -> dict[str, Chosen]:
+        """Choose the first images, and those with the highest and lowest CLIP score, by title."""
         if self.folder is None:
             return {}
         rows = self.folder.rows
@@ -92,13 +111,13 @@ def collect(
         seconds: duration of the whole evaluation.
     """
     images = {
-        name: _save_images(result, context.out / "images")
+        name: [save_png(v, context.out / "images" / f"{k}.png") for k, v in result.images.items()]
         for name, result in found.results.items()
         if result.images
     }
     results: dict[str, Any] = {
         "format": FORMAT,
-        "model": None if context.cascade is None else str(model),
+        "model": str(model) if context.given is None else None,
         "data": str(context.data),
         **_describe_protocol(context),
         "scores": {name: score.plain() for name, score in found.scores.items()},
@@ -124,6 +143,27 @@ def collect(
     return Report(results, found, titles, context.opened_folder, images)
 
 
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return package versions and the machine that computed on `device`."""
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else f"{device.type} {platform.machine()}"
+    return {"versions": package_versions(), "device": name, "threads": torch.get_num_threads()}
+
+
+def write_results(results: Mapping[str, Any], path: Path) -> Path:
+    """Write results as strict JSON, atomically; a number that is not finite becomes null."""
+    text = json.dumps(_finite(results), indent=2, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")
+    return path
+
+
+def main_score(results: Mapping[str, Any]) -> float | None:
+    """Return the distance in the protocol's own network, which a sweep would minimize."""
+    network = results["protocol"]["network"]
+    score = results["scores"].get("fid" if network == "inception" else f"fd_{network}")
+    return None if score is None else score["value"]
+
+
 def _describe_protocol(context: Context) -> dict[str, Any]:
     """Return the protocol, and the folder of its images if a measurement needed them."""
     folder, protocol = context.opened_folder, context.protocol
@@ -138,33 +178,14 @@ def _describe_protocol(context: Context) -> dict[str, Any]:
     }
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return package versions and the machine that computed on `device`."""
-    cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else f"{device.type} {platform.machine()}"
-    return {"versions": package_versions(), "device": name, "threads": torch.get_num_threads()}
-
-
-def write_results(results: Mapping[str, Any], path: str | Path) -> Path:
-    """Write results as strict JSON, atomically; a number that is not finite becomes null."""
-    text = json.dumps(_finite(results), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_text(Path(path), text)
-    return Path(path)
-
-
-def main_score(results: Mapping[str, Any]) -> float | None:
-    """Return the distance in the protocol's own network, which a sweep would minimize."""
-    network = results["protocol"]["network"]
-    score = results["scores"].get("fid" if network == "inception" else f"fd_{network}")
-    return None if score is None else score["value"]
-
-
-def _save_images(result: Result, folder: Path) -> list[Path]:
-    """Write the images of a result that are not files yet."""
-    return [
-        image if isinstance(image, Path) else save_png(image, folder / f"{stem}.png")
-        for stem, image in result.images.items()
-    ]
+def _sheet(chosen: Chosen) -> Any:
+    """Draw a contact sheet of images with their scores and prompts."""
+    tiles = []
+    for row, number in chosen:
+        words = row.prompt or row.id
+        caption = words if number is None else f"{number:.1f}: {words}"
+        tiles.append(Tile(to_tensor(open_image(row.path)), caption))
+    return contact_sheet(tiles, columns=6, size=150)
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -172,10 +193,8 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
-        elif isinstance(value, Mapping):
-            into[key] = dict(value)
         else:
-            into[key] = value
+            into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unclip.evaluation.measurement import Table
+from unclip.evaluation.report.tables import Section
 from unclip.files import atomic_write
+
+GUIDANCE = "guidance scale of the decoder"
 
 
 class Point(NamedTuple):
@@ -51,10 +55,7 @@ def _settings(results: dict[str, Any]) -> dict[str, Any]:
 
 def comparable(points: Sequence[Point]) -> dict[str, list[Point]]:
     """Group points by key; only points of one key are comparable."""
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        groups.setdefault(point.key, []).append(point)
-    return groups
+    return {key: [p for p in points if p.key == key] for key in sorted({p.key for p in points})}
 
 
 def differing(points: Sequence[Point]) -> list[str]:
@@ -73,48 +74,46 @@ def lines_of(points: Sequence[Point]) -> dict[str, list[Point]]:
     return lines
 
 
-def axes(points: Sequence[Point]) -> tuple[str | None, str | None]:
+def axes(points: Sequence[Point]) -> list[str]:
     """Return the names of a distance (FID first) and an agreement that all points have."""
-    shared = set.intersection(*(set(point.scores) for point in points))
-    distances = sorted(
-        (name for name in shared if name == "fid" or name.startswith("fd_")),
-        key=lambda name: (name != "fid", name),
-    )
-    agreements = sorted(name for name in shared if name.startswith("clip_score"))
-    return (distances or [None])[0], (agreements or [None])[0]
+    shared = sorted(set.intersection(*(set(point.scores) for point in points)))
+    distances = [name for name in shared if name == "fid"]
+    distances += [name for name in shared if name.startswith("fd_")]
+    agreements = [name for name in shared if name.startswith("clip_score")]
+    return distances[:1] + agreements[:1]
 
 
-def write_curves(folder: Path) -> list[Path]:
-    """Write curve-KEY.csv and curve-KEY.png for each key in a sweep's results."""
-    written = []
+def write_curves(folder: Path) -> list[Section]:
+    """Write curve-KEY.csv and curve-KEY.png for each key of a sweep; return a section for each."""
+    sections = []
     for key, points in comparable(read_points(folder)).items():
-        table = folder / f"curve-{key}.csv"
+        table, images = table_of(points), {}
+        path = folder / f"curve-{key}.csv"
         with (
-            atomic_write(table) as temporary,
+            atomic_write(path) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
-            csv.writer(file).writerows(rows_of(points))
-        written.append(table)
+            csv.writer(file).writerows([table.head, *table.rows])
         if (figure := plot(points)) is not None:
-            written.append(folder / f"curve-{key}.png")
-            with atomic_write(written[-1]) as temporary:
+            images[key] = path.with_suffix(".png")
+            with atomic_write(images[key]) as temporary:
                 figure.savefig(temporary, format="png", dpi=110)
-    return written
+        sections.append(Section(key, tables={"": table}, images=images))
+    return sections
 
 
-def rows_of(points: Sequence[Point]) -> list[list[Any]]:
-    """Return a head and one row per point: guidance, differing settings, scores and errors."""
+def table_of(points: Sequence[Point]) -> Table:
+    """Return one row per point: guidance, differing settings, scores and errors."""
     settings = differing(points)
     scores = list(dict.fromkeys(name for point in points for name in point.scores))
     columns = [f"{name}{part}" for name in scores for part in ("", " ±")]
-    rows: list[list[Any]] = [["job", "guidance", *settings, *columns]]
+    rows = []
     for point in points:
-        numbers = (
-            point.scores.get(name, {}).get(part) for name in scores for part in ("value", "error")
-        )
-        chosen = (point.settings.get(name) for name in settings)
+        known = (point.scores.get(name, {}) for name in scores)
+        numbers = [score.get(part) for score in known for part in ("value", "error")]
+        chosen = [point.settings.get(name) for name in settings]
         rows.append([point.job, point.guidance, *chosen, *numbers])
-    return rows
+    return Table(["job", "guidance", *settings, *columns], rows)
 
 
 def plot(points: Sequence[Point]) -> Any:
@@ -122,51 +121,45 @@ def plot(points: Sequence[Point]) -> Any:
     from matplotlib.figure import Figure
 
     points = [point for point in points if point.guidance is not None]
-    if len(points) < 2:
-        return None
-    distance, agreement = axes(points)
-    names = [name for name in (distance, agreement) if name is not None]
+    names = axes(points) if len(points) > 1 else []
     if not names:
         return None
-    panels = len(names) + (len(names) == 2)
-    figure = Figure(figsize=(4.6 * panels, 3.6), layout="constrained")
-    for number, name in enumerate(names):
-        _plot_over_guidance(figure.add_subplot(1, panels, number + 1), points, name)
+    panels = [(GUIDANCE, name) for name in names]
     if len(names) == 2:
-        _plot_against_each_other(figure.add_subplot(1, panels, panels), points, agreement, distance)
+        panels.append((names[1], names[0]))
+    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (across, up) in zip(grid, panels, strict=True):
+        _plot_panel(axis, points, across, up)
     figure.suptitle(f"{points[0].key}, n = {points[0].scores[names[0]]['n']:,}")
     return figure
 
 
-def _plot_over_guidance(axis: Any, points: Sequence[Point], name: str) -> None:
-    """Plot a score over guidance, one line for each choice of the other settings."""
+def _plot_panel(axis: Any, points: Sequence[Point], across: str, up: str) -> None:
+    """Plot a score over guidance or another score, one line for each choice of other settings."""
+    over_guidance = across == GUIDANCE
     for words, line in lines_of(points).items():
-        guidance = [point.guidance for point in line]
-        values, errors = _column(line, name)
-        axis.errorbar(guidance, values, yerr=errors, marker="o", capsize=3, label=words or None)
-    real = points[0].scores[name].get("real")
-    if real is not None:
-        axis.axhline(real, linestyle=":", color="gray", label="real images")
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize="small")
-    axis.set(xlabel="guidance scale of the decoder", ylabel=name, title=_best(points, name))
-    axis.grid(alpha=0.3)
-
-
-def _plot_against_each_other(axis: Any, points: Sequence[Point], across: str, up: str) -> None:
-    """Plot a score over another, with the guidance next to each point."""
-    for line in lines_of(points).values():
-        x, y = _column(line, across)[0], _column(line, up)[0]
-        axis.plot(x, y, marker="o")
+        x, y, errors = _column(line, across), _column(line, up), _column(line, up, "error")
+        errors = errors if over_guidance else None
+        axis.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=words or None)
         for point, *place in zip(line, x, y, strict=True):
-            axis.annotate(f"{point.guidance:g}", place, textcoords="offset points", xytext=(5, 5))
-    axis.set(xlabel=across, ylabel=up, title="trade-off")
+            if not over_guidance:
+                text = f"{point.guidance:g}"
+                axis.annotate(text, place, textcoords="offset points", xytext=(5, 5))
+    real = points[0].scores[up].get("real")
+    if over_guidance and real is not None:
+        axis.axhline(real, linestyle=":", color="gray", label="real images")
+    if over_guidance and axis.get_legend_handles_labels()[1]:
+        axis.legend(fontsize="small")
+    axis.set(xlabel=across, ylabel=up, title=_best(points, up) if over_guidance else "trade-off")
     axis.grid(alpha=0.3)
 
 
-def _column(points: Sequence[Point], name: str) -> tuple[list[float], list[float]]:
-    scores = [point.scores[name] for point in points]
-    return [score["value"] for score in scores], [score["error"] or 0.0 for score in scores]
+def _column(points: Sequence[Point], name: str, part: str = "value") -> list[float]:
+    """Return the guidance of points, or a part of a score."""
+    if name == GUIDANCE:
+        return [point.guidance or 0.0 for point in points]
+    return [point.scores[name][part] or 0.0 for point in points]
 
 
 def _best(points: Sequence[Point], name: str) -> str:

@@ -1,23 +1,54 @@
-"""Tables as text, and the table of scores."""
+"""Sections of a report, tables as text, and the table of scores."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from unclip.evaluation.measurement import Table
+from PIL import Image
 
-_SCORE_HEAD = ["score", "value", "±", "95% from", "to", "real", "better", "n", "against", "n real"]
+from unclip.evaluation.measurement import Numbers, Table
+
+_SCORE_COLUMNS = {
+    "value": "value",
+    "error": "±",
+    "low": "95% from",
+    "high": "to",
+    "real": "real",
+    "better": "better",
+    "n": "n",
+    "n_reference": "against",
+    "n_real": "n real",
+}
+
+
+@dataclass
+class Section:
+    """A part of a report.
+
+    Attributes:
+        title: heading; empty for none.
+        notes: paragraphs.
+        tables: tables by heading.
+        images: images, or the files they are in, by heading.
+    """
+
+    title: str = ""
+    notes: Sequence[str] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    images: Mapping[str, Image.Image | Path] = field(default_factory=dict)
 
 
 def format_table(table: Table) -> str:
     """Pad columns to a common width; words are left-aligned, numbers right-aligned."""
     cells = [[format_cell(value) for value in row] for row in table.rows]
     widths = [max(map(len, column)) for column in zip(table.head, *cells, strict=True)]
-    numeric = [all(_is_number(row[k]) for row in table.rows) for k in range(len(table.head))]
+    words = [any(isinstance(row[k], str) for row in table.rows) for k in range(len(table.head))]
 
-    def line(words: Sequence[str]) -> str:
+    def line(row: Sequence[str]) -> str:
         padded = [
-            word.rjust(width) if right else word.ljust(width)
-            for word, width, right in zip(words, widths, numeric, strict=True)
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, words, strict=True)
         ]
         return "  ".join(padded).rstrip()
 
@@ -34,30 +65,18 @@ def format_cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def format_duration(seconds: float) -> str:
-    """Format a duration in minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def score_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
+def score_table(scores: Mapping[str, Numbers]) -> Table:
     """Return one row per score, as results.json has them."""
-    rows = []
+    found = {}
     for name, score in scores.items():
         low, high = score["interval"] or (None, None)
-        numbers = [score["value"], score["error"], low, high, score["real"]]
-        rows.append([name, *numbers, score["better"], score["n"], score["n_reference"]])
-        rows[-1].append(score["n_real"])
-    return Table(_SCORE_HEAD, rows)
+        found[name] = {**score, "low": low, "high": high}
+    return Table.of("score", found, _SCORE_COLUMNS)
 
 
-def by_reason(not_available: Mapping[str, str]) -> dict[str, str]:
-    """Join the names that share a reason: {reason: "name, name"}."""
+def not_available(reasons: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason why measurements are missing, with all of their names."""
     names: dict[str, list[str]] = {}
-    for name, reason in not_available.items():
+    for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)
-    return {reason: ", ".join(shared) for reason, shared in names.items()}
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return [f"not available: {', '.join(shared)}: {reason}" for reason, shared in names.items()]
