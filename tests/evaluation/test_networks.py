@@ -164,7 +164,7 @@ def test_any_network_of_timm_from_a_local_file(tmp_path):
 def test_clip_score_is_torchmetrics_with_the_same_model(clip):
     from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 
-    from unclip.evaluation.metrics import ClipScore
+    from unclip.evaluation.metrics.agreement import ClipScore
 
     captions = ["a red square", "a blue star", "two dogs"]
 

@@ -12,8 +12,7 @@ from PIL import Image
 from unclip.evaluation.generation import ImageFolder
 from unclip.evaluation.measurement import Result, Results, Score, Table, mean_score
 from unclip.evaluation.protocol import Prompt, Protocol
-from unclip.evaluation.report.html import render_report
-from unclip.evaluation.report.publish import log_report, publish, summarize
+from unclip.evaluation.report.publish import log_report, publish, render_report, summarize
 from unclip.evaluation.report.results import Report, _merge, main_score, write_results
 from unclip.evaluation.report.sweep_plot import (
     axes,
@@ -192,12 +191,12 @@ def test_the_page_embeds_images_but_not_those_in_folders(tmp_path):
     report = with_table(report_of(tmp_path))
     report.folder = None
     report.images["stages"] = sorted((tmp_path / "images").rglob("*.png"))
-    html = render_report(report, curves={})
+    html = render_report(report)
     assert name not in html and len(read(html).sources) == 1
 
 
 def test_the_page_says_how_each_stage_was_sampled(tmp_path):
-    words = read(render_report(report_of(tmp_path, guidance=3.0), curves={})).words
+    words = read(render_report(report_of(tmp_path, guidance=3.0))).words
     value = words[words.index("decoder sampled with") + 1]
     assert value == "sampler ddpm, steps 8, guidance_scale 3.0"
 

@@ -37,12 +37,9 @@ class JudgeChoices(Measurement):
 
     Binding, counting and position are the choices among counterfactual captions. The same share
     for real images is the ceiling; below 90% the judge cannot measure that category.
-
-    Args:
-        among: number of captions of other images that an image's own caption is chosen from.
     """
 
-    among: int = 16
+    among: int = 16  # number of captions of other images that an image's own caption is chosen from
 
     title: ClassVar[str] = "The judge's choices"
     stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder", "judge")
@@ -105,12 +102,8 @@ def choose(
 ) -> Bool[Tensor, " count"]:
     """Return whether each image is nearer to its answer than to every other choice.
 
-    A tie counts as wrong, so a CLIP that has collapsed to one point is never right.
-
-    Args:
-        image_embedding: one row per image.
-        text_embedding: choices of each image, or one list for all images.
-        answer: index of the right choice.
+    Each image has its own choices, or all have the same; `answer` is the index of the right one. A
+    tie counts as wrong, so a CLIP that has collapsed to one point is never right.
     """
     images, texts = image_embedding.double(), text_embedding.double()
     pattern = "nd,kd->nk" if texts.ndim == 2 else "nd,nkd->nk"
@@ -168,10 +161,7 @@ def probe_choices(
 ) -> dict[str, Numbers]:
     """Measure how often a CLIP is right on each probe that applies to at least one image.
 
-    Args:
-        clip: CLIP that embeds the choices.
-        image_embedding: the same CLIP's embeddings of the images.
-        probes: questions by name.
+    The images are given by the same CLIP's embeddings.
     """
     shares = {}
     for name, probe in probes.items():

@@ -1,7 +1,7 @@
 """The context of all measurements: the protocol's images, and the bundle stage by stage."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -42,6 +42,7 @@ def kept(method: Callable[Concatenate["Context", P], T]) -> Callable[Concatenate
     return cached
 
 
+@dataclass(kw_only=True, eq=False)
 class Context:
     """Everything that measurements share.
 
@@ -50,49 +51,30 @@ class Context:
     and generated images of each split. Everything is sampled, loaded and computed when it is first
     needed and then kept, so measurements can run in any order.
 
-    Args:
-        protocol: which captions are sampled, and what their images are compared with.
-        settings: how images are sampled; its seed is also that of every bootstrap.
-        networks: a constructor for each feature network's name.
-        data: folder of the data.
-        out: folder of the results; sampled images are written to OUT/samples.
-        cache: folder of the features of real images.
-        model: the bundle's folder; ignored if `generated` is given.
-        generated: a folder of images to measure instead of a bundle.
-        counts: number of 64 px images of a split that the bundle's stages are measured on; all of
-            a split that is not named.
-        device: device of all networks; None is a GPU if there is one.
-        ranks: the processes that share the work.
-
     Raises:
         FileNotFoundError: the bundle or the folder of images is missing.
         ValueError: one of their files is damaged.
     """
 
-    def __init__(
-        self,
-        *,
-        protocol: Protocol,
-        settings: Settings,
-        networks: Mapping[str, Callable[[], FeatureNetwork]],
-        data: str | Path,
-        out: str | Path,
-        cache: str | Path,
-        model: str | Path = "",
-        generated: str | Path | None = None,
-        counts: Mapping[str, int] | None = None,
-        device: str | None = None,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.protocol = protocol
-        self.settings = settings
-        self.networks = dict(networks)
-        self.data, self.out, self.cache = Path(data), Path(out), Path(cache)
-        self.counts = dict(counts or {})
-        self.ranks = ranks or Ranks()
-        self.device = self.ranks.device(device)
-        self.given = ImageFolder.read(Path(generated)) if generated else None
-        self._cascade = None if generated else Cascade.load(model, device=self.device)
+    protocol: Protocol
+    settings: Settings  # how images are sampled; its seed is also that of every bootstrap
+    networks: dict[str, Callable[[], FeatureNetwork]]  # constructors of feature networks by name
+    data: Path
+    out: Path  # folder of the results; sampled images are written to OUT/samples
+    cache: Path  # folder of the features of real images
+    model: InitVar[str | Path] = ""  # the bundle's folder
+    images: InitVar[str | Path | None] = None  # a folder of images to measure instead of a bundle
+    # number of 64 px images of a split that the bundle's stages are measured on; all of a split
+    # that is not named
+    counts: Mapping[str, int] = field(default_factory=dict)
+    device: Any = None  # device of all networks; None is a GPU if there is one
+    ranks: Ranks = field(default_factory=Ranks)  # the processes that share the work
+
+    def __post_init__(self, model: str | Path, images: str | Path | None) -> None:
+        self.data, self.out, self.cache = Path(self.data), Path(self.out), Path(self.cache)
+        self.device = self.ranks.device(self.device)
+        self.given = ImageFolder.read(Path(images)) if images else None
+        self._cascade = None if images else Cascade.load(model, device=self.device)
         self._kept: dict[Any, Any] = {}
 
     def cached(self, key: Any, function: Callable[[], T]) -> T:
@@ -137,10 +119,7 @@ class Context:
     def real(self, split: str, size: int = 64, *, count: int | None = None) -> Real:
         """Load the first images of DATA/SPLIT/SIZE with their captions and metadata.
 
-        Args:
-            split: such as "val".
-            size: width and height in pixels.
-            count: number of images; None is `counts[split]` at 64 px, else all of them.
+        Without a count it loads `counts[split]` images of 64 px, and all larger ones.
 
         Raises:
             FileNotFoundError: there are no such shards.
@@ -167,12 +146,9 @@ class Context:
         return self.sampling.decode(self.predicted(split), captions)
 
     def samples(self, name: str, captions: Sequence[str], size: int) -> tuple[Images, Path]:
-        """Sample an image of each caption into OUT/samples; return the images and the folder.
+        """Sample images into OUT/samples/NAME-HASH; return them and the folder.
 
-        Args:
-            name: name of the folder, to which a hash of all settings is added.
-            captions: the captions; caption k has the seed `seed` + k.
-            size: width and height in pixels.
+        Caption k has the seed `seed` + k.
         """
         prompts = [Prompt(f"{k:05d}", text, k) for k, text in enumerate(captions)]
         protocol = Protocol(
@@ -377,13 +353,7 @@ class Context:
         return encode_texts(cast(ClipNetwork, self.network(name)).embedder, self.prompts)
 
     def split_features(self, name: str, kind: str, split: str) -> Features:
-        """Compute a network's features of `real(split)` or `generated(split)`.
-
-        Args:
-            name: name of the network.
-            kind: "real" or "generated".
-            split: such as "val".
-        """
+        """Compute a network's features of `real(split)` or `generated(split)`, as `kind` says."""
         real = self.real(split)
         if kind == "real":
             at_64 = replace(self.protocol, format="shards", resolution=64)

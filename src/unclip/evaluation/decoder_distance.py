@@ -11,10 +11,8 @@ from unclip.bundle import StageMetadata, build, stage_file
 from unclip.evaluation.choices import judge_choices
 from unclip.evaluation.context import SEEN, VALIDATION, Context
 from unclip.evaluation.features import EfficientNetLite0, Features, Images
-from unclip.evaluation.frechet import bootstrap_error, frechet
+from unclip.evaluation.frechet import bootstrap_error, frechet, kernel_distance, seeded
 from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
-from unclip.evaluation.metrics.distances import kernel_distance
-from unclip.evaluation.metrics.torchmetrics_adapter import seeded
 from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.images import to_uint8
 from unclip.stages import Stage
@@ -32,15 +30,11 @@ _SOURCES = {
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderDistance(Measurement):
-    """Fréchet distance of the decoder's images of seen compositions to the validation images.
+    """Fréchet distance of the decoder's images of seen compositions to the validation images."""
 
-    Args:
-        untrained_steps: sampler steps of the untrained decoder, whose output is nearly constant.
-        resamples: number of bootstrap resamples.
-    """
-
+    # sampler steps of the untrained decoder, whose output is nearly constant
     untrained_steps: int = 2
-    resamples: int = 10
+    resamples: int = 10  # number of bootstrap resamples
 
     title: ClassVar[str] = "The decoder's Fréchet distance"
     stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
@@ -78,16 +72,11 @@ class PriorGap(Measurement):
 
     "The caption alone" is GLIDE: no image embedding. All sources have the same captions and noise,
     and the same number of images, because distances depend on it.
-
-    Args:
-        count: number of images per source.
-        among: number of captions that the judge chooses from.
-        resamples: number of bootstrap resamples.
     """
 
-    count: int = 66
-    among: int = 16
-    resamples: int = 10
+    count: int = 66  # number of images per source
+    among: int = 16  # number of captions that the judge chooses from
+    resamples: int = 10  # number of bootstrap resamples
 
     title: ClassVar[str] = "The prior gap"
     stages: ClassVar[tuple[str, ...]] = ("clip", "decoder")

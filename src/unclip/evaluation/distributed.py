@@ -17,13 +17,9 @@ LONGEST_WAIT = timedelta(days=7)  # ranks finish their samples hours apart
 
 
 class Ranks:
-    """This process's rank and world size, and the exchange between ranks.
+    """This process's rank and world size, and the exchange between ranks."""
 
-    Args:
-        fabric: a launched Fabric; None for a single process.
-    """
-
-    def __init__(self, fabric: Any = None) -> None:
+    def __init__(self, fabric: Any = None) -> None:  # None: a single process
         self.fabric = fabric
         self.rank = 0 if fabric is None else fabric.global_rank
         self.world = 1 if fabric is None else fabric.world_size
@@ -66,13 +62,7 @@ class Ranks:
 
 @cache  # the processes of a sweep's jobs meet once and stay together until the program ends
 def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) -> Ranks:
-    """Start one process per device, or join those that torchrun or Slurm started.
-
-    Args:
-        devices: number of processes on each node; "auto" for one per GPU.
-        accelerator: "cpu", "gpu" or "auto".
-        nodes: number of machines.
-    """
+    """Start `devices` processes per node, or join those that torchrun or Slurm started."""
     if local := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun
         devices, nodes = int(local), int(os.environ["WORLD_SIZE"]) // int(local)
     if devices == "auto":

@@ -19,17 +19,11 @@ CROP = 224  # side of the images that EfficientNet-Lite0 was trained with
 
 @dataclass(frozen=True, kw_only=True)
 class Enlargement(Measurement):
-    """PSNR, SSIM and Fréchet distance of an upsampler's images, next to bicubic enlargement.
+    """PSNR, SSIM and Fréchet distance of an upsampler's images, next to bicubic enlargement."""
 
-    Args:
-        size: side of the enlarged images, 256 or 1024 pixels.
-        count: number of images.
-        resamples: number of bootstrap resamples.
-    """
-
-    size: int
+    size: int  # side of the enlarged images, 256 or 1024 pixels
     count: int
-    resamples: int = 10
+    resamples: int = 10  # number of bootstrap resamples
 
     title: ClassVar[str] = "An upsampler alone"
 

@@ -26,14 +26,7 @@ def real_features(
 ) -> Features:
     """Compute features of some real images or load them from the cache; rank 0 gets them.
 
-    Args:
-        network: the network.
-        source: the images.
-        indices: positions of the images in the source.
-        protocol: how the images are cropped and resized.
-        cache: folder of the cache.
-        ranks: the processes that share the work; the others get no rows.
-        progress: show a bar.
+    The images are cropped and resized as the protocol says; all `ranks` share the work.
 
     Raises:
         ValueError: an image is damaged.

@@ -27,16 +27,11 @@ class FeatureNetwork(nn.Module, ABC):
     It stays in eval mode and computes in float32, also inside autocast. Keep an instance in a
     callback or a script, never inside a LightningModule: its weights would be saved in every
     checkpoint.
-
-    Attributes:
-        name: its name inside the names of scores.
-        num_features: width of the features (torchmetrics reads this name).
-        fingerprint: hash of the weights and settings; part of the key of cached features.
     """
 
-    name: str
-    num_features: int
-    fingerprint: str
+    name: str  # its name inside the names of scores
+    num_features: int  # width of the features (torchmetrics reads this name)
+    fingerprint: str  # hash of the weights and settings; part of the key of cached features
     network: Any
 
     def freeze(self) -> None:
@@ -112,19 +107,7 @@ def resize(images: Images, size: int) -> Float[Tensor, "batch 3 size size"]:
 
 
 def check_weights(path: Path, sha256: str, *, name: str, download: str, repair: str) -> None:
-    """Check that a file of weights is the known one.
-
-    Args:
-        path: the file.
-        sha256: the known file's hash.
-        name: name of the network.
-        download: command that gets a missing file.
-        repair: advice on a different file.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it is a different file.
-    """
+    """Check that a file is there and has a hash; the messages say how to get the right one."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}, the weights of {name}, is missing: {download}")
     if (digest := sha256_of(path)) != sha256:
@@ -155,20 +138,13 @@ def load_efficientnet_lite0(weights: str | Path | None = None) -> nn.Module:
 
 
 def match_by_position(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the stored tensors the wanted names, entry k to entry k.
-
-    Raises:
-        ValueError: the counts differ, or a pair differs in shape, dtype or last word.
-    """
-    if len(stored) != len(wanted):
-        raise ValueError(f"the file has {len(stored)} entries, the network {len(wanted)}")
-    for (theirs, value), (ours, own) in zip(stored.items(), wanted.items(), strict=True):
-        same_kind = theirs.rpartition(".")[2] == ours.rpartition(".")[2]
-        if not same_kind or value.shape != own.shape or value.dtype != own.dtype:
-            raise ValueError(
-                f"entry {theirs} {list(value.shape)} of the file does not fit {ours} "
-                f"{list(own.shape)} of the network: this timm builds a different network"
-            )
+    """Give the stored tensors the wanted names, entry k to entry k."""
+    theirs, ours = (
+        [(name.rpartition(".")[2], value.shape, value.dtype) for name, value in tensors.items()]
+        for tensors in (stored, wanted)
+    )
+    if theirs != ours:
+        raise ValueError("the file's entries do not fit: this timm builds a different network")
     return dict(zip(wanted, stored.values(), strict=True))
 
 
@@ -191,12 +167,7 @@ def compute_features(
 ) -> Features:
     """Compute the features of `count` images; rank 0 gets them, the others get no rows.
 
-    Args:
-        network: the network; it computes on its own device.
-        load: function that loads a range of the images.
-        count: number of images.
-        ranks: the processes that share the work.
-        progress: show a bar.
+    `load` loads a range of the images; all `ranks` share the work.
     """
     ranks = ranks or Ranks()
     device = next(network.parameters()).device

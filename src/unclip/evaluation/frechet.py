@@ -1,11 +1,14 @@
-"""The Fréchet distance between two sets of features in float64, with a bootstrap error."""
+"""Fréchet and kernel distances between two sets of features in float64, and their bootstrap."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
 
 from unclip.evaluation.features import Features
 
@@ -78,3 +81,38 @@ def bootstrap_error(
 def resample(rows: Tensor, generator: torch.Generator) -> Tensor:
     """Choose as many rows as there are, with replacement."""
     return rows[torch.randint(len(rows), (len(rows),), generator=generator)]
+
+
+def kernel_distance(
+    first: Features, second: Features, *, subsets: int = 100, subset_size: int = 1000, seed: int
+) -> tuple[float, float]:
+    """Compute the mean kernel distance over random subsets, and its spread."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = subset_size_of(min(len(first), len(second)), subset_size)
+    metric = build_metric(KernelInceptionDistance, subsets=subsets, subset_size=size)
+    metric.update(second.double(), real=True)
+    metric.update(first.double(), real=False)
+    with seeded(seed):  # it draws its subsets from the global generator
+        mean, spread = metric.compute()
+    return float(mean), float(spread)
+
+
+def subset_size_of(count: int, most: int) -> int:
+    """Return `most`, or half of `count` if that is less, but at least 2."""
+    return min(most, max(count // 2, 2))
+
+
+def build_metric(metric: type[Metric], **settings: Any) -> Metric:
+    """Build a metric of torchmetrics on features, on one rank, without its warning about memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
+        return metric(feature=nn.Identity(), sync_on_compute=False, **settings)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generator, and restore it on exit."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

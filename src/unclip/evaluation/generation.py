@@ -38,16 +38,11 @@ class GeneratedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Generated images, ours or somebody else's.
-
-    Attributes:
-        path: the folder.
-        rows: every image that it has, or will have.
-        settings: how the images were sampled; {} if unknown.
-    """
+    """Generated images, ours or somebody else's."""
 
     path: Path
-    rows: list[GeneratedImage]
+    rows: list[GeneratedImage]  # every image that it has, or will have
+    # how the images were sampled; {} if unknown
     settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -117,24 +112,13 @@ class ImageFolder:
         save_png(to_pil(image), self.rows[k].path)
 
     def load(self, indices: Iterable[int], protocol: Protocol) -> Images:
-        """Load some images, cropped and resized as the protocol says if they have another size.
-
-        Raises:
-            FileNotFoundError: an image is missing.
-            ValueError: an image is damaged.
-        """
+        """Load some images, cropped and resized as the protocol says if they have another size."""
         rows = (self.rows[k] for k in indices)
         return torch.stack([crop_and_resize(open_image_file(row.path), protocol) for row in rows])
 
 
 def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str) -> dict[str, Any]:
-    """Return everything that determines the pixels; the batch size does not.
-
-    No stage is loaded for it.
-
-    Raises:
-        FileNotFoundError: the bundle lacks a stage.
-    """
+    """Return everything that determines the pixels; the batch size does not."""
     prior = stage_of_prior(settings.prior)
     stages = dict.fromkeys(("clip", prior, *stages_for(protocol.resolution)))
     require_stages(cascade, stages)
@@ -161,11 +145,7 @@ def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str
 
 
 def require_stages(cascade: Cascade, names: Iterable[str]) -> None:
-    """Check that a bundle has some stages.
-
-    Raises:
-        FileNotFoundError: it lacks one; the message has the command that trains it.
-    """
+    """Check that a bundle has some stages; the error has the command that trains a missing one."""
     for name in names:
         file = stage_file(cascade.folder, name)
         if not file.is_file():
@@ -205,14 +185,7 @@ def generate(
     is skipped if all of its images are there, and otherwise sampled as a whole, so an image has the
     same neighbors, and thus the same rounding, in every run.
 
-    Args:
-        cascade: the bundle.
-        prompts: the prompts.
-        protocol: the protocol; its resolution is that of the images.
-        settings: guidance, steps, seed and batch size.
-        out: parent of the folder.
-        data: fingerprint of the data that the prompts come from.
-        ranks: the processes that share the work.
+    `data` is the fingerprint of the data that the prompts come from; `ranks` share the work.
 
     Raises:
         FileNotFoundError: the bundle lacks a stage.

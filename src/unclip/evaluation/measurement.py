@@ -28,32 +28,21 @@ Numbers = dict[str, Any]
 
 
 class Score(NamedTuple):
-    """A number and its uncertainty.
-
-    Attributes:
-        value: the number.
-        error: its standard error, by the bootstrap.
-        interval: its 95% interval.
-        n: number of generated images.
-        better: "lower", "higher" or "nearest 0".
-        n_reference: number of real images they are compared with; None if there are none.
-        baseline: the same number with real images in place of the generated ones: the floor of a
-            distance, the ceiling of an agreement; None if unknown.
-        n_real: number of images behind `baseline`.
-        rows: the number of each image if the score is their mean.
-        about: settings that belong to the number.
-    """
+    """A number and its uncertainty."""
 
     value: float
-    error: float | None
-    interval: tuple[float, float] | None
-    n: int
-    better: str
+    error: float | None  # its standard error, by the bootstrap
+    interval: tuple[float, float] | None  # its 95% interval
+    n: int  # number of generated images
+    better: str  # "lower", "higher" or "nearest 0"
+    # number of real images they are compared with; None if there are none
     n_reference: int | None = None
+    # the same number with real images in place of the generated ones: the floor of a distance, the
+    # ceiling of an agreement; None if unknown
     baseline: float | None = None
-    n_real: int | None = None
-    rows: Tensor | None = None
-    about: Mapping[str, Any] = {}
+    n_real: int | None = None  # number of images behind `baseline`
+    rows: Tensor | None = None  # the number of each image if the score is their mean
+    about: Mapping[str, Any] = {}  # settings that belong to the number
 
     def plain(self) -> Numbers:
         """Return the score for results.json, without its rows."""
@@ -77,7 +66,7 @@ class Table(NamedTuple):
         Args:
             first: heading of the names.
             found: numbers by name, which may be nested.
-            columns: heading of each key; "a.b" is the key "b" of the numbers at "a".
+            columns: heading of each key; "a/b" is the key "b" of the numbers at "a".
         """
         rows = [[name, *(_look_up(one, key) for key in columns)] for name, one in found.items()]
         return cls([first, *columns.values()], rows)
@@ -85,22 +74,17 @@ class Table(NamedTuple):
 
 @dataclass
 class Result:
-    """The outcome of one measurement.
+    """The outcome of one measurement."""
 
-    Attributes:
-        scores: scores of the protocol's images by name.
-        tables: tables by title, for the report.
-        images: images by file stem, written to OUT/images/STEM.png. A stem with a folder, such as
-            "held_out_256/0", is written and not shown in the report.
-        values: plain numbers, merged into results.json key by key.
-        note: a sentence or two for the report, about how to read the numbers.
-    """
-
+    # scores of the protocol's images by name
     scores: dict[str, Score] = field(default_factory=dict)
-    tables: dict[str, Table] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)  # tables by title, for the report
+    # images by file stem, written to OUT/images/STEM.png. A stem with a folder, such as
+    # "held_out_256/0", is written and not shown in the report.
     images: Mapping[str, Image.Image] = field(default_factory=dict)
+    # plain numbers, merged into results.json key by key
     values: Numbers = field(default_factory=dict)
-    note: str = ""
+    note: str = ""  # a sentence or two for the report, about how to read the numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +92,14 @@ class Measurement(ABC):
     """One or more numbers, tables or images about a bundle or about a folder of images.
 
     Subclasses are frozen dataclasses; their fields are the keys in conf/measure.
-
-    Attributes:
-        title: heading in the report.
-        stages: stages that the bundle needs, "prior" for the prior of the settings; () for a
-            measurement of any folder of images.
-        network: name of the feature network whose features of the protocol's images it uses. Its
-            features are computed by all ranks together.
     """
 
-    title: ClassVar[str] = ""
+    title: ClassVar[str] = ""  # heading in the report
+    # stages that the bundle needs, "prior" for the prior of the settings; () for a measurement of
+    # any folder of images
     stages: ClassVar[tuple[str, ...]] = ()
+    # name of the feature network whose features of the protocol's images it uses. Its features are
+    # computed by all ranks together.
     network: ClassVar[str | None] = None
 
     @abstractmethod
@@ -126,23 +107,18 @@ class Measurement(ABC):
         """Measure.
 
         Raises:
-            FileNotFoundError: a stage, a package or data is missing; the message says how to get
-                it.
+            FileNotFoundError: a package or data is missing; the message says how to get it.
             ValueError: the data do not fit, or there are too few images.
         """
 
 
 @dataclass
 class Results:
-    """What all measurements found; only rank 0 has one.
+    """What all measurements found; only rank 0 has one."""
 
-    Attributes:
-        results: results by the measurement's name in the configuration.
-        not_available: the reason why a measurement has no result, by its name.
-        seconds: duration of each measurement.
-    """
-
+    # results by the measurement's name in the configuration
     results: dict[str, Result] = field(default_factory=dict)
+    # the reason why a measurement has no result, by its name
     not_available: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -155,10 +131,7 @@ class Results:
 def run(measurements: Mapping[str, Measurement], context: Context) -> Results | None:
     """Run all measurements; one that lacks something is listed with the reason.
 
-    Args:
-        measurements: the measurements by name.
-        context: what is measured. Its ranks share the protocol's images and their features; then
-            rank 0 continues alone.
+    The context's ranks share the protocol's images and their features; then rank 0 continues alone.
 
     Raises:
         ValueError: a measurement names a network that has no constructor, or an image is damaged.
@@ -202,18 +175,12 @@ def mean_score(
     rows: Float[Tensor, " n"],
     *,
     seed: int,
-    better: str = "higher",
     real: Float[Tensor, " m"] | None = None,
     **others: Any,
 ) -> Score:
     """Average a number that each image has, with its percentile bootstrap interval.
 
-    Args:
-        rows: the number of each image.
-        seed: seed of the bootstrap.
-        better: "lower", "higher" or "nearest 0".
-        real: the number of each real image, whose mean is the baseline.
-        others: other fields of the score.
+    The baseline is the mean over `real` images; `others` are other fields of the score.
     """
     values, generator = rows.double(), torch.Generator().manual_seed(seed)
     means = torch.stack([resample(values, generator).mean() for _ in range(1000)])
@@ -223,7 +190,7 @@ def mean_score(
         error=float(means.std()),
         interval=(low, high),
         n=len(values),
-        better=better,
+        better="higher",
         baseline=None if real is None else float(real.double().mean()),
         n_real=None if real is None else len(real),
         rows=values,
@@ -237,7 +204,7 @@ def around(value: float, error: float) -> tuple[float, float]:
 
 
 def _look_up(numbers: Any, key: str) -> Any:
-    """Return the number at a key whose dots separate the levels; None if there is none."""
-    for part in key.split("."):
+    """Return the number at a key whose slashes separate the levels; None if there is none."""
+    for part in key.split("/"):
         numbers = numbers.get(part) if isinstance(numbers, Mapping) else None
     return numbers

@@ -29,13 +29,9 @@ class Inception(FeatureNetwork):
     Images are resized to 299 px by TensorFlow 1's bilinear rule (no antialiasing, no half-pixel
     offset), as in the FIDs that papers report.
 
-    Args:
-        weights: torch-fidelity's file, 96 MB.
-        sha256: hash of that file.
-
     Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: it is a different file.
+        FileNotFoundError: the file of weights is missing.
+        ValueError: it is not torch-fidelity's file.
     """
 
     name = "inception"
@@ -68,12 +64,7 @@ class Inception(FeatureNetwork):
 
 
 class ClipNetwork(FeatureNetwork):
-    """A CLIP's image embeddings as features, and its text embeddings.
-
-    Args:
-        embedder: a frozen CLIP; it stays a plain object.
-        name: its name inside the names of scores.
-    """
+    """A frozen CLIP's image embeddings as features; the embedder stays a plain object."""
 
     embedder: ClipEmbedder
 
@@ -105,11 +96,7 @@ def encode_texts(clip: ClipEmbedder, texts: Sequence[str], batch_size: int = 64)
 
 
 def judge(*, file: str | Path) -> ClipNetwork:
-    """Load a bundle's second CLIP, which no other stage has seen.
-
-    Raises:
-        FileNotFoundError: it is missing; the message has the command that trains it.
-    """
+    """Load a bundle's second CLIP, which no other stage has seen."""
     return ClipNetwork(load_embedder(file), "judge")
 
 
@@ -119,27 +106,18 @@ def weights_of(embedder: ClipEmbedder) -> str:
 
 
 def public_clip(*, model: str, pretrained: str | Path, name: str) -> ClipNetwork:
-    """Load a public CLIP of open_clip from a file of weights (a tag would be downloaded).
-
-    Raises:
-        FileNotFoundError: the file is missing; the message has the command that downloads it.
-        ValueError: it is not a file of this model's weights.
-    """
+    """Load a public CLIP of open_clip from a file of weights (a tag would be downloaded)."""
     return ClipNetwork(load_public(model, Path(pretrained)), name)
 
 
 class TimmNetwork(FeatureNetwork):
     """A network of timm, such as DINOv2: distances in its features agree better with people.
 
-    Args:
-        model: name in timm, such as "vit_large_patch14_dinov2".
-        weights: a .safetensors file of its weights.
-        name: its name inside the names of scores.
-        size: width and height of its input in pixels; learned positions are interpolated to it.
+    Learned positions are interpolated to `size`, the width and height of its input.
 
     Raises:
-        FileNotFoundError: the weights are missing.
-        ValueError: they belong to a different network.
+        FileNotFoundError: the .safetensors file of weights is missing.
+        ValueError: the weights belong to a different network.
     """
 
     mean: Tensor

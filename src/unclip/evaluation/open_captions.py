@@ -32,15 +32,10 @@ from unclip.evaluation.two_objects import scene_singles, scene_templates
 
 @dataclass(frozen=True, kw_only=True)
 class OpenCaptions(Measurement):
-    """Spread of each prior's samples for captions that leave the background open.
-
-    Args:
-        captions: number of captions.
-        seeds: number of samples per caption.
-    """
+    """Spread of each prior's samples for captions that leave the background open."""
 
     captions: int = 12
-    seeds: int = 8
+    seeds: int = 8  # number of samples per caption
 
     title: ClassVar[str] = "Captions that leave the background open"
     stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
@@ -61,8 +56,8 @@ class OpenCaptions(Measurement):
         columns = {
             "embedding_spread": "cosine distance in a caption",
             "backgrounds": "different backgrounds",
-            "right.share": "object right",
-            "right.error": "±",
+            "right/share": "object right",
+            "right/error": "±",
             "captions": "captions",
             "seeds": "seeds",
         }
@@ -117,16 +112,8 @@ def measure_open(
     `seeds` real images of each caption; their number of backgrounds is the expectation of as many
     uniform samples.
 
-    Args:
-        sampling: the bundle's samplers.
-        priors: names of `Cascade.prior`.
-        captions: captions from `choose_captions`.
-        singles: real images of one object.
-        templates: templates that name the concepts.
-        seeds: number of samples per caption.
-
     Raises:
-        FileNotFoundError: no caption has a real image.
+        FileNotFoundError: no caption has a real image in `singles`.
     """
     groups = _real_rows(captions, singles, most=seeds)
     images = singles.images[[row for group in groups for row in group]]

@@ -24,15 +24,11 @@ _FLOOR = 1e-9  # power of pixels in [0, 1], below what eight bits can represent
 
 @dataclass(frozen=True, kw_only=True)
 class PowerSpectrum(Measurement):
-    """Power of each band of spatial frequencies in decibels relative to real images.
+    """Power of each band of spatial frequencies in decibels relative to real images."""
 
-    Args:
-        images: number of images for each side in pixels; sizes above the bundle's are skipped.
-        resamples: number of bootstrap resamples, of both sets of images.
-    """
-
+    # number of images for each side in pixels; sizes above the bundle's are skipped
     images: Mapping[str, int] = field(default_factory=lambda: {"64": 96, "256": 32, "1024": 8})
-    resamples: int = 500
+    resamples: int = 500  # number of bootstrap resamples, of both sets of images
 
     title: ClassVar[str] = "Detail: power spectrum relative to real images (section 7)"
     stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
@@ -107,11 +103,7 @@ def compare(
 ) -> dict[str, Score]:
     """Return each band's power relative to real images, in decibels.
 
-    Args:
-        generated: radial power of generated images.
-        real: radial power of real images.
-        resamples: number of bootstrap resamples.
-        seed: seed of the bootstrap and of the split into halves.
+    The baseline compares two random halves of the real images.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(real), generator=generator)

@@ -13,17 +13,11 @@ from unclip.images import to_pil
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSheets(Measurement):
-    """A sheet of single emoji in natural, seen and held-out colors, and one of held-out captions.
+    """Sheets of single emoji in natural, seen and held-out colors, and of held-out captions."""
 
-    Args:
-        single_objects: number of prompts of each kind on the first sheet.
-        held_out: number of held-out captions on the second sheet.
-        full_size: number of its images that are also written at full size.
-    """
-
-    single_objects: int = 18
-    held_out: int = 9
-    full_size: int = 4
+    single_objects: int = 18  # number of prompts of each kind on the first sheet
+    held_out: int = 9  # number of held-out captions on the second sheet
+    full_size: int = 4  # number of its images that are also written at full size
 
     title: ClassVar[str] = "Samples"
     stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")

@@ -14,25 +14,18 @@ from unclip.evaluation.features import Features, Images
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How images are sampled.
+    """How images are sampled."""
 
-    Args:
-        prior: where image embeddings come from: "diffusion", "ar", "linear" or "none" (z_t itself).
-        guidance_scale: guidance scale of the decoder; None is the stage's own.
-        prior_guidance_scale: guidance scale of the prior; None is the stage's own.
-        steps: sampler steps of stages by name; None, and the others, use the stage's own.
-        batch_size: number of 64 px images per batch; larger images use smaller batches.
-        seed: image k has the seed `seed` + k.
-        progress: show progress bars.
-    """
-
+    # where image embeddings come from: "diffusion", "ar", "linear" or "none" (z_t itself)
     prior: str = "diffusion"
-    guidance_scale: float | None = None
+    guidance_scale: float | None = None  # guidance scale of the decoder; None is the stage's own
+    # guidance scale of the prior; None is the stage's own
     prior_guidance_scale: float | None = None
+    # sampler steps of stages by name; None, and the others, use the stage's own
     steps: Mapping[str, int | None] = field(default_factory=dict)
-    batch_size: int = 50
-    seed: int = 0
-    progress: bool = True
+    batch_size: int = 50  # number of 64 px images per batch; larger images use smaller batches
+    seed: int = 0  # image k has the seed `seed` + k
+    progress: bool = True  # show progress bars
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -42,17 +35,12 @@ class Settings:
         object.__setattr__(self, "steps", given)
 
 
+@dataclass
 class Sampling:
-    """A cascade with settings; row k of a call has the seed `settings.seed` + `first` + k.
+    """A cascade with settings; row k of a call has the seed `settings.seed` + `first` + k."""
 
-    Args:
-        settings: prior, guidance, steps, batch size and seed.
-        cascade: the bundle's stages.
-    """
-
-    def __init__(self, settings: Settings, cascade: Cascade) -> None:
-        self.settings = settings
-        self.cascade = cascade
+    settings: Settings
+    cascade: Cascade
 
     def predict(
         self, captions: Sequence[str], *, first: int = 0, prior: str | None = None

@@ -31,18 +31,12 @@ class Spelling(Measurement):
 
     Case and spaces are ignored, because OCR itself is unreliable there. The baseline is the same
     number for the words drawn by a font in black on white, at the same size.
-
-    Args:
-        words: words to spell.
-        prompt: prompt with {} in place of the words.
-        each: number of images per prompt.
-        size: side of the images in pixels; the bundle's largest size if that is smaller.
     """
 
-    words: Sequence[str] = field(default_factory=WORDS.copy)
-    prompt: str = 'a sign that says "{}"'
-    each: int = 2
-    size: int = 256
+    words: Sequence[str] = field(default_factory=WORDS.copy)  # words to spell
+    prompt: str = 'a sign that says "{}"'  # prompt with {} in place of the words
+    each: int = 2  # number of images per prompt
+    size: int = 256  # side of the images in pixels; the bundle's largest size if that is smaller
 
     title: ClassVar[str] = "Spelling (section 7, figure 16)"
     stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")

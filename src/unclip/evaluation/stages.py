@@ -52,13 +52,9 @@ class Stages(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecall(Measurement):
-    """Retrieval recall of the bundle's CLIP and of the judge, and their choices for real images.
+    """Retrieval recall of the bundle's CLIP and of the judge, and their choices for real images."""
 
-    Args:
-        among: number of candidates of the recall.
-    """
-
-    among: int = 64
+    among: int = 64  # number of candidates of the recall
 
     title: ClassVar[str] = "CLIP and judge on real images"
     stages: ClassVar[tuple[str, ...]] = ("clip",)
@@ -95,13 +91,9 @@ class ClipRecall(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class PriorCosines(Measurement):
-    """Cosines of predicted to true image embeddings.
+    """Cosines of predicted to true image embeddings."""
 
-    Args:
-        among: number of candidates of the retrieval recall.
-    """
-
-    among: int = 64
+    among: int = 64  # number of candidates of the retrieval recall
 
     title: ClassVar[str] = "The prior's embeddings"
     stages: ClassVar[tuple[str, ...]] = ("clip", "prior")

@@ -86,15 +86,15 @@ def _table(found: Mapping[str, Mapping[str, Mapping[str, Numbers]]]) -> Table:
     """Return a row for each source of each split."""
     columns = {
         "split": "captions of",
-        "colors.share": "colors in place",
-        "colors.error": "±",
-        "concepts.share": "concepts in place",
-        "concepts.error": "±",
-        "both.share": "both in place",
-        "both.error": "±",
-        "both.n": "n pairs",
-        "single.share": "single concept right",
-        "single.n": "n single",
+        "colors/share": "colors in place",
+        "colors/error": "±",
+        "concepts/share": "concepts in place",
+        "concepts/error": "±",
+        "both/share": "both in place",
+        "both/error": "±",
+        "both/n": "n pairs",
+        "single/share": "single concept right",
+        "single/n": "n single",
     }
     table = Table(["decoder from", *columns.values()], [])
     for split, sources in found.items():

@@ -26,17 +26,11 @@ OneImage = UInt8[Tensor, "3 height width"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextDiffScore(Figure):
-    """Margin of the target caption over the source caption along text diffs.
+    """Margin of the target caption over the source caption along text diffs."""
 
-    Args:
-        pairs: number of caption pairs.
-        strength: last angle θ.
-        frames: number of angles from 0 to `strength`.
-    """
-
-    pairs: int
-    strength: float
-    frames: int
+    pairs: int  # number of caption pairs
+    strength: float  # last angle θ
+    frames: int  # number of angles from 0 to `strength`
     size: int = 64
 
     title: ClassVar[str] = "Text diffs, measured"
@@ -97,17 +91,11 @@ def _changes(tasks: list[CaptionPair], margin: Cosines) -> Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion(Figure):
-    """Accuracy of reconstructing real images of 64 px from their latents.
-
-    Args:
-        images: number of images.
-        steps: numbers of DDIM steps, the same in both directions.
-        guidance: guidance scales of the decoder.
-    """
+    """Accuracy of reconstructing real images of 64 px from their latents."""
 
     images: int
-    steps: list[int]
-    guidance: list[float]
+    steps: list[int]  # numbers of DDIM steps, the same in both directions
+    guidance: list[float]  # guidance scales of the decoder
 
     title: ClassVar[str] = "Reconstruction by DDIM inversion"
 
@@ -140,17 +128,11 @@ class Inversion(Figure):
 
 @dataclass(frozen=True, kw_only=True)
 class TypographicAttack(Figure):
-    """Zero-shot answers and variations of images with the name of another object on them.
-
-    Args:
-        images: number of images.
-        count: number of variations of each.
-        eta: eta of DDIM, the share of noise that is sampled again.
-    """
+    """Zero-shot answers and variations of images with the name of another object on them."""
 
     images: int
-    count: int
-    eta: float
+    count: int  # number of variations of each
+    eta: float  # eta of DDIM, the share of noise that is sampled again
 
     title: ClassVar[str] = "Typographic attack (figure 6)"
 

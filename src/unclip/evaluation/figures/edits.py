@@ -31,17 +31,11 @@ class Sheet(Figure):
 
 @dataclass(frozen=True, kw_only=True)
 class Variations(Sheet):
-    """Real images, their reconstructions and their variations.
-
-    Args:
-        images: number of images.
-        count: number of variations of each.
-        eta: eta of DDIM, the share of noise that is sampled again.
-    """
+    """Real images, their reconstructions and their variations."""
 
     images: int
-    count: int
-    eta: float
+    count: int  # number of variations of each
+    eta: float  # eta of DDIM, the share of noise that is sampled again
 
     title: ClassVar[str] = "Variations (figure 3)"
     stem: ClassVar[str] = "variations"
@@ -64,15 +58,10 @@ class Variations(Sheet):
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolation(Sheet):
-    """Interpolations between two real images, with interpolated and with fixed noise.
-
-    Args:
-        pairs: number of pairs.
-        frames: number of images per interpolation.
-    """
+    """Interpolations between two real images, with interpolated and with fixed noise."""
 
     pairs: int
-    frames: int
+    frames: int  # number of images per interpolation
 
     title: ClassVar[str] = "Interpolation between two images (figure 4)"
     stem: ClassVar[str] = "interpolation"
@@ -96,17 +85,11 @@ class Interpolation(Sheet):
 
 @dataclass(frozen=True, kw_only=True)
 class TextDiffs(Sheet):
-    """Text diffs applied to real images.
-
-    Args:
-        images: number of images.
-        strength: last angle θ.
-        frames: number of angles from 0 to `strength`.
-    """
+    """Text diffs applied to real images."""
 
     images: int
-    strength: float
-    frames: int
+    strength: float  # last angle θ
+    frames: int  # number of angles from 0 to `strength`
 
     title: ClassVar[str] = "Text diffs (figure 5)"
     stem: ClassVar[str] = "text_diffs"
@@ -129,15 +112,10 @@ class TextDiffs(Sheet):
 
 @dataclass(frozen=True, kw_only=True)
 class Components(Sheet):
-    """Reconstructions from the first principal components of the image embedding.
-
-    Args:
-        images: number of images.
-        dimensions: numbers of principal components that are kept.
-    """
+    """Reconstructions from the first principal components of the image embedding."""
 
     images: int
-    dimensions: list[int]
+    dimensions: list[int]  # numbers of principal components that are kept
 
     title: ClassVar[str] = "Reconstructions from principal components of z_i (figure 7)"
     stem: ClassVar[str] = "components"

@@ -19,15 +19,10 @@ from unclip.evaluation.sources import Real
 
 @dataclass(frozen=True, kw_only=True)
 class Figure(Measurement):
-    """A figure or table about images of seen compositions.
+    """A figure or table about images of seen compositions."""
 
-    Args:
-        size: side of the images in pixels; the bundle's largest size if that is smaller.
-        batch_size: number of images sampled at a time.
-    """
-
-    size: int = 256
-    batch_size: int = 8
+    size: int = 256  # side of the images in pixels; the bundle's largest size if that is smaller
+    batch_size: int = 8  # number of images sampled at a time
 
     stages: ClassVar[tuple[str, ...]] = ("clip", "decoder")
 

@@ -19,13 +19,9 @@ from unclip.evaluation.networks import encode_images
 
 @dataclass(frozen=True, kw_only=True)
 class PriorImportance(Figure):
-    """Images from the caption alone, from z_t in place of z_i, and from the prior's z_i.
+    """Images from the caption alone, from z_t in place of z_i, and from the prior's z_i."""
 
-    Args:
-        prompts: prompts that are sampled.
-    """
-
-    prompts: list[str]
+    prompts: list[str]  # prompts that are sampled
 
     title: ClassVar[str] = "The importance of the prior (figure 8)"
     stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder", "judge")
@@ -60,15 +56,10 @@ class PriorImportance(Figure):
 
 @dataclass(frozen=True, kw_only=True)
 class Priors(Figure):
-    """Comparison of the diffusion, autoregressive, linear and no prior.
+    """Comparison of the diffusion, autoregressive, linear and no prior."""
 
-    Args:
-        captions: number of captions of real images.
-        shown: number of them on the sheet.
-    """
-
-    captions: int
-    shown: int
+    captions: int  # number of captions of real images
+    shown: int  # number of them on the sheet
 
     title: ClassVar[str] = "Diffusion, autoregressive, linear or no prior (section 2.2)"
     stages: ClassVar[tuple[str, ...]] = ("clip", "decoder", "judge")
@@ -105,17 +96,11 @@ class Priors(Figure):
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance(Figure):
-    """Agreement, diversity and distance over the decoder's guidance scale.
+    """Agreement, diversity and distance over the decoder's guidance scale."""
 
-    Args:
-        scales: guidance scales of the decoder.
-        captions: number of captions.
-        each: number of images per caption.
-    """
-
-    scales: list[float]
+    scales: list[float]  # guidance scales of the decoder
     captions: int
-    each: int
+    each: int  # number of images per caption
 
     title: ClassVar[str] = "Guidance against fidelity and diversity (figures 9 to 11)"
     stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder", "judge")

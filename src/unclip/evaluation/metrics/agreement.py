@@ -18,12 +18,9 @@ class ClipScore(Measurement):
     """100 times the cosine of image and caption, by a CLIP that the model is not built on.
 
     It is not multiplied by 2.5, and captions get no prefix.
-
-    Args:
-        network: name of a CLIP network.
     """
 
-    network: str
+    network: str  # name of a CLIP network
 
     def __call__(self, context: Context) -> Result:
         """Average it over the images; the baseline is that of each prompt's real image."""
@@ -43,14 +40,10 @@ class RetrievalPrecision(Measurement):
     """CLIP R-precision: how often a CLIP ranks the own caption first (Park 2021).
 
     The distractors are other prompts of the same evaluation with different texts.
-
-    Args:
-        network: name of a CLIP network.
-        among: number of captions to choose from; all different ones if there are fewer.
     """
 
-    network: str
-    among: int = 100
+    network: str  # name of a CLIP network
+    among: int = 100  # number of captions to choose from; all different ones if there are fewer
 
     def __call__(self, context: Context) -> Result:
         """Compute the share; the baseline is that of each prompt's real image."""

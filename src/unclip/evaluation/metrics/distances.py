@@ -10,26 +10,18 @@ import torch.nn.functional as F
 
 from unclip.evaluation.context import Context
 from unclip.evaluation.features import Features
-from unclip.evaluation.frechet import bootstrap_error, frechet
+from unclip.evaluation.frechet import bootstrap_error, frechet, kernel_distance, subset_size_of
 from unclip.evaluation.measurement import Measurement, Result, Score, around
-from unclip.evaluation.metrics.torchmetrics_adapter import build_metric, seeded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distance(Measurement):
-    """A distance of the generated images' features to those of the reference images.
+    """A distance of the generated images' features to those of the reference images."""
 
-    Attributes:
-        network: name of the feature network.
-        prefix: name of the score, to which the network's name is added.
-        of_inception: name of the score in Inception's features.
-        resamples: number of bootstrap resamples.
-    """
-
-    network: str
-    prefix: ClassVar[str]
-    of_inception: ClassVar[str]
-    resamples: ClassVar[int]
+    network: str  # name of the feature network
+    prefix: ClassVar[str]  # name of the score, to which the network's name is added
+    of_inception: ClassVar[str]  # name of the score in Inception's features
+    resamples: ClassVar[int]  # number of bootstrap resamples
 
     def __call__(self, context: Context) -> Result:
         """Compute the distance; its baseline is that between two sets of real images."""
@@ -69,13 +61,9 @@ class Distance(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class Frechet(Distance):
-    """The Fréchet distance (Heusel et al. 2017): `fid` in Inception's features, else `fd_NETWORK`.
+    """The Fréchet distance (Heusel et al. 2017), called `fid` only in Inception's features."""
 
-    Args:
-        resamples: number of bootstrap resamples.
-    """
-
-    resamples: int = 10
+    resamples: int = 10  # number of bootstrap resamples
     prefix: ClassVar[str] = "fd"
     of_inception: ClassVar[str] = "fid"
 
@@ -86,15 +74,10 @@ class Frechet(Distance):
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel(Distance):
-    """The kernel distance (Bińkowski et al. 2018), which is unbiased also for few images.
+    """The kernel distance (Bińkowski et al. 2018), which is unbiased also for few images."""
 
-    Args:
-        subsets: number of subsets that it is averaged over.
-        subset_size: number of images in each; half of the smaller set if that is less.
-    """
-
-    subsets: int = 100
-    subset_size: int = 1000
+    subsets: int = 100  # number of subsets that it is averaged over
+    subset_size: int = 1000  # number of images in each; half of the smaller set if that is less
     prefix: ClassVar[str] = "kid"
     of_inception: ClassVar[str] = "kid"
 
@@ -111,12 +94,12 @@ class Kernel(Distance):
         options = {"subsets": self.subsets, "subset_size": self.subset_size}
         mean, spread = kernel_distance(first, second, **options, seed=seed)
         count = min(len(first), len(second))
-        size = _subset_size(count, self.subset_size)
+        size = subset_size_of(count, self.subset_size)
         return mean, spread * (size / max(count - size, 1)) ** 0.5
 
     def about(self, count: int) -> dict[str, Any]:
         """Return number and size of the subsets."""
-        return {"subsets": self.subsets, "subset_size": _subset_size(count, self.subset_size)}
+        return {"subsets": self.subsets, "subset_size": subset_size_of(count, self.subset_size)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +108,10 @@ class Cmmd(Distance):
 
     It is the biased estimate with an RBF kernel of width 10 on unit vectors. The paper's network is
     ViT-L-14-336.
-
-    Args:
-        sigma: width of the kernel.
-        resamples: number of bootstrap resamples.
     """
 
-    sigma: float = 10.0
-    resamples: int = 10
+    sigma: float = 10.0  # width of the kernel
+    resamples: int = 10  # number of bootstrap resamples
     prefix: ClassVar[str] = "cmmd"
     of_inception: ClassVar[str] = "cmmd_inception"
 
@@ -153,23 +132,3 @@ class Cmmd(Distance):
             for rows in first.split(1024)
         )
         return total / (len(first) * len(second))
-
-
-def kernel_distance(
-    first: Features, second: Features, *, subsets: int = 100, subset_size: int = 1000, seed: int
-) -> tuple[float, float]:
-    """Compute the mean kernel distance over random subsets, and its spread."""
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    size = _subset_size(min(len(first), len(second)), subset_size)
-    metric = build_metric(KernelInceptionDistance, subsets=subsets, subset_size=size)
-    metric.update(second.double(), real=True)
-    metric.update(first.double(), real=False)
-    with seeded(seed):  # it draws its subsets from the global generator
-        mean, spread = metric.compute()
-    return float(mean), float(spread)
-
-
-def _subset_size(count: int, most: int) -> int:
-    """Return `most`, or half of `count` if that is less, but at least 2."""
-    return min(most, max(count // 2, 2))

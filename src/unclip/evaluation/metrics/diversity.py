@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unclip.evaluation.context import Context
 from unclip.evaluation.features import Features
+from unclip.evaluation.frechet import build_metric, seeded
 from unclip.evaluation.measurement import Measurement, Result, Score, around, mean_score
-from unclip.evaluation.metrics.torchmetrics_adapter import build_metric, seeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +20,10 @@ class Manifold(Measurement):
     A set's manifold is the union of balls around its images that reach to their k-th neighbor.
     Precision is the share of generated images in the real manifold, recall that of real images in
     the generated manifold.
-
-    Args:
-        network: name of the feature network.
-        neighbors: k.
     """
 
-    network: str
-    neighbors: int = 3
+    network: str  # name of the feature network
+    neighbors: int = 3  # k
 
     def __call__(self, context: Context) -> Result:
         """Compute the four shares."""
@@ -78,15 +74,10 @@ class Manifold(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionScore(Measurement):
-    """The Inception Score (Salimans et al. 2016); it compares with no real images.
+    """The Inception Score (Salimans et al. 2016); it compares with no real images."""
 
-    Args:
-        network: name of a network with a classifier.
-        splits: number of splits, whose spread is the error that papers report.
-    """
-
-    network: str = "inception"
-    splits: int = 10
+    network: str = "inception"  # name of a network with a classifier
+    splits: int = 10  # number of splits, whose spread is the error that papers report
 
     def __call__(self, context: Context) -> Result:
         """Average the score over the splits."""

@@ -32,20 +32,13 @@ Chosen = list[tuple[GeneratedImage, float | None]]
 
 @dataclass
 class Report:
-    """An evaluation's outcome, ready to be written.
+    """An evaluation's outcome, ready to be written."""
 
-    Attributes:
-        results: the content of results.json.
-        found: the results of all measurements.
-        titles: heading of each measurement.
-        folder: the protocol's images; None if no measurement needed them.
-        images: paths of each measurement's images.
-    """
-
-    results: dict[str, Any]
-    found: Results
-    titles: Mapping[str, str] = field(default_factory=dict)
-    folder: ImageFolder | None = None
+    results: dict[str, Any]  # the content of results.json
+    found: Results  # the results of all measurements
+    titles: Mapping[str, str] = field(default_factory=dict)  # heading of each measurement
+    folder: ImageFolder | None = None  # the protocol's images; None if no measurement needed them
+    # paths of each measurement's images
     images: Mapping[str, list[Path]] = field(default_factory=dict)
 
     @property
@@ -103,23 +96,25 @@ def collect(
 ) -> Report:
     """Write all images to OUT/images and collect the content of results.json.
 
-    Args:
-        found: the results.
-        measurements: the measurements by name.
-        context: what they measured.
-        model: folder of the bundle.
-        seconds: duration of the whole evaluation.
+    `model` is the bundle's folder and `seconds` the duration of the whole evaluation.
     """
     images = {
         name: [save_png(v, context.out / "images" / f"{k}.png") for k, v in result.images.items()]
         for name, result in found.results.items()
         if result.images
     }
+    folder, protocol = context.opened_folder, context.protocol
+    count = 0 if folder is None else len(folder.rows)
     results: dict[str, Any] = {
         "format": FORMAT,
         "model": str(model) if context.given is None else None,
         "data": str(context.data),
-        **_describe_protocol(context),
+        "key": None if folder is None else protocol.key(context.fingerprint, count),
+        "n": count,
+        "n_reference": 0 if folder is None else len(context.reference),
+        "generated": None if folder is None else str(folder.path),
+        "protocol": protocol.describe(),
+        "made_with": {} if folder is None else folder.settings,
         "scores": {name: score.plain() for name, score in found.scores.items()},
         "not_available": found.not_available,
         "networks": context.used_networks,
@@ -140,7 +135,7 @@ def collect(
         **environment(context.device),
     }
     titles = {name: measurements[name].title or name for name in found.results}
-    return Report(results, found, titles, context.opened_folder, images)
+    return Report(results, found, titles, folder, images)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -162,20 +157,6 @@ def main_score(results: Mapping[str, Any]) -> float | None:
     network = results["protocol"]["network"]
     score = results["scores"].get("fid" if network == "inception" else f"fd_{network}")
     return None if score is None else score["value"]
-
-
-def _describe_protocol(context: Context) -> dict[str, Any]:
-    """Return the protocol, and the folder of its images if a measurement needed them."""
-    folder, protocol = context.opened_folder, context.protocol
-    count = 0 if folder is None else len(folder.rows)
-    return {
-        "key": None if folder is None else protocol.key(context.fingerprint, count),
-        "n": count,
-        "n_reference": 0 if folder is None else len(context.reference),
-        "generated": None if folder is None else str(folder.path),
-        "protocol": protocol.describe(),
-        "made_with": {} if folder is None else folder.settings,
-    }
 
 
 def _sheet(chosen: Chosen) -> Any:

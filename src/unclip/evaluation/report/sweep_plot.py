@@ -1,13 +1,12 @@
 """Plot a sweep: distance and agreement with the caption against guidance (figure 11)."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip.evaluation.measurement import Table
-from unclip.evaluation.report.tables import Section
+from unclip.evaluation.report.tables import Section, write_csv
 from unclip.files import atomic_write
 
 GUIDANCE = "guidance scale of the decoder"
@@ -21,6 +20,10 @@ class Point(NamedTuple):
     guidance: float | None  # of the decoder; None if unknown
     settings: dict[str, Any]  # the other settings that the numbers depend on
     scores: dict[str, dict[str, Any]]
+
+    def value(self, name: str, part: str = "value") -> float:
+        """Return the guidance, or a part of a score; 0 if it is unknown."""
+        return (self.guidance if name == GUIDANCE else self.scores[name][part]) or 0.0
 
 
 def read_points(folder: Path) -> list[Point]:
@@ -66,8 +69,7 @@ def differing(points: Sequence[Point]) -> list[str]:
 
 def lines_of(points: Sequence[Point]) -> dict[str, list[Point]]:
     """Group the points that differ only in guidance, by their other settings."""
-    names = differing(points)
-    lines: dict[str, list[Point]] = {}
+    names, lines = differing(points), {}
     for point in points:
         words = ", ".join(f"{name} {point.settings.get(name)}" for name in names)
         lines.setdefault(words, []).append(point)
@@ -77,8 +79,9 @@ def lines_of(points: Sequence[Point]) -> dict[str, list[Point]]:
 def axes(points: Sequence[Point]) -> list[str]:
     """Return the names of a distance (FID first) and an agreement that all points have."""
     shared = sorted(set.intersection(*(set(point.scores) for point in points)))
-    distances = [name for name in shared if name == "fid"]
-    distances += [name for name in shared if name.startswith("fd_")]
+    distances = sorted(
+        (n for n in shared if n.startswith(("fid", "fd_"))), key=lambda n: n != "fid"
+    )
     agreements = [name for name in shared if name.startswith("clip_score")]
     return distances[:1] + agreements[:1]
 
@@ -87,33 +90,24 @@ def write_curves(folder: Path) -> list[Section]:
     """Write curve-KEY.csv and curve-KEY.png for each key of a sweep; return a section for each."""
     sections = []
     for key, points in comparable(read_points(folder)).items():
-        table, images = table_of(points), {}
+        section = Section(key, tables={"": table_of(points)})
         path = folder / f"curve-{key}.csv"
-        with (
-            atomic_write(path) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            csv.writer(file).writerows([table.head, *table.rows])
+        write_csv(section.tables[""], path)
         if (figure := plot(points)) is not None:
-            images[key] = path.with_suffix(".png")
-            with atomic_write(images[key]) as temporary:
+            section.images = {key: path.with_suffix(".png")}
+            with atomic_write(path.with_suffix(".png")) as temporary:
                 figure.savefig(temporary, format="png", dpi=110)
-        sections.append(Section(key, tables={"": table}, images=images))
+        sections.append(section)
     return sections
 
 
 def table_of(points: Sequence[Point]) -> Table:
     """Return one row per point: guidance, differing settings, scores and errors."""
-    settings = differing(points)
-    scores = list(dict.fromkeys(name for point in points for name in point.scores))
-    columns = [f"{name}{part}" for name in scores for part in ("", " ±")]
-    rows = []
-    for point in points:
-        known = (point.scores.get(name, {}) for name in scores)
-        numbers = [score.get(part) for score in known for part in ("value", "error")]
-        chosen = [point.settings.get(name) for name in settings]
-        rows.append([point.job, point.guidance, *chosen, *numbers])
-    return Table(["job", "guidance", *settings, *columns], rows)
+    columns = {"guidance": "guidance"}
+    columns |= {f"settings/{name}": name for name in differing(points)}
+    for name in dict.fromkeys(name for point in points for name in point.scores):
+        columns |= {f"scores/{name}/value": name, f"scores/{name}/error": f"{name} ±"}
+    return Table.of("job", {point.job: point._asdict() for point in points}, columns)
 
 
 def plot(points: Sequence[Point]) -> Any:
@@ -124,45 +118,35 @@ def plot(points: Sequence[Point]) -> Any:
     names = axes(points) if len(points) > 1 else []
     if not names:
         return None
-    panels = [(GUIDANCE, name) for name in names]
-    if len(names) == 2:
-        panels.append((names[1], names[0]))
+    panels = [(GUIDANCE, name) for name in names] + [tuple(reversed(names))][: len(names) - 1]
     figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (across, up) in zip(grid, panels, strict=True):
-        _plot_panel(axis, points, across, up)
+        for words, line in lines_of(points).items():
+            x, y = ([point.value(name) for point in line] for name in (across, up))
+            errors = [point.value(up, "error") for point in line]
+            if across == GUIDANCE:
+                axis.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=words or None)
+                continue
+            axis.plot(x, y, marker="o")
+            for point, *place in zip(line, x, y, strict=True):
+                words = f"{point.guidance:g}"
+                axis.annotate(words, place, textcoords="offset points", xytext=(5, 5))
+        axis.set(xlabel=across, ylabel=up, title="trade-off")
+        axis.grid(alpha=0.3)
+    for axis, name in zip(grid, names, strict=False):
+        _add_baseline(axis, points, name)
     figure.suptitle(f"{points[0].key}, n = {points[0].scores[names[0]]['n']:,}")
     return figure
 
 
-def _plot_panel(axis: Any, points: Sequence[Point], across: str, up: str) -> None:
-    """Plot a score over guidance or another score, one line for each choice of other settings."""
-    over_guidance = across == GUIDANCE
-    for words, line in lines_of(points).items():
-        x, y, errors = _column(line, across), _column(line, up), _column(line, up, "error")
-        errors = errors if over_guidance else None
-        axis.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=words or None)
-        for point, *place in zip(line, x, y, strict=True):
-            if not over_guidance:
-                text = f"{point.guidance:g}"
-                axis.annotate(text, place, textcoords="offset points", xytext=(5, 5))
-    real = points[0].scores[up].get("real")
-    if over_guidance and real is not None:
-        axis.axhline(real, linestyle=":", color="gray", label="real images")
-    if over_guidance and axis.get_legend_handles_labels()[1]:
+def _add_baseline(axis: Any, points: Sequence[Point], name: str) -> None:
+    """Add the number of real images and the best point to a plot over guidance."""
+    first = points[0].scores[name]
+    if first.get("real") is not None:
+        axis.axhline(first["real"], linestyle=":", color="gray", label="real images")
+    if axis.get_legend_handles_labels()[1]:
         axis.legend(fontsize="small")
-    axis.set(xlabel=across, ylabel=up, title=_best(points, up) if over_guidance else "trade-off")
-    axis.grid(alpha=0.3)
-
-
-def _column(points: Sequence[Point], name: str, part: str = "value") -> list[float]:
-    """Return the guidance of points, or a part of a score."""
-    if name == GUIDANCE:
-        return [point.guidance or 0.0 for point in points]
-    return [point.scores[name][part] or 0.0 for point in points]
-
-
-def _best(points: Sequence[Point], name: str) -> str:
-    better = min if points[0].scores[name]["better"] == "lower" else max
-    best = better(points, key=lambda point: point.scores[name]["value"])
-    return f"best {best.scores[name]['value']:.4g} at {best.guidance:g}"
+    better = min if first["better"] == "lower" else max
+    best = better(points, key=lambda point: point.value(name))
+    axis.set(title=f"best {best.value(name):.4g} at {best.guidance:g}")

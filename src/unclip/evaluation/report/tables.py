@@ -1,14 +1,19 @@
-"""Sections of a report, tables as text, and the table of scores."""
+"""Sections of a report, and their tables as text, CSV and HTML."""
 
+import base64
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from unclip.evaluation.measurement import Numbers, Table
+from unclip.files import atomic_write
 
+_LARGEST = 1000  # pixels of an embedded image's longer side
 _SCORE_COLUMNS = {
     "value": "value",
     "error": "±",
@@ -24,18 +29,12 @@ _SCORE_COLUMNS = {
 
 @dataclass
 class Section:
-    """A part of a report.
+    """A part of a report."""
 
-    Attributes:
-        title: heading; empty for none.
-        notes: paragraphs.
-        tables: tables by heading.
-        images: images, or the files they are in, by heading.
-    """
-
-    title: str = ""
-    notes: Sequence[str] = ()
-    tables: Mapping[str, Table] = field(default_factory=dict)
+    title: str = ""  # heading; empty for none
+    notes: Sequence[str] = ()  # paragraphs
+    tables: Mapping[str, Table] = field(default_factory=dict)  # tables by heading
+    # images, or the files they are in, by heading
     images: Mapping[str, Image.Image | Path] = field(default_factory=dict)
 
 
@@ -54,6 +53,12 @@ def format_table(table: Table) -> str:
 
     rule = ["─" * width for width in widths]
     return "\n".join([line(table.head), line(rule), *(line(row) for row in cells)])
+
+
+def write_csv(table: Table, path: Path) -> None:
+    """Write a table atomically as CSV."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([table.head, *table.rows])
 
 
 def format_cell(value: Any) -> str:
@@ -80,3 +85,23 @@ def not_available(reasons: Mapping[str, str]) -> list[str]:
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)
     return [f"not available: {', '.join(shared)}: {reason}" for reason, shared in names.items()]
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+    """Render a page of sections; all text is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    loader = PackageLoader("unclip.evaluation.report", "")
+    environment = Environment(loader=loader, autoescape=True, keep_trailing_newline=True)
+    environment.filters |= {"cell": format_cell, "embedded": _embed}
+    shown = [one for one in sections if one.notes or one.tables or one.images]
+    return environment.get_template("report.html.j2").render(title=title, sections=shown)
+
+
+def _embed(image: Path | Image.Image) -> str:
+    """Encode an image as a data URL, no larger than the page can show."""
+    opened = (Image.open(image) if isinstance(image, Path) else image).convert("RGB")
+    opened.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+    content = BytesIO()
+    opened.save(content, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
