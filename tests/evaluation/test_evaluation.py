@@ -5,8 +5,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import pytest
 import torch
@@ -215,7 +214,6 @@ def test_a_damaged_image_of_a_folder_is_an_error(tiny_model, squares, tmp_path):
         measure(context)
 
 
-@dataclass(frozen=True, kw_only=True)
 class KnownShare(Measurement):
     """A measurement of the images themselves."""
 
@@ -232,18 +230,17 @@ def test_a_new_measurement_sees_images_captions_and_metadata(tiny_model, squares
     assert values(found) == {"share": 6 / 20}  # of the first shard, half
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lacking(Measurement):
     """A measurement whose file is missing, or whose bundle lacks a stage."""
 
-    stages: ClassVar[tuple[str, ...]] = ("clip",)
+    stages = ("clip",)
 
     def __call__(self, context):
         raise FileNotFoundError("words.txt is missing")
 
 
 class NeedsUnknownStage(Lacking):
-    stages: ClassVar[tuple[str, ...]] = ("clip", "upsampler_4096")
+    stages = ("clip", "upsampler_4096")
 
 
 def test_a_measurement_that_lacks_something_is_listed_with_the_reason(
@@ -258,11 +255,10 @@ def test_a_measurement_that_lacks_something_is_listed_with_the_reason(
     assert "model=" in run({"lacking": Lacking()}, folder).not_available["lacking"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class NeedsPrior(Measurement):
     """A measurement of the prior that is chosen."""
 
-    stages: ClassVar[tuple[str, ...]] = ("prior",)
+    stages = ("prior",)
 
     def __call__(self, context):
         return Result(values={"prior": {"rows": len(context.predicted("val"))}})

@@ -2,8 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,7 +30,6 @@ _PROBES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class JudgeChoices(Measurement):
     """How often a judge CLIP chooses the true caption of a generated image among false ones.
 
@@ -41,8 +39,8 @@ class JudgeChoices(Measurement):
 
     among: int = 16  # number of captions of other images that an image's own caption is chosen from
 
-    title: ClassVar[str] = "The judge's choices"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder", "judge")
+    title = "The judge's choices"
+    stages = ("clip", "prior", "decoder", "judge")
 
     def __call__(self, context: Context) -> Result:
         """Measure generated and real images of seen and held-out compositions."""
@@ -97,19 +95,34 @@ def _table(found: Mapping[str, Mapping[str, Mapping[str, Numbers]]]) -> Table:
 
 def choose(
     image_embedding: Features,
-    text_embedding: Float[Tensor, "count choices dim"] | Float[Tensor, "choices dim"],
+    text_embedding: Float[Tensor, "count choices dim"],
     answer: Int[Tensor, " count"],
 ) -> Bool[Tensor, " count"]:
-    """Return whether each image is nearer to its answer than to every other choice.
+    """Return whether each image is nearer to the text at `answer` than to its other choices.
 
-    Each image has its own choices, or all have the same; `answer` is the index of the right one. A
-    tie counts as wrong, so a CLIP that has collapsed to one point is never right.
+    A tie counts as wrong, so a CLIP that has collapsed to one point is never right.
     """
-    images, texts = image_embedding.double(), text_embedding.double()
-    pattern = "nd,kd->nk" if texts.ndim == 2 else "nd,nkd->nk"
-    scores = torch.einsum(pattern, images, texts)
+    scores = torch.einsum("nd,nkd->nk", image_embedding.double(), text_embedding.double())
     right = scores.gather(1, answer[:, None])  # (N, 1)
     return (right > scores).sum(dim=1) == scores.shape[1] - 1
+
+
+def choose_own(
+    image_embedding: Features,
+    text_embedding: Features,
+    captions: Sequence[str],
+    *,
+    among: int,
+    seed: int,
+) -> Bool[Tensor, " count"]:
+    """Return whether each image is nearest to its own caption among `among` of the captions."""
+    own = torch.arange(len(captions))[:, None]
+    rows = torch.cat([own, distractors(captions, count=among - 1, seed=seed)], dim=1)
+    batches = zip(image_embedding.split(256), rows.split(256), strict=True)
+    first = torch.zeros(len(captions), dtype=torch.int64)
+    return torch.cat(
+        [choose(images, text_embedding[row], first[: len(row)]) for images, row in batches]
+    )
 
 
 def distractors(captions: Sequence[str], *, count: int, seed: int = 0) -> Int[Tensor, "rows count"]:
@@ -145,15 +158,10 @@ def judge_choices(
 
     The distractors of a caption are other captions of the same list.
     """
-    image_embedding = encode_images(judge, images)
-    text_embedding = encode_texts(judge, captions)
     among = min(among, len(set(captions)))
-    own = torch.arange(len(captions))[:, None]
-    rows = torch.cat([own, distractors(captions, count=among - 1, seed=seed)], dim=1)
-    first = torch.zeros(len(captions), dtype=torch.int64)
-    right = choose(image_embedding, text_embedding[rows], first)
-    shares = {"caption": {**share(right), "among": among}}
-    return shares | probe_choices(judge, image_embedding, probes)
+    z, texts = encode_images(judge, images), encode_texts(judge, captions)
+    right = choose_own(z, texts, captions, among=among, seed=seed)
+    return {"caption": {**share(right), "among": among}} | probe_choices(judge, z, probes)
 
 
 def probe_choices(

@@ -93,15 +93,9 @@ class Context:
         """Seed of all samples and bootstraps."""
         return self.settings.seed
 
-    # The bundle
-
     @property
     def cascade(self) -> Cascade:
-        """The bundle.
-
-        Raises:
-            ValueError: a folder of images is measured instead.
-        """
+        """The bundle."""
         if self._cascade is None:
             raise ValueError("it measures a bundle: give model= instead of generated=")
         return self._cascade
@@ -120,9 +114,6 @@ class Context:
         """Load the first images of DATA/SPLIT/SIZE with their captions and metadata.
 
         Without a count it loads `counts[split]` images of 64 px, and all larger ones.
-
-        Raises:
-            FileNotFoundError: there are no such shards.
         """
         if count is None and size == 64:
             count = self.counts.get(split)
@@ -165,8 +156,6 @@ class Context:
         out = self.out / "samples"
         folder = generate(self.cascade, prompts, protocol, self.settings, out, data=data)
         return folder.load(range(len(prompts)), protocol), folder.path
-
-    # The protocol's images
 
     @property
     def source(self) -> Source:
@@ -229,11 +218,7 @@ class Context:
 
     @property
     def prompts(self) -> list[str]:
-        """The caption of each of the protocol's images.
-
-        Raises:
-            ValueError: they are not known.
-        """
+        """The caption of each of the protocol's images."""
         if self.folder.prompts is None:
             raise ValueError(
                 "the captions are not known: put a manifest.jsonl next to the images, with one "
@@ -248,16 +233,9 @@ class Context:
         keys = [(row.id, row.prompt or "") for row in self.folder.rows]
         return [place[key] for key in keys] if set(keys) <= place.keys() else None
 
-    # Feature networks
-
     @kept
     def network(self, name: str) -> FeatureNetwork:
-        """Load a feature network.
-
-        Raises:
-            FileNotFoundError: its weights are missing; the message says how to get them.
-            ValueError: it is the model's own CLIP.
-        """
+        """Load a feature network."""
         network = self.networks[name]()
         if isinstance(network, ClipNetwork) and weights_of(network.embedder) == self._own_clip:
             raise ValueError(
@@ -268,12 +246,7 @@ class Context:
 
     @property
     def judge(self) -> ClipEmbedder:
-        """A CLIP that no other stage has seen.
-
-        Raises:
-            FileNotFoundError: the bundle has none; the message has the command that trains it.
-            ValueError: it is the model's own CLIP.
-        """
+        """A CLIP that no other stage has seen."""
         return cast(ClipNetwork, self.network("judge")).embedder
 
     @property

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 
@@ -28,7 +27,6 @@ _SOURCES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class DecoderDistance(Measurement):
     """Fréchet distance of the decoder's images of seen compositions to the validation images."""
 
@@ -36,8 +34,8 @@ class DecoderDistance(Measurement):
     untrained_steps: int = 2
     resamples: int = 10  # number of bootstrap resamples
 
-    title: ClassVar[str] = "The decoder's Fréchet distance"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "The decoder's Fréchet distance"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Compare generated, real and untrained images, all at the same n."""
@@ -66,7 +64,6 @@ class DecoderDistance(Measurement):
         return Result(tables={"Decoder": table}, values={"decoder": values})
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorGap(Measurement):
     """Quality of the decoder's images from the true z_i, the prior's z_i, z_t and the caption.
 
@@ -78,8 +75,8 @@ class PriorGap(Measurement):
     among: int = 16  # number of captions that the judge chooses from
     resamples: int = 10  # number of bootstrap resamples
 
-    title: ClassVar[str] = "The prior gap"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "decoder")
+    title = "The prior gap"
+    stages = ("clip", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Measure each source; the prior's is left out if the bundle has no prior."""

@@ -1,8 +1,5 @@
 """Measure an upsampler alone: enlarge reduced real images and compare with bicubic enlargement."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from PIL import Image
 
@@ -17,7 +14,6 @@ from unclip.images import bicubic
 CROP = 224  # side of the images that EfficientNet-Lite0 was trained with
 
 
-@dataclass(frozen=True, kw_only=True)
 class Enlargement(Measurement):
     """PSNR, SSIM and Fréchet distance of an upsampler's images, next to bicubic enlargement."""
 
@@ -25,7 +21,7 @@ class Enlargement(Measurement):
     count: int
     resamples: int = 10  # number of bootstrap resamples
 
-    title: ClassVar[str] = "An upsampler alone"
+    title = "An upsampler alone"
 
     @property
     def stages(self) -> tuple[str, ...]:

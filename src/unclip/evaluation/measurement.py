@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 import torch
 from jaxtyping import Float
@@ -87,11 +87,11 @@ class Result:
     note: str = ""  # a sentence or two for the report, about how to read the numbers
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 class Measurement(ABC):
     """One or more numbers, tables or images about a bundle or about a folder of images.
 
-    Subclasses are frozen dataclasses; their fields are the keys in conf/measure.
+    Every subclass is a frozen dataclass; its fields are the keys in conf/measure.
     """
 
     title: ClassVar[str] = ""  # heading in the report
@@ -101,6 +101,9 @@ class Measurement(ABC):
     # name of the feature network whose features of the protocol's images it uses. Its features are
     # computed by all ranks together.
     network: ClassVar[str | None] = None
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     @abstractmethod
     def __call__(self, context: Context) -> Result:

@@ -6,8 +6,7 @@ each, so only the decoder's noise can vary the images; a prior should sample the
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +29,14 @@ from unclip.evaluation.stages import has_linear_map
 from unclip.evaluation.two_objects import scene_singles, scene_templates
 
 
-@dataclass(frozen=True, kw_only=True)
 class OpenCaptions(Measurement):
     """Spread of each prior's samples for captions that leave the background open."""
 
     captions: int = 12
     seeds: int = 8  # number of samples per caption
 
-    title: ClassVar[str] = "Captions that leave the background open"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "Captions that leave the background open"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Measure every prior that the bundle has, and the data."""

@@ -1,8 +1,7 @@
 """Detail (section 7): the power spectrum of generated images compared with that of real ones."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import field
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ _DECIBELS = 10 / torch.log(torch.tensor(10.0)).item()
 _FLOOR = 1e-9  # power of pixels in [0, 1], below what eight bits can represent
 
 
-@dataclass(frozen=True, kw_only=True)
 class PowerSpectrum(Measurement):
     """Power of each band of spatial frequencies in decibels relative to real images."""
 
@@ -30,8 +28,8 @@ class PowerSpectrum(Measurement):
     images: Mapping[str, int] = field(default_factory=lambda: {"64": 96, "256": 32, "1024": 8})
     resamples: int = 500  # number of bootstrap resamples, of both sets of images
 
-    title: ClassVar[str] = "Detail: power spectrum relative to real images (section 7)"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "Detail: power spectrum relative to real images (section 7)"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Compare each band at each size; the baseline compares two halves of the real images."""

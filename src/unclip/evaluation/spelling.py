@@ -1,11 +1,11 @@
 """Spelling (section 7, figure 16): words that an image should show, read by an OCR program."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -25,7 +25,6 @@ _PARTS = ("Det", "Cls", "Rec")  # text detection, orientation, recognition
 Read = Callable[[UInt8[Tensor, "3 height width"]], str]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Spelling(Measurement):
     """1 - normalized edit distance between the requested words and those that OCR reads.
 
@@ -38,8 +37,8 @@ class Spelling(Measurement):
     each: int = 2  # number of images per prompt
     size: int = 256  # side of the images in pixels; the bundle's largest size if that is smaller
 
-    title: ClassVar[str] = "Spelling (section 7, figure 16)"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "Spelling (section 7, figure 16)"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Return the mean over images, and the share of images with every letter right."""

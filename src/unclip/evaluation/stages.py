@@ -1,8 +1,7 @@
 """Measure a bundle's CLIP and prior on the captions and images of a data set."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 
@@ -22,12 +21,11 @@ from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.evaluation.sources import Real
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stages(Measurement):
     """Size and training of each stage of a bundle."""
 
-    title: ClassVar[str] = "The bundle"
-    stages: ClassVar[tuple[str, ...]] = ("clip",)
+    title = "The bundle"
+    stages = ("clip",)
 
     def __call__(self, context: Context) -> Result:
         """Read the metadata of each stage's file."""
@@ -50,14 +48,13 @@ class Stages(Measurement):
         return Result(tables={"Stages": table}, values={"stages": stages})
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClipRecall(Measurement):
     """Retrieval recall of the bundle's CLIP and of the judge, and their choices for real images."""
 
     among: int = 64  # number of candidates of the recall
 
-    title: ClassVar[str] = "CLIP and judge on real images"
-    stages: ClassVar[tuple[str, ...]] = ("clip",)
+    title = "CLIP and judge on real images"
+    stages = ("clip",)
 
     def __call__(self, context: Context) -> Result:
         """Measure recall on the validation split, and choices on all splits of emoji scenes."""
@@ -89,14 +86,13 @@ class ClipRecall(Measurement):
         return Result(tables=tables, values={"clip": found})
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorCosines(Measurement):
     """Cosines of predicted to true image embeddings."""
 
     among: int = 64  # number of candidates of the retrieval recall
 
-    title: ClassVar[str] = "The prior's embeddings"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior")
+    title = "The prior's embeddings"
+    stages = ("clip", "prior")
 
     def __call__(self, context: Context) -> Result:
         """Measure held-out and seen compositions, none of whose images are in training."""

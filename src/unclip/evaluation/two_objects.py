@@ -1,9 +1,9 @@
 """Measure scenes of two recolored objects by palettes and templates, without a network."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import cast
 
 from unclip.emoji import concepts
 from unclip.emoji.probes import concept_set
@@ -22,12 +22,11 @@ _SOURCES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class TwoObjects(Measurement):
     """Share of scenes whose colors and concepts are in the stated places."""
 
-    title: ClassVar[str] = "Two recolored objects in a relation, by palettes and templates"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "Two recolored objects in a relation, by palettes and templates"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Measure images from the prior's and the true z_i; real images are the ceiling."""
@@ -84,24 +83,14 @@ def measure_scenes(shown: Real, templates: Templates) -> dict[str, Numbers]:
 
 def _table(found: Mapping[str, Mapping[str, Mapping[str, Numbers]]]) -> Table:
     """Return a row for each source of each split."""
-    columns = {
-        "split": "captions of",
-        "colors/share": "colors in place",
-        "colors/error": "±",
-        "concepts/share": "concepts in place",
-        "concepts/error": "±",
-        "both/share": "both in place",
-        "both/error": "±",
-        "both/n": "n pairs",
-        "single/share": "single concept right",
-        "single/n": "n single",
-    }
-    table = Table(["decoder from", *columns.values()], [])
-    for split, sources in found.items():
-        named = {
-            words: {"split": split, **sources[source]}
-            for source, words in _SOURCES.items()
-            if sources.get(source)
-        }
-        table.rows.extend(Table.of("decoder from", named, columns).rows)
-    return table
+    parts = [(name, key) for name in ("colors", "concepts", "both") for key in ("share", "error")]
+    parts += [("both", "n"), ("single", "share"), ("single", "n")]
+    rows = [
+        [words, split, *(shares.get(name, {}).get(key) for name, key in parts)]
+        for split, sources in found.items()
+        for source, words in _SOURCES.items()
+        if (shares := sources.get(source))
+    ]
+    head = ["decoder from", "captions of", "colors in place", "±", "concepts in place", "±"]
+    head += ["both in place", "±", "n pairs", "single concept right", "n single"]
+    return Table(head, rows)

@@ -1,8 +1,5 @@
 """Edits in numbers: text diffs, DDIM inversion, and typographic attacks (figure 6)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -24,7 +21,6 @@ Cosines = Float[Tensor, "pairs frames"]
 OneImage = UInt8[Tensor, "3 height width"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class TextDiffScore(Figure):
     """Margin of the target caption over the source caption along text diffs."""
 
@@ -33,8 +29,8 @@ class TextDiffScore(Figure):
     frames: int  # number of angles from 0 to `strength`
     size: int = 64
 
-    title: ClassVar[str] = "Text diffs, measured"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "decoder", "judge")
+    title = "Text diffs, measured"
+    stages = ("clip", "decoder", "judge")
 
     def __call__(self, context: Context) -> Result:
         """Score each frame of each text diff."""
@@ -89,7 +85,6 @@ def _changes(tasks: list[CaptionPair], margin: Cosines) -> Table:
     return Table(["changed", "gain in margin", "moved toward the target", "pairs"], rows)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Inversion(Figure):
     """Accuracy of reconstructing real images of 64 px from their latents."""
 
@@ -97,7 +92,7 @@ class Inversion(Figure):
     steps: list[int]  # numbers of DDIM steps, the same in both directions
     guidance: list[float]  # guidance scales of the decoder
 
-    title: ClassVar[str] = "Reconstruction by DDIM inversion"
+    title = "Reconstruction by DDIM inversion"
 
     def __call__(self, context: Context) -> Result:
         """Invert and reconstruct with each number of steps at each guidance scale."""
@@ -126,7 +121,6 @@ class Inversion(Figure):
         return Result(tables=tables, images={"inversion": sheet(shown, self.title, 96)}, note=note)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TypographicAttack(Figure):
     """Zero-shot answers and variations of images with the name of another object on them."""
 
@@ -134,7 +128,7 @@ class TypographicAttack(Figure):
     count: int  # number of variations of each
     eta: float  # eta of DDIM, the share of noise that is sampled again
 
-    title: ClassVar[str] = "Typographic attack (figure 6)"
+    title = "Typographic attack (figure 6)"
 
     def __call__(self, context: Context) -> Result:
         """Attack each image, classify it before and after, and vary the attacked image."""

@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 from unclip.contact_sheet import Tile
@@ -12,7 +11,6 @@ from unclip.evaluation.figures.figure import Figure, sheet, tiles
 from unclip.evaluation.measurement import Result
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sheet(Figure):
     """A contact sheet; each row shows edits of real images."""
 
@@ -29,7 +27,6 @@ class Sheet(Figure):
         """Yield the rows; all of them have the same length."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Variations(Sheet):
     """Real images, their reconstructions and their variations."""
 
@@ -37,9 +34,9 @@ class Variations(Sheet):
     count: int  # number of variations of each
     eta: float  # eta of DDIM, the share of noise that is sampled again
 
-    title: ClassVar[str] = "Variations (figure 3)"
-    stem: ClassVar[str] = "variations"
-    note: ClassVar[str] = (
+    title = "Variations (figure 3)"
+    stem = "variations"
+    note = (
         "Each row: a real image, the decoder's reconstruction, and variations with the same z_i, "
         "whose x_T comes from DDIM inversion and is partly sampled again. CLIP's embedding "
         "determines what stays the same and leaves open what changes."
@@ -56,16 +53,15 @@ class Variations(Sheet):
             yield tiles([image, back, *varied], names)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Interpolation(Sheet):
     """Interpolations between two real images, with interpolated and with fixed noise."""
 
     pairs: int
     frames: int  # number of images per interpolation
 
-    title: ClassVar[str] = "Interpolation between two images (figure 4)"
-    stem: ClassVar[str] = "interpolation"
-    note: ClassVar[str] = (
+    title = "Interpolation between two images (figure 4)"
+    stem = "interpolation"
+    note = (
         "Each pair has two rows: slerp of both z_i and x_T, whose ends are the reconstructions; "
         "and slerp of z_i alone with one random x_T."
     )
@@ -83,7 +79,6 @@ class Interpolation(Sheet):
                 yield tiles([start, *made.images[self.size_in(context)], end], names)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TextDiffs(Sheet):
     """Text diffs applied to real images."""
 
@@ -91,9 +86,9 @@ class TextDiffs(Sheet):
     strength: float  # last angle θ
     frames: int  # number of angles from 0 to `strength`
 
-    title: ClassVar[str] = "Text diffs (figure 5)"
-    stem: ClassVar[str] = "text_diffs"
-    note: ClassVar[str] = (
+    title = "Text diffs (figure 5)"
+    stem = "text_diffs"
+    note = (
         "Each row: a real image, and its z_i rotated toward the difference of two captions with "
         "x_T unchanged. Rotated by 0 it is the reconstruction."
     )
@@ -110,16 +105,15 @@ class TextDiffs(Sheet):
             yield tiles([image, *made.images[self.size_in(context)]], [*names, pair.target])
 
 
-@dataclass(frozen=True, kw_only=True)
 class Components(Sheet):
     """Reconstructions from the first principal components of the image embedding."""
 
     images: int
     dimensions: list[int]  # numbers of principal components that are kept
 
-    title: ClassVar[str] = "Reconstructions from principal components of z_i (figure 7)"
-    stem: ClassVar[str] = "components"
-    note: ClassVar[str] = (
+    title = "Reconstructions from principal components of z_i (figure 7)"
+    stem = "components"
+    note = (
         "Each row: images of one embedding reduced to its first principal components, all from the "
         "same noise; the real image comes last. The first components hold what matters most to "
         "CLIP."

@@ -1,8 +1,7 @@
 """The base class of the paper's figures and tables."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -17,14 +16,13 @@ from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.evaluation.sources import Real
 
 
-@dataclass(frozen=True, kw_only=True)
 class Figure(Measurement):
     """A figure or table about images of seen compositions."""
 
     size: int = 256  # side of the images in pixels; the bundle's largest size if that is smaller
     batch_size: int = 8  # number of images sampled at a time
 
-    stages: ClassVar[tuple[str, ...]] = ("clip", "decoder")
+    stages = ("clip", "decoder")
 
     def size_in(self, context: Context) -> int:
         """Return the side of the images in pixels."""

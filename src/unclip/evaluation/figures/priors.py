@@ -1,8 +1,5 @@
 """Priors and guidance compared by the judge (section 2.2, section 5.1, figures 8 to 11)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 
@@ -17,14 +14,13 @@ from unclip.evaluation.measurement import Result, Table
 from unclip.evaluation.networks import encode_images
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorImportance(Figure):
     """Images from the caption alone, from z_t in place of z_i, and from the prior's z_i."""
 
     prompts: list[str]  # prompts that are sampled
 
-    title: ClassVar[str] = "The importance of the prior (figure 8)"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder", "judge")
+    title = "The importance of the prior (figure 8)"
+    stages = ("clip", "prior", "decoder", "judge")
 
     def __call__(self, context: Context) -> Result:
         """Sample each prompt with the same decoder and noise from each input."""
@@ -54,15 +50,14 @@ class PriorImportance(Figure):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Priors(Figure):
     """Comparison of the diffusion, autoregressive, linear and no prior."""
 
     captions: int  # number of captions of real images
     shown: int  # number of them on the sheet
 
-    title: ClassVar[str] = "Diffusion, autoregressive, linear or no prior (section 2.2)"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "decoder", "judge")
+    title = "Diffusion, autoregressive, linear or no prior (section 2.2)"
+    stages = ("clip", "decoder", "judge")
 
     def __call__(self, context: Context) -> Result:
         """Sample the captions with every prior that the bundle has."""
@@ -94,7 +89,6 @@ class Priors(Figure):
         return Result(tables=tables, images={"priors": sheet(rows, self.title, 128)}, note=note)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Guidance(Figure):
     """Agreement, diversity and distance over the decoder's guidance scale."""
 
@@ -102,8 +96,8 @@ class Guidance(Figure):
     captions: int
     each: int  # number of images per caption
 
-    title: ClassVar[str] = "Guidance against fidelity and diversity (figures 9 to 11)"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder", "judge")
+    title = "Guidance against fidelity and diversity (figures 9 to 11)"
+    stages = ("clip", "prior", "decoder", "judge")
 
     def __call__(self, context: Context) -> Result:
         """Sample the same captions with the same noise at each scale."""

@@ -1,19 +1,15 @@
 """Agreement with the caption, measured by a CLIP that no stage was trained with."""
 
-from dataclasses import dataclass
-
-import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from unclip.evaluation.choices import choose, distractors
+from unclip.evaluation.choices import choose_own
 from unclip.evaluation.context import Context
 from unclip.evaluation.features import Features
 from unclip.evaluation.measurement import Measurement, Result, mean_score
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClipScore(Measurement):
     """100 times the cosine of image and caption, by a CLIP that the model is not built on.
 
@@ -35,7 +31,6 @@ class ClipScore(Measurement):
         return Result({f"clip_score_{self.network}": score})
 
 
-@dataclass(frozen=True, kw_only=True)
 class RetrievalPrecision(Measurement):
     """CLIP R-precision: how often a CLIP ranks the own caption first (Park 2021).
 
@@ -51,17 +46,12 @@ class RetrievalPrecision(Measurement):
         among = min(self.among, len(set(prompts)))
         if among < 2:
             raise ValueError("a choice needs at least two different captions")
-        others = distractors(prompts, count=among - 1, seed=context.seed)
-        rows = torch.cat([torch.arange(len(prompts))[:, None], others], dim=1)  # (N, among)
-
-        def hits(images: Features) -> Bool[Tensor, " n"]:
-            batches = zip(images.split(256), rows.split(256), strict=True)
-            parts = [
-                choose(batch, texts[own], torch.zeros(len(own)).long()) for batch, own in batches
-            ]
-            return torch.cat(parts)
-
-        ours, paired = context.features(self.network), context.paired_features(self.network)
-        real, about = None if paired is None else hits(paired), {"among": among}
-        score = mean_score(hits(ours), seed=context.seed, real=real, about=about)
+        options: dict[str, int] = {"among": among, "seed": context.seed}
+        paired = context.paired_features(self.network)
+        score = mean_score(
+            choose_own(context.features(self.network), texts, prompts, **options),
+            seed=context.seed,
+            real=None if paired is None else choose_own(paired, texts, prompts, **options),
+            about={"among": among},
+        )
         return Result({f"r_precision_{self.network}": score})

@@ -1,7 +1,6 @@
 """Distances between two sets of features."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +13,6 @@ from unclip.evaluation.frechet import bootstrap_error, frechet, kernel_distance,
 from unclip.evaluation.measurement import Measurement, Result, Score, around
 
 
-@dataclass(frozen=True, kw_only=True)
 class Distance(Measurement):
     """A distance of the generated images' features to those of the reference images."""
 
@@ -59,27 +57,25 @@ class Distance(Measurement):
         return {}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Frechet(Distance):
     """The Fréchet distance (Heusel et al. 2017), called `fid` only in Inception's features."""
 
     resamples: int = 10  # number of bootstrap resamples
-    prefix: ClassVar[str] = "fd"
-    of_inception: ClassVar[str] = "fid"
+    prefix = "fd"
+    of_inception = "fid"
 
     def distance(self, first: Features, second: Features, seed: int) -> float:
         """Compute the distance between the sets' Gaussians."""
         return frechet(first, second)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Kernel(Distance):
     """The kernel distance (Bińkowski et al. 2018), which is unbiased also for few images."""
 
     subsets: int = 100  # number of subsets that it is averaged over
     subset_size: int = 1000  # number of images in each; half of the smaller set if that is less
-    prefix: ClassVar[str] = "kid"
-    of_inception: ClassVar[str] = "kid"
+    prefix = "kid"
+    of_inception = "kid"
 
     def distance(self, first: Features, second: Features, seed: int) -> float:
         """Average the distance over the subsets."""
@@ -102,7 +98,6 @@ class Kernel(Distance):
         return {"subsets": self.subsets, "subset_size": subset_size_of(count, self.subset_size)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cmmd(Distance):
     """CMMD (Jayasumana et al. 2024): maximum mean discrepancy of CLIP embeddings, times 1000.
 
@@ -112,8 +107,8 @@ class Cmmd(Distance):
 
     sigma: float = 10.0  # width of the kernel
     resamples: int = 10  # number of bootstrap resamples
-    prefix: ClassVar[str] = "cmmd"
-    of_inception: ClassVar[str] = "cmmd_inception"
+    prefix = "cmmd"
+    of_inception = "cmmd_inception"
 
     def distance(self, first: Features, second: Features, seed: int) -> float:
         """Compute the discrepancy between the sets' unit vectors."""

@@ -1,6 +1,5 @@
 """Fidelity and diversity: shares of images inside the other set's manifold."""
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -13,7 +12,6 @@ from unclip.evaluation.frechet import build_metric, seeded
 from unclip.evaluation.measurement import Measurement, Result, Score, around, mean_score
 
 
-@dataclass(frozen=True, kw_only=True)
 class Manifold(Measurement):
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
@@ -72,7 +70,6 @@ class Manifold(Measurement):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
 class InceptionScore(Measurement):
     """The Inception Score (Salimans et al. 2016); it compares with no real images."""
 

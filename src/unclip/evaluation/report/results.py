@@ -5,8 +5,9 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -56,7 +57,7 @@ class Report:
             if score.rows is not None and len(score.rows) == count
         }
 
-    @property
+    @cached_property
     def sections(self) -> list[Section]:
         """The scores, each measurement, and the best and worst images."""
         scores, missing = self.results["scores"], not_available(self.results["not_available"])
@@ -130,7 +131,7 @@ def collect(
             if result.tables
         },
         "paths": [str(path) for paths in images.values() for path in paths],
-        "settings": {name: asdict(measurements[name]) for name in found.results},
+        "settings": {name: asdict(cast(Any, measurements[name])) for name in found.results},
         "seconds": {k: round(v, 1) for k, v in (found.seconds | {"total": seconds}).items()},
         **environment(context.device),
     }
