@@ -126,11 +126,7 @@ def choose_own(
 
 
 def distractors(captions: Sequence[str], *, count: int, seed: int = 0) -> Int[Tensor, "rows count"]:
-    """Return the indices of `count` other captions for each caption, all with different texts.
-
-    Raises:
-        ValueError: there are fewer than `count` + 1 different captions.
-    """
+    """Return the indices of `count` other captions for each caption, all with different texts."""
     first = {caption: index for index, caption in reversed(list(enumerate(captions)))}
     texts = sorted(first)
     if len(texts) <= count:

@@ -185,12 +185,7 @@ class Context:
     @property
     @kept
     def folder(self) -> ImageFolder:
-        """The protocol's images, sampled by all ranks when first needed, or the given ones.
-
-        Raises:
-            FileNotFoundError: the bundle lacks a stage, or the data are missing.
-            ValueError: the folder was made for another protocol or from other data.
-        """
+        """The protocol's images, sampled by all ranks when first needed, or the given ones."""
         if self.given is None:
             return generate(
                 self.cascade,
@@ -258,13 +253,8 @@ class Context:
     def gather_features(self, name: str) -> None:
         """Compute all of a network's features on all ranks together; rank 0 gets them.
 
-        If the network or a stage of the bundle is missing, the measurement that needs it raises the
-        error.
-
-        Raises:
-            FileNotFoundError: the data are missing.
-            ValueError: there is no network of this name, or the given folder is of another
-                protocol or of other data.
+        Missing data, an unknown network and a folder of another protocol are errors. For a missing
+        stage or file of weights, the measurement that needs it raises the error.
         """
         if name not in self.networks:
             raise ValueError(f"there is no network {name!r}; there are {', '.join(self.networks)}")

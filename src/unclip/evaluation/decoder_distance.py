@@ -54,7 +54,7 @@ class DecoderDistance(Measurement):
             resamples=self.resamples,
             seed=context.seed,
         )
-        table = _table({name: {**found, "n": n} for name, found in distances.items()}, {})
+        table = _table(distances, n, {})
         values = {
             f"fd_{NETWORK}": {**distances, "n": n},
             "reference": VALIDATION,
@@ -105,14 +105,14 @@ class PriorGap(Measurement):
                 chosen = judge_choices(context.judge, images[name], captions, {}, **options)
                 numbers["judge"] = chosen["caption"]["share"]
         extra = {"kid": "kid", "judge": "judge chooses the caption"}
-        table = _table({name: {**found, "n": few} for name, found in gap.items()}, extra)
+        table = _table(gap, few, extra)
         values = {"decoder": {"prior_gap": {**gap, "n": few}}}
         return Result(tables={"Prior gap": table}, values=values)
 
 
-def _table(found: Mapping[str, Numbers], extra: Mapping[str, str]) -> Table:
+def _table(found: Mapping[str, Numbers], n: int, extra: Mapping[str, str]) -> Table:
     """Return a row per source of the embedding, with `extra` columns."""
-    named = {words: found[name] for name, words in _SOURCES.items() if name in found}
+    named = {words: {**found[k], "n": n} for k, words in _SOURCES.items() if k in found}
     columns = {"distance": f"fd_{NETWORK}", "error": "±", **extra, "n": "n"}
     return Table.of("decoder from", named, columns)
 
@@ -124,11 +124,7 @@ def frechet_distances(
     resamples: int = 10,
     seed: int = 0,
 ) -> dict[str, Numbers]:
-    """Return each set's Fréchet distance to a reference of the same size, with bootstrap error.
-
-    Raises:
-        ValueError: the sets differ in size, so their distances are not comparable.
-    """
+    """Return each set's Fréchet distance to a reference of the same size, with bootstrap error."""
     if sizes := {len(rows) for rows in features.values()} - {len(reference)}:
         raise ValueError(
             f"distances at n={len(reference)} and n={min(sizes)} are not comparable: use the same n"

@@ -27,9 +27,6 @@ def real_features(
     """Compute features of some real images or load them from the cache; rank 0 gets them.
 
     The images are cropped and resized as the protocol says; all `ranks` share the work.
-
-    Raises:
-        ValueError: an image is damaged.
     """
     indices = sorted(indices)
     key = fingerprint(

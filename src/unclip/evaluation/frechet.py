@@ -22,11 +22,7 @@ class Gaussian(NamedTuple):
 
 
 def fit_gaussian(features: Features) -> Gaussian:
-    """Compute mean and covariance in float64 on the CPU.
-
-    Raises:
-        ValueError: fewer than two rows, or a feature that is not finite.
-    """
+    """Compute mean and covariance in float64 on the CPU."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"a covariance needs at least 2 rows of features: {list(features.shape)}")
     values = features.detach().cpu().double()

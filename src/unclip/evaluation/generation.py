@@ -86,7 +86,8 @@ class ImageFolder:
         """
         if not path.is_dir():
             raise FileNotFoundError(f"generated={path}: there is no such folder")
-        found = {file.stem: file for file in sorted(path.iterdir()) if _is_image(file)}
+        files = (file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in _SUFFIXES)
+        found = {file.stem: file for file in files}
         if not found:
             raise FileNotFoundError(f"{path} has no image ({', '.join(_SUFFIXES)})")
         settings_file = path / SETTINGS
@@ -186,9 +187,6 @@ def generate(
     same neighbors, and thus the same rounding, in every run.
 
     `data` is the fingerprint of the data that the prompts come from; `ranks` share the work.
-
-    Raises:
-        FileNotFoundError: the bundle lacks a stage.
     """
     ranks = ranks or Ranks()
     made_with = describe(cascade, protocol, settings, data)
@@ -240,10 +238,6 @@ def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedI
             )
         rows.append(GeneratedImage(str(entry["id"]), file, prompt, seed))
     return rows
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
 
 
 def _is_intact(file: Path) -> bool:

@@ -28,10 +28,6 @@ class Inception(FeatureNetwork):
 
     Images are resized to 299 px by TensorFlow 1's bilinear rule (no antialiasing, no half-pixel
     offset), as in the FIDs that papers report.
-
-    Raises:
-        FileNotFoundError: the file of weights is missing.
-        ValueError: it is not torch-fidelity's file.
     """
 
     name = "inception"
@@ -114,10 +110,6 @@ class TimmNetwork(FeatureNetwork):
     """A network of timm, such as DINOv2: distances in its features agree better with people.
 
     Learned positions are interpolated to `size`, the width and height of its input.
-
-    Raises:
-        FileNotFoundError: the .safetensors file of weights is missing.
-        ValueError: the weights belong to a different network.
     """
 
     mean: Tensor

@@ -109,9 +109,6 @@ def measure_open(
     of images whose concept and stated color the network-free probes find. The data have at most
     `seeds` real images of each caption; their number of backgrounds is the expectation of as many
     uniform samples.
-
-    Raises:
-        FileNotFoundError: no caption has a real image in `singles`.
     """
     groups = _real_rows(captions, singles, most=seeds)
     images = singles.images[[row for group in groups for row in group]]

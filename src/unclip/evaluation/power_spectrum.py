@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import field
+from io import BytesIO
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -136,30 +136,28 @@ def ratio(power: Float[Tensor, " n"], reference: Float[Tensor, " m"]) -> Float[T
 
 def plot(spectra: Mapping[int, tuple[Tensor, Tensor]]) -> Image.Image:
     """Plot the spectra of generated and real images of each size, and their ratio below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(4.4 * len(spectra), 5.2), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(
-        2, len(spectra), squeeze=False, sharex="col", height_ratios=(3, 2), sharey="row"
-    )
+    shared = {"sharex": "col", "sharey": "row", "height_ratios": (3, 2)}
+    axes = figure.subplots(2, len(spectra), squeeze=False, **shared)
     for (size, (generated, real)), (upper, lower) in zip(spectra.items(), axes.T, strict=True):
         frequency = torch.arange(1, generated.shape[1]) / size
         ours, theirs = (power.mean(dim=0)[1:] + _FLOOR for power in (generated, real))
         upper.loglog(frequency, theirs, color="black", label=f"real, n = {len(real)}")
         upper.loglog(frequency, ours, color="C3", label=f"generated, n = {len(generated)}")
-        upper.set(title=f"{size} px", ylabel="power of luminance" if upper is axes[0, 0] else "")
+        upper.set(title=f"{size} px")
         upper.legend()
         lower.semilogx(frequency, _DECIBELS * (ours / theirs).log(), color="C3")
         lower.axhline(0, color="black", linewidth=0.8)
         for low, high in BANDS.values():
             lower.axvspan(low, high, color="gray", alpha=0.06 + 0.2 * low)
-        label = "generated / real, dB" if lower is axes[1, 0] else ""
-        lower.set(xlabel="cycles per pixel", ylabel=label)
-        lower.xaxis.set_minor_formatter(NullFormatter())
-        for axis in (upper, lower):
-            axis.grid(alpha=0.3)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        lower.set(xlabel="cycles per pixel")
+        lower.xaxis.set_minor_formatter("")
+    axes[0, 0].set(ylabel="power of luminance")
+    axes[1, 0].set(ylabel="generated / real, dB")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    return Image.open(content).convert("RGB")

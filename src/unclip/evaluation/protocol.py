@@ -81,11 +81,7 @@ class Protocol:
         return f"{self.name}-{self.resolution}-n{count}-{digest}"
 
     def draw(self, items: Sequence[Item]) -> list[Prompt]:
-        """Draw the prompts in the order of their numbers; a smaller count gives a prefix.
-
-        Raises:
-            ValueError: there are no captions.
-        """
+        """Draw the prompts in the order of their numbers; a smaller count gives a prefix."""
         if not items:
             raise ValueError(f"the split {self.split} has no image with a caption")
         if self.captions == "any":

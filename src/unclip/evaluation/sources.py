@@ -130,12 +130,7 @@ class Real:
 
 
 def read_real(root: str | Path, split: str, size: int, *, count: int | None = None) -> Real:
-    """Load the first `count` samples of ROOT/SPLIT/SIZE, or all of them.
-
-    Raises:
-        FileNotFoundError: there are no such shards.
-        ValueError: a sample is damaged.
-    """
+    """Load the first `count` samples of ROOT/SPLIT/SIZE, or all of them."""
     shards = open_shards(Path(root) / split / str(size))
     total = sum(shard.samples for shard in shards)
     wanted = range(total if count is None else min(count, total))
@@ -150,11 +145,7 @@ def read_real(root: str | Path, split: str, size: int, *, count: int | None = No
 
 
 def open_image_file(path: Path) -> Image.Image:
-    """Open an image file as RGB.
-
-    Raises:
-        ValueError: it is damaged, or not a PNG, JPEG or WebP.
-    """
+    """Open an image file as RGB."""
     extension = path.suffix.lower().lstrip(".")
     try:
         return decode_image(path.read_bytes(), extension, minimum_size=1)
@@ -169,11 +160,7 @@ def _decode(
     *,
     with_images: bool = True,
 ) -> Iterator[T]:
-    """Read and decode the samples at ascending positions.
-
-    Raises:
-        ValueError: a sample is damaged.
-    """
+    """Read and decode the samples at ascending positions."""
     if not len(indices):
         return
     wanted, line = set(indices), range(indices[0], indices[-1] + 1)

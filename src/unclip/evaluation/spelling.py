@@ -67,11 +67,7 @@ class Spelling(Measurement):
 
 
 def load_reader() -> Read:
-    """Load RapidOCR with the networks in its package; nothing is downloaded.
-
-    Raises:
-        FileNotFoundError: the package, or a network in it, is missing.
-    """
+    """Load RapidOCR with the networks in its package; nothing is downloaded."""
     fix = "pip install -e '.[text]'"
     if find_spec("rapidocr") is None or find_spec("onnxruntime") is None:
         raise FileNotFoundError(f"reading words needs rapidocr and onnxruntime: {fix}")

@@ -48,11 +48,7 @@ class TwoObjects(Measurement):
 
 
 def read_singles(root: str | Path) -> Real:
-    """Load 64 px training images of one object from a folder of emoji scenes.
-
-    Raises:
-        FileNotFoundError: the folder has no emoji scenes.
-    """
+    """Load 64 px training images of one object from a folder of emoji scenes."""
     if (name := concept_set(root)) is None:
         raise FileNotFoundError(f"{root} holds no emoji scenes")
     real = read_real(root, "train", 64, count=SINGLES * len(concepts(name)))

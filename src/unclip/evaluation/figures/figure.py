@@ -38,11 +38,7 @@ class Figure(Measurement):
         return context.real(SEEN, self.size_in(context))
 
     def singles(self, context: Context, count: int) -> Real:
-        """Return real images of one object; no object is repeated before all have appeared.
-
-        Raises:
-            ValueError: there is no such image.
-        """
+        """Return real images of one object; no object is repeated before all have appeared."""
         real, of_name = self.real(context), {}
         for row, scene in enumerate(real.metadata):
             if len(objects := scene.get("objects", [{"name": row}])) == 1:
