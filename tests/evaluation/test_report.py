@@ -74,7 +74,7 @@ def report_of(folder, *, guidance=None, fid=20.0, data="d", count=30, steps=8) -
         "device": "cpu",
     }
     found = Results({"metrics": Result(scores)}, {"cmmd": "download <it>"})
-    return Report(results, found, {"metrics": "Metrics"}, made)
+    return Report(results, found, made)
 
 
 class Reader(HTMLParser):
@@ -151,8 +151,9 @@ def test_a_reason_is_given_once():
 def with_table(report: Report) -> Report:
     """Add a measurement with a table and a note."""
     table = Table(["stage", "M parameters"], [["decoder", 5.5]])
-    report.found.results["stages"] = Result(tables={"Stages": table}, note="Small <stages>.")
-    report.titles["stages"] = "The bundle"
+    report.found.results["stages"] = Result(
+        tables={"Stages": table}, note="Small <stages>.", title="The bundle"
+    )
     return report
 
 
@@ -185,12 +186,10 @@ def test_the_page_needs_no_other_file_and_escapes_all_text(tmp_path, capsys):
 
 def test_the_page_embeds_images_but_not_those_in_folders(tmp_path):
     name = 'x"><b>y'
-    for path in (tmp_path / f"images/{name}.png", tmp_path / "images/full_size/0.png"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(path)
     report = with_table(report_of(tmp_path))
     report.folder = None
-    report.images["stages"] = sorted((tmp_path / "images").rglob("*.png"))
+    image = Image.new("RGB", (4, 4))
+    report.found.results["stages"].images = {name: image, "full_size/0": image}
     html = render_report(report)
     assert name not in html and len(read(html).sources) == 1
 

@@ -11,13 +11,13 @@ import torch
 from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder
 from unclip.evaluation.distributed import Ranks
-from unclip.evaluation.feature_cache import real_features
 from unclip.evaluation.features import (
     FeatureNetwork,
     Features,
     Images,
     compute_features,
     extract,
+    real_features,
 )
 from unclip.evaluation.generation import ImageFolder, generate
 from unclip.evaluation.networks import ClipNetwork, encode_texts, weights_of

@@ -1,18 +1,22 @@
-"""Feature networks, and EfficientNet-Lite0, whose ImageNet weights come in a Python package."""
+"""Feature networks, EfficientNet-Lite0, and features of many images, with a cache on disk."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from unclip.evaluation.distributed import Ranks
-from unclip.files import sha256_of
+from unclip.evaluation.protocol import Protocol, fingerprint
+from unclip.evaluation.sources import Source, load_images
+from unclip.files import atomic_write, sha256_of
 
 Images = UInt8[Tensor, "batch 3 height width"]
 Features = Float[Tensor, "batch features"]
@@ -44,11 +48,7 @@ class FeatureNetwork(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, images: Images) -> Features:
-        """Compute features in float32.
-
-        Raises:
-            ValueError: the images are not uint8, or not [batch, 3, height, width].
-        """
+        """Compute features in float32."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"expected uint8 images [batch, 3, height, width], not {images.dtype} "
@@ -65,11 +65,8 @@ class FeatureNetwork(nn.Module, ABC):
 class EfficientNetLite0(FeatureNetwork):
     """EfficientNet-Lite0 features: the last block's 320 channels, averaged over the image.
 
-    Distances in these features are called `fd_effnet_lite0`: they are not FIDs and not comparable
-    with any.
-
-    Args:
-        size: width and height in pixels that every image is resized to (bicubic, antialiased).
+    Every image is resized to `size` pixels (bicubic, antialiased). Distances in these features are
+    called `fd_effnet_lite0`: they are not FIDs and not comparable with any.
     """
 
     name = "effnet_lite0"
@@ -176,6 +173,53 @@ def compute_features(
     own = {block.start: network(load(block).to(device)).cpu() for block in bar}
     parts = {start: rows for rank in ranks.gather(own) for start, rows in rank.items()}
     return torch.cat([parts[start] for start in sorted(parts)] or [torch.empty(0)])
+
+
+def real_features(
+    network: FeatureNetwork,
+    source: Source,
+    indices: Sequence[int],
+    protocol: Protocol,
+    cache: Path,
+    *,
+    ranks: Ranks,
+    progress: bool = False,
+) -> Features:
+    """Compute features of some real images or load them from the cache; rank 0 gets them.
+
+    The images are cropped and resized as the protocol says; all `ranks` share the work.
+    """
+    indices = sorted(indices)
+    key = fingerprint(
+        [
+            source.stamp,
+            indices if indices != list(range(len(indices))) else len(indices),
+            [protocol.resolution, protocol.crop, protocol.filter],
+            [network.name, network.fingerprint],
+        ]
+    )
+    file = cache / f"{network.name}-{key}.safetensors"
+    kept = _load(file, len(indices)) if ranks.first else None
+    if ranks.share(kept is not None):
+        return torch.empty(0) if kept is None else kept
+
+    def load(rows: range) -> Images:
+        return load_images(source, [indices[k] for k in rows], protocol)
+
+    features = compute_features(network, load, len(indices), ranks=ranks, progress=progress)
+    if ranks.first:
+        with atomic_write(file) as temporary:
+            save_file({"features": features.contiguous()}, temporary)
+    return features
+
+
+def _load(file: Path, count: int) -> Features | None:
+    """Load cached features; None if they are missing, truncated or too few."""
+    try:
+        features = load_file(file)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return features if len(features) == count else None
 
 
 def _packaged_weights() -> Path:

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 import torch
@@ -63,10 +64,7 @@ class Table(NamedTuple):
     def of(cls, first: str, found: Mapping[str, Any], columns: Mapping[str, str]) -> Self:
         """Return a row for each name, with None where a number is unknown.
 
-        Args:
-            first: heading of the names.
-            found: numbers by name, which may be nested.
-            columns: heading of each key; "a/b" is the key "b" of the numbers at "a".
+        Columns are headings by key; "a/b" is the key "b" of the numbers at "a".
         """
         rows = [[name, *(_look_up(one, key) for key in columns)] for name, one in found.items()]
         return cls([first, *columns.values()], rows)
@@ -81,10 +79,11 @@ class Result:
     tables: dict[str, Table] = field(default_factory=dict)  # tables by title, for the report
     # images by file stem, written to OUT/images/STEM.png. A stem with a folder, such as
     # "held_out_256/0", is written and not shown in the report.
-    images: Mapping[str, Image.Image] = field(default_factory=dict)
+    images: Mapping[str, Image.Image | Path] = field(default_factory=dict)
     # plain numbers, merged into results.json key by key
     values: Numbers = field(default_factory=dict)
     note: str = ""  # a sentence or two for the report, about how to read the numbers
+    title: str = ""  # heading in the report, which `run` sets
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -153,6 +152,7 @@ def run(measurements: Mapping[str, Measurement], context: Context) -> Results | 
         except (FileNotFoundError, ValueError) as error:
             found.not_available[name] = str(error)
             continue
+        result.title = measurement.title or name
         found.results[name] = result
         found.seconds[name] = time.perf_counter() - started
         if context.settings.progress:

@@ -169,16 +169,7 @@ def prior_cosines(
     a linear map's prediction. `cosine_shuffled` is the cosine of another caption's prediction: the
     part that all images share. `recall_at_1` is how often the true embedding is the nearest to the
     prediction among `among` images, `recall_text_at_1` how often it is the nearest to z_t; only the
-    first image of each caption counts.
-
-    Args:
-        predicted: the prior's embeddings.
-        true: embeddings of the real images.
-        text_embedding: the captions' z_t.
-        captions: caption of each row.
-        linear: the linear map's predictions.
-        among: number of candidates of the recall.
-        seed: seed that chooses the other captions.
+    first image of each caption counts. `seed` chooses the other captions.
     """
     first = sorted({text: row for row, text in reversed(list(enumerate(captions)))}.values())
     among = min(among, len(first))

@@ -4,12 +4,13 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from PIL import Image
 
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.context import Context
@@ -37,10 +38,7 @@ class Report:
 
     results: dict[str, Any]  # the content of results.json
     found: Results  # the results of all measurements
-    titles: Mapping[str, str] = field(default_factory=dict)  # heading of each measurement
     folder: ImageFolder | None = None  # the protocol's images; None if no measurement needed them
-    # paths of each measurement's images
-    images: Mapping[str, list[Path]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -64,9 +62,9 @@ class Report:
         tables = {self.key: score_table(scores)} if scores else {}
         sections = [Section("Scores", [_BASELINE] if scores else [], tables)]
         sections.append(Section("Not available", missing))
-        for name, result in self.found.results.items():
-            shown = {p.stem: p for p in self.images.get(name, ()) if p.parent.name == "images"}
-            title = self.titles[name] if result.tables or shown else ""
+        for result in self.found.results.values():
+            shown = {stem: image for stem, image in result.images.items() if "/" not in stem}
+            title = result.title if result.tables or shown else ""
             notes = [result.note] if result.note else []
             sections.append(Section(title, notes, result.tables, shown))
         sheets = {title: _sheet(chosen) for title, chosen in self.best_and_worst().items()}
@@ -99,11 +97,13 @@ def collect(
 
     `model` is the bundle's folder and `seconds` the duration of the whole evaluation.
     """
-    images = {
-        name: [save_png(v, context.out / "images" / f"{k}.png") for k, v in result.images.items()]
-        for name, result in found.results.items()
-        if result.images
-    }
+    paths = []
+    for result in found.results.values():
+        saved = {}
+        for stem, image in result.images.items():
+            saved[stem] = save_png(cast(Image.Image, image), context.out / "images" / f"{stem}.png")
+        result.images = saved
+        paths += map(str, saved.values())
     folder, protocol = context.opened_folder, context.protocol
     count = 0 if folder is None else len(folder.rows)
     results: dict[str, Any] = {
@@ -130,13 +130,12 @@ def collect(
             for name, result in found.results.items()
             if result.tables
         },
-        "paths": [str(path) for paths in images.values() for path in paths],
+        "paths": paths,
         "settings": {name: asdict(cast(Any, measurements[name])) for name in found.results},
         "seconds": {k: round(v, 1) for k, v in (found.seconds | {"total": seconds}).items()},
         **environment(context.device),
     }
-    titles = {name: measurements[name].title or name for name in found.results}
-    return Report(results, found, titles, folder, images)
+    return Report(results, found, folder)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
