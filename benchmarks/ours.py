@@ -11,7 +11,7 @@ from unclip.diffusion import GaussianDiffusion, ddpm
 from unclip.networks import PriorTransformer, UNet
 from unclip.stages import PriorStage
 from unclip.training.optim import adamw, parameter_groups
-from unclip.training.trainer import keep_freed_memory
+from unclip.training.trainer import tune_malloc
 
 
 def decoder_network(task: Task) -> UNet:
@@ -31,7 +31,7 @@ def prior_network(task: Task) -> PriorTransformer:
 
 def decoder(task: Task) -> Contender:
     """`UNet` in channels_last with fused AdamW and freed memory kept."""
-    keep_freed_memory()
+    tune_malloc()
     problem = Problem.sample(task)
     x_t = problem.x_t.to(memory_format=torch.channels_last)
     network = decoder_network(task).to(task.device, memory_format=torch.channels_last)
@@ -50,7 +50,7 @@ def decoder(task: Task) -> Contender:
 
 def prior(task: Task) -> Contender:
     """`PriorTransformer` with several noises per caption and one prefix per prompt."""
-    keep_freed_memory()
+    tune_malloc()
     problem = Problem.sample(task)
     network = prior_network(task).to(task.device)
     run_prefix, run_suffix = task.compiled(network.prefix), task.compiled(network.suffix)

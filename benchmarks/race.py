@@ -25,7 +25,7 @@ from results import write_results
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configuration import ConfigurationError, compose_strictly
+from cli.config_check import ConfigurationError, compose_strictly
 from unclip import bundle
 from unclip.cascade import Cascade
 from unclip.evaluation.choices import encode_images
@@ -33,7 +33,7 @@ from unclip.evaluation.context import HELD_OUT, SEEN
 from unclip.evaluation.sources import Real, read_real
 from unclip.images import save_png, to_uint8
 from unclip.training.optim import parameter_groups
-from unclip.training.trainer import keep_freed_memory, resolve_precision
+from unclip.training.trainer import resolve_precision, tune_malloc
 
 ROOT = Path(__file__).parents[1]
 OURS, PEER, REAL = "unclip", "DALLE2-pytorch", "real renders"
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Cache the data, train and sample both decoders, and score them."""
     config = compose_strictly("train", ["stage=decoder", *arguments.overrides])
     torch.set_num_threads(1)
-    keep_freed_memory()
+    tune_malloc()
     out, root = arguments.out, Path(config.data.root)
     out.mkdir(parents=True, exist_ok=True)
     python = None if arguments.without_peer else peer_environment()

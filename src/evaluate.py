@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from configuration import check_command_line
+from cli.config_check import check_command_line
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")

@@ -12,10 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from configuration import check_command_line
+from cli.config_check import check_command_line
 from unclip import bundle
 from unclip.stages import Stage, UpsamplerStage
-from unclip.training.acceleration import accelerate
+from unclip.training.acceleration import optimize
 from unclip.training.cost import StepCost, measure_step
 
 
@@ -33,7 +33,7 @@ def measure(config: dict[str, Any]) -> StepCost:
     """Measure a training step of a composed configuration."""
     with FakeTensorMode():
         stage, clip = bundle.build(config["model"]), None
-        accelerate(stage, **config["acceleration"] | {"compile": False})
+        optimize(stage, **config["acceleration"] | {"compile": False})
         if config["needs_clip"]:
             overrides = ["stage=clip", f"scale={config['scale']}"]
             clip = bundle.build(_to_dict(hydra.compose("plan", overrides))["model"])
@@ -43,7 +43,7 @@ def measure(config: dict[str, Any]) -> StepCost:
             hydra.utils.instantiate(config["optimizer"]),
             bf16=config["trainer"]["precision"] == "bf16-mixed",
             clip=clip,
-            encode_images=not config["stored_embeddings"],
+            encode_images=not config["precompute_embeddings"],
         )
 
 
@@ -73,7 +73,7 @@ def describe(config: dict[str, Any], step: StepCost) -> dict[str, str]:
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
     devices *= trainer.get("num_nodes", 1)
     shards = devices if trainer["strategy"] == "fsdp" else 1
-    steps = round(trainer["max_steps"] * trainer["effort"])
+    steps = round(trainer["max_steps"] * trainer["max_steps_multiplier"])
     samples = steps * trainer["accumulate_grad_batches"] * devices * size
     speed = config["flops"] * size / (step.training_flops + step.clip_flops)
     states = {

@@ -1,7 +1,8 @@
-"""train.py as users run it: real processes, tiny stages."""
+"""train.py as a user runs it: real processes, tiny stages."""
 
 import csv
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -23,14 +24,14 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with data; models and runs gather in it."""
+    """A folder with data, models and runs."""
     folder = tmp_path_factory.mktemp("train")
     write_shards(folder / "data")
     return folder
 
 
 def command(*words, script="train.py"):
-    """A command line, as keyword arguments of subprocess's functions."""
+    """Returns a command line as keyword arguments of the functions of subprocess."""
     words = (
         *(sys.executable, str(REPOSITORY / "src" / script)),
         *("scale=quick", "data=folder", "data.root=data", "data.batch_size=8"),
@@ -58,7 +59,7 @@ def losses(run_folder):
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-def test_missing_upstream_is_named_with_its_command(place):
+def test_a_missing_upstream_stage_is_named_with_its_command(place):
     result = run(place, "stage=decoder", "bundle=other")
     assert result.returncode == 1
     assert "models/other/clip.safetensors is missing" in result.stderr
@@ -68,23 +69,42 @@ def test_missing_upstream_is_named_with_its_command(place):
     assert "Traceback" not in result.stderr
 
 
-def test_missing_checkpoint_is_an_error(place):
+def test_a_missing_checkpoint_is_an_error(place):
     result = run(place, "stage=clip", "bundle=other", "resume=nowhere.ckpt")
     assert result.returncode == 1
     assert "nowhere.ckpt" in result.stderr
     assert "Traceback" not in result.stderr
 
 
+def test_a_missing_value_is_named(place):
+    result = run(place, "stage=clip", "data.root=???")
+    assert result.returncode == 1
+    assert result.stderr.strip() == "train.py: data.root has no value: add data.root=VALUE"
+
+
+def test_help_starts_in_a_second(place):
+    """It imports neither torch nor Lightning."""
+    words = command("--help")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(**words, cwd=place, capture_output=True, check=True, timeout=TIMEOUT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+    source = "import sys; import train; assert not {'torch', 'lightning'} & sys.modules.keys()"
+    subprocess.run(
+        [sys.executable, "-c", source], env=words["env"], cwd=REPOSITORY / "src", check=True
+    )
+
+
 @pytest.fixture(scope="module")
 def trained(place):
-    """A prior, and the CLIP that was trained first for it."""
+    """Trains a prior, and first its CLIP."""
     result = run(place, "stage=prior", "upstream=train", "trainer.max_steps=12")
     assert result.returncode == 0, result.stderr
     return result
 
 
 @pytest.mark.slow
-def test_upstream_is_trained_first_and_embeddings_are_kept(place, trained):
+def test_upstream_stages_are_trained_first_and_embeddings_are_stored(place, trained):
     clip = read_metadata(place / "models" / "quick" / "clip.safetensors")
     prior = read_metadata(place / "models" / "quick" / "prior.safetensors")
     assert prior.clip_fingerprint == clip.clip_fingerprint
@@ -102,7 +122,7 @@ def test_upstream_is_trained_first_and_embeddings_are_kept(place, trained):
 
 
 @pytest.mark.slow
-def test_embed_finds_nothing_left_to_do(place, trained):
+def test_embed_skips_a_complete_data_set(place, trained):
     result = run(place, script="embed.py")
     assert result.returncode == 0, result.stderr
     assert "embedded 0 shards" in result.stdout
@@ -136,7 +156,7 @@ def start(place, *words):
 
 
 def end(process, number, path, after=0):
-    """Sends a signal, to data loaders' workers too, once a checkpoint beyond a step is there."""
+    """Sends a signal, also to the workers, when there is a checkpoint after a step."""
     deadline = time.monotonic() + TIMEOUT
     while not (path.exists() and step_of(path) > after):
         assert process.poll() is None and time.monotonic() < deadline
@@ -150,8 +170,8 @@ def step_of(path):
 
 
 @pytest.mark.slow
-def test_the_same_command_goes_on_to_the_bit(place):
-    """Killed, interrupted and run to its end, beside the same run without a break."""
+def test_the_same_command_resumes_bit_exactly(place):
+    """A run that is killed, interrupted and finished equals an unbroken run."""
     words = ("stage=judge", "data.workers=1", "trainer.max_steps=200")
     words = (*words, "callbacks.checkpoint.every_steps=3", "trainer.log_every_n_steps=1")
     process = start(place, *words)
@@ -184,7 +204,7 @@ def test_the_same_command_goes_on_to_the_bit(place):
     result = run(place, *words, "trainer.max_steps=300", f"resume={folder}/last.ckpt")
     assert result.returncode == 1
     assert "trainer.max_steps was 200, is 300" in result.stderr
-    assert "resume_anyway=true" in result.stderr and "Traceback" not in result.stderr
+    assert "resume_strict=false" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
@@ -218,7 +238,7 @@ def test_a_decay_starts_from_a_checkpoint_survives_a_kill_and_ends_the_run(place
 
 @pytest.mark.slow
 def test_no_key_is_written_anywhere(place, trained):
-    """Neither into logs and configurations nor into checkpoints and bundles."""
+    """Neither to logs and configurations nor to checkpoints and bundles."""
     files = [path for path in place.rglob("*") if path.is_file()]
     assert len(files) > 20
     assert [path for path in files if CANARY.encode() in path.read_bytes()] == []

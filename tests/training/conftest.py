@@ -1,6 +1,6 @@
-"""A stage, data and a trainer small enough for tests of training itself."""
+"""A stage, data and a trainer that are small enough to test training itself."""
 
-import unclip  # isort: skip # noqa: F401 (first: it lets torchvision be imported)
+import unclip  # isort: skip # noqa: F401 (first: lets torchvision load next to a CPU torch)
 
 import functools
 
@@ -14,15 +14,15 @@ import unclip.training.trainer as trainer_module
 from unclip.stages import Stage
 from unclip.training import optim
 from unclip.training.callbacks.checkpoint import RunCheckpoint
+from unclip.training.callbacks.ema import EMA
 from unclip.training.callbacks.guard import NonFiniteGuard
-from unclip.training.ema import EMA
-from unclip.training.module import StageModule
-from unclip.training.seeding import Seeding
+from unclip.training.callbacks.seeding import Seeding
+from unclip.training.modules import StageModule
 
 
 class TinyStage(Stage):
-    """Predicts an image's mean color from noise and pixels; it has all that can go wrong: dropout,
-    a norm, a frozen weight and an integer buffer."""
+    """Predicts an image's mean color from noise and pixels, with everything that can go wrong:
+    dropout, a norm, a frozen weight and an integer buffer."""
 
     name = "tiny"
     needs_clip = False
@@ -53,8 +53,8 @@ class TinyStage(Stage):
         self.mean.copy_(images.mean((0, 2, 3)))
 
 
-class Pictures(Dataset):
-    """Four-pixel pictures; sample `poisoned` makes its batch's loss NaN."""
+class Images(Dataset):
+    """Images of 4 px; the sample `poisoned` makes the loss of its batch NaN."""
 
     def __init__(self, count, poisoned=None):
         generator = torch.Generator().manual_seed(1)
@@ -74,7 +74,7 @@ def collate(samples):
     indices, images, poisoned = zip(*samples, strict=True)
     batch = {
         "key": [f"{index:08d}" for index in indices],
-        "caption": ["a picture"] * len(indices),
+        "caption": ["an image"] * len(indices),
         "image": torch.stack(images),
         "valid": torch.ones(len(indices), dtype=torch.bool),
     }
@@ -83,22 +83,22 @@ def collate(samples):
     return batch
 
 
-class PictureData(LightningDataModule):
+class ImageData(LightningDataModule):
     def __init__(self, poisoned=None):
         super().__init__()
         self.poisoned = poisoned
 
     def train_dataloader(self):
-        return DataLoader(Pictures(64, self.poisoned), batch_size=4, collate_fn=collate)
+        return DataLoader(Images(64, self.poisoned), batch_size=4, collate_fn=collate)
 
     def val_dataloader(self):
-        return DataLoader(Pictures(8), batch_size=4, collate_fn=collate)
+        return DataLoader(Images(8), batch_size=4, collate_fn=collate)
 
 
 class Kit:
-    """Builds modules and trainers that differ in what a test is about."""
+    """Builds modules and trainers with the settings that a test varies."""
 
-    TinyStage, PictureData = TinyStage, PictureData
+    TinyStage, ImageData = TinyStage, ImageData
 
     def __init__(self, folder):
         self.folder = folder
@@ -115,7 +115,6 @@ class Kit:
     def trainer(self, max_steps, *callbacks, folder=None, **settings):
         folder = folder or self.folder
         defaults = {
-            "effort": 1.0,
             "accelerator": "cpu",
             "devices": 1,
             "loggers": [],
@@ -140,5 +139,5 @@ class Kit:
 
 @pytest.fixture
 def kit(tmp_path):
-    trainer_module.quieten()
+    trainer_module.silence_lightning()
     return Kit(tmp_path)

@@ -1,4 +1,4 @@
-"""Run by test_ddp.py: two ranks train TinyStage and write down what each has drawn and learned."""
+"""Run by test_ddp.py: two ranks train TinyStage, and save their samples, noise and weights."""
 
 import unclip  # isort: skip # noqa: F401
 
@@ -10,12 +10,12 @@ from conftest import Kit
 
 from unclip.data.module import ShardDataModule
 from unclip.training.callbacks.guard import NonFiniteError
-from unclip.training.module import StageModule
-from unclip.training.trainer import quieten
+from unclip.training.modules import StageModule
+from unclip.training.trainer import silence_lightning
 
 
 class Poisoned(StageModule):
-    """Has a loss that is not a number in the third step of rank 1."""
+    """Has a NaN loss in the third step of rank 1."""
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -26,7 +26,7 @@ class Poisoned(StageModule):
 
 
 def main(folder, root):
-    quieten()
+    silence_lightning()
     kit = Kit(folder)
     module = kit.module(Poisoned)
     data = ShardDataModule(root, image_size=16, shard_size=64, batch_size=4, workers=0)

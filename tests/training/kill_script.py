@@ -1,4 +1,4 @@
-"""Run by test_resuming.py: trains TinyStage to the end, and again through a series of deaths."""
+"""Run by test_resume.py: trains TinyStage without a break, and again through many kills."""
 
 import unclip  # isort: skip # noqa: F401
 
@@ -12,30 +12,34 @@ from conftest import Kit
 from lightning.pytorch import Callback
 
 from unclip.data.module import ShardDataModule
-from unclip.training.callbacks.validation import LastValidation
-from unclip.training.logs import ContinueLogs, CsvLogger
-from unclip.training.resuming import checkpoint_of, claimed
-from unclip.training.trainer import quieten
+from unclip.training.callbacks.checkpoint import ValidateAtEnd
+from unclip.training.callbacks.logs import CsvLogger, TruncateLogsOnResume
+from unclip.training.resume import find_checkpoint, lock_run_dir
+from unclip.training.trainer import silence_lightning
 
 STEPS, EVERY = 16, 3
 
-# (hook, step, signal): one attempt each, and then one that lives.
+# (hook, step, signal): one attempt each, and then one that survives.
 DEATHS = [
     ("on_train_batch_end", 2, signal.SIGKILL),  # before there is a checkpoint
     ("writing", 3, signal.SIGKILL),
     ("on_train_batch_end", 4, signal.SIGKILL),  # before the line of that step is in the log
-    ("on_validation_batch_end", 4, signal.SIGKILL),  # validation falls amid a step of two batches
-    ("renaming", 6, signal.SIGKILL),  # the old one has both names, the new one has none
+    ("on_validation_batch_end", 4, signal.SIGKILL),  # in a validation within a step of two batches
+    ("renaming", 6, signal.SIGKILL),  # the old file has both names, the new one none
     ("on_train_batch_start", 8, signal.SIGTERM),
     ("on_before_optimizer_step", 9, signal.SIGINT),
     ("on_validation_batch_end", 13, signal.SIGTERM),
     ("on_before_optimizer_step", 14, signal.SIGKILL),
-    ("on_validation_batch_end", 16, signal.SIGKILL),  # the last step is done, nothing is exported
+    (
+        "on_validation_batch_end",
+        16,
+        signal.SIGKILL,
+    ),  # after the last step, before the export
 ]
 
 
 class Death(Callback):
-    """Sends this process a signal at a hook, in a step."""
+    """Sends this process a signal in a hook of a step."""
 
     def __init__(self, hook, step, number):
         def die(trainer, *args):
@@ -49,7 +53,7 @@ class Death(Callback):
 
 
 def strike(hook, trainer, step):
-    """Dies in the coming save."""
+    """Dies in the next save."""
     if trainer.global_step != step:
         return
 
@@ -70,21 +74,21 @@ def strike(hook, trainer, step):
 
 
 def train(folder, root, death):
-    quieten()
+    silence_lightning()
     kit = Kit(folder)
     data = ShardDataModule(root, image_size=16, shard_size=64, batch_size=4, workers=2)
     dying = [] if death is None else [Death(*death)]
     first, *others = kit.callbacks(every_steps=EVERY)
-    callbacks = [*dying, first, ContinueLogs(), LastValidation(), *others]
+    callbacks = [*dying, first, TruncateLogsOnResume(), ValidateAtEnd(), *others]
     settings = {"accumulate_grad_batches": 2, "validate_every_steps": 4, "log_every_n_steps": 1}
     trainer = kit.trainer(STEPS, *callbacks, loggers=[CsvLogger(folder)], **settings)
-    with claimed(folder):
-        trainer.fit(kit.module(), data, ckpt_path=checkpoint_of(folder, "auto"))
+    with lock_run_dir(folder):
+        trainer.fit(kit.module(), data, ckpt_path=find_checkpoint(folder, "auto"))
 
 
 def attempt(folder, root, death=None):
-    """How a process that trains has ended."""
-    child = os.fork()  # of a process that has computed nothing yet, so torch is as new in it
+    """Returns the exit code of a process that trains."""
+    child = os.fork()  # nothing was computed yet, so torch is fresh in the child
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 1

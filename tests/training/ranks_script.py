@@ -1,4 +1,4 @@
-"""Run by test_ranks.py: two ranks, forked after the imports, so that none waits for the other's."""
+"""Run by test_ranks.py: two ranks, forked after the imports so that neither waits."""
 
 import unclip  # isort: skip # noqa: F401
 
@@ -12,19 +12,19 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import Kit, Pictures, TinyStage, collate
+from conftest import Images, Kit, TinyStage, collate
 from lightning.pytorch import Callback, LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader
 
 from unclip.networks.unet import ResBlock
 from unclip.training import muon
-from unclip.training.logs import CsvLogger
-from unclip.training.seeding import sample_generators
-from unclip.training.sharding import gathered
-from unclip.training.trainer import end_with_parent, quieten
+from unclip.training.callbacks.logs import CsvLogger
+from unclip.training.modules import sample_generators
+from unclip.training.sharding import unsharded
+from unclip.training.trainer import die_with_parent, silence_lightning
 
-PICTURES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
+IMAGES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
 MUON = functools.partial(
     muon.Muon,
     **{"lr": 1e-2, "muon_lr": 1e-2, "momentum": 0.95, "betas": (0.9, 0.99)},
@@ -33,7 +33,7 @@ MUON = functools.partial(
 
 
 class Reproducible(TinyStage):
-    """Its noise is a function of the sample alone; in float64, so rounding shows as such."""
+    """Its noise depends on the sample only; in float64, so that rounding errors are small."""
 
     dtype, precision = torch.float64, "64-true"
 
@@ -50,21 +50,21 @@ class Reproducible(TinyStage):
 
 
 class Shared(LightningDataModule):
-    """Batches of BATCH samples, of which each rank has its part."""
+    """Batches of BATCH samples, divided among the ranks."""
 
     def train_dataloader(self):
         ranks, rank = self.trainer.world_size, self.trainer.global_rank
         size = BATCH // ranks
-        starts = range(rank * size, PICTURES, BATCH)
+        starts = range(rank * size, IMAGES, BATCH)
         batches = [list(range(start, start + size)) for start in starts]
-        return DataLoader(Pictures(PICTURES), batch_sampler=batches, collate_fn=collate)
+        return DataLoader(Images(IMAGES), batch_sampler=batches, collate_fn=collate)
 
     def val_dataloader(self):
         return []
 
 
 class Sharded(Reproducible):
-    """With a block that is gathered by itself; Lightning shards no float64."""
+    """Has a block that FSDP unshards by itself; Lightning cannot shard float64."""
 
     dtype, precision = torch.float32, "32-true"
 
@@ -79,17 +79,17 @@ class Sharded(Reproducible):
 
 
 class Preview(Callback):
-    """Rank 0 alone looks at the whole stage, as validation's pictures do."""
+    """Only rank 0 uses the unsharded stage, as for the samples of a validation."""
 
     def on_train_start(self, trainer, module):
-        with torch.no_grad(), gathered(module.stage):
+        with torch.no_grad(), unsharded(module.stage):
             if trainer.is_global_zero:
-                module.stage.loss(module.prepare(collate([Pictures(1)[0]])))
+                module.stage.loss(module.preprocess(collate([Images(1)[0]])))
 
 
 def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, **changed):
-    """Trains; the log and the weights tell how."""
-    quieten()
+    """Trains, and saves the log and the weights."""
+    silence_lightning()
     kit = Kit(folder)
     callbacks = [*kit.callbacks(every_steps=2), Preview()]
     parallel = {"devices": ranks, "strategy": strategy} if ranks > 1 else {}
@@ -102,7 +102,7 @@ def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, **chan
     module = kit.module(stage=stage, **changed)
     trainer.fit(module, Shared(), ckpt_path=resume)
     averages = callbacks[0].state_dict()["weights"]
-    with gathered(module.stage):
+    with unsharded(module.stage):
         weights = {name: p.tolist() for name, p in module.stage.named_parameters()}
     weights |= {f"average {name}": average.tolist() for name, average in averages.items()}
     if trainer.is_global_zero:
@@ -110,7 +110,7 @@ def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, **chan
 
 
 class Fault(Callback):
-    """What happens to rank 1 in its third step."""
+    """Makes rank 1 raise, hang or die in its third step."""
 
     def __init__(self, kind):
         self.kind = kind
@@ -125,7 +125,7 @@ class Fault(Callback):
 
 
 def fail(folder, kind):
-    quieten()
+    silence_lightning()
     kit = Kit(folder)
     settings = {"devices": 2, "strategy": "ddp", "timeout_minutes": TIMEOUT / 60}
     trainer = kit.trainer(STEPS, *kit.callbacks(every_steps=1), Fault(kind), **settings)
@@ -133,7 +133,7 @@ def fail(folder, kind):
 
 
 def in_ranks(function, *arguments, **named):
-    """How rank 0 ended, after how many seconds, and whether rank 1, its child, outlives it."""
+    """Returns rank 0's exit code and duration, and whether rank 1, its child, outlives it."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -145,7 +145,7 @@ def in_ranks(function, *arguments, **named):
         second = os.fork()
         os.environ |= {"LOCAL_RANK": str(int(second == 0)), "NODE_RANK": "0"}
         if second == 0:
-            end_with_parent()
+            die_with_parent()
         else:
             os.write(writer, str(second).encode())
         code = 1
@@ -165,7 +165,7 @@ def in_ranks(function, *arguments, **named):
 
 
 def alone(function, *arguments, **named):
-    """How a process of its own has ended."""
+    """Returns the exit code of a child process."""
     child = os.fork()
     if child == 0:
         function(*arguments, **named)
@@ -192,7 +192,7 @@ def main(folder):
     assert alone(curve, folder / "joined", 1, "auto", Sharded, previous) == 0
     for kind in ("raise", "hang", "kill"):
         ended[kind] = in_ranks(fail, folder / kind, kind)
-    muon.has_native_bf16 = lambda device: False  # whose rounding would hide that of the ranks
+    muon.has_native_bf16 = lambda device: False  # its rounding errors would hide those of the ranks
     assert alone(curve, folder / "muon", 1, "auto", Sharded, optimizer=MUON) == 0
     for strategy in ("ddp", "fsdp"):
         place = folder / f"muon_{strategy}"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from unclip.networks.unet import ResBlock
-from unclip.training.acceleration import accelerate
+from unclip.training.acceleration import optimize
 
 
 def batch_for(name):
@@ -29,11 +29,11 @@ def batch_for(name):
 
 
 def learned(name, **options):
-    """Loss and gradients of a stage, the same weights and noise each time."""
+    """Returns loss and gradients of a stage with fixed weights and noise."""
     torch.manual_seed(0)
     stage = tiny_bundle.stage(name)
     names = list(stage.state_dict())
-    accelerate(stage, **options)
+    optimize(stage, **options)
     assert list(stage.state_dict()) == names
     torch.manual_seed(1)
     loss = stage.train().loss(batch_for(name))["loss"]
@@ -42,7 +42,7 @@ def learned(name, **options):
 
 
 @pytest.mark.parametrize("name", ["clip", "prior", "decoder", "upsampler_256"])
-def test_checkpointing_leaves_the_gradients_as_they_are(name):
+def test_checkpointing_does_not_change_the_gradients(name):
     loss, gradients = learned(name)
     again, same = learned(name, gradient_checkpointing=True)
     assert torch.equal(loss, again)
@@ -51,15 +51,15 @@ def test_checkpointing_leaves_the_gradients_as_they_are(name):
         torch.testing.assert_close(same[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_checkpointing_keeps_less():
-    """Inside a block nothing is kept: its forward runs a second time in the backward pass."""
+def test_checkpointing_recomputes_blocks_in_the_backward_pass():
+    """A convolution of a block runs a second time in the backward pass."""
     torch.manual_seed(0)
     stage = tiny_bundle.stage("upsampler_256")
     calls = []
     block = next(module for module in stage.modules() if isinstance(module, ResBlock))
     convolution = next(module for module in block.modules() if isinstance(module, nn.Conv2d))
     convolution.register_forward_hook(lambda *_: calls.append(1))
-    accelerate(stage, gradient_checkpointing=True)
+    optimize(stage, gradient_checkpointing=True)
     loss = stage.loss(batch_for("upsampler_256"))["loss"]
     assert len(calls) == 1
     loss.backward()
@@ -73,7 +73,7 @@ def test_checkpointing_keeps_less():
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["prior", "decoder", "upsampler_256"])
 def test_networks_can_be_traced(name, checkpointing, monkeypatch):
-    """The compiler's front end; what it makes of the graph is its own affair."""
+    """Only the front end of the compiler is tested."""
     compiled = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="eager"))
     loss, gradients = learned(name)
@@ -83,6 +83,6 @@ def test_networks_can_be_traced(name, checkpointing, monkeypatch):
         torch.testing.assert_close(same[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_a_stage_without_such_a_network_says_so():
+def test_a_stage_without_a_compilable_network_is_refused():
     with pytest.raises(ValueError, match="clip has no network"):
-        accelerate(tiny_bundle.stage("clip"), compile=True)
+        optimize(tiny_bundle.stage("clip"), compile=True)

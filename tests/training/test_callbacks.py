@@ -6,27 +6,26 @@ import pytest
 import torch
 from PIL import Image
 
+from unclip.training.callbacks.checkpoint import ValidateAtEnd
+from unclip.training.callbacks.ema import EMA
 from unclip.training.callbacks.export import Export
-from unclip.training.callbacks.grid import SampleGrid, contact_sheet
-from unclip.training.callbacks.progress import StepProgress
-from unclip.training.callbacks.throughput import Throughput
-from unclip.training.callbacks.validation import LastValidation
-from unclip.training.ema import EMA
-from unclip.training.logs import CsvLogger
-from unclip.training.module import StageModule
-from unclip.training.seeding import Seeding, sample_generators, seed_of
+from unclip.training.callbacks.logs import CsvLogger
+from unclip.training.callbacks.progress import StepProgress, Throughput
+from unclip.training.callbacks.samples import SampleGrid, grid_of
+from unclip.training.callbacks.seeding import Seeding
+from unclip.training.modules import StageModule, sample_generators, seed_of
 from unclip.training.trainer import resolve_precision
 
 
-class Pictured(StageModule):
-    """Shows the first of its weights as the color of its pictures."""
+class Colored(StageModule):
+    """Shows its first weight as the color of its images."""
 
     def preview(self, batch):
         color = self.stage.network[0].weight.flatten()[0].detach()
         return {"real": batch["image"], "made": torch.full_like(batch["image"], color)}
 
 
-def test_seeds_differ_by_every_part_and_are_the_same_everywhere():
+def test_a_seed_depends_on_every_part_and_on_nothing_else():
     assert seed_of(0, "prior", 3, 1) == seed_of(0, "prior", 3, 1)
     parts = itertools.product((0, 1), ("prior", "decoder"), (1, 11), (1, 11))
     assert len({seed_of(*part) for part in parts}) == 16
@@ -34,13 +33,13 @@ def test_seeds_differ_by_every_part_and_are_the_same_everywhere():
     assert 0 <= seed_of("a") < 2**63
 
 
-def test_a_sample_has_its_generator_wherever_it_stands():
+def test_a_samples_generator_does_not_depend_on_its_batch():
     first, _ = sample_generators(["a", "b"], 0)
     (again,) = sample_generators(["a"], 0)
     assert torch.equal(torch.randn(3, generator=first), torch.randn(3, generator=again))
 
 
-def test_noise_does_not_depend_on_what_was_drawn_before(kit):
+def test_noise_does_not_depend_on_earlier_random_numbers(kit):
     class Wasteful(StageModule):
         def on_after_batch_transfer(self, batch, dataloader_idx):
             torch.randn(7)
@@ -48,42 +47,42 @@ def test_noise_does_not_depend_on_what_was_drawn_before(kit):
 
     frugal, wasteful = kit.module(), kit.module(Wasteful)
     for module in (frugal, wasteful):
-        kit.trainer(3, Seeding(0)).fit(module, kit.PictureData())
+        kit.trainer(3, Seeding(0)).fit(module, kit.ImageData())
     assert frugal.stage.noises == wasteful.stage.noises
     assert len(set(frugal.stage.noises)) == 3
 
 
-def test_grids_show_the_averages_at_first_and_at_each_validation(kit, tmp_path):
+def test_grids_show_averaged_weights_before_training_and_at_each_validation(kit, tmp_path):
     ema, grid = EMA(0.5), SampleGrid(tmp_path / "samples", count=3)
-    module = kit.module(Pictured)
+    module = kit.module(Colored)
     start = module.stage.network[0].weight.flatten()[0].item()
-    callbacks = [ema, LastValidation(), grid]
+    callbacks = [ema, ValidateAtEnd(), grid]
     trainer = kit.trainer(5, *callbacks, validate_every_steps=3, num_sanity_val_steps=1)
-    trainer.fit(module, kit.PictureData())
+    trainer.fit(module, kit.ImageData())
     files = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert files == ["0000000.png", "0000003.png", "0000005.png", "captions.txt"]
     weights = {"0000000": start, "0000005": ema.weights["network.0.weight"].flatten()[0].item()}
     for name, weight in weights.items():
         with Image.open(tmp_path / "samples" / f"{name}.png") as sheet:
-            assert sheet.size == (3 * 6, 2 * 6)  # pictures of 4 pixels, a margin of 1 round each
-            assert sheet.getpixel((2, 8))[0] == pytest.approx((weight + 1) * 127.5, abs=1)
+            assert sheet.size == (3 * 6 + 2, 2 * 6 + 2)  # images of 4 px, 2 px apart
+            assert sheet.getpixel((3, 9))[0] == pytest.approx((weight + 1) * 127.5, abs=1)
     assert module.stage.training
 
 
-def test_rows_of_other_sizes_fill_the_sheet():
-    sheet = contact_sheet({"small": torch.ones(2, 3, 4, 4), "large": -torch.ones(2, 3, 8, 8)})
-    assert sheet.size == (20, 20)
-    assert sheet.getpixel((5, 5)) == (255, 255, 255)
-    assert sheet.getpixel((5, 15)) == (0, 0, 0)
+def test_smaller_images_of_a_grid_are_enlarged():
+    grid = grid_of({"small": torch.zeros(2, 3, 4, 4), "large": -torch.ones(2, 3, 8, 8)})
+    assert grid.shape == (3, 22, 22)
+    assert torch.equal(grid[:, 2:10, 2:10], torch.zeros(3, 8, 8))
+    assert torch.equal(grid[:, 12:20, 12:20], -torch.ones(3, 8, 8))
 
 
-def test_stages_without_pictures_have_no_grid(kit, tmp_path):
+def test_stages_without_a_preview_have_no_grid(kit, tmp_path):
     trainer = kit.trainer(1, SampleGrid(tmp_path / "samples"), num_sanity_val_steps=1)
-    trainer.fit(kit.module(), kit.PictureData())
+    trainer.fit(kit.module(), kit.ImageData())
     assert not (tmp_path / "samples").exists()
 
 
-def test_throughput_counts_training_alone(kit, tmp_path):
+def test_throughput_does_not_count_validation(kit, tmp_path):
     class SlowValidation(StageModule):
         def validation_step(self, batch, batch_idx):
             time.sleep(1.0)
@@ -93,7 +92,7 @@ def test_throughput_counts_training_alone(kit, tmp_path):
     logger = CsvLogger(tmp_path)
     trainer = kit.trainer(4, throughput, loggers=[logger], limit_val_batches=1, **settings)
     started = time.perf_counter()
-    trainer.fit(kit.module(SlowValidation), kit.PictureData())
+    trainer.fit(kit.module(SlowValidation), kit.ImageData())
     assert throughput.images == 4 * 2 * 4
     assert 0 < throughput.seconds < time.perf_counter() - started - 2.0
     with open(tmp_path / "logs" / "metrics.csv") as file:
@@ -103,33 +102,33 @@ def test_throughput_counts_training_alone(kit, tmp_path):
     assert {"train/loss", "train/learning_rate", "train/gradient_norm"} <= rows[0].keys()
 
 
-def test_progress_tells_a_log_how_far_it_is(kit, capsys):
-    progress = StepProgress(every_seconds_in_logs=0.0)
+def test_progress_prints_lines_when_stderr_is_not_a_terminal(kit, capsys):
+    progress = StepProgress(every_seconds=0.0)
     trainer = kit.trainer(3, Throughput(), progress, enable_progress_bar=True)
-    trainer.fit(kit.module(), kit.PictureData())
+    trainer.fit(kit.module(), kit.ImageData())
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("tiny: step 3/3 · loss 0.")
-    assert "images/s" in lines[-1] and "ends about" in lines[-1]
+    assert "images/s" in lines[-1] and "ends at about" in lines[-1]
 
 
-def test_progress_says_after_which_step_a_run_goes_on(kit, capsys):
+def test_progress_prints_the_step_that_a_run_resumes_from(kit, capsys):
     for steps, path in ((2, None), (4, kit.folder / "last.ckpt")):
-        progress = StepProgress(every_seconds_in_logs=0.0)
+        progress = StepProgress(every_seconds=0.0)
         trainer = kit.trainer(steps, *kit.callbacks(), progress, enable_progress_bar=True)
-        trainer.fit(kit.module(), kit.PictureData(), ckpt_path=path)
+        trainer.fit(kit.module(), kit.ImageData(), ckpt_path=path)
         lines = capsys.readouterr().err.splitlines()
-        assert ("tiny: goes on after step 2" in lines) == (path is not None)
+        assert ("tiny: resumed after step 2" in lines) == (path is not None)
 
 
 def test_progress_is_a_bar_on_a_terminal(kit, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = StepProgress(every_seconds=0.0)
     trainer = kit.trainer(3, progress, enable_progress_bar=True)
-    trainer.fit(kit.module(), kit.PictureData())
+    trainer.fit(kit.module(), kit.ImageData())
     assert "tiny: 100%" in capsys.readouterr().err
 
 
-def test_export_writes_the_averages_and_one_line(kit, tmp_path, monkeypatch, capsys):
+def test_export_writes_the_averages_and_prints_one_line(kit, tmp_path, monkeypatch, capsys):
     saved = {}
 
     def save_stage(path, stage, **about):
@@ -138,8 +137,8 @@ def test_export_writes_the_averages_and_one_line(kit, tmp_path, monkeypatch, cap
     monkeypatch.setattr("unclip.training.callbacks.export.save_stage", save_stage)
     ema, export = EMA(0.5), Export(tmp_path / "tiny.safetensors", metric="validation/loss")
     module = kit.module()
-    trainer = kit.trainer(5, ema, Throughput(), LastValidation(), export, validate_every_steps=2)
-    trainer.fit(module, kit.PictureData())
+    trainer = kit.trainer(5, ema, Throughput(), ValidateAtEnd(), export, validate_every_steps=2)
+    trainer.fit(module, kit.ImageData())
     assert torch.equal(saved["weight"], ema.weights["network.0.weight"])
     assert not torch.equal(saved["weight"], module.stage.network[0].weight)
     assert saved["steps"] == 5
@@ -150,7 +149,7 @@ def test_export_writes_the_averages_and_one_line(kit, tmp_path, monkeypatch, cap
     assert "validation/loss" in line and line.endswith("tiny.safetensors")
 
 
-def test_nothing_is_exported_from_a_run_that_fails(kit, tmp_path, monkeypatch):
+def test_a_failed_run_exports_nothing(kit, tmp_path, monkeypatch):
     class Failing(StageModule):
         def training_step(self, batch, batch_idx):
             raise ZeroDivisionError
@@ -158,15 +157,15 @@ def test_nothing_is_exported_from_a_run_that_fails(kit, tmp_path, monkeypatch):
     monkeypatch.setattr("unclip.training.callbacks.export.save_stage", pytest.fail)
     with pytest.raises(ZeroDivisionError):
         kit.trainer(5, Export(tmp_path / "x.safetensors", metric="")).fit(
-            kit.module(Failing), kit.PictureData()
+            kit.module(Failing), kit.ImageData()
         )
 
 
-def test_bf16_is_never_chosen_where_it_is_emulated(monkeypatch):
+def test_auto_precision_is_never_emulated_bf16(monkeypatch):
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     assert resolve_precision("auto", "cpu") == "32-true"
-    assert resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"  # asked for by name
+    assert resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"  # requested by name
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
     assert resolve_precision("auto", "cpu") == "bf16-mixed"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -179,5 +178,5 @@ def test_bf16_is_never_chosen_where_it_is_emulated(monkeypatch):
 
 @pytest.mark.parametrize("precision", [16, "16-mixed"])
 def test_float16_is_refused(precision):
-    with pytest.raises(ValueError, match="take bf16-mixed"):
+    with pytest.raises(ValueError, match="use bf16-mixed"):
         resolve_precision(precision, "gpu")

@@ -8,22 +8,22 @@ import time
 import pytest
 import torch
 
+from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
 from unclip.training.callbacks.guard import NonFiniteError
-from unclip.training.checkpoint_io import AtomicCheckpointIO
-from unclip.training.module import StageModule
-from unclip.training.resuming import CheckpointError
+from unclip.training.modules import StageModule
+from unclip.training.resume import CheckpointError
 
 
 def train(kit, steps, *, folder, resume=None, every_steps=1000, module=None, data=None, **settings):
     callbacks = kit.callbacks(folder, every_steps=every_steps)
     trainer = kit.trainer(steps, *callbacks, folder=folder, **settings)
     module = module or kit.module()
-    trainer.fit(module, data or kit.PictureData(), ckpt_path=resume)
+    trainer.fit(module, data or kit.ImageData(), ckpt_path=resume)
     return module, callbacks[0], trainer
 
 
-def test_resumed_is_equal_to_uninterrupted(kit, tmp_path):
-    """Weights, averages and noise after 16 + 8 steps, across the epoch's end, are those of 24."""
+def test_a_resumed_run_equals_an_uninterrupted_one(kit, tmp_path):
+    """Weights, averages and noise after 16 + 8 steps, beyond an epoch, equal those of 24 steps."""
     whole, whole_ema, _ = train(kit, 24, folder=tmp_path / "whole")
     train(kit, 24, folder=tmp_path / "cut", every_steps=16, module=(first := kit.module(Cut)))
     path = tmp_path / "cut" / "last.ckpt"
@@ -40,11 +40,11 @@ def test_resumed_is_equal_to_uninterrupted(kit, tmp_path):
 
 
 class Cut(StageModule):
-    """Ends abruptly in its 19th step."""
+    """Fails in its 19th step, without a save."""
 
     def training_step(self, batch, batch_idx):
         if self.trainer.global_step == 18:
-            self.trainer.callbacks[-1].every_steps = 10**9  # what the exception saves is not wanted
+            self.trainer.callbacks[-1].every_steps = 10**9  # do not save after the exception
             self.trainer.callbacks[-1]._saved_step = 18
             raise ZeroDivisionError
         return super().training_step(batch, batch_idx)
@@ -52,7 +52,7 @@ class Cut(StageModule):
 
 @pytest.fixture(autouse=True)
 def expect_cut(monkeypatch):
-    """Lets `train` end where `Cut` does."""
+    """Lets `train` return when `Cut` fails."""
     from lightning.pytorch import Trainer
 
     fit = Trainer.fit
@@ -67,7 +67,7 @@ def expect_cut(monkeypatch):
     monkeypatch.setattr(Trainer, "fit", forgiving)
 
 
-def test_checkpoint_is_plain_and_says_what_it_is_of(kit, tmp_path):
+def test_a_checkpoint_is_plain_and_names_its_stage(kit, tmp_path):
     train(kit, 2, folder=tmp_path)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert '"stage": "tiny"' in saved["unclip"]
@@ -75,12 +75,12 @@ def test_checkpoint_is_plain_and_says_what_it_is_of(kit, tmp_path):
     assert not list(tmp_path.glob(".*tmp"))
 
 
-def test_the_last_step_is_saved_whatever_the_interval(kit, tmp_path):
+def test_the_last_step_is_saved_at_any_interval(kit, tmp_path):
     train(kit, 5, folder=tmp_path, every_steps=3)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
 
 
-def test_an_error_is_saved_before_it_ends_the_run(kit, tmp_path):
+def test_an_error_saves_the_run_before_it_ends(kit, tmp_path):
     class Failing(StageModule):
         def training_step(self, batch, batch_idx):
             if self.trainer.global_step == 3:
@@ -93,7 +93,7 @@ def test_an_error_is_saved_before_it_ends_the_run(kit, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_at_a_whole_step_and_says_how_to_continue(kit, tmp_path, capsys, number):
+def test_a_signal_saves_a_complete_step_and_prints_how_to_resume(kit, tmp_path, capsys, number):
     class Signalled(StageModule):
         def training_step(self, batch, batch_idx):
             if self.trainer.global_step == 4:
@@ -125,8 +125,8 @@ def test_a_signal_in_validation_saves_the_raw_weights(kit, tmp_path):
     assert trainer.global_step == 9
 
 
-def test_nan_stops_before_the_weights_and_writes_nothing(kit, tmp_path):
-    data = kit.PictureData(poisoned=21)  # in the sixth batch
+def test_nan_stops_the_run_before_it_reaches_weights_or_checkpoints(kit, tmp_path):
+    data = kit.ImageData(poisoned=21)  # of the sixth batch
     module = kit.module()
     with pytest.raises(NonFiniteError, match="step 5"):
         train(kit, 9, folder=tmp_path, module=module, data=data, every_steps=4)
@@ -141,7 +141,7 @@ def test_a_missing_checkpoint_never_starts_a_new_run(kit, tmp_path):
         train(kit, 2, folder=tmp_path, resume=tmp_path / "nowhere.ckpt")
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
+def test_code_in_a_checkpoint_is_not_executed(tmp_path):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -152,7 +152,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):
     io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"step": torch.tensor(1)}, path)
 
@@ -167,13 +167,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
-def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(tmp_path):
+def test_a_full_disk_is_reported_and_the_earlier_checkpoint_kept(tmp_path):
     io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"global_step": 1}, path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"step 2 cannot be written .*last\.ckpt stays"):
+        with pytest.raises(CheckpointError, match=r"of step 2 to .*last\.ckpt from before is kept"):
             io.save_checkpoint({"global_step": 2, "weights": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -183,7 +183,7 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(tmp_path):
     assert io.load_checkpoint(tmp_path / "previous.ckpt")["global_step"] == 1
 
 
-def test_a_run_on_a_full_disk_ends_and_does_not_save_again(kit, tmp_path, monkeypatch):
+def test_a_run_on_a_full_disk_ends_without_another_save(kit, tmp_path, monkeypatch):
     saves = []
 
     def full(checkpoint, file):
@@ -191,7 +191,7 @@ def test_a_run_on_a_full_disk_ends_and_does_not_save_again(kit, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"step 4 .*No space left.*there is none yet"):
+    with pytest.raises(CheckpointError, match=r"step 4 .*No space left.*there is no earlier one"):
         train(kit, 9, folder=tmp_path, every_steps=4)
     assert saves == [4]
 
@@ -199,15 +199,15 @@ def test_a_run_on_a_full_disk_ends_and_does_not_save_again(kit, tmp_path, monkey
 KILLED = """
 import sys, torch
 sys.path.insert(0, {source!r})
-from unclip.training.checkpoint_io import AtomicCheckpointIO
+from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
 big = {{"weights": torch.zeros(4_000_000)}}
 while True:
     AtomicCheckpointIO().save_checkpoint(big, {path!r})
 """
 
 
-def test_a_kill_amid_writing_leaves_a_whole_file(tmp_path):
-    """Also where the temporary folder is on another disk, for which Lightning's writer is torn."""
+def test_a_kill_during_a_write_leaves_an_intact_file(tmp_path):
+    """Even if the temporary folder is on another disk, where Lightning's own writer fails."""
     path, source = tmp_path / "last.ckpt", os.path.abspath("src")
     other_disk = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
     process = subprocess.Popen(
@@ -217,7 +217,7 @@ def test_a_kill_amid_writing_leaves_a_whole_file(tmp_path):
     while not path.exists():
         assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(0.2)  # by now amid a later write, most likely
+    time.sleep(0.2)  # most likely in a later write
     process.kill()
     process.wait()
     loaded = AtomicCheckpointIO().load_checkpoint(path)

@@ -11,11 +11,10 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import configuration  # noqa: F401 (registers the resolvers)
 import plan
 from unclip import bundle
 from unclip.training import cost
-from unclip.training.acceleration import accelerate
+from unclip.training.acceleration import optimize
 from unclip.training.muon import Muon
 from unclip.training.optim import adamw, parameter_groups
 
@@ -54,7 +53,7 @@ def measured(name, *, checkpointing=False, with_clip=False, **options):
         stage = bundle.build(recipe(name))
         if with_clip:
             options["clip"] = bundle.build(recipe("clip"))
-        accelerate(stage, gradient_checkpointing=checkpointing)
+        optimize(stage, gradient_checkpointing=checkpointing)
         options = {"optimizer": ADAMW} | options
         return cost.measure_step(stage, plan.example_batch(CONFIG, stage), **options)
 

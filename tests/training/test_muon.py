@@ -1,4 +1,4 @@
-"""Muon against its definition, torch's own optimizers, and runs that are cut in two."""
+"""Muon compared with its definition and torch's optimizers, and resumed runs."""
 
 import functools
 
@@ -38,12 +38,11 @@ def matrix(*, singular, rows=24, columns=40, seed=0):
     return u, values, v
 
 
-# --------------------------------------------------------------------------------- Newton-Schulz
 @pytest.mark.parametrize(("rows", "columns"), [(24, 40), (40, 24), (24, 24)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.05)]
 )
-def test_newton_schulz_is_its_polynomial_of_the_singular_values(
+def test_newton_schulz_applies_its_polynomial_to_the_singular_values(
     rows, columns, dtype, tolerance, monkeypatch
 ):
     monkeypatch.setattr(muon, "has_native_bf16", lambda device: dtype == torch.bfloat16)
@@ -69,7 +68,6 @@ def test_an_orthogonalized_matrix_is_close_to_its_polar_factor(native, monkeypat
     assert not orthogonalize(torch.zeros(1, 3, 5)).any()
 
 
-# ------------------------------------------------------------------------- against torch's own
 def steps_of(optimizer, parameters, steps=3, seed=1):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -79,14 +77,14 @@ def steps_of(optimizer, parameters, steps=3, seed=1):
 
 
 def copies(*shapes):
-    """The same parameters twice."""
+    """Returns the same parameters twice."""
     starts = [torch.linspace(-1, 1, a * b).view(a, b) for a, b in shapes]
     return [[nn.Parameter(start.clone()) for start in starts] for _ in range(2)]
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_on_matrices_it_is_torchs_muon(native, monkeypatch):
-    """To the rounding of bfloat16, in which torch always computes."""
+def test_on_matrices_it_equals_torchs_muon(native, monkeypatch):
+    """Except for the rounding of bfloat16, in which torch always computes."""
     monkeypatch.setattr(muon, "has_native_bf16", lambda device: native)
     ours, theirs = copies((8, 12), (12, 8), (8, 12), (20, 5))
     start = [parameter.detach().clone() for parameter in ours]
@@ -101,7 +99,7 @@ def test_on_matrices_it_is_torchs_muon(native, monkeypatch):
         assert (one - its).norm() < 0.02 * moved
 
 
-def test_a_convolution_is_the_matrix_of_its_filters(emulated):
+def test_a_convolution_is_treated_as_the_matrix_of_its_filters(emulated):
     conv = nn.Parameter(torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last))
     flat = nn.Parameter(conv.detach().flatten(1).clone())
     other = [{"params": [nn.Parameter(torch.zeros(3))]}]
@@ -115,7 +113,7 @@ def test_a_convolution_is_the_matrix_of_its_filters(emulated):
     assert optimizers[0].state[conv]["momentum"].stride() == conv.stride()
 
 
-def test_the_other_parameters_have_torchs_adamw_to_the_bit(emulated):
+def test_other_parameters_equal_torchs_adamw_bit_for_bit(emulated):
     ours, theirs = copies((8, 12), (12, 8))
     hidden = nn.Parameter(torch.ones(4, 4))
     groups = [
@@ -132,13 +130,12 @@ def test_the_other_parameters_have_torchs_adamw_to_the_bit(emulated):
     assert torch.equal(hidden, torch.ones(4, 4))  # it has no gradient
 
 
-# ------------------------------------------------------------------------------------ who is whose
 def names_of(stage):
     names = {parameter: name for name, parameter in stage.named_parameters()}
     return [{names[p] for p in group["params"]} for group in optim.parameter_groups(stage)]
 
 
-def test_hidden_are_the_matrices_in_the_blocks_of_a_unet():
+def test_muon_gets_the_matrices_in_the_blocks_of_a_unet():
     widths = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "head_width": 8, "groups": 4}
     conditioning = {"image_embedding": 6, "text_states": 6, "context_width": 8}
     network = build(
@@ -156,7 +153,7 @@ def test_hidden_are_the_matrices_in_the_blocks_of_a_unet():
     assert sum(map(len, (outer, plain, hidden))) == len(list(network.parameters()))
 
 
-def test_hidden_are_the_matrices_in_the_blocks_of_a_transformer():
+def test_muon_gets_the_matrices_in_the_blocks_of_a_transformer():
     sizes = {"embedding_dim": 6, "text_width": 6, "context_length": 5}
     sizes |= {"width": 8, "layers": 2, "heads": 2}
     matrices = {"qkv.weight", "out.weight", "mlp.0.weight", "mlp.2.weight"}
@@ -171,7 +168,7 @@ def test_hidden_are_the_matrices_in_the_blocks_of_a_transformer():
 
 
 @pytest.mark.parametrize("layers", [2, [1, 1, 1, 1]])
-def test_hidden_are_the_matrices_in_the_blocks_of_clips_towers(layers):
+def test_muon_gets_the_matrices_in_the_blocks_of_clips_towers(layers):
     sizes = {"embed_dim": 8, "image_size": 32, "patch_size": 16, "vision_width": 16}
     sizes |= {"vision_layers": layers, "vision_head_width": 8, "text_width": 8}
     sizes |= {"text_layers": 1, "text_heads": 2, "vocabulary_size": 600}
@@ -185,8 +182,7 @@ def test_hidden_are_the_matrices_in_the_blocks_of_clips_towers(layers):
     assert "model.logit_scale" in plain
 
 
-# --------------------------------------------------------------------------------------- in a run
-def test_a_run_resumes_to_the_bit_and_a_schedule_scales_both_rates(kit, tmp_path):
+def test_a_run_resumes_bit_exactly_and_a_schedule_scales_both_rates(kit, tmp_path):
     class Blocks(kit.TinyStage):
         def __init__(self):
             super().__init__()
@@ -200,7 +196,7 @@ def test_a_run_resumes_to_the_bit_and_a_schedule_scales_both_rates(kit, tmp_path
             schedule=lambda step, max_steps: 1 / (1 + step),
         )
         trainer = kit.trainer(steps, *kit.callbacks(folder, every_steps=100), folder=folder)
-        trainer.fit(module, kit.PictureData(), ckpt_path=resume)
+        trainer.fit(module, kit.ImageData(), ckpt_path=resume)
         return torch.load(folder / "last.ckpt", weights_only=True), trainer.optimizers[0]
 
     whole, optimizer = run(tmp_path / "whole", 20)
@@ -218,7 +214,7 @@ def test_a_run_resumes_to_the_bit_and_a_schedule_scales_both_rates(kit, tmp_path
 
 
 class WithoutTime(nn.Module):
-    """A residual block that is given the same embedding always."""
+    """A residual block with a constant embedding."""
 
     def __init__(self, block):
         super().__init__()

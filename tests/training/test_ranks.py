@@ -1,4 +1,4 @@
-"""Two ranks on a CPU: the loss curve of one process with twice the batch, and what ends a run."""
+"""Two ranks on a CPU equal one process with twice the batch, and fail together."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-TIMEOUT = 5.0  # of ranks_script.py
+TIMEOUT = 5.0  # as in ranks_script.py
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def learned(folder):
     return json.loads((folder / "weights.json").read_text())
 
 
-def alike(folder, other, *, rtol, rows=6):
-    """Two runs logged and learned the same, to rounding; of the second, the last so many steps."""
+def assert_close(folder, other, *, rtol, rows=6):
+    """Compares logs and weights of two runs; of the logs only the last `rows` steps."""
     logs, others = logged(folder), logged(other)
     assert len(logs) == 6
     assert logs[-1]["train/loss"] < logs[0]["train/loss"]
@@ -55,52 +55,52 @@ def alike(folder, other, *, rtol, rows=6):
 
 
 @pytest.mark.slow
-def test_two_ranks_have_the_curve_of_one_process_with_twice_the_batch(folder, ended):
-    """To rounding, where noise belongs to the sample and the ranks share one process's batches."""
+def test_two_ranks_have_the_loss_curve_of_one_process_with_twice_the_batch(folder, ended):
+    """Except for rounding, if noise depends on the sample and the ranks share the batches."""
     assert ended["curve"]["code"] == 0
-    alike(folder / "one", folder / "two", rtol=1e-7)
+    assert_close(folder / "one", folder / "two", rtol=1e-7)
 
 
 @pytest.mark.slow
-def test_sharded_over_two_ranks_a_run_is_that_of_one_process(folder, ended):
-    """Its losses, weights and averages."""
+def test_a_run_sharded_over_two_ranks_equals_that_of_one_process(folder, ended):
+    """In losses, weights and averages."""
     assert ended["sharded"]["code"] == 0
-    alike(folder / "whole", folder / "sharded", rtol=1e-4)
+    assert_close(folder / "whole", folder / "sharded", rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_from_its_checkpoint_to_the_bit(folder, ended):
+def test_a_sharded_run_resumes_bit_exactly(folder, ended):
     assert ended["resumed"]["code"] == 0
     assert learned(folder / "resumed") == learned(folder / "sharded")
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_shards_or_without(folder, ended):
-    """Its checkpoint is one file with whole tensors in either case."""
+def test_a_run_can_resume_with_another_sharding(folder, ended):
+    """Its checkpoint is one file with full tensors in either case."""
     assert ended["shared_out"]["code"] == 0
     for kind in ("shared_out", "joined"):
-        alike(folder / "whole", folder / kind, rtol=1e-4, rows=2)
+        assert_close(folder / "whole", folder / kind, rtol=1e-4, rows=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_muon_on_two_ranks_is_that_of_one_process(folder, ended, strategy):
-    """Whether each rank has whole weights or shards of them."""
+def test_muon_on_two_ranks_equals_muon_in_one_process(folder, ended, strategy):
+    """Whether each rank has the full weights or shards."""
     assert ended[f"muon_{strategy}"]["code"] == 0
-    alike(folder / "muon", folder / f"muon_{strategy}", rtol=1e-3)
+    assert_close(folder / "muon", folder / f"muon_{strategy}", rtol=1e-3)
 
 
 @pytest.mark.slow
-def test_a_sharded_run_of_muon_goes_on_from_its_checkpoint_to_the_bit(folder, ended):
+def test_a_sharded_run_of_muon_resumes_bit_exactly(folder, ended):
     assert ended["muon_resumed"]["code"] == 0
     assert learned(folder / "muon_resumed") == learned(folder / "muon_fsdp")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raise", "hang", "kill"])
-def test_a_dead_rank_ends_the_run_in_time_and_nothing_stays_behind(folder, ended, kind):
+def test_a_dead_rank_ends_the_run_in_time_and_leaves_no_process(folder, ended, kind):
     assert ended[kind]["code"] == 1
     assert ended[kind]["seconds"] < TIMEOUT + 40
     assert not ended[kind]["left"]
     saved = torch.load(folder / kind / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 1  # the second step's is due when the third begins
+    assert saved["global_step"] == 1  # the second step is saved when the third begins

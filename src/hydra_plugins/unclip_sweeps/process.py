@@ -23,7 +23,6 @@ from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, load_objective, select
 from hydra_plugins.unclip_sweeps.table import write_table
-from unclip.training.resuming import without_ranks
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +122,8 @@ class ProcessLauncher(Launcher):
 
     def _start(self, job: Job, slot: int) -> subprocess.Popen:
         log.info("#%d: %s", job.number, shlex.join(job.overrides))
+        from unclip.training.resume import without_ranks  # it imports torch
+
         environment = without_ranks()
         settings: dict[str, Any] = {}
         if self.n_jobs > 1:

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from unclip.cascade import Cascade, stage_of_prior
+from unclip.cascade import Cascade
 from unclip.evaluation.features import Features, Images
+from unclip.text_to_image import stage_of_prior
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,13 @@
 """The interface of a stage: a torch module with a loss that can be sampled."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unclip.batch import Batch
 from unclip.diffusion import GaussianDiffusion
 from unclip.diffusion.samplers import Callback
-
-Batch = dict[str, Any]
 
 
 class Stage(nn.Module):

@@ -1,7 +1,9 @@
-"""Time against memory, and compilation, for any stage: neither changes a weight's name."""
+"""Gradient checkpointing and compilation of any stage; neither changes a weight's name."""
+
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unclip.networks import UNet
@@ -9,12 +11,12 @@ from unclip.networks.causal import Block
 from unclip.networks.unet import AttentionBlock, ResBlock
 from unclip.stages import Stage
 
-BLOCKS = (ResBlock, AttentionBlock, Block)  # what networks are a sequence of
-COMPILED = (UNet, Block)  # of a transformer the block: all of its blocks share one compilation
+BLOCKS = (ResBlock, AttentionBlock, Block)  # the networks are sequences of these
+COMPILED = (UNet, Block)  # all blocks of a transformer share one compilation
 
 
 def has_native_bf16(device: str) -> bool:
-    """Tell whether a device type ("cpu", "cuda") computes in bfloat16 without emulating it."""
+    """Return whether a device type ("cpu", "cuda") computes in bfloat16 without emulation."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
@@ -22,43 +24,41 @@ def has_native_bf16(device: str) -> bool:
     return False
 
 
-def accelerate(
-    stage: Stage, *, compile: bool = False, gradient_checkpointing: bool = False
-) -> None:
-    """Prepares a stage's networks in place.
+def optimize(stage: Stage, *, compile: bool = False, gradient_checkpointing: bool = False) -> None:
+    """Compile a stage's networks, or enable gradient checkpointing, in place.
 
     Args:
-        stage: about to be trained.
-        compile: torch.compile, in place.
-        gradient_checkpointing: each block keeps its input alone and is computed again in the
+        stage: stage to be trained.
+        compile: apply torch.compile.
+        gradient_checkpointing: keep only each block's input, and recompute the block in the
             backward pass.
 
     Raises:
-        ValueError: the stage has nothing that could be compiled.
+        ValueError: the stage has no network that can be compiled.
     """
     if gradient_checkpointing:
-        recompute(stage)
+        enable_gradient_checkpointing(stage)
     if compile:
         parts = [module for module in stage.modules() if isinstance(module, COMPILED)]
         if not parts:
-            raise ValueError(f"compile: the stage {stage.name} has no network that is compiled")
+            raise ValueError(f"compile: the stage {stage.name} has no network to compile")
         for part in parts:
             part.compile()
 
 
-def recompute(stage: nn.Module) -> None:
-    """Lets each block keep its input alone and be computed again in the backward pass; in place."""
+def enable_gradient_checkpointing(stage: nn.Module) -> None:
+    """Recompute each block in the backward pass instead of keeping its activations; in place."""
     for module in stage.modules():
         if isinstance(module, BLOCKS):
-            module.forward = _again(module.forward)
-        elif hasattr(module, "set_grad_checkpointing"):  # open_clip's
+            module.forward = _checkpointed(module.forward)
+        elif hasattr(module, "set_grad_checkpointing"):  # open_clip's transformers
             module.set_grad_checkpointing()
 
 
-def _again(forward):
-    def run(*inputs, **named):
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*args, **kwargs):
         if not torch.is_grad_enabled():
-            return forward(*inputs, **named)
-        return checkpoint(forward, *inputs, use_reentrant=False, **named)
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return run

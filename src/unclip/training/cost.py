@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from unclip.batch import Batch
 from unclip.clip import encode_text
 from unclip.stages import ClipStage, Stage
 from unclip.training.optim import parameter_groups
 
 aten = torch.ops.aten
-Batch = dict[str, Any]
 
 CPU_ATTENTION = {  # FlopCounterMode itself knows only the kernels of CUDA
     aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -83,14 +83,21 @@ def measure_step(
     """
     states = [*stage.parameters(), *stage.buffers()]
     stage.train()
-    with _count_flops() as flops, LiveBytes([*states, *batch.values()]) as live:
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    with LiveBytes([*states, *batch.values()]) as live:
         # As in Lightning, the last step's gradients live until the loss has been computed.
         gradients = [torch.empty_like(p) for p in stage.parameters() if p.requires_grad]
         gradient_bytes = live.now
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with precision:
+            loss = _loss(stage, batch)
+        del gradients
+        loss.backward()
+    stage.zero_grad()
+    # A second pass: FlopCounterMode's hooks keep recomputed activations alive until a collection.
+    with _count_flops() as flops, LiveBytes([]):
+        with precision:
             loss = _loss(stage, batch)
         forward_flops = flops.get_total_flops()
-        del gradients
         loss.backward()
     with torch.no_grad(), _count_flops() as clip_flops:
         if clip is not None:

@@ -1,7 +1,7 @@
-"""CLIP image embeddings of a data set, computed once and kept beside its shards."""
+"""CLIP image embeddings of a data set, computed once and stored next to its shards."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,13 @@ from unclip.data.loader import ShardLoader
 from unclip.data.module import ShardDataModule
 from unclip.data.reader import SampleReader
 from unclip.data.shards import list_shards
-from unclip.training.preparation import one_at_a_time
+from unclip.training.run import one_at_a_time
 
 Source = str | Path | Sequence[str | Path]
 
 
-def check_sizes(embedder: ClipEmbedder, sizes: Mapping[str, int]) -> None:
-    """Compares a CLIP with the sizes that a configuration gives to its stages.
-
-    Raises:
-        ValueError: naming the size that differs and what to say on the command line.
-    """
-    for name in ("embedding_dim", "text_width", "context_length"):
-        found = getattr(embedder, name)
-        if found != sizes[name]:
-            raise ValueError(
-                f"the CLIP {embedder.fingerprint} has {name} {found}, and this stage is configured "
-                f"for {sizes[name]}: add clip.{name}={found}, or take another CLIP"
-            )
-
-
-def reading_of(data: ShardDataModule) -> dict[str, Any]:
-    """How the embedding of a data set reads it, which is how training does."""
+def reader_settings(data: ShardDataModule) -> dict[str, Any]:
+    """Return the arguments of `embed_shard` with which it accepts the same samples as training."""
     names = ("workers", "minimum_size", "max_bad_fraction")
     return {name: getattr(data, name) for name in names}
 
@@ -45,26 +30,26 @@ def reading_of(data: ShardDataModule) -> dict[str, Any]:
 def ensure_embeddings(
     embedder: ClipEmbedder, data: ShardDataModule, device: torch.device | str
 ) -> None:
-    """Embeds, on that device, what of a data set has no embeddings; one process does it for all.
+    """Embed the shards that have no embeddings on `device`; one process does it for all.
 
-    A data set that lacks nothing is not written to.
+    Nothing is written to a complete data set.
     """
     sources = data.sources()
     if not any(missing_embeddings(source, embedder.fingerprint) for source in sources):
         return
     with one_at_a_time(data.home / "embeddings"):
-        embed_shards(embedder.to(device), sources, **reading_of(data))
+        embed_shards(embedder.to(device), sources, **reader_settings(data))
 
 
 def embed_shards(embedder: ClipEmbedder, sources: Iterable[Source], **settings: Any) -> int:
-    """Embeds the shards that lack this CLIP's embeddings, or have older ones; returns how many.
+    """Embed the shards whose embeddings are missing or outdated, and return their number.
 
-    A file appears when its shard is done, so that what was cut off goes on where it stopped.
+    The file of a shard is written when the shard is complete, so an interrupted run resumes there.
 
     Args:
-        embedder: the CLIP, on the device that it shall run on.
+        embedder: CLIP, on the device to run on.
         sources: folders ROOT/SPLIT/SIZE or lists of shards.
-        settings: as in `embed_shard`.
+        settings: keyword arguments of `embed_shard`.
     """
     shards = [s for source in sources for s in missing_embeddings(source, embedder.fingerprint)]
     for shard in tqdm(shards, desc="CLIP embeddings", unit="shard", disable=not shards):
@@ -81,30 +66,25 @@ def embed_shard(
     minimum_size: int = 16,
     max_bad_fraction: float = 0.01,
 ) -> int:
-    """Writes the embeddings of one shard beside it; returns how many.
+    """Write the embeddings of a shard next to it, and return their number.
 
     Args:
-        embedder: the CLIP, on the device that it shall run on.
-        shard: a tar file.
-        batch_size: images that are embedded at once.
-        workers: processes that decode images.
-        minimum_size: pictures with a shorter side are bad samples.
-        max_bad_fraction: the part of the samples that may be bad.
+        embedder: CLIP, on the device to run on.
+        shard: tar file.
+        batch_size: number of images per batch.
+        workers: number of processes that decode images.
+        minimum_size: images with a shorter side count as bad samples.
+        max_bad_fraction: tolerated fraction of bad samples.
 
     Raises:
-        ValueError: too many bad samples.
+        ValueError: there are too many bad samples.
     """
     reader = SampleReader(
         image_size=embedder.image_size, caption="first", minimum_size=minimum_size
     )
+    settings = {"batch_size": batch_size, "workers": workers, "max_bad_fraction": max_bad_fraction}
+    loader = ShardLoader([shard], reader, **settings)
     keys, embeddings = [], []
-    loader = ShardLoader(
-        [shard],
-        reader,
-        batch_size=batch_size,
-        workers=workers,
-        max_bad_fraction=max_bad_fraction,
-    )
     for batch_keys, batch_embeddings in embed_images(embedder, loader):
         keys += batch_keys
         embeddings.append(batch_embeddings)
@@ -114,12 +94,12 @@ def embed_shard(
 
 
 class ShardEmbedding(LightningModule):
-    """Embeds shards on all devices of a trainer: `trainer.predict(module)`; ranks take turns.
+    """Embed shards on all devices of a trainer: `trainer.predict(module)`; ranks alternate.
 
     Args:
-        embedder: the CLIP; a plain object, moved to each rank's device.
-        sources: as in `embed_shards`.
-        settings: as in `embed_shard`.
+        embedder: CLIP; a plain object that is moved to each rank's device.
+        sources: folders ROOT/SPLIT/SIZE or lists of shards.
+        settings: keyword arguments of `embed_shard`.
     """
 
     def __init__(self, embedder: ClipEmbedder, sources: Iterable[Source], **settings: Any):
@@ -133,9 +113,9 @@ class ShardEmbedding(LightningModule):
         self.seconds = 0.0
 
     def predict_dataloader(self) -> DataLoader:
-        """This rank's shards that lack embeddings; which are a rank's depends on the source alone.
+        """Return this rank's shards that lack embeddings.
 
-        So it is the same whatever another rank has finished already.
+        The assignment depends only on the source, not on the progress of other ranks.
         """
         shards = [shard for source in self.sources for shard in list_shards(source)]
         own = shards[self.trainer.global_rank :: self.trainer.world_size]
@@ -143,7 +123,7 @@ class ShardEmbedding(LightningModule):
         return DataLoader(missing, batch_size=None)
 
     def predict_step(self, shard: Path, batch_idx: int) -> int:
-        """Embeds a shard; returns how many images are done so far."""
+        """Embed a shard, and return the number of images so far."""
         started = time.perf_counter()
         self.images += embed_shard(self.embedder.to(self.device), shard, **self.settings)
         self.shards += 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from unclip.training.acceleration import has_native_bf16
-from unclip.training.sharding import own, part_of, whole_of
+from unclip.training.sharding import full_tensor, local_tensor, shard_like
 
 STEPS = 5
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # Jordan 2024: the steepest quintic at 0 that stays bounded
@@ -21,10 +21,10 @@ def orthogonalize(
 ) -> Float[Tensor, "batch rows columns"]:
     """Replace the singular values of matrices by values near 1 (Newton-Schulz; Jordan 2024).
 
-    Each step maps a singular value s to a·s + b·s³ + c·s⁵. After five steps, those above about a
-    hundredth of the Frobenius norm are within [0.68, 1.21]. The steps run in bfloat16 where the
-    device computes in it natively, else, and for float64, in the precision of the input, at least
-    float32: emulated bfloat16 is a hundred times slower than float32.
+    Each step maps a singular value s to a·s + b·s³ + c·s⁵. After five steps, the values above about
+    a hundredth of the Frobenius norm are in [0.68, 1.21]. The steps run in bfloat16 if the device
+    supports it natively. Otherwise, and for float64, they run in the precision of the input, but
+    at least in float32: emulated bfloat16 is a hundred times slower than float32.
     """
     rows, columns = matrices.shape[1:]
     x = matrices.mT if rows > columns else matrices
@@ -39,11 +39,11 @@ def orthogonalize(
 
 
 class Muon(Optimizer):
-    """Momentum orthogonalized by Newton-Schulz (Jordan 2024), with AdamW for what it does not fit.
+    """Muon (Jordan 2024): momentum orthogonalized by Newton-Schulz; AdamW for other parameters.
 
     Convolutions are flattened to (out, in · height · width). An update is scaled by
     √max(1, rows / columns), so that one learning rate suits all widths. Matrices of the same shape
-    are orthogonalized in one batch. Under FSDP, each rank gathers and orthogonalizes whole updates
+    are orthogonalized in one batch. With FSDP, each rank gathers and orthogonalizes full updates
     and applies its own shard.
 
     torch.optim.Muon (2.13) takes only 2-D weights and computes in bfloat16 everywhere. Those of
@@ -52,7 +52,7 @@ class Muon(Optimizer):
     its distributed form, and heavyball 3.2 rounds at random.
 
     Args:
-        groups: parameter groups; those with a true "hidden" are Muon's.
+        groups: parameter groups; Muon updates those with a true "hidden", AdamW the others.
         lr: learning rate of AdamW.
         muon_lr: learning rate of Muon, in units of the spectral norm.
         momentum: Nesterov momentum of Muon.
@@ -83,12 +83,12 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Update all parameters that have a gradient; return the loss of `closure`."""
+        """Update all parameters that have a gradient, and return the loss of `closure`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Loading a state replaces both, so that they are shared at each step.
+        # Loading a state replaces both, so they are shared again at each step.
         self._adamw.state = self.state
         self._adamw.param_groups = [g for g in self.param_groups if not g.get("hidden")]
         self._adamw.step()
@@ -101,14 +101,14 @@ class Muon(Optimizer):
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                rows = len(parameter)  # of all shards; indexing one would gather it
+                rows = len(parameter)  # rows of all shards; indexing a DTensor would gather it
                 by_shape[rows, parameter.numel() // rows].append(parameter)
         for (rows, columns), parameters in by_shape.items():
-            updates = [whole_of(self._update(p, group["momentum"]), p) for p in parameters]
+            updates = [full_tensor(self._update(p, group["momentum"]), p) for p in parameters]
             matrices = orthogonalize(torch.stack([update.flatten(1) for update in updates]))
-            weights = [own(parameter) for parameter in parameters]
+            weights = [local_tensor(parameter) for parameter in parameters]
             parts = [
-                part_of(matrix.view(parameter.shape), parameter)
+                shard_like(matrix.view(parameter.shape), parameter)
                 for matrix, parameter in zip(matrices, parameters, strict=True)
             ]
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
@@ -120,6 +120,6 @@ class Muon(Optimizer):
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        average, gradient = own(state["momentum"]), own(parameter.grad)
+        average, gradient = local_tensor(state["momentum"]), local_tensor(parameter.grad)
         average.lerp_(gradient, 1 - momentum)
         return gradient.lerp(average, momentum)

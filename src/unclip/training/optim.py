@@ -1,27 +1,29 @@
-"""Optimizers and learning-rate schedules. A schedule is `factor(step, max_steps) -> [0, 1]`."""
+"""AdamW, parameter groups, gradient clipping and learning-rate schedules.
+
+A schedule is a function `factor(step, max_steps)` in [0, 1].
+"""
 
 import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from unclip.clip.model import BLOCKS as CLIP_BLOCKS
 from unclip.training.acceleration import BLOCKS
-from unclip.training.sharding import own
+from unclip.training.sharding import local_tensor, replicate
 
-SYMBOLS = ("embedding", "token", "position", "states")  # in names of learned inputs of a network
+SYMBOLS = ("embedding", "token", "position", "states")  # parts of the names of learned inputs
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
-    """Group the trainable parameters by their role.
+    """Group the trainable parameters by role.
 
-    The first group has the matrices and convolutions outside of the networks' blocks: input, output
-    and conditioning layers. The second, without weight decay, has norms, biases, single vectors,
-    embeddings, positions and the states of a missing caption. The third, marked "hidden", has the
-    matrices and convolutions inside of blocks.
+    The first group contains the matrices and convolutions outside the networks' blocks: input,
+    output and conditioning layers. The second, without weight decay, contains norms, biases, single
+    vectors, embeddings, positions and the states of a missing caption. The third, marked "hidden",
+    contains the matrices and convolutions inside the blocks.
     """
     blocks = [part for part in module.modules() if isinstance(part, (*BLOCKS, *CLIP_BLOCKS))]
     inside = {part for block in blocks for part in block.modules()}
@@ -54,7 +56,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
 ) -> Optimizer:
-    """AdamW with the fused kernel, on a CPU 3.6 times faster than the loop over parameters."""
+    """Return AdamW with the fused kernel, 3.6 times faster on a CPU than the loop."""
     return AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=True)
 
 
@@ -62,36 +64,21 @@ def _warm_up(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / steps) if steps > 0 else 1.0
 
 
-def _progress(step: int, max_steps: int, warm_up_steps: int) -> float:
-    """How far between the end of warm-up, 0, and the last step, 1."""
-    return min(max((step - warm_up_steps) / max(max_steps - warm_up_steps, 1), 0.0), 1.0)
-
-
 def cosine(step: int, max_steps: int, *, warm_up_steps: int = 0, final: float = 0.0) -> float:
-    """Linear warm-up, then half a cosine down to `final` at `max_steps`."""
-    progress = _progress(step, max_steps, warm_up_steps)
+    """Warm up linearly, then follow half a cosine down to `final` at `max_steps`."""
+    progress = (step - warm_up_steps) / max(max_steps - warm_up_steps, 1)
+    progress = min(max(progress, 0.0), 1.0)
     return _warm_up(step, warm_up_steps) * (
         final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
     )
 
 
-def linear(step: int, max_steps: int, *, warm_up_steps: int = 0, final: float = 0.0) -> float:
-    """Linear warm-up, then a straight line down to `final` at `max_steps`."""
-    progress = _progress(step, max_steps, warm_up_steps)
-    return _warm_up(step, warm_up_steps) * (1 - (1 - final) * progress)
-
-
-def constant(step: int, max_steps: int, *, warm_up_steps: int = 0) -> float:
-    """Linear warm-up, then 1."""
-    return _warm_up(step, warm_up_steps)
-
-
 def warmup_stable_decay(
     step: int, max_steps: int, *, warm_up_steps: int = 0, decay_steps: int = 0
 ) -> float:
-    """Linear warm-up, then 1, then 1 - √progress over the last `decay_steps` steps.
+    """Warm up linearly, stay at 1, then decay as 1 - √progress in the last `decay_steps` steps.
 
-    This shape of the decay is the best of those that Hägele et al. 2024 compare.
+    This shape of the decay is the best of those compared by Hägele et al. 2024.
     """
     progress = max(step - (max_steps - decay_steps), 0) / max(decay_steps, 1)
     decay = 1 - math.sqrt(min(progress, 1.0)) if decay_steps > 0 else 1.0
@@ -100,14 +87,13 @@ def warmup_stable_decay(
 
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, a scalar; of shards, that of all ranks' shards."""
+    """Return the 2-norm of all gradients, a scalar; of sharded gradients, over all ranks."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return replicate(torch.nn.utils.get_total_norm(gradients))
 
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], limit: float, norm: Tensor) -> None:
-    """Scales gradients, whose norm is known, down to a norm of `limit`, if it is larger."""
-    gradients = [own(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    """Scale gradients of a known norm down to a norm of at most `limit`."""
+    gradients = [local_tensor(p.grad) for p in parameters if p.grad is not None]
     torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))

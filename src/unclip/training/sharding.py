@@ -1,6 +1,7 @@
-"""Weights, gradients, averages and optimizer states in shards over all devices (FSDP2).
+"""FSDP2: weights, gradients, averages and optimizer states sharded over all devices.
 
-A stage is gathered as a whole where it is looked at: in validation and when it is exported.
+A stage is unsharded as a whole for validation and export. Other files reach into DTensors only
+through the four functions at the end.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,69 +24,69 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from unclip.stages import Stage
-from unclip.training.acceleration import BLOCKS as SHARDED  # gathered one by one; the rest at once
+from unclip.training.acceleration import BLOCKS  # unsharded one by one; the rest all at once
 
-METHODS = ("project", "read", "loss")  # that are called in place of forward
+METHODS = ("project", "encode_context", "loss")  # called instead of forward
 
 
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, without tensor parallelism.
 
-    Checkpoints are single files that any other strategy reads, too. Lightning's own number an
-    optimizer's states by the order of the module's parameters; here, as everywhere else, it is that
-    of the optimizer's groups.
+    Checkpoints are single files that every other strategy can load. Lightning numbers an
+    optimizer's states by the order of the module's parameters; here, as in all other strategies,
+    the order of the optimizer's groups counts.
     """
 
     def __init__(self, **settings):
         super().__init__(save_distributed_checkpoint=False, **settings)
 
     def setup_environment(self) -> None:
-        """Shards over all processes, whatever node they are on."""
+        """Shard over all processes of all nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """An optimizer's states, whole, on rank 0; nothing on the others."""
+        """Return an optimizer's full states on rank 0, and nothing on other ranks."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer = getattr(optimizer, "_optimizer", optimizer)  # Lightning wraps it
         named = get_optimizer_state_dict(self.model, optimizer, options=options)
         if not named:
             return {}
-        number = {name: place for place, name in enumerate(self._names(optimizer))}
-        return _rekeyed(named, number)
+        numbers = {name: number for number, name in enumerate(self._names(optimizer))}
+        return _rekeyed(named, numbers)
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Has `load_optimizer_state_dict` called."""
+        """Let Lightning call `load_optimizer_state_dict`."""
         return True
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Opens a checkpoint on every rank; what is not asked for is not read."""
+        """Open a checkpoint on every rank; tensors are read from the file when they are used."""
         return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Takes this rank's shards of the weights."""
+        """Load this rank's shards of the weights."""
         options = StateDictOptions(full_state_dict=True, strict=strict)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes this rank's shards of the optimizers' states."""
+        """Load this rank's shards of the optimizer states."""
         options = StateDictOptions(full_state_dict=True)
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             named = _rekeyed(saved, self._names(optimizer))
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
 
     def _names(self, optimizer: Optimizer) -> list[str]:
-        """The names of an optimizer's parameters, in the order of its groups."""
+        """Return the names of an optimizer's parameters, in the order of its groups."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[p] for group in optimizer.param_groups for p in group["params"]]
 
 
 def _rekeyed(saved: Mapping[str, Any], keys: Any) -> dict[str, Any]:
-    """An optimizer's state with `keys[old]` for each parameter's old key."""
+    """Replace each parameter's key in an optimizer's state by `keys[key]`."""
     groups = [
         {**group, "params": [keys[old] for old in group["params"]]}
         for group in saved["param_groups"]
@@ -94,54 +95,55 @@ def _rekeyed(saved: Mapping[str, Any], keys: Any) -> dict[str, Any]:
 
 
 def blocks_of(stage: Stage) -> list[nn.Module]:
-    """The parts of a stage that are gathered one after another.
+    """Return the parts of a stage that are unsharded one after another.
 
     Raises:
-        ValueError: it has none, as a CLIP.
+        ValueError: the stage has no blocks, as a CLIP.
     """
-    blocks = [module for module in stage.modules() if isinstance(module, SHARDED)]
+    blocks = [module for module in stage.modules() if isinstance(module, BLOCKS)]
     if not blocks:
-        raise ValueError(f"trainer=fsdp cannot shard the stage {stage.name}: take trainer=ddp")
+        raise ValueError(f"trainer=fsdp cannot shard the stage {stage.name}: use trainer=ddp")
     return blocks
 
 
 def shard(stage: Stage, mesh: DeviceMesh) -> None:
-    """Shards a stage in place.
+    """Shard a stage in place.
 
     Args:
-        stage: with the same weights on all ranks.
-        mesh: of one dimension.
+        stage: stage with the same weights on all ranks.
+        mesh: device mesh with one dimension.
 
     Raises:
-        ValueError: it has no blocks.
+        ValueError: the stage has no blocks.
     """
     blocks = blocks_of(stage)
-    stage.to(memory_format=torch.contiguous_format)  # FSDP shards nothing else
+    stage.to(memory_format=torch.contiguous_format)  # FSDP shards no other format
     for module in (*blocks, stage):
         fully_shard(module, mesh=mesh)
         for name in METHODS:
             if hasattr(module, name):
                 register_fsdp_forward_method(module, name)
-    # Left alone, the way back follows what ran last, and rank 0 may have drawn a preview.
+    # The default order of the backward pass follows the last forward pass, and rank 0 may have
+    # sampled a preview that the other ranks have not.
     for module, earlier in zip((*blocks, stage), (stage, *blocks), strict=True):
         module.set_modules_to_backward_prefetch([earlier])
 
 
 def is_sharded(stage: nn.Module) -> bool:
-    """Whether `shard` was here."""
+    """Return whether `shard` was applied."""
     return isinstance(stage, FSDPModule)
 
 
-def gather(stage: nn.Module) -> None:
-    """Gives every rank whole weights, which stay until `scatter`. For all ranks at once."""
+def unshard(stage: nn.Module) -> None:
+    """Give every rank the full weights until `reshard`. All ranks must call it."""
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
 
 
-def scatter(stage: nn.Module) -> None:
-    """Leaves every rank its shards alone."""
+def reshard(stage: nn.Module) -> None:
+    """Leave every rank only its shards."""
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(module is not stage, recurse=False)
@@ -149,40 +151,42 @@ def scatter(stage: nn.Module) -> None:
 
 
 @contextmanager
-def gathered(stage: nn.Module) -> Iterator[None]:
-    """Whole weights inside. For all ranks at once."""
-    gather(stage)
+def unsharded(stage: nn.Module) -> Iterator[None]:
+    """Give every rank the full weights inside the context. All ranks must enter it."""
+    unshard(stage)
     try:
         yield
     finally:
-        scatter(stage)
+        reshard(stage)
 
 
-def whole_state(stage: nn.Module) -> dict[str, Tensor]:
-    """All of a stage's weights and buffers, whole and on the CPU. For all ranks at once."""
-    return {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-        for name, tensor in stage.state_dict().items()
-    }
+def full_state_dict(stage: nn.Module) -> dict[str, Tensor]:
+    """Return a stage's full weights and buffers on the CPU. All ranks must call it."""
+    return {name: replicate(tensor).cpu() for name, tensor in stage.state_dict().items()}
 
 
-def own(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, sharing memory with it; of a plain one all."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this rank's shard, sharing memory; a plain tensor is returned detached."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a plain tensor that is to be sharded as another is."""
-    whole = whole.to(like.device, like.dtype)
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole, like.device_mesh, like.placements).to_local()
+def replicate(tensor: Tensor) -> Tensor:
+    """Return the full tensor of a DTensor, and a plain tensor as it is. All ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_of(part: Tensor, like: Tensor) -> Tensor:
-    """The whole tensor of which each rank has a part. For all ranks at once."""
+def full_tensor(local: Tensor, like: Tensor) -> Tensor:
+    """Join all ranks' local tensors, sharded as `like` is. All ranks must call it."""
     if not isinstance(like, DTensor):
-        return part
+        return local
     layout = {"shape": like.shape, "stride": like.stride()}
-    return DTensor.from_local(part, like.device_mesh, like.placements, **layout).full_tensor()
+    return DTensor.from_local(local, like.device_mesh, like.placements, **layout).full_tensor()
+
+
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's part of a full tensor, sharded as `like` is, on its device."""
+    full = full.to(like.device, like.dtype)
+    if not isinstance(like, DTensor):
+        return full
+    return distribute_tensor(full, like.device_mesh, like.placements).to_local()

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as unclip uses it: steps in place of epochs, and none of its small talk."""
+"""Build a step-based Lightning Trainer with quiet logging."""
 
 import ctypes
 import logging
@@ -18,10 +18,10 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from unclip.training.acceleration import has_native_bf16
-from unclip.training.checkpoint_io import AtomicCheckpointIO
+from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
 from unclip.training.sharding import ShardedStrategy
 
-# Of Lightning's warnings, those that tell a user of unclip nothing to act on.
+# Warnings that give a user of unclip nothing to act on.
 _IRRELEVANT = (
     ".*does not have many workers.*",
     ".*module\\(s\\) in eval mode at the start of training.*",
@@ -31,38 +31,39 @@ _IRRELEVANT = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",
     ".*torch.distributed.nn.functional.all_gather is deprecated.*",  # open_clip calls it
-    ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is done to them in place
+    ".*FSDP2-wrapped module .* returned a view tensor.*",  # no view is changed in place
 )
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str | int:
-    """What "auto" stands for: bf16 where the hardware has it, else float32.
+    """Resolve "auto" to bf16 if the hardware supports it natively, else to float32.
 
-    On a CPU without native bf16 the emulated kernels are a hundred times slower than float32.
+    On a CPU, the kernels of emulated bf16 are a hundred times slower than float32.
 
     Raises:
-        ValueError: for float16, whose scaled gradients the guard and the clipping would misjudge.
+        ValueError: float16 is requested; the guard and the clipping would misjudge its scaled
+            gradients.
     """
     if str(precision) in ("16", "16-mixed", "16-true"):
-        raise ValueError(f"precision {precision}: take bf16-mixed or 32-true")
+        raise ValueError(f"precision {precision} is not supported: use bf16-mixed or 32-true")
     if precision != "auto":
         return precision
     device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     return "bf16-mixed" if has_native_bf16(device) else "32-true"
 
 
-def quieten() -> None:
-    """Silences what Lightning says of itself; warnings and errors that matter stay."""
+def silence_lightning() -> None:
+    """Hide Lightning's messages about itself; warnings and errors that matter are still shown."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message)
 
 
-def keep_freed_memory() -> None:
-    """Tells glibc to keep freed blocks: a CPU training step is 5 to 8% faster without page faults.
+def tune_malloc() -> None:
+    """Let glibc keep freed blocks: without page faults a CPU step is 5 to 8% faster.
 
-    It has to happen before the first large allocation; elsewhere than on Linux nothing happens.
+    Call it before the first large allocation. It has an effect on Linux only.
     """
     if sys.platform != "linux":
         return
@@ -76,10 +77,10 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
 
 
-def end_with_parent() -> None:
-    """Lets this process be killed when the one that started it ends; on Linux.
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends; on Linux only.
 
-    A rank that hangs would else outlive the run.
+    Otherwise a rank that hangs would outlive its run.
     """
     if sys.platform == "linux":
         set_parent_death_signal = 1
@@ -89,10 +90,10 @@ def end_with_parent() -> None:
 def build_trainer(
     *,
     max_steps: int,
-    effort: float = 1.0,
     folder: str | Path,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
+    max_steps_multiplier: float = 1.0,
     accelerator: str = "auto",
     strategy: str = "auto",
     precision: str | int = "auto",
@@ -101,25 +102,32 @@ def build_trainer(
     timeout_minutes: float = 10.0,
     **settings: Any,
 ) -> Trainer:
-    """A Trainer that counts steps, validates by steps, and saves atomically.
+    """Build a Trainer that counts steps, validates by steps, and saves atomically.
 
     Args:
-        max_steps: how long to train.
-        effort: multiplies `max_steps`, so that one number lengthens every stage of a scale.
-        folder: the run's folder.
-        callbacks: in the order in which their hooks are called.
-        loggers: may be empty.
-        accelerator: as Lightning's.
-        strategy: as Lightning's; "ddp" and "fsdp" (FSDP2) on CPUs go through gloo.
-        precision: as Lightning's, or "auto".
-        validate_every_steps: between two validations; the last step always has one.
-        accumulate_grad_batches: batches of a step.
-        timeout_minutes: how long ranks wait for one that is dead or hangs before they fail.
-        settings: anything else that Lightning's Trainer takes.
+        max_steps: number of optimizer steps.
+        folder: run folder.
+        callbacks: callbacks, in the order in which their hooks are called.
+        loggers: loggers; may be empty.
+        max_steps_multiplier: factor on `max_steps`, which lengthens every stage of a scale.
+        accelerator: accelerator of Lightning's Trainer.
+        strategy: strategy of Lightning's Trainer, or "ddp" or "fsdp" (FSDP2), which use gloo on
+            CPUs.
+        precision: precision of Lightning's Trainer, or "auto".
+        validate_every_steps: steps between two validations; the last step is always validated.
+        accumulate_grad_batches: batches per step.
+        timeout_minutes: how long ranks wait for a dead or hanging rank before they fail.
+        settings: other arguments of Lightning's Trainer.
+
+    Raises:
+        ValueError: the number of steps is less than 1.
     """
-    max_steps = round(max_steps * effort)
+    max_steps = round(max_steps * max_steps_multiplier)
     if max_steps < 1:
-        raise ValueError(f"trainer.max_steps × effort is {max_steps}; it must be at least 1")
+        raise ValueError(
+            f"trainer.max_steps × trainer.max_steps_multiplier is {max_steps}: it must be at least "
+            "1"
+        )
     return Trainer(
         max_steps=max_steps,
         max_epochs=-1,
@@ -133,10 +141,9 @@ def build_trainer(
         check_val_every_n_epoch=None,
         accumulate_grad_batches=accumulate_grad_batches,
         use_distributed_sampler=False,
-        enable_model_summary=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO(), *_environment()],
-        **settings,
+        **{"enable_model_summary": False, **settings},
     )
 
 
@@ -149,9 +156,10 @@ def _strategy(name: str, timeout: timedelta) -> str | Strategy:
 
 
 def _environment() -> list[SLURMEnvironment]:
-    """Slurm's, when it runs this: without Lightning's requeueing, which saves to another place.
+    """Return Slurm's environment inside a Slurm job, without Lightning's requeueing.
 
-    Of torchrun within a Slurm job the ranks are torchrun's.
+    Lightning's requeueing saves to another folder. With torchrun inside a Slurm job, torchrun
+    starts the ranks.
     """
     if torch.distributed.is_torchelastic_launched() or not SLURMEnvironment.detect():
         return []

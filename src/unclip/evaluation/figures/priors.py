@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 
 from unclip.bundle import train_command
-from unclip.cascade import PRIORS, stage_of_prior
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.decoder_distance import NETWORK
 from unclip.evaluation.features import Features
@@ -12,6 +11,7 @@ from unclip.evaluation.figures.figure import Figure, judged_cosines, sheet, tile
 from unclip.evaluation.frechet import frechet
 from unclip.evaluation.measurement import Result, Table
 from unclip.evaluation.networks import encode_images
+from unclip.text_to_image import PRIORS, stage_of_prior
 
 
 class PriorImportance(Figure):

@@ -1,1 +1,1 @@
-"""Concerns that are not the model's: each is one callback, in one file."""
+"""Callbacks: everything around training steps that is not the model."""

@@ -1,12 +1,14 @@
-"""Stops a run before a loss that is not finite reaches its weights."""
+"""Stop a run before a non-finite loss reaches its weights."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
+
+from unclip.batch import Batch
+from unclip.training.modules import StageModule
 
 
 class NonFiniteError(RuntimeError):
@@ -14,12 +16,12 @@ class NonFiniteError(RuntimeError):
 
 
 class NonFiniteGuard(Callback):
-    """Looks at loss and gradient norm before each optimizer step, and writes down the batch's keys.
+    """Check loss and gradient norm before each step; on failure save the sample keys.
 
     Gradients are summed over ranks, so that all ranks stop at the same step.
 
     Args:
-        folder: where the keys go, as nonfinite_STEP_RANK.json.
+        folder: folder of the file nonfinite_STEP_RANK.json with the keys.
     """
 
     def __init__(self, folder: str | Path):
@@ -27,17 +29,17 @@ class NonFiniteGuard(Callback):
         self._keys: list[str] = []
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
+        self, trainer: Trainer, pl_module: StageModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Remembers which samples the coming gradient is of."""
+        """Remember the samples of the coming gradient."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._keys = []
         self._keys += batch["key"]
 
     def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+        self, trainer: Trainer, pl_module: StageModule, optimizer: Optimizer
     ) -> None:
-        """Raises NonFiniteError instead of letting the step happen."""
+        """Raise NonFiniteError instead of taking the step."""
         loss, norm = pl_module.last_loss, pl_module.gradient_norm()
         finite = bool(torch.isfinite(loss + norm))
         if trainer.strategy.reduce_boolean_decision(finite, all=True):
@@ -45,15 +47,11 @@ class NonFiniteGuard(Callback):
         step, rank = trainer.global_step, trainer.global_rank
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"nonfinite_{step}_{rank}.json"
-        about = {
-            "step": step,
-            "rank": rank,
-            "loss": str(loss.item()),
-            "gradient_norm": str(norm.item()),
-        }
-        path.write_text(json.dumps({**about, "keys": self._keys}, indent=1))
+        values = {"loss": str(loss.item()), "gradient_norm": str(norm.item())}
+        about = {"step": step, "rank": rank, **values, "keys": self._keys}
+        path.write_text(json.dumps(about, indent=1))
         raise NonFiniteError(
-            f"step {step}: the loss is {loss.item()} and the gradient norm {norm.item()}. Nothing "
-            f"was changed by this step; its samples are in {path}. Lower optimizer.lr, or look at "
-            "these samples, and resume from the last checkpoint"
+            f"step {step}: the loss is {loss.item()} and the gradient norm {norm.item()}. The step "
+            f"was not taken; its samples are listed in {path}. Lower optimizer.lr, or inspect the "
+            "samples, and resume from the last checkpoint"
         )

@@ -1,58 +1,59 @@
-"""Where a run's numbers and pictures go: CSV, Weights & Biases, TensorBoard.
+"""Loggers of a run: CSV and Weights & Biases.
 
-A run that is resumed goes on in the logs that it has: the CSV loses the lines that will come
-again, and W&B keeps the run's id in its folder.
+A resumed run continues its logs: lines that will be logged again are removed from the CSV, and the
+id of the W&B run is kept in the run folder. Lightning's CSVLogger deletes metrics.csv instead.
 """
 
 import csv
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from PIL import Image
 from torch import Tensor
 
 from unclip.files import atomic_write
+from unclip.training.lightning_compat import remove_deprecated_wandb_option
+from unclip.training.modules import StageModule
 
 
 class CsvLogger(Logger):
-    """Metrics as FOLDER/logs/metrics.csv, each line on the disk as soon as it is logged.
+    """Write metrics to FOLDER/logs/metrics.csv, each line as soon as it is logged.
 
     Args:
-        folder: the run's folder.
+        folder: run folder.
     """
 
     def __init__(self, folder: str | Path):
         super().__init__()
         self.path = Path(folder) / "logs" / "metrics.csv"
-        self._rows: list[dict[str, str]] | None = None  # what is in the file
+        self._rows: list[dict[str, str]] | None = None  # content of the file
         self._columns: list[str] = []
 
     @property
     def name(self) -> str:
-        """Lightning asks for it."""
+        """Name, required by Lightning."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Lightning asks for it."""
+        """Version, required by Lightning."""
         return "logs"
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml in the run's folder has them."""
+        """Do nothing: config.yaml in the run folder has the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds a line; one that repeats the last line's step and columns takes its place."""
+        """Add a line; it replaces a last line with the same step and columns."""
         values = {name: repr(_number(value)) for name, value in metrics.items()}
         row = {"step": "" if step is None else str(step), **values}
-        self._read()
+        self._load()
         last = {name: value for name, value in (self._rows or [{}])[-1].items() if value != ""}
         repeats = last.keys() == row.keys() and last["step"] == row["step"]
         if repeats:
@@ -67,15 +68,15 @@ class CsvLogger(Logger):
                 csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     @rank_zero_only
-    def continue_from(self, step: int) -> None:
-        """Drops what was logged after the step that a run goes on from; 0 drops everything."""
-        self._read()
-        kept = [row for row in self._rows if _before(row, step)]
+    def truncate(self, step: int) -> None:
+        """Remove the lines after the step that a run resumes from; 0 removes all lines."""
+        self._load()
+        kept = [row for row in self._rows if _is_before(row, step)]
         if len(kept) < len(self._rows):
             self._rows = kept
             self._write()
 
-    def _read(self) -> None:
+    def _load(self) -> None:
         if self._rows is not None:
             return
         self._rows = []
@@ -97,18 +98,28 @@ def _number(value: Any) -> float:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _before(row: Mapping[str, str], step: int) -> bool:
-    """Whether a line belongs to the steps before; a step's validation comes after its training."""
+def _is_before(row: Mapping[str, str], step: int) -> bool:
+    """Return whether a line belongs to earlier steps; a step's validation follows its training."""
     at = int(row["step"] or 0)
     trained = any(value for name, value in row.items() if name.startswith("train/"))
     return at < step or (at == step > 0 and not trained)
 
 
-def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
-    """Weights & Biases; without an account's key it writes its files offline and asks nothing.
+class TruncateLogsOnResume(Callback):
+    """Remove the lines of the CSV that a resumed run will log again."""
 
-    The run's id is kept as FOLDER/wandb_id, so that resumed, it is one run there. What a run prints
-    is not sent.
+    def on_train_start(self, trainer: Trainer, pl_module: StageModule) -> None:
+        """Truncate at the step that a checkpoint restored."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger):
+                logger.truncate(trainer.global_step)
+
+
+def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
+    """Build a Weights & Biases logger; without an API key it is offline and never asks for one.
+
+    The run's id is kept in FOLDER/wandb_id, so that a resumed run stays one run. The console output
+    is not uploaded.
     """
     import wandb
     from lightning.pytorch.loggers import WandbLogger
@@ -117,22 +128,22 @@ def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
     offline = os.environ.get("WANDB_MODE") == "offline" or not key
     if offline:
         rank_zero_only(print)(
-            f"wandb is offline; `wandb sync {Path(folder) / 'wandb'}/offline-run-*` sends it later",
+            f"wandb is offline: upload with `wandb sync {Path(folder) / 'wandb'}/offline-run-*`",
             flush=True,
         )
     logger = WandbLogger(
         save_dir=folder,
         project=project,
         name=name,
-        id=_kept_id(Path(folder) / "wandb_id"),
+        id=_load_or_create_id(Path(folder) / "wandb_id"),
         offline=offline,
         settings=wandb.Settings(console="off", silent=True),
     )
-    logger._wandb_init.pop("anonymous", None)  # wandb warns of it, whatever its value
+    remove_deprecated_wandb_option(logger)
     return logger
 
 
-def _kept_id(path: Path) -> str:
+def _load_or_create_id(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(path, "x") as file:
@@ -140,47 +151,3 @@ def _kept_id(path: Path) -> str:
     except FileExistsError:
         pass
     return path.read_text().strip()
-
-
-def tensorboard_logger(folder: str | Path) -> Logger:
-    """TensorBoard's files in FOLDER/tensorboard, pictures included.
-
-    Raises:
-        ValueError: TensorBoard, an extra, is not installed.
-    """
-    try:
-        import tensorboard  # noqa: F401 (Lightning's logger needs it)
-    except ModuleNotFoundError:
-        mend = "pip install -e '.[tensorboard]'"
-        raise ValueError(f"logger=tensorboard needs TensorBoard: {mend}") from None
-    from lightning.pytorch.loggers import TensorBoardLogger
-    from torchvision.transforms.functional import pil_to_tensor
-
-    class PictureLogger(TensorBoardLogger):
-        """Takes pictures as the W&B logger does."""
-
-        @rank_zero_only
-        def log_image(
-            self,
-            key: str,
-            images: Sequence[Image.Image | str],
-            step: int | None = None,
-            **kwargs: Any,
-        ) -> None:
-            """Adds pictures, or files of pictures, under one name."""
-            for number, image in enumerate(images):
-                picture = image if isinstance(image, Image.Image) else Image.open(image)
-                tag = key if len(images) == 1 else f"{key}/{number}"
-                self.experiment.add_image(tag, pil_to_tensor(picture.convert("RGB")), step)
-
-    return PictureLogger(save_dir=str(folder), name="", version="tensorboard")
-
-
-class ContinueLogs(Callback):
-    """Lets the loggers that can go on where the run does."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells them the step, which a checkpoint has restored by now."""
-        for logger in trainer.loggers:
-            if hasattr(logger, "continue_from"):
-                logger.continue_from(trainer.global_step)

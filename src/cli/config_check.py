@@ -1,0 +1,273 @@
+"""Check a command line and its configuration: unknown keys, wrong types, secrets.
+
+Hydra answers an unknown key with the advice to add it; here the message names the nearest key that
+exists. Keys and types of objects to be built are compared with the signatures of their
+constructors.
+"""
+
+import difflib
+import inspect
+import re
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).parents[2] / "conf"
+SECRET = re.compile(r"oc\.env:\s*['\"]?\w*(KEY|TOKEN|SECRET|PASSWORD)\w*['\"]?", re.IGNORECASE)
+HYDRA_KEY = re.compile("_[a-z]+_")  # _target_ and the like
+FORWARDS_TO = {"unclip.training.trainer.build_trainer": "lightning.pytorch.Trainer"}
+
+
+class ConfigurationError(ValueError):
+    """A configuration that cannot work; the message says what to change."""
+
+
+def check_command_line(config_name: str, arguments: Sequence[str] | None = None) -> None:
+    """Exit with one line if the command line has an unknown key or a value of a wrong type.
+
+    Args:
+        config_name: name of a file in conf/.
+        arguments: command line; None for the program's own.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if any(word in ("--help", "-h", "--hydra-help", "--version") for word in words):
+        return
+    if any(word.startswith(("--config-", "-cd", "-cn", "-cp")) for word in words):
+        return  # a configuration from elsewhere
+    try:
+        overrides = [w for w in words if not w.startswith("-") and ("=" in w or w.startswith("~"))]
+        compose_strictly(config_name, overrides)
+    except ConfigurationError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:
+    """Compose the configuration of a command line, or of the first job of a sweep.
+
+    Raises:
+        ConfigurationError: a word is wrong; the message names it and the nearest valid one.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            overrides = OverridesParser.create().parse_overrides(list(words))
+            chosen = {_first_choice(override): override for override in overrides}
+            _check_choices(chosen)
+            structure = [word for word, override in chosen.items() if _is_structural(override)]
+            usual = compose(config_name, structure, return_hydra_config=True)
+            values = {o.key_or_group: w for w, o in chosen.items() if not _is_structural(o)}
+            _check_keys(values, usual)
+            cfg = compose(config_name, list(chosen), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigurationError(str(error).strip().splitlines()[0]) from None
+    _check_types(values, usual, cfg)
+    _check_preset(cfg)
+    for override in overrides:
+        if override.is_add() and override.key_or_group not in _groups():
+            _check_added(override.key_or_group, cfg)
+    for text in _texts(OmegaConf.to_container(cfg, resolve=False)):
+        if found := SECRET.search(text):
+            raise ConfigurationError(
+                f"${{{found[0]}}}: the configuration is saved and logged, so it must not contain "
+                "secrets; the libraries that need one read it from the environment"
+            )
+    return cfg
+
+
+def _first_choice(override: Override) -> str:
+    """Return an override with the value that the first job of a sweep gets."""
+    if not override.is_sweep_override():
+        return override.input_line
+    if override.is_discrete_sweep():
+        return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+    return f"{override.get_key_element()}={override.value().start}"
+
+
+@lru_cache
+def _groups() -> set[str]:
+    return {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()}
+
+
+def _is_structural(override: Override) -> bool:
+    """Return whether an override decides which keys exist: a group's choice, or an added key."""
+    key = override.key_or_group
+    return "/" in key or key in _groups() or override.is_add() or override.is_force_add()
+
+
+def _check_choices(chosen: Mapping[str, Override]) -> None:
+    for word, override in chosen.items():
+        group, choice = override.key_or_group, word.partition("=")[2]
+        if group not in _groups() or choice in ("", "null") or override.package is not None:
+            continue
+        if not (CONF / group / f"{choice}.yaml").is_file():
+            paths = [path.relative_to(CONF / group) for path in (CONF / group).rglob("*.yaml")]
+            choices = sorted(path.with_suffix("").as_posix() for path in paths)
+            raise ConfigurationError(
+                f"there is no {group}={choice}{_nearest(choice, choices)} "
+                f"(choices: {', '.join(choices)})"
+            )
+
+
+def _check_keys(values: Mapping[str, str], usual: DictConfig) -> None:
+    keys = _keys(OmegaConf.to_container(usual, resolve=False))
+    for key in values:
+        if key not in keys:
+            raise ConfigurationError(f"there is no key {key}{_nearest(key, keys)}")
+
+
+def _check_types(values: Mapping[str, str], usual: DictConfig, cfg: DictConfig) -> None:
+    """Refuse text other than "auto" for a number or truth value.
+
+    `check_targets` knows more, but has to import what is built.
+    """
+    for key, word in values.items():
+        before, now = (_select(config, key) for config in (usual, cfg))
+        if isinstance(before, bool | int | float) and isinstance(now, str) and now != "auto":
+            wanted = "true or false" if isinstance(before, bool) else f"a number such as {before}"
+            raise ConfigurationError(f"{word}: expected {wanted}")
+
+
+def _check_preset(cfg: DictConfig) -> None:
+    """Require a preset for the chosen stage and scale, in programs that have one."""
+    choices = cfg.hydra.runtime.choices
+    presets = [choices[key] for key in ("preset", "preset@_global_") if key in choices]
+    if presets and not any((CONF / "preset" / f"{preset}.yaml").is_file() for preset in presets):
+        stage = presets[0].partition("/")[0]
+        others = sorted(path.stem for path in (CONF / "preset" / stage).glob("*.yaml"))
+        raise ConfigurationError(
+            f"there is no preset={presets[0]}: choose another size of the stage with "
+            f"preset={stage}/SIZE (sizes: {', '.join(others)})"
+        )
+
+
+def _check_added(key: str, cfg: DictConfig) -> None:
+    """Refuse a key that was added with + if nothing uses it."""
+    parent, _, name = key.rpartition(".")
+    if parent:
+        target = _select(cfg, f"{parent}._target_")
+        if target and not HYDRA_KEY.fullmatch(name):
+            _check_name(key, target)
+        return
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    if not any(f"${{{key}" in text for text in _texts(plain)):
+        known = [one for one in _keys(plain) if one.partition(".")[0] != key]
+        raise ConfigurationError(f"there is no key {key}{_nearest(key, known)}")
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    return OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in config.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            found += _keys(value, f"{prefix}{key}.")
+    return found
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _texts(child)
+
+
+def _nearest(word: str, options: Sequence[str]) -> str:
+    """Return a question with the nearest option, or nothing if no option is near."""
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if not near:  # the right name in a wrong place
+        last = word.rpartition(".")[2]
+        near = [option for option in options if option.rpartition(".")[2] == last][:1]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def check_targets(config: Any, key: str = "") -> None:
+    """Compare all arguments in a configuration with the signatures of their `_target_`.
+
+    Raises:
+        ConfigurationError: an argument is unknown, or its value has a wrong type.
+    """
+    if isinstance(config, list):
+        config = {f"[{number}]": part for number, part in enumerate(config)}
+    if not isinstance(config, dict):
+        return
+    target = config.get("_target_")
+    for name, value in config.items():
+        where = f"{key}.{name}".lstrip(".")
+        if target is not None and not HYDRA_KEY.fullmatch(name):
+            _check_name(where, target)
+            hint = _signature(target)[1].get(name, Any)
+            if not _fits(value, hint):
+                raise ConfigurationError(f"{where}={value!r}: expected {_describe(hint)}")
+        check_targets(value, where)
+
+
+def _check_name(key: str, target: str) -> None:
+    parameters, _ = _signature(target)
+    name = key.rpartition(".")[2]
+    if parameters is not None and name not in parameters:
+        owner = target.rpartition(".")[2]
+        raise ConfigurationError(
+            f"{key}: {owner} has no argument {name}{_nearest(name, parameters)}"
+        )
+
+
+@lru_cache
+def _signature(target: str) -> tuple[list[str] | None, dict[str, Any]]:
+    """Return (names of the parameters or None if any is accepted, type hints) of a target."""
+    try:
+        built = get_object(target)
+    except Exception as error:  # a missing package, or a name that does not exist
+        raise ConfigurationError(f"_target_ {target}: {error}") from None
+    parameters = inspect.signature(built).parameters
+    try:
+        hints = get_type_hints(built.__init__ if inspect.isclass(built) else built)
+    except (NameError, TypeError):  # jaxtyping's annotations
+        hints = {}
+    if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return list(parameters), hints
+    if target in FORWARDS_TO:
+        return [*parameters, *_signature(FORWARDS_TO[target])[0]], hints
+    if inspect.isclass(built):  # its keyword arguments go to a base class
+        bases = [inspect.signature(base).parameters for base in built.__mro__[:-1]]
+        return [name for names in bases for name in names], hints
+    return None, hints
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a plain value has a type; types that are not plain accept everything."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    plain = {type(None): type(None), bool: bool, int: int, float: int | float, str: str, Path: str}
+    return isinstance(value, plain.get(hint, object))
+
+
+def _describe(hint: Any) -> str:
+    """Return the name of a type in plain English."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(hint))
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    names |= {Path: "a path", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

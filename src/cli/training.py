@@ -1,0 +1,240 @@
+"""Parts of train.py and embed.py: name a run, check it, provide its inputs, build its objects.
+
+torch and Lightning are imported inside functions, so that `train.py --help` starts quickly.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from cli.config_check import ConfigurationError, check_targets
+
+BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
+
+# Keys that may change when a run resumes.
+RESUMABLE_KEYS = ("hydra", "run_folder", "resume", "resume_strict", "upstream", "logger")
+
+
+def config_identity(cfg: DictConfig) -> dict[str, Any]:
+    """Return the part of a configuration that distinguishes its run from others."""
+    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    plain.run_folder = ""
+    config = OmegaConf.to_container(plain, resolve=True)
+    config["schedule"].pop("decay_steps", None)  # a decay starts when a run resumes
+    return {key: value for key, value in config.items() if key not in RESUMABLE_KEYS}
+
+
+def register_run_folder() -> None:
+    """Register the resolver run_folder_of, which conf/train.yaml uses."""
+    OmegaConf.register_new_resolver("run_folder_of", _run_folder, replace=True)
+
+
+def _run_folder(*, _root_: DictConfig) -> str:
+    from unclip.training.resume import AUTO, choose_run_dir
+
+    if _root_.resume not in (None, AUTO):
+        return str(Path(_root_.resume).absolute().parent)
+    parent = Path(_root_.folders.runs) / _root_.bundle / _root_.stage
+    try:
+        return str(choose_run_dir(parent, config_identity(_root_)))
+    except OmegaConfBaseException:  # a value is missing; the error is raised when it is used
+        return str(parent / "incomplete")
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Exit with one line instead of a traceback if the message says how to fix the error."""
+    from unclip.training.resume import ResumeError
+
+    program = Path(sys.argv[0]).name
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        raise SystemExit(
+            f"{program}: {error.full_key} has no value: add {error.full_key}=VALUE"
+        ) from None
+    except (ConfigurationError, ResumeError, OSError) as error:
+        raise SystemExit(f"{program}: {error}") from None
+
+
+def build(config: Any) -> Any:
+    """Instantiate a part of the configuration; its targets must be in `BUILDABLE`."""
+    pending = [config]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            target = part.get("_target_")
+            if target is not None and not target.startswith(BUILDABLE):
+                raise ConfigurationError(f"_target_ {target} is not in {', '.join(BUILDABLE)}")
+            pending += part.values()
+        elif isinstance(part, list):
+            pending += part
+    return instantiate(config, _convert_="all")
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse, in seconds, what cannot work: keys, types, sizes that do not fit, a full disk.
+
+    Raises:
+        ConfigurationError: the message says what to change.
+        FileNotFoundError: a folder has no shards, and no command is known that makes them.
+    """
+    import torch
+
+    from unclip import bundle
+    from unclip.data.shards import list_shards
+    from unclip.training import run, sharding
+
+    check_targets(config)
+    name, recipe, folders = config["stage"], config["model"], config["folders"]
+    try:
+        with torch.device("meta"):
+            stage = bundle.build(recipe)
+        data = build(config["data"])()
+        run.check_disk(stage, [folders["runs"], folders["models"]], config["run_folder"])
+        image_size = config["data"].get("image_size", 64)
+        run.check_chain(name, recipe, image_size, Path(folders["models"]) / config["bundle"])
+        if config["trainer"]["strategy"] == "fsdp":
+            sharding.blocks_of(stage)
+        if config["init"] is not None:
+            bundle.check_init(stage, run.resolve_init(config["init"], name))
+        if config["prepare"]["build"] is None:
+            for source in data.sources():
+                list_shards(source)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def ensure_inputs(config: dict[str, Any], overrides: list[str]) -> None:
+    """Provide the checkpoint, the upstream stages and the data, or say how to make them.
+
+    Args:
+        config: resolved configuration.
+        overrides: command line, from which an upstream run inherits.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message has the command that makes it.
+        ChildProcessError: an upstream run fails.
+    """
+    from unclip.training import run
+    from unclip.training.resume import AUTO
+
+    if config["resume"] not in (None, AUTO) and not Path(config["resume"]).is_file():
+        raise FileNotFoundError(f"resume={config['resume']}: there is no such file")
+    bundle = Path(config["folders"]["models"]) / config["bundle"]
+    needs = config["embedder"]["needs"] if config["needs_clip"] else []
+    if config["init"] is not None:
+        init = run.resolve_init(config["init"], config["stage"])
+        run.copy_upstream(needs, init.parent, bundle)
+    run.ensure_upstream(needs, bundle, overrides, train=config["upstream"] == "train")
+    run.ensure_data(build(config["prepare"]["build"]), config["prepare"]["done"])
+
+
+def set_up_process(seed: int) -> None:
+    """Configure logging, memory and random numbers of this process."""
+    import torch
+
+    from unclip.training.resume import is_first_rank
+    from unclip.training.trainer import die_with_parent, silence_lightning, tune_malloc
+
+    silence_lightning()
+    tune_malloc()
+    if not is_first_rank():
+        die_with_parent()
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(seed)  # the same initial weights on all ranks
+
+
+def build_embedder(config: dict[str, Any]) -> Any:
+    """Build the CLIP embedder, or return None for a stage that needs none.
+
+    Raises:
+        ConfigurationError: the CLIP has other sizes than the stage is configured for; the message
+            names the override that fixes it.
+    """
+    if not config["needs_clip"]:
+        return None
+    embedder = build(config["embedder"]["build"])
+    for name in ("embedding_dim", "text_width", "context_length"):
+        actual, expected = getattr(embedder, name), config["clip"][name]
+        if actual != expected:
+            raise ConfigurationError(
+                f"the CLIP {embedder.fingerprint} has {name} {actual}, but this stage is "
+                f"configured for {expected}: add clip.{name}={actual}, or use another CLIP"
+            )
+    return embedder
+
+
+def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
+    """Build the stage in its LightningModule; a new run starts from the weights of `init`.
+
+    Raises:
+        ConfigurationError: the weights of `init` belong to another stage.
+    """
+    from unclip import bundle
+    from unclip.training.acceleration import optimize
+    from unclip.training.run import resolve_init
+
+    stage = bundle.build(config["model"])
+    if config["init"] is not None and new:
+        weights = resolve_init(config["init"], config["stage"])
+        try:
+            bundle.initialize(stage, weights, embedder and embedder.fingerprint)
+        except ValueError as error:
+            raise ConfigurationError(f"init: {error}") from None
+    optimize(stage, **config["acceleration"])
+    return build(config["module"])(
+        stage,
+        recipe=config["model"],
+        optimizer=build(config["optimizer"]),
+        schedule=build(config["schedule"]),
+        embedder=embedder,
+        statistics_loaded=config["init"] is not None,
+        name=config["stage"],
+        seed=config["seed"],
+    )
+
+
+def build_trainer(
+    config: dict[str, Any],
+    metadata: dict[str, Any],
+    checkpoint: Path | None,
+    *,
+    max_steps: int | None = None,
+) -> Any:
+    """Build the trainer with its callbacks and loggers.
+
+    Args:
+        config: resolved configuration.
+        metadata: description of the run; the number of ranks is added.
+        checkpoint: checkpoint that the run resumes from; None for a new run.
+        max_steps: number of steps; None for that of the configuration.
+
+    Raises:
+        ResumeError: the checkpoint belongs to another run.
+    """
+    from unclip.provenance import code_version
+    from unclip.training.callbacks.checkpoint import RunMetadata
+    from unclip.training.resume import check_same_run
+
+    settings = config["trainer"]
+    if max_steps is not None:
+        settings = {**settings, "max_steps": max_steps, "max_steps_multiplier": 1.0}
+    trainer = build(settings)(
+        callbacks=[build(callback) for callback in config["callbacks"].values()],
+        loggers=[build(logger) for logger in config["logger"].values()],
+    )
+    metadata = {**metadata, "ranks": trainer.world_size}
+    trainer.callbacks.insert(0, RunMetadata(metadata))
+    if checkpoint is not None:
+        strict = config["resume_strict"]
+        check_same_run(checkpoint, metadata, max_steps=trainer.max_steps, strict=strict)
+    for logger in trainer.loggers:
+        logger.log_hyperparams({**config, "code": code_version()})
+    return trainer

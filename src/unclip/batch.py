@@ -1,0 +1,35 @@
+"""The batch that loaders make and that stages, LightningModules and callbacks take."""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class Batch(TypedDict, total=False):
+    """A batch of N samples; which keys it has depends on the stage.
+
+    Attributes:
+        key: names of the samples.
+        valid: `N` bool, False for padding that makes the last batches of all ranks equally long.
+        caption: raw text.
+        captions: all captions of each sample, if the reader keeps them.
+        image: `N 3 H W`, uint8 from a loader, float in [-1, 1] for a stage.
+        low_res: `N 3 h w`, input of an upsampler, as `image`.
+        image_embedding: `N D`, z_i.
+        tokens: `N L` int64, BPE ids of the captions.
+        text_states: `N L W`, last hidden states of CLIP's text encoder.
+        text_mask: `N L` bool, true at real tokens.
+        text_embedding: `N D`, z_t.
+    """
+
+    key: list[str]
+    valid: Tensor
+    caption: list[str]
+    captions: list[list[str]]
+    image: Tensor
+    low_res: Tensor
+    image_embedding: Tensor
+    tokens: Tensor
+    text_states: Tensor
+    text_mask: Tensor
+    text_embedding: Tensor

@@ -1,0 +1,362 @@
+"""LightningModules: each adds the training logic to a stage."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from statistics import fmean
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from lightning.pytorch import LightningModule
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from unclip.batch import Batch
+from unclip.clip import ClipEmbedder, recall_at
+from unclip.evaluation.similarity import psnr
+from unclip.images import to_float, to_uint8
+from unclip.stages import (
+    AutoregressivePriorStage,
+    ClipStage,
+    DecoderStage,
+    PriorStage,
+    Stage,
+    UpsamplerStage,
+)
+from unclip.training.optim import clip_gradients, gradient_norm, parameter_groups
+from unclip.training.sharding import ShardedStrategy, is_sharded, reshard, shard, unshard
+
+Scores = dict[str, Tensor | float]
+
+
+def seed_of(*parts: str | int) -> int:
+    """Hash words and numbers to a 63-bit seed, the same on every machine."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def sample_generators(keys: Iterable[str], seed: int) -> list[torch.Generator]:
+    """Return a CPU generator for each key, so that a sample does not depend on its batch."""
+    return [torch.Generator().manual_seed(seed_of(seed, key)) for key in keys]
+
+
+class StageModule(LightningModule):
+    """Train a stage.
+
+    Args:
+        stage: stage to train.
+        recipe: plain dict that the stage was built from, saved in checkpoints and exported files.
+        optimizer: function that takes parameter groups and returns an optimizer.
+        schedule: function `factor(step, max_steps)` that multiplies the learning rate.
+        embedder: frozen CLIP, required by stages with `needs_clip`. It is a plain object, so that
+            it is not moved, saved, averaged or wrapped with the module.
+        statistics_loaded: the stage's statistics came with its initial weights; do not fit them.
+        name: name of the run; None for the stage's name. A judge is a "clip" stage.
+        seed: seed of the noise of validation samples.
+
+    Attributes:
+        last_loss: detached loss of the last training batch.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        recipe: dict[str, Any],
+        optimizer: Callable[[list[dict]], Optimizer],
+        schedule: Callable[[int, int], float],
+        embedder: ClipEmbedder | None = None,
+        statistics_loaded: bool = False,
+        name: str | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if stage.needs_clip and embedder is None:
+            raise ValueError(f"the stage {stage.name} needs CLIP's features: pass an embedder")
+        self.stage = stage.to(memory_format=torch.channels_last)
+        self.recipe = recipe
+        self.embedder = embedder
+        self.statistics_loaded = statistics_loaded
+        self.name = name or stage.name
+        self.seed = seed
+        self.last_loss = torch.zeros(())
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._gradient_norm: Tensor | None = None
+
+    def preprocess(self, batch: Batch) -> Batch:
+        """Convert uint8 images to floats in [-1, 1] and add CLIP's features."""
+        converted = dict(batch)
+        for name in ("image", "low_res"):
+            if name in converted:
+                image = converted[name].to(self.device, memory_format=torch.channels_last)
+                converted[name] = to_float(image)
+        if self.embedder is not None:
+            converted = self.embedder.to(self.device)(converted)
+        return cast(Batch, converted)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Preprocess a batch that Lightning moved to the device."""
+        return self.preprocess(batch)
+
+    @torch.no_grad()
+    def training_batches(self) -> Iterator[Batch]:
+        """Yield this rank's preprocessed training batches from the first on, to fit statistics."""
+        for batch in self.trainer.datamodule.train_dataloader():
+            yield self.preprocess(self.transfer_batch_to_device(batch, self.device, 0))
+
+    def generators(self, batch: Batch) -> list[torch.Generator]:
+        """Return a generator for each validation sample, the same in every validation."""
+        return sample_generators(batch["key"], self.seed)
+
+    def configure_model(self) -> None:
+        """Shard the stage if the strategy is FSDP."""
+        if isinstance(self.trainer.strategy, ShardedStrategy) and not is_sharded(self.stage):
+            shard(self.stage, self.device_mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        """Fit the stage's statistics on rank 0 and broadcast them, unless they were loaded."""
+        if self.trainer.ckpt_path is not None or self.statistics_loaded:
+            return
+        has_statistics = type(self.stage).fit_statistics is not Stage.fit_statistics
+        if has_statistics and self.trainer.is_global_zero:
+            self.stage.fit_statistics(self.training_batches())
+        if self.trainer.world_size > 1:
+            for buffer in self.stage.buffers():
+                distributed.broadcast(buffer, src=0)
+        if self.embedder is not None:  # the statistics scale it, so it comes after them
+            self.stage.fit_null_text(self.embedder.to(self.device).text([""])._asdict())
+
+    def on_train_start(self) -> None:
+        """Give a checkpoint's optimizer states the strides of their parameters.
+
+        Fused optimizers walk memory in storage order, and a sharded run saves contiguous states.
+        """
+        for optimizer in self.trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if value.shape == parameter.shape and value.stride() != parameter.stride():
+                        state[name] = torch.empty_like(parameter).copy_(value)
+
+    def on_validation_start(self) -> None:
+        """Unshard the stage: all ranks validate, and rank 0 samples, with full weights."""
+        unshard(self.stage)
+
+    def on_validation_end(self) -> None:
+        """Leave this rank its shards."""
+        reshard(self.stage)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the stage's loss and log its parts."""
+        losses = self.stage.loss(batch)
+        self.last_loss = losses["loss"].detach()
+        if self._logs_this_step():
+            self._log_all("train", _mean_over_ranks(losses, self.trainer.world_size), batch)
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the stage's loss and the scores of `measure`."""
+        values = {"loss": self.stage.loss(batch)["loss"], **self.measure(batch)}
+        self._log_all("validation", values, batch)  # the same names on all ranks, or they hang
+
+    def measure(self, batch: Batch) -> Scores:
+        """Return mean scores of a validation batch, computed with the averaged weights."""
+        return {}
+
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
+        """Return rows of images `B 3 H W` in [-1, 1] that show the stage's output, or nothing."""
+        return {}
+
+    def _logs_this_step(self) -> bool:
+        """Return whether the loggers want this step; logging every step slows small stages."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def _log_all(self, prefix: str, values: Mapping[str, Tensor | float], batch: Batch) -> None:
+        self.log_dict(
+            {f"{prefix}/{name}": value for name, value in values.items()},
+            batch_size=float(batch["valid"].sum()),  # Lightning rounds an int over the ranks
+            sync_dist=prefix == "validation",
+        )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer of the trainable weights and its schedule by steps."""
+        optimizer = self._optimizer(parameter_groups(self.stage))
+        max_steps = self.trainer.max_steps
+        scheduler = LambdaLR(optimizer, lambda step: self._schedule(step, max_steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def gradient_norm(self) -> Tensor:
+        """Return the norm of the current gradients, computed once per step."""
+        if self._gradient_norm is None:
+            self._gradient_norm = gradient_norm(self.stage.parameters())
+        return self._gradient_norm
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Forget the gradient norm of the last step."""
+        self._gradient_norm = None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the gradient norm and the learning rate."""
+        if self._logs_this_step():
+            lr = optimizer.param_groups[0]["lr"]
+            self.log_dict({"train/gradient_norm": self.gradient_norm(), "train/learning_rate": lr})
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that was computed for the guard and the log."""
+        if gradient_clip_val:
+            clip_gradients(self.stage.parameters(), gradient_clip_val, self.gradient_norm())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the stage's name, recipe and CLIP as JSON, so that the file holds plain values."""
+        fingerprint = None if self.embedder is None else self.embedder.fingerprint
+        about = {"stage": self.stage.name, "recipe": self.recipe, "clip_fingerprint": fingerprint}
+        checkpoint["unclip"] = json.dumps(about)
+
+
+def _mean_over_ranks(losses: Mapping[str, Tensor], ranks: int) -> Mapping[str, Tensor | float]:
+    """Average each loss over the ranks that have it."""
+    if ranks == 1:
+        return losses
+    gathered: list[Any] = [None] * ranks
+    distributed.all_gather_object(gathered, {name: loss.item() for name, loss in losses.items()})
+    names = sorted({name for values in gathered for name in values})
+    return {name: fmean(values[name] for values in gathered if name in values) for name in names}
+
+
+class PriorModule(StageModule):
+    """Train a prior; validate by the cosine of predicted and true image embeddings."""
+
+    stage: PriorStage | AutoregressivePriorStage
+
+    def measure(self, batch: Batch) -> Scores:
+        """Return mean cosines to the true z_i.
+
+        "cosine" is that of the prediction. Its baselines are "cosine_text" (the caption's z_t),
+        "cosine_linear" (the closed-form linear prior, if the stage has it) and "cosine_shuffled"
+        (the prediction from another caption).
+        """
+        true, condition = batch["image_embedding"], self.stage.condition(batch)
+        predicted = self.stage.sample(condition, generators=self.generators(batch))
+        predictions = {
+            "cosine": predicted,
+            "cosine_text": batch["text_embedding"],
+            "cosine_shuffled": predicted.roll(1, dims=0),
+        }
+        if self.stage.linear is not None:
+            predictions["cosine_linear"] = self.stage.linear(condition["text_embedding"])
+        return {name: F.cosine_similarity(z, true).mean() for name, z in predictions.items()}
+
+
+class AutoregressivePriorModule(PriorModule):
+    """Train the autoregressive prior."""
+
+    stage: AutoregressivePriorStage
+
+    def measure(self, batch: Batch) -> Scores:
+        """Return a prior's cosines and "cosine_codes", that of the quantized true z_i."""
+        true = batch["image_embedding"]
+        quantized = self.stage.decode(self.stage.encode(true))
+        cosine = F.cosine_similarity(quantized, true).mean()
+        return {**super().measure(batch), "cosine_codes": cosine}
+
+
+class DecoderModule(StageModule):
+    """Train the decoder; validate by the loss, and show samples next to the real images."""
+
+    stage: DecoderStage
+
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
+        """Return real images and samples from their embeddings and captions."""
+        samples = self.stage.sample(self.stage.condition(batch), generators=self.generators(batch))
+        return {"real": batch["image"], "decoded": samples}
+
+
+class UpsamplerModule(StageModule):
+    """Train an upsampler; validate by the PSNR, compared with bicubic upsampling."""
+
+    stage: UpsamplerStage
+
+    def measure(self, batch: Batch) -> Scores:
+        """Return "psnr", "psnr_bicubic" and their difference "psnr_gain", in dB.
+
+        All crops of the batch count as one image: bicubic upsampling is almost exact in a crop of
+        plain background, and such crops would dominate a mean over crops.
+        """
+        true = _stack_vertically(batch["image"])
+        (sampled,) = psnr(_stack_vertically(self._sample(batch)), true)
+        (bicubic,) = psnr(_stack_vertically(self.stage.enlarge(batch["low_res"])), true)
+        return {"psnr": sampled, "psnr_bicubic": bicubic, "psnr_gain": sampled - bicubic}
+
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
+        """Return bicubic upsampling, the upsampler's output and the real images."""
+        bicubic = self.stage.enlarge(batch["low_res"])
+        return {"bicubic": bicubic, "upsampled": self._sample(batch), "real": batch["image"]}
+
+    def _sample(self, batch: Batch) -> Tensor:
+        return self.stage.sample(self.stage.condition(batch), generators=self.generators(batch))
+
+
+def _stack_vertically(
+    images: Float[Tensor, "batch 3 height width"],
+) -> UInt8[Tensor, "1 3 rows width"]:
+    return rearrange(to_uint8(images), "b c h w -> 1 c (b h) w")
+
+
+class ClipModule(StageModule):
+    """Train a CLIP; validate by retrieval: find an image's caption, and a caption's image.
+
+    Args:
+        num_candidates: number of candidates of a retrieval, at most the validation's pairs.
+        settings: arguments of `StageModule`.
+    """
+
+    stage: ClipStage
+
+    def __init__(self, *args: Any, num_candidates: int = 64, **settings: Any):
+        super().__init__(*args, **settings)
+        self.num_candidates = num_candidates
+        self._embedder: ClipEmbedder | None = None
+        self._pairs: list[tuple[list[str], Tensor, Tensor]] = []
+
+    def on_validation_epoch_start(self) -> None:
+        """Copy the averaged weights into a frozen embedder."""
+        self._embedder = self.stage.embedder().to(self.device)
+
+    def measure(self, batch: Batch) -> Scores:
+        """Keep the batch's embeddings until the validation ends."""
+        if batch["valid"].all():  # otherwise it is a batch of padding
+            image = self._embedder.image(batch["image"]).cpu()
+            text = self._embedder.text(batch["caption"]).text_embedding.cpu()
+            self._pairs.append((batch["key"], image, text))
+        return {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log recall@1 and @5 in both directions, and the number of candidates.
+
+        The candidates are the pairs of all ranks, sorted by key, as in one process.
+        """
+        gathered = [self._pairs] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            distributed.all_gather_object(gathered, self._pairs)
+        keys, image, text = zip(*itertools.chain(*gathered), strict=True)
+        keys = list(itertools.chain(*keys))
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        self._embedder, self._pairs = None, []
+        candidates = min(self.num_candidates, len(keys))
+        recall = recall_at(torch.cat(image)[order], torch.cat(text)[order], (1, 5), candidates)
+        scores = {f"validation/{name}": value for name, value in recall.items()}
+        scores["validation/num_candidates"] = float(candidates)
+        self.log_dict(scores, sync_dist=True)

@@ -1,0 +1,273 @@
+"""Choose a run's folder, find the checkpoint to resume from, and start or continue a decay.
+
+Lightning and torch are imported only when they are needed: most errors are raised before that.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+STABLE = "stable.ckpt"  # the checkpoint that a decay of the learning rate started from
+FINISHED = "objective.json"  # in the folder of a finished run
+AUTO = "auto"
+
+# Environment variables that tell a process its rank, and others of a group of ranks.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+_GROUP = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT")
+
+
+class ResumeError(ValueError):
+    """A run cannot resume from a checkpoint; the message says why, and how to fix it."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint cannot be written; the previous one is kept."""
+
+
+def choose_run_dir(parent: Path, config: Mapping[str, Any]) -> Path:
+    """Return the folder of a configuration's run, so that the same command resumes it.
+
+    Its name is a hash of the configuration, with a number from 2 on if such a run has finished.
+    All ranks choose the same folder.
+    """
+    name = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        if not (folder / FINISHED).exists():
+            return folder
+
+
+@contextlib.contextmanager
+def lock_run_dir(folder: Path, *, restart: bool = False) -> Iterator[None]:
+    """Lock a run folder on rank 0, and delete temporary files of killed runs.
+
+    It is a record lock, not flock: workers that outlive a killed run for seconds do not hold it.
+
+    Args:
+        folder: run folder.
+        restart: delete the checkpoints of an earlier run in this folder.
+
+    Raises:
+        ResumeError: another process holds the lock.
+    """
+    if not is_first_rank():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ResumeError(
+                f"{folder}: another process is running this command. For a second run, choose "
+                "another seed or another folder: hydra.run.dir=FOLDER"
+            ) from None
+        for path in folder.glob(f".{LAST}.*.tmp"):
+            path.unlink()
+        if restart:
+            for name in (LAST, PREVIOUS, STABLE, FINISHED):
+                (folder / name).unlink(missing_ok=True)
+        yield
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, by the environment variables of its launcher."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
+
+
+def without_ranks() -> dict[str, str]:
+    """Return this process's environment without the variables that make it a rank."""
+    return {name: text for name, text in os.environ.items() if name not in (*_RANKS, *_GROUP)}
+
+
+def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
+    """Return the checkpoint to resume from, or None for a new run.
+
+    Args:
+        folder: run folder.
+        resume: path of a checkpoint, "auto" for that of the run folder, None for a new run.
+
+    Raises:
+        FileNotFoundError: the named checkpoint does not exist.
+        ResumeError: there are checkpoints, but none of them is intact.
+    """
+    if resume is None:
+        return None
+    named = folder / LAST if resume == AUTO else Path(resume)
+    if resume != AUTO and not named.is_file():
+        raise FileNotFoundError(f"resume={resume}: there is no such file")
+    names = [named.name, PREVIOUS] if named.name == LAST else [named.name]
+    existing = [path for path in map(named.with_name, names) if path.is_file()]
+    for path in existing:
+        if is_intact(path):
+            return path
+        if is_first_rank():
+            print(f"{path} is damaged or not a checkpoint: skipped", flush=True)
+    if existing:
+        raise ResumeError(
+            f"none of {', '.join(map(str, existing))} can be loaded: add resume=null to start over"
+        )
+    return None
+
+
+def is_intact(path: Path) -> bool:
+    """Return whether all bytes of a checkpoint match its checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint; tensors are read from the file when they are used.
+
+    Raises:
+        ResumeError: the file contains code.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError:
+        raise ResumeError(
+            f"{path} is not a checkpoint of unclip: loading it could run code"
+        ) from None
+
+
+def check_same_run(
+    path: Path, metadata: Mapping[str, Any], *, max_steps: int, strict: bool = True
+) -> None:
+    """Compare the run of a checkpoint with the run that resumes from it.
+
+    Args:
+        path: checkpoint.
+        metadata: description of the run, as `RunMetadata` saves it; its "decay" may change.
+        max_steps: number of steps of the run.
+        strict: require the same configuration, data and CLIP.
+
+    Raises:
+        ResumeError: the file contains code, its run has finished, or it is another run.
+    """
+    saved = load_checkpoint(path)
+    if saved["global_step"] >= max_steps:
+        raise ResumeError(
+            f"{path} belongs to a finished run of {saved['global_step']} steps: add resume=null to "
+            "start over, or a larger trainer.max_steps and resume_strict=false to train longer"
+        )
+    if not strict:
+        return
+    if "run" not in saved:
+        raise ResumeError(f"{path} does not describe its run: add resume_strict=false")
+    before, now = json.loads(saved["run"]), json.loads(json.dumps(metadata))
+    changed = list(_differences(*({**run, "decay": None} for run in (before, now))))
+    if changed:
+        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+        raise ResumeError(
+            f"{path} belongs to another run: {'; '.join(changed[:6])}{more}. Use the command that "
+            "started it (config.yaml next to it), or add resume_strict=false to resume with these "
+            "changes"
+        )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            path = f"{key}.{name}" if key else name
+            yield from _differences(before.get(name), now.get(name), path)
+    elif before != now:
+        if key == "data_set":
+            yield "the shards are not those of its training"
+        else:
+            yield f"{key.removeprefix('config.')} was {json.dumps(before)}, is {json.dumps(now)}"
+
+
+class Decay(NamedTuple):
+    """The decay of a warm-up-stable-decay run, which starts when a run resumes with `decay_steps`.
+
+    Checkpoints contain it, so that a killed decay continues to its end.
+
+    Attributes:
+        steps: length of the decay; 0 for none.
+        start: step of the checkpoint that the decay started from; None for a decay that ends at the
+            run's `max_steps`.
+    """
+
+    steps: int
+    start: int | None = None
+
+    @property
+    def end(self) -> int | None:
+        """The step at which the decay ends the run; None for the run's `max_steps`."""
+        return None if self.start is None else self.start + self.steps
+
+
+def resume_decay(
+    checkpoint: Path | None, steps: int, *, folder: Path, strict: bool = True
+) -> tuple[Path | None, Decay]:
+    """Start a decay, or continue the decay of a checkpoint.
+
+    Args:
+        checkpoint: checkpoint that the run resumes from; None for a new run.
+        steps: length of the requested decay; 0 for none.
+        folder: run folder.
+        strict: refuse to start another decay within a decay.
+
+    Returns:
+        The checkpoint to resume from, and the decay. The checkpoint is last.ckpt of `folder` if
+        that is in the same decay that `checkpoint` would start.
+
+    Raises:
+        ResumeError: the checkpoint is in a decay of another length.
+    """
+    if checkpoint is None:
+        return None, Decay(steps)
+    step, before = _step_and_decay(checkpoint)
+    if before.steps == steps:
+        return checkpoint, before
+    if before.steps and strict:
+        stable = checkpoint.with_name(STABLE)
+        earlier = f"resume={stable} for the run before the decay, " if stable.is_file() else ""
+        raise ResumeError(
+            f"{checkpoint} belongs to a run that decays over {before.steps} steps: use "
+            f"schedule.decay_steps={before.steps} to continue it, {earlier}or add "
+            "resume_strict=false"
+        )
+    if not steps:
+        return checkpoint, Decay(0)
+    decay, last = Decay(steps, step), folder / LAST
+    continues = last != checkpoint and last.is_file() and is_intact(last)
+    if continues and _step_and_decay(last)[1] == decay:
+        return last, decay
+    return checkpoint, decay
+
+
+def keep_stable(checkpoint: Path, decay: Decay, folder: Path) -> None:
+    """Keep the checkpoint that a decay starts from as stable.ckpt, to train or decay it again."""
+    stable = folder / STABLE
+    if _step_and_decay(checkpoint)[0] != decay.start:
+        return
+    if stable.exists() and stable.samefile(checkpoint):
+        return
+    stable.unlink(missing_ok=True)
+    try:
+        os.link(checkpoint, stable)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(checkpoint, stable)
+
+
+def _step_and_decay(checkpoint: Path) -> tuple[int, Decay]:
+    saved = load_checkpoint(checkpoint)
+    decay = json.loads(saved.get("run", "{}")).get("decay", {"steps": 0})
+    return saved["global_step"], Decay(**decay)

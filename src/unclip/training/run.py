@@ -1,0 +1,201 @@
+"""Preconditions of a run: data, upstream stages, disk space and sizes that fit together."""
+
+import fcntl
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unclip.bundle import read_metadata, stage_file
+from unclip.files import atomic_write
+from unclip.training.resume import LAST, PREVIOUS, without_ranks
+
+# The stage whose output a stage upsamples.
+UPSTREAM_OF = {"upsampler_256": "decoder", "upsampler_1024": "upsampler_256"}
+
+# Overrides that an upstream run inherits from the command line of the run that needs it.
+INHERITED = (
+    "scale=",
+    "bundle=",
+    "seed=",
+    "folders.",
+    "clip.",
+    "data=",
+    "data.root=",
+    "data.workers=",
+    "prepare.",
+    "logger=",
+    "trainer=",
+    "trainer.max_steps_multiplier=",
+    "trainer.accelerator=",
+    "trainer.devices=",
+    "trainer.precision=",
+)
+
+
+def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str | Path) -> None:
+    """Require space for two training checkpoints and the exported stage in each folder.
+
+    A checkpoint contains weights, averages and at most two moments of the optimizer, and is written
+    next to the old one. Checkpoints in the run folder will be replaced.
+
+    Raises:
+        ValueError: a folder has less free space than needed.
+    """
+    earlier = [Path(run_folder, name) for name in (LAST, PREVIOUS)]
+    replaced = sum(path.stat().st_size for path in earlier if path.is_file())
+    exported = 4 * sum(p.numel() for p in stage.parameters())
+    needed = max(checkpoint_bytes(stage) * 2 - replaced, 0) + exported
+    for folder in map(Path, folders):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if free < needed:
+            raise ValueError(
+                f"{folder}: {free / 2**30:.1f} GiB are free, but two checkpoints and the stage "
+                f"need {needed / 2**30:.1f} GiB: free some space, or choose other folders.runs and "
+                "folders.models"
+            )
+
+
+def checkpoint_bytes(stage: nn.Module) -> int:
+    """Return the largest size of a checkpoint: float32 weights, averages and two moments."""
+    trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
+    return 4 * sum(p.numel() for p in stage.parameters()) + 12 * trained
+
+
+def check_chain(name: str, recipe: Mapping[str, Any], image_size: int, bundle: str | Path) -> None:
+    """Require that an upsampler's input size is the output size of the stage before it.
+
+    Args:
+        name: name of the stage.
+        recipe: plain dict that the stage is built from.
+        image_size: size of the images that the stage outputs.
+        bundle: folder of the trained stages; a stage that it lacks is not checked.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    upstream = UPSTREAM_OF.get(name)
+    if upstream is None:
+        return
+    input_size, rest = divmod(image_size, recipe["scale"])
+    if rest:
+        raise ValueError(
+            f"{name}: data.image_size={image_size} is not a multiple of {recipe['scale']}"
+        )
+    path = stage_file(bundle, upstream)
+    if upstream == "decoder" and path.is_file():
+        output_size = read_metadata(path).recipe["image_size"]
+        if output_size != input_size:
+            raise ValueError(
+                f"{name} upsamples images of {input_size} px, but {path} makes {output_size} px: "
+                f"set data.image_size={output_size * recipe['scale']}, or train a decoder of that "
+                "size"
+            )
+
+
+@contextmanager
+def one_at_a_time(path: str | Path) -> Iterator[None]:
+    """Let one process of this machine create `path`; the others wait, and find it.
+
+    The lock is a hidden file next to `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def ensure_data(prepare: Callable[[], Any] | None, done: str | Path | None) -> None:
+    """Call `prepare` to create the data set, unless the file `done` marks it as complete."""
+    if prepare is None or Path(done).exists():
+        return
+    with one_at_a_time(Path(done).parent):
+        if not Path(done).exists():
+            prepare()
+
+
+def resolve_init(init: str | Path, stage: str) -> Path:
+    """Return the stage's file that `init`, a bundle's folder or the file itself, names.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+    """
+    path = Path(init)
+    path = path if path.suffix == ".safetensors" else stage_file(path, stage)
+    if not path.is_file():
+        raise FileNotFoundError(f"init={init}: there is no file {path}")
+    return path
+
+
+def copy_upstream(needs: Sequence[str], source: str | Path, folder: str | Path) -> None:
+    """Copy the stages `needs` from one bundle to another, unless they are there."""
+    for stage in needs:
+        original, copy = stage_file(source, stage), stage_file(folder, stage)
+        if copy.exists() or not original.exists():
+            continue
+        with one_at_a_time(copy):
+            if not copy.exists():
+                with atomic_write(copy) as temporary:
+                    shutil.copyfile(original, temporary)
+
+
+def ensure_upstream(
+    needs: Sequence[str], folder: str | Path, overrides: Sequence[str], *, train: bool
+) -> None:
+    """Require the stages that a run builds on, or train them.
+
+    Args:
+        needs: names of the stages.
+        folder: folder of the bundle.
+        overrides: command line of this run; an upstream run inherits scale, bundle, data and
+            hardware.
+        train: train missing stages, each in its own process.
+
+    Raises:
+        FileNotFoundError: a stage is missing. The message has the command that trains it. With
+            `train`, it is raised if this process is one of several ranks, which the upstream run
+            would take for its own.
+        ChildProcessError: an upstream run fails.
+    """
+    for stage in needs:
+        path = stage_file(folder, stage)
+        if path.exists():
+            continue
+        inherited = [word for word in overrides if word.startswith(INHERITED)]
+        words = [str(Path(sys.argv[0]).with_name("train.py")), f"stage={stage}", *inherited]
+        command = shlex.join(["python", *words])
+        if not train:
+            raise FileNotFoundError(
+                f"{path} is missing. Train it with `{command}`, or add upstream=train to train it "
+                "first"
+            )
+        if _is_one_of_several():
+            raise FileNotFoundError(
+                f"{path} is missing, and upstream=train does not work under torchrun or srun: "
+                f"train it first with `{command}`"
+            )
+        with one_at_a_time(path):
+            if not path.exists():
+                print(f"{path} is missing: {command}", flush=True)
+                _run(words, command)
+
+
+def _is_one_of_several() -> bool:
+    """Return whether torchrun or srun started this process along with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+
+
+def _run(words: list[str], command: str) -> None:
+    """Run train.py as a single process; its command line chooses the devices."""
+    code = subprocess.run([sys.executable, *words], env=without_ranks(), check=False).returncode
+    if code:
+        raise ChildProcessError(f"`{command}` failed with exit code {code}")

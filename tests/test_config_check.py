@@ -1,0 +1,150 @@
+"""A wrong command line is refused at once, with the nearest valid name."""
+
+import unclip  # isort: skip # noqa: F401
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf, open_dict
+
+from cli import config_check, training
+from cli.config_check import ConfigurationError, check_targets, compose_strictly
+from cli.training import check
+
+BASE = ("scale=quick", "data=folder", "data.root=nowhere", "run_folder=x")
+
+
+def composed(*words):
+    cfg = compose_strictly("train", [*BASE, *words])
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["stage=prior", "network.widht=3"],
+            r"no key network\.widht; did you mean network\.width\?",
+        ),
+        (["trainer.max_step=3"], r"did you mean trainer\.max_steps\?"),
+        (["lr=3"], r"there is no key lr; did you mean optimizer\.lr\?"),
+        (["optimiser=adamw"], r"did you mean optimizer\?"),
+        (
+            ["stage=decodr"],
+            r"no stage=decodr; did you mean decoder\? \(choices: clip, d",
+        ),
+        (["preset/prior=emojy"], r"did you mean emoji\?"),
+        (["callbacks.ema.decya=0.5"], r"did you mean callbacks\.ema\.decay\?"),
+        (["hydra.launcher.n_job=2"], r"did you mean hydra\.launcher\.n_jobs\?"),
+        (["trainer.max_steps=many"], r"trainer\.max_steps=many: expected a number such as 30"),
+        (["stage=prior", "data.load_image=maybe"], "load_image=maybe: expected true or false"),
+        (["optimizer.lr=fast,faster"], "optimizer.lr=fast: expected a number"),
+        (["trainer.max_steps=[3"], "no viable alternative"),
+        (["data.root=${oc.env:MY_API_KEY}"], "must not contain secrets"),
+        (
+            ["data.root=${oc.env:'MY_API_KEY'}"],
+            r"\${oc.env:'MY_API_KEY'}: the config",
+        ),
+        (["trainer.devices=many"], r"trainer\.devices=many: expected a number such as 1"),
+        (
+            ["stage=prior", "+network.widht=3"],
+            "PriorTransformer has no argument widht; .* width",
+        ),
+        (["+data.corp=3,4"], "ShardDataModule has no argument corp; did you mean crop"),
+        (["stage=judge", "scale=paper"], "no preset=judge/paper.* with preset=judge/SIZE"),
+        (["+lr=3"], r"there is no key lr; did you mean optimizer\.lr\?"),
+    ],
+)
+def test_a_wrong_word_is_refused_with_the_nearest_valid_one(words, said):
+    with pytest.raises(ConfigurationError, match=said):
+        compose_strictly("train", [*BASE, *words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optimizer.lr=1e-4,3e-4"],
+        ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra/sweeper=optuna"],
+        ["sweep=learning_rate"],
+        ["sweep=search"],
+        ["+trainer.enable_model_summary=true"],
+        ["trainer.devices=auto"],
+        ["stage=judge", "scale=paper", "preset=judge/karlo"],
+        ["~callbacks.ema"],
+        ["+root=here", "data.root=${root}"],
+        ["stage=prior", "network._target_=unclip.networks.ARTransformer", "+network.buckets=3"],
+        ["+callbacks.mine._target_=unclip.training.callbacks.progress.MemoryUse"],
+        ["trainer.precision=bf16-mixed", "bundle=other", "upstream=train"],
+    ],
+)
+def test_a_valid_command_line_passes(words):
+    compose_strictly("train", [*BASE, *words])
+
+
+def test_sweeps_of_evaluations_pass():
+    for sweep in ("guidance", "steps"):
+        cfg = compose_strictly("evaluate", [f"sweep={sweep}"])
+        assert cfg.hydra.mode.name == "MULTIRUN" and "guidance" in cfg.hydra.sweeper.params
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["+trainer.max_stepz=3"], "has no argument max_stepz; did you mean max_steps"),
+        (["+network.chanels=3"], "UNet has no argument chanels; did you mean channels"),
+        (["data.batch_size=1.5"], r"data\.batch_size=1\.5: expected an integer"),
+        (["data.workers=true"], "expected an integer"),
+        (["model.guidance_scale=[1]"], "expected a number"),
+        (["diffusion.prediction=z0"], "'z0': expected 'x0' or 'eps' or 'v'"),
+    ],
+)
+def test_arguments_are_compared_with_the_signatures_of_their_targets(words, said):
+    with pytest.raises(ConfigurationError, match=said):
+        check_targets(composed("stage=decoder", *words))
+
+
+def test_every_stage_passes_unchanged():
+    for stage in sorted(path.stem for path in (config_check.CONF / "stage").glob("*.yaml")):
+        check_targets(composed(f"stage={stage}"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stage=upsampler_256", "data.crop=512"], "a crop of 512 does not fit into 256"),
+        (
+            ["stage=upsampler_256", "data.image_size=130"],
+            "image_size=130 is not a multiple of 4",
+        ),
+        (["stage=decoder", "data.root=pipe:ls"], "unsupported URL scheme 'pipe'"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(words, said):
+    with pytest.raises(ConfigurationError, match=said):
+        check(composed(*words))
+
+
+def test_a_clip_of_another_size_is_refused_with_the_override_that_fits(monkeypatch):
+    clip = SimpleNamespace(embedding_dim=8, text_width=16, context_length=77, fingerprint="0123")
+    monkeypatch.setattr(training, "build", lambda config: clip)
+    sizes = {"embedding_dim": 8, "text_width": 16, "context_length": 77}
+    config = {"needs_clip": True, "embedder": {"build": None}, "clip": sizes}
+    assert training.build_embedder(config) is clip
+    with pytest.raises(ConfigurationError, match=r"clip\.text_width=16"):
+        training.build_embedder(config | {"clip": sizes | {"text_width": 32}})
+
+
+def test_missing_shards_are_named():
+    with pytest.raises(FileNotFoundError, match="nowhere/train/64"):
+        check(composed("stage=decoder"))
+
+
+def test_the_program_exits_with_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["src/train.py"])
+    with pytest.raises(SystemExit, match=r"^train\.py: there is no key network\.widht") as ended:
+        config_check.check_command_line("train", ["stage=prior", "network.widht=3", "--cfg", "job"])
+    assert ended.value.code != 0
+    config_check.check_command_line("train", ["--help", "nonsense=1"])
