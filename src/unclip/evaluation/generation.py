@@ -185,13 +185,14 @@ def generate(
 
     Image k has the seed `settings.seed` + k. The prompts are cut into blocks of one batch; a block
     is skipped if all of its images are there, and otherwise sampled as a whole, so an image has the
-    same neighbors, and thus the same rounding, in every run.
+    same neighbors, and so the same rounding, in every run.
 
     `data` is the fingerprint of the data that the prompts come from; `ranks` share the work.
     """
     ranks = ranks or Ranks()
     made_with = describe(cascade, protocol, settings, data)
-    path = out / f"{protocol.name}-{fingerprint(_without_name(made_with))}"
+    named = {k: v for k, v in made_with["protocol"].items() if k not in ("name", "hash")}
+    path = out / f"{protocol.name}-{fingerprint({**made_with, 'protocol': named})}"
     folder = ImageFolder.create(path, prompts, made_with, seed=settings.seed)
     sampling = Sampling(replace(settings, progress=False), cascade)
     own = ranks.blocks(len(prompts), settings.batch_size)
@@ -212,12 +213,6 @@ def generate(
             bar.update(len(block))
     ranks.wait()
     return folder
-
-
-def _without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without the protocol's name, which changes no image."""
-    protocol = {k: v for k, v in settings["protocol"].items() if k not in ("name", "hash")}
-    return {**settings, "protocol": protocol}
 
 
 def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedImage]:

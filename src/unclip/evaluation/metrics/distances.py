@@ -12,13 +12,14 @@ from unclip.evaluation.features import Features
 from unclip.evaluation.frechet import bootstrap_error, frechet, kernel_distance, subset_size_of
 from unclip.evaluation.measurement import Measurement, Result, Score, around
 
+_PAPERS_NAMES = {"fd_inception": "fid", "kid_inception": "kid"}
+
 
 class Distance(Measurement):
     """A distance of the generated images' features to those of the reference images."""
 
     network: str  # name of the feature network
     prefix: ClassVar[str]  # name of the score, to which the network's name is added
-    of_inception: ClassVar[str]  # name of the score in Inception's features
     resamples: ClassVar[int]  # number of bootstrap resamples
 
     def __call__(self, context: Context) -> Result:
@@ -38,8 +39,8 @@ class Distance(Measurement):
             n_real=None if pair is None else len(pair[0]),
             about=self.about(min(len(generated), len(reference))),
         )
-        named = self.network == "inception"
-        return Result({self.of_inception if named else f"{self.prefix}_{self.network}": score})
+        name = f"{self.prefix}_{self.network}"
+        return Result({_PAPERS_NAMES.get(name, name): score})
 
     @abstractmethod
     def distance(self, first: Features, second: Features, seed: int) -> float:
@@ -62,7 +63,6 @@ class Frechet(Distance):
 
     resamples: int = 10  # number of bootstrap resamples
     prefix = "fd"
-    of_inception = "fid"
 
     def distance(self, first: Features, second: Features, seed: int) -> float:
         """Compute the distance between the sets' Gaussians."""
@@ -75,7 +75,6 @@ class Kernel(Distance):
     subsets: int = 100  # number of subsets that it is averaged over
     subset_size: int = 1000  # number of images in each; half of the smaller set if that is less
     prefix = "kid"
-    of_inception = "kid"
 
     def distance(self, first: Features, second: Features, seed: int) -> float:
         """Average the distance over the subsets."""
@@ -108,7 +107,6 @@ class Cmmd(Distance):
     sigma: float = 10.0  # width of the kernel
     resamples: int = 10  # number of bootstrap resamples
     prefix = "cmmd"
-    of_inception = "cmmd_inception"
 
     def distance(self, first: Features, second: Features, seed: int) -> float:
         """Compute the discrepancy between the sets' unit vectors."""
