@@ -16,10 +16,11 @@ class Sheet(Figure):
 
     stem: ClassVar[str]
     note: ClassVar[str]
+    tile: ClassVar[int] = 160  # side of an image on the sheet, in pixels
 
     def __call__(self, context: Context) -> Result:
         """Draw the sheet."""
-        image = sheet(self.rows(context), self.title)
+        image = sheet(self.rows(context), self.title, self.tile)
         return Result(images={self.stem: image}, note=self.note)
 
     @abstractmethod
@@ -49,8 +50,8 @@ class Variations(Sheet):
         for image, caption in zip(real.images, real.captions, strict=True):
             varied = cascade.vary(image, self.count, eta=self.eta, **options).images[size]
             (back,) = cascade.reconstruct([image], **options).images[size]
-            names = [caption, "reconstruction", *(f"seed {k}" for k in range(self.count))]
-            yield tiles([image, back, *varied], names)
+            seeds = [f"seed {k}, eta {self.eta:g}" for k in range(self.count)]
+            yield tiles([image, back, *varied], [caption, "reconstruction", *seeds])
 
 
 class Interpolation(Sheet):
@@ -61,6 +62,7 @@ class Interpolation(Sheet):
 
     title = "Interpolation between two images (figure 4)"
     stem = "interpolation"
+    tile = 128
     note = (
         "Each pair has two rows: slerp of both z_i and x_T, whose ends are the reconstructions; "
         "and slerp of z_i alone with one random x_T."
