@@ -288,7 +288,7 @@ class Context:
         return self._real_features(name, self.reference_source, self.reference, self.protocol)
 
     def paired_features(self, name: str) -> Features | None:
-        """Compute those of the real image behind each generated one; None if that is unknown."""
+        """Compute features of the real image behind each generated one; None if one is unknown."""
         if (items := self.items) is None:
             return None
         row = {item: k for k, item in enumerate(self._drawn_items)}

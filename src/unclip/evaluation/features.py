@@ -99,7 +99,7 @@ def resize(images: Images, size: int) -> Float[Tensor, "batch 3 size size"]:
 
 
 def check_weights(path: Path, sha256: str, *, name: str, download: str, repair: str) -> None:
-    """Check that a file is there and has a hash; the messages say how to get the right one."""
+    """Check that a file of weights exists and is the known one; the errors say how to get it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}, the weights of {name}, is missing: {download}")
     if (digest := sha256_of(path)) != sha256:

@@ -36,7 +36,7 @@ class Score(NamedTuple):
     interval: tuple[float, float] | None  # its 95% interval
     n: int  # number of generated images
     better: str  # "lower", "higher" or "nearest 0"
-    # number of real images they are compared with; None if there are none
+    # number of real images that the generated ones are compared with; None if there are none
     n_reference: int | None = None
     # the same number with real images in place of the generated ones: the floor of a distance, the
     # ceiling of an agreement; None if unknown
@@ -178,6 +178,7 @@ def mean_score(
     rows: Float[Tensor, " n"],
     *,
     seed: int,
+    better: str = "higher",
     real: Float[Tensor, " m"] | None = None,
     **others: Any,
 ) -> Score:
@@ -193,7 +194,7 @@ def mean_score(
         error=float(means.std()),
         interval=(low, high),
         n=len(values),
-        better="higher",
+        better=better,
         baseline=None if real is None else float(real.double().mean()),
         n_real=None if real is None else len(real),
         rows=values,

@@ -51,7 +51,7 @@ class Protocol:
     crop: Literal["centre", "none"] = "centre"
     filter: Literal["lanczos", "bicubic"] = "lanczos"  # filter of the antialiased resizing
     reference: str  # split of the real images to compare with
-    reference_count: int | None = None  # number of its first images; None is the whole split
+    reference_count: int | None = None  # number of the split's first images; None is all of them
     network: str  # feature network of the main number
     repeats: int = 1  # number of images of each prompt, each with its own noise
     seed: int = 0  # seed of the draw

@@ -13,7 +13,7 @@ class SampleSheets(Measurement):
 
     single_objects: int = 18  # number of prompts of each kind on the first sheet
     held_out: int = 9  # number of held-out captions on the second sheet
-    full_size: int = 4  # number of its images that are also written at full size
+    full_size: int = 4  # number of held-out images that are also written at full size
 
     title = "Samples"
     stages = ("clip", "prior", "decoder")

@@ -33,7 +33,7 @@ class Source:
 
     items: list[Item]
     fingerprint: str  # hash of ids, captions and file sizes; the same in another folder
-    stamp: str  # the same with the files' times; a cache keyed by it notices a change
+    stamp: str  # hash of the same and of the files' times; a cache keyed by it notices a change
     # function that decodes the images of items at ascending indices as RGB; a damaged image is an
     # error, because measured on other images, a number would mean something else
     images: Callable[[Sequence[int]], Iterator[Image.Image]]

@@ -54,7 +54,7 @@ class Priors(Figure):
     """Comparison of the diffusion, autoregressive, linear and no prior."""
 
     captions: int  # number of captions of real images
-    shown: int  # number of them on the sheet
+    shown: int  # number of captions on the sheet
 
     title = "Diffusion, autoregressive, linear or no prior (section 2.2)"
     stages = ("clip", "decoder", "judge")

@@ -21,7 +21,7 @@ class Manifold(Measurement):
     """
 
     network: str  # name of the feature network
-    neighbors: int = 3  # k
+    neighbors: int = 3  # k, the neighbor that a ball reaches to
 
     def __call__(self, context: Context) -> Result:
         """Compute the four shares."""

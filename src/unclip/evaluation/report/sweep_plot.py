@@ -16,8 +16,8 @@ class Point(NamedTuple):
     """One job of a sweep."""
 
     job: str
-    key: str  # of comparable numbers
-    guidance: float | None  # of the decoder; None if unknown
+    key: str  # the name that comparable numbers share
+    guidance: float | None  # guidance scale of the decoder; None if unknown
     settings: dict[str, Any]  # the other settings that the numbers depend on
     scores: dict[str, dict[str, Any]]
 
@@ -141,7 +141,7 @@ def plot(points: Sequence[Point]) -> Any:
 
 
 def _add_baseline(axis: Any, points: Sequence[Point], name: str) -> None:
-    """Add the number of real images and the best point to a plot over guidance."""
+    """Add the score of real images, and the best score as the title, to a plot over guidance."""
     first = points[0].scores[name]
     if first.get("real") is not None:
         axis.axhline(first["real"], linestyle=":", color="gray", label="real images")
