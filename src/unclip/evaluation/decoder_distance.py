@@ -118,11 +118,7 @@ def _table(found: Mapping[str, Numbers], n: int, extra: Mapping[str, str]) -> Ta
 
 
 def frechet_distances(
-    features: Mapping[str, Features],
-    reference: Features,
-    *,
-    resamples: int = 10,
-    seed: int = 0,
+    features: Mapping[str, Features], reference: Features, *, resamples: int = 10, seed: int = 0
 ) -> dict[str, Numbers]:
     """Return each set's Fréchet distance to a reference of the same size, with bootstrap error."""
     if sizes := {len(rows) for rows in features.values()} - {len(reference)}:

@@ -8,12 +8,7 @@ import torch.nn.functional as F
 from unclip.bundle import read_metadata, stage_file
 from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder, recall_at
-from unclip.evaluation.choices import (
-    choice_rows,
-    distractors,
-    probe_choices,
-    scene_probes,
-)
+from unclip.evaluation.choices import choice_rows, distractors, probe_choices, scene_probes
 from unclip.evaluation.context import HELD_OUT, SEEN, SPLITS, VALIDATION, Context
 from unclip.evaluation.features import Features
 from unclip.evaluation.measurement import Measurement, Numbers, Result, Table

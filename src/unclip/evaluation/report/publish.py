@@ -8,13 +8,7 @@ from typing import Any
 from unclip.evaluation.measurement import Table
 from unclip.evaluation.report.results import Report, main_score, write_results
 from unclip.evaluation.report.sweep_plot import write_curves
-from unclip.evaluation.report.tables import (
-    Section,
-    format_table,
-    not_available,
-    render,
-    write_csv,
-)
+from unclip.evaluation.report.tables import Section, format_table, not_available, render, write_csv
 from unclip.files import write_text
 
 
