@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 LONGEST_WAIT = timedelta(days=7)  # ranks finish their samples hours apart
 
@@ -78,16 +77,3 @@ def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) ->
     )
     fabric.launch()
     return Ranks(fabric)
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Return all ranks' rows in rank order, on every rank's CPU; without ranks, the rows.
-
-    A distance is biased by the number of images: measured on each rank and averaged, it would
-    grow with the number of ranks.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    parts = [rows] * dist.get_world_size()
-    dist.all_gather_object(parts, rows.cpu())
-    return torch.cat(parts)

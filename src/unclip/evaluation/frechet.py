@@ -18,7 +18,6 @@ class Gaussian(NamedTuple):
 
     mean: Float64[Tensor, " features"]
     covariance: Float64[Tensor, "features features"]  # divided by count - 1
-    count: int
 
 
 def fit_gaussian(features: Features) -> Gaussian:
@@ -30,7 +29,7 @@ def fit_gaussian(features: Features) -> Gaussian:
         raise ValueError("a feature is not finite: the images or the network are broken")
     mean = values.mean(dim=0)
     centered = values - mean
-    return Gaussian(mean, centered.T @ centered / (len(values) - 1), len(values))
+    return Gaussian(mean, centered.T @ centered / (len(values) - 1))
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
