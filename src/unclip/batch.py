@@ -5,7 +5,7 @@ from typing import TypedDict
 from torch import Tensor
 
 
-class Batch(TypedDict, total=False):
+class Batch(TypedDict):
     """A batch of N samples; which keys it has depends on the stage.
 
     Attributes:

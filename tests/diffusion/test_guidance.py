@@ -24,7 +24,7 @@ COND, NULL = {"value": torch.tensor([2.0, 3.0])}, {"value": torch.tensor([1.0, 1
 
 def test_guidance_extrapolates_the_mean_and_leaves_the_variance():
     calls = []
-    out = guided(bind(calls), [(3.0, COND), (-2.0, NULL)], channels=3)(X, T)
+    out = guided(bind(calls), COND, NULL, 3.0, channels=3)(X, T)
     mean = (1 + 3 * (COND["value"] - 1))[:, None, None, None] * (1 + X)
     torch.testing.assert_close(out[:, :3], mean)
     torch.testing.assert_close(out[:, 3:], 10 * COND["value"][:, None, None, None] * (1 + X))
@@ -34,18 +34,6 @@ def test_guidance_extrapolates_the_mean_and_leaves_the_variance():
 @pytest.mark.parametrize(("scale", "kept"), [(1.0, COND), (0.0, NULL)])
 def test_a_half_of_weight_zero_is_not_computed(scale, kept):
     calls = []
-    out = guided(bind(calls), [(scale, COND), (1 - scale, NULL)])(X, T)
+    out = guided(bind(calls), COND, NULL, scale)(X, T)
     torch.testing.assert_close(out, bind([])(**kept)(X, T))
     assert calls == [2]
-
-
-def test_three_branches_run_in_one_batch():
-    """null + s_image (image - null) + s_text (full - image), Brooks et al. 2023, eq. 3."""
-    image = {"value": torch.tensor([1.5, 2.5])}
-    branches = [(4.0, COND), (2.0 - 4.0, image), (1 - 2.0, NULL)]
-    calls = []
-    out = guided(bind(calls), branches, channels=3)(X, T)[:, :3]
-    value = NULL["value"] + 2 * (image["value"] - NULL["value"])
-    value = value + 4 * (COND["value"] - image["value"])
-    torch.testing.assert_close(out, value[:, None, None, None] * (1 + X))
-    assert calls == [6]
