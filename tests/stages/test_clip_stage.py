@@ -104,9 +104,7 @@ def test_the_logit_scale_is_held_under_a_hundred_in_training_alone():
 
 def test_the_vocabulary_is_fitted_to_all_captions_and_travels_with_the_weights():
     stage = _stage()
-    stage.fit_statistics(
-        [{"caption": ["unused"], "captions": [["a red dog", "a dog"], ["a blue cup"]]}]
-    )
+    stage.fit_statistics([{"caption": ["a red dog", "a dog"]}, {"caption": ["a blue cup"]}])
     assert stage.vocabulary.dtype == torch.int64
     assert stage.vocabulary.tolist() == fit_vocabulary(["a red dog", "a dog", "a blue cup"], 540)
     other = _stage()

@@ -54,7 +54,7 @@ class GaussianDiffusion(nn.Module):
             prediction type.
         gamma: γ, the largest weight (Hang et al. 2023).
         huber: δ of the pseudo-Huber loss 2δ(√(e² + δ²) - δ) instead of the squared error e². It is
-            quadratic for errors below δ and 2δ|e| above, so edges weigh less against flat areas.
+            about e² for errors below δ and 2δ|e| above, so edges weigh less than flat areas.
         timestep_density: density of the training timesteps over [0, T); None is uniform.
 
     Raises:
@@ -222,22 +222,22 @@ class GaussianDiffusion(nn.Module):
         """Store the mean squared error of x0 at each timestep, for the analytic variance.
 
         Args:
-            t: timesteps at which `error` was measured, in any number and order.
-            error: mean squared error of x0 of each sample.
+            t: timesteps of the samples, in any number and order.
+            error: mean squared error of each sample's x0.
 
         Raises:
             ValueError: a hundredth of the timesteps, over which the table is smoothed, has no
                 measurement.
         """
+        assert self.x0_error is not None, "the variance is not analytic"
         bins = min(100, self.timesteps)
-        where = t * bins // self.timesteps
-        count = torch.bincount(where, minlength=bins).to(self.alpha_bar.device)
-        total = torch.bincount(where, error.double(), minlength=bins).to(self.alpha_bar.device)
+        index = t * bins // self.timesteps
+        count = torch.bincount(index, minlength=bins)
+        total = torch.bincount(index, error.double(), minlength=bins)
         if not count.all():
             raise ValueError("fit_error needs errors from every hundredth of the timesteps")
-        center = (torch.arange(bins) + 0.5) * self.timesteps / bins
-        table = np.interp(np.arange(self.timesteps) + 0.5, center, (total / count).cpu())
-        assert self.x0_error is not None, "the variance is not analytic"
+        centers = (torch.arange(bins) + 0.5) * self.timesteps / bins
+        table = np.interp(np.arange(self.timesteps) + 0.5, centers, (total / count).cpu())
         self.x0_error.copy_(torch.from_numpy(table))
 
     def weight(self, t: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:

@@ -40,27 +40,11 @@ def log_snr(alpha_bar: Tensor) -> Tensor:
     return torch.log(alpha_bar) - torch.log1p(-alpha_bar)
 
 
-def _descending(timesteps: list[int]) -> list[int]:
-    """Keep only strictly decreasing timesteps."""
-    kept = timesteps[:1]
-    for t in timesteps[1:]:
-        if t < kept[-1]:
-            kept.append(t)
-    return kept
-
-
 def linspace_timesteps(alpha_bar: Tensor, steps: int) -> list[int]:
     """Return timesteps evenly spaced from T-1 to 0, both included, rounded to integers."""
     last = len(alpha_bar) - 1
-    if steps == 1:
-        return [last]
-    return _descending([round(last * (1 - k / (steps - 1))) for k in range(steps)])
-
-
-def _nearest(alpha_bar: Tensor, targets: Tensor) -> list[int]:
-    """Return T-1, then the timesteps whose log-SNR is nearest to each target after the first."""
-    distance = (log_snr(alpha_bar)[None, :] - targets[:, None]).abs()
-    return _descending([len(alpha_bar) - 1, *distance.argmin(dim=1).tolist()[1:]])
+    timesteps = {round(last * (1 - k / max(steps - 1, 1))) for k in range(steps)}
+    return sorted(timesteps, reverse=True)
 
 
 def log_snr_timesteps(
@@ -68,12 +52,14 @@ def log_snr_timesteps(
 ) -> list[int]:
     """Return timesteps evenly spaced in log-SNR, where solvers need them (Lu et al. 2022).
 
-    The ends of a schedule, where log-SNR diverges and nothing happens, are cut off at `lowest` and
-    `highest`. The first timestep is still T-1, since sampling starts from pure noise.
+    The ends of a schedule, where log-SNR diverges, are cut off at `lowest` and `highest`. The first
+    timestep is still T-1, since sampling starts from pure noise.
     """
-    ends = log_snr(alpha_bar[[-1, 0]])
-    low, high = max(ends[0].item(), lowest), min(ends[1].item(), highest)
-    return _nearest(alpha_bar, torch.linspace(low, high, steps, dtype=alpha_bar.dtype))
+    levels = log_snr(alpha_bar)
+    low, high = max(levels[-1].item(), lowest), min(levels[0].item(), highest)
+    targets = torch.linspace(low, high, steps, dtype=alpha_bar.dtype)[1:]
+    nearest = (levels - targets[:, None]).abs().argmin(dim=1)
+    return sorted({len(alpha_bar) - 1, *nearest.tolist()}, reverse=True)
 
 
 TIMESTEP_SPACINGS: dict[str, Callable[[Tensor, int], list[int]]] = {

@@ -1,7 +1,7 @@
 """The ADM U-Net of the decoder and the upsamplers, with joint [context; image] attention.
 
 Layout and initialization follow ADM (Dhariwal & Nichol 2021) and GLIDE (Nichol et al. 2021). The
-image embedding enters in two ways (unCLIP paper, section 2.1). The network knows nothing of
+image embedding enters in two ways (unCLIP paper, section 2.1). The network is independent of
 diffusion.
 """
 
@@ -19,7 +19,6 @@ from unclip.networks.layers import (
     GroupNorm,
     ModuleList,
     TimestepMLP,
-    as_float,
     attend,
     split_heads,
     zero_,
@@ -150,9 +149,8 @@ class Level(nn.Module):
 class Conditioning(nn.Module):
     """Turn image embedding and caption into context tokens and a part of the time embedding.
 
-    The image embedding is projected to `image_tokens` tokens before the text's, and to the width of
-    the time embedding, to which it is added. The text embedding is added in the same way (section
-    2.1; GLIDE for the text).
+    The image embedding is projected to `image_tokens` context tokens before those of the text, and
+    also added to the time embedding (section 2.1), as is the text embedding (GLIDE).
 
     Args:
         image_embedding: D, width of the embeddings.
@@ -311,9 +309,9 @@ class UNet(nn.Module):
         concat: Float[Tensor, "batch concat_channels height width"] | None = None,
         **condition: Tensor,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return `network(x_t, t)`; everything that depends on neither is computed once.
+        """Return `network(x_t, t)`, and compute everything that depends on neither only once.
 
-        That is the conditioning, the context's keys and values in every attention block, the
+        This includes the conditioning, the context's keys and values in every attention block, the
         feature maps, and the first convolution of the concatenated channels.
 
         Args:
@@ -322,7 +320,10 @@ class UNet(nn.Module):
         """
         addition, contexts, maps, dtype = None, {}, {}, self.conv_in.weight.dtype
         if self.conditioning is not None:
-            condition = {name: as_float(value, dtype) for name, value in condition.items()}
+            condition = {
+                name: value.to(dtype) if value.is_floating_point() else value
+                for name, value in condition.items()
+            }
             addition, tokens, mask = self.conditioning(**condition)
             contexts = {
                 block: block.encode_context(tokens, mask) for block in self._attention_blocks()
@@ -385,7 +386,7 @@ class UNet(nn.Module):
         x_t = x_t.to(self.conv_in.weight.dtype)
         embedding = self.time(t) if addition is None else self.time(t) + addition
 
-        def through(level: Level, i: int, h: Tensor) -> Tensor:
+        def run_block(level: Level, i: int, h: Tensor) -> Tensor:
             h = level.blocks[i](h, embedding)
             if level.attention:
                 h = level.attention[i](h, contexts.get(level.attention[i]))
@@ -397,7 +398,7 @@ class UNet(nn.Module):
             if depth in maps:
                 h = h + maps[depth]
             for i in range(len(level.blocks)):
-                h = through(level, i, h)
+                h = run_block(level, i, h)
                 skips.append(h)
             if level.resampler is not None:
                 h = level.resampler(h, embedding)
@@ -408,7 +409,7 @@ class UNet(nn.Module):
         h = self.middle[1](h, embedding)
         for level in self.up:
             for i in range(len(level.blocks)):
-                h = through(level, i, torch.cat([h, skips.pop()], dim=1))
+                h = run_block(level, i, torch.cat([h, skips.pop()], dim=1))
             if level.resampler is not None:
                 h = level.resampler(h, embedding)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)

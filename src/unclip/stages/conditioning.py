@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ Scaling = Literal["statistics", "paper", "none"]
 # Appendix C: unit embeddings of d = 1024 are multiplied by 17.2, which is 0.5375 √d.
 PAPER_SCALE = 17.2 / math.sqrt(1024)
 
-STATISTICS_BATCHES = 1000  # the first batches of a data set suffice for its statistics
+STATISTICS_BATCHES = 1000
 
 
 class Normalizer(nn.Module):
@@ -60,25 +60,12 @@ class Normalizer(nn.Module):
         return z * self.std + self.mean
 
 
-class Embeddings(NamedTuple):
-    """Image and text embeddings of a data set.
-
-    Attributes:
-        image: z_i.
-        text: z_t of the same rows.
-    """
-
-    image: Float[Tensor, "count dim"]
-    text: Float[Tensor, "count dim"]
-
-
-def collect_embeddings(batches: Iterable[Batch]) -> Embeddings:
-    """Concatenate the embeddings of the first batches of a data set."""
-    rows = [
-        (batch["image_embedding"], batch["text_embedding"])
-        for batch in islice(batches, STATISTICS_BATCHES)
-    ]
-    return Embeddings(*(torch.cat(column) for column in zip(*rows, strict=True)))
+def collect_embeddings(batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Return z_i and z_t of the first batches of a data set."""
+    first = islice(batches, STATISTICS_BATCHES)
+    pairs = [(batch["image_embedding"], batch["text_embedding"]) for batch in first]
+    z_i, z_t = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return z_i, z_t
 
 
 class NullText(nn.Module):
@@ -135,10 +122,7 @@ def text_states(
 def drop(
     condition: dict[str, Tensor], null: dict[str, Tensor], probability: float
 ) -> dict[str, Tensor]:
-    """Replace random rows of the tensors in `null` by the null's.
-
-    `torch.where` keeps every parameter in the graph, whichever rows are dropped.
-    """
+    """Replace random rows of the tensors that `null` has; every parameter stays in the graph."""
     mask = condition["text_mask"]
     dropped = torch.rand(len(mask), device=mask.device) < probability
     out = dict(condition)

@@ -75,9 +75,9 @@ class DecoderStage(DiffusionStage):
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit mean and standard deviation of the embeddings."""
-        image, text = collect_embeddings(batches)
-        self.image_scaling.fit(image)
-        self.text_scaling.fit(text)
+        z_i, z_t = collect_embeddings(batches)
+        self.image_scaling.fit(z_i)
+        self.text_scaling.fit(z_t)
 
     def fit_null_text(self, empty: Batch) -> None:
         """Store CLIP's empty caption as the null caption, unless the null is learned."""

@@ -80,11 +80,11 @@ class PriorStage(PriorBase, DiffusionStage):
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit the normalization of the embeddings, and the linear prior."""
-        image, text = collect_embeddings(batches)
-        self.image_scaling.fit(image)
-        self.text_scaling.fit(text)
+        z_i, z_t = collect_embeddings(batches)
+        self.image_scaling.fit(z_i)
+        self.text_scaling.fit(z_t)
         if self.linear is not None:
-            self.linear.fit(self.text_scaling(text), image)
+            self.linear.fit(self.text_scaling(z_t), z_i)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of the prediction, over several noises per caption."""

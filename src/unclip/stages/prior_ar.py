@@ -85,8 +85,8 @@ class AutoregressivePriorStage(PriorBase):
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit the principal components, the quantizers, the normalization and the linear prior."""
-        image, text = collect_embeddings(batches)
-        explained = self.components.fit(image)
+        z_i, z_t = collect_embeddings(batches)
+        explained = self.components.fit(z_i)
         count, needed = self.network.components, int((explained < EXPLAINED_VARIANCE).sum()) + 1
         if count < needed:
             warnings.warn(
@@ -94,10 +94,10 @@ class AutoregressivePriorStage(PriorBase):
                 f"variance; network.components={needed} would explain {EXPLAINED_VARIANCE:.0%}",
                 stacklevel=2,
             )
-        self.quantizer.fit(self.components(image))
-        self.dot_product_quantizer.fit((image * text).sum(dim=1, keepdim=True))
-        self.text_scaling.fit(text)
-        self.linear.fit(self.text_scaling(text), image)
+        self.quantizer.fit(self.components(z_i))
+        self.dot_product_quantizer.fit((z_i * z_t).sum(dim=1, keepdim=True))
+        self.text_scaling.fit(z_t)
+        self.linear.fit(self.text_scaling(z_t), z_i)
 
     def encode(
         self, image_embedding: Float[Tensor, "batch dim"]
