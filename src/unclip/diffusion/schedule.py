@@ -8,15 +8,18 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+MAX_BETA = 0.999
+LOG_SNR_RANGE = (-7.0, 7.0)  # outside it, log-SNR diverges and samples hardly change
 
-def cosine_alpha_bar(timesteps: int, max_beta: float = 0.999) -> Float64[Tensor, " timesteps"]:
-    """Return ᾱ_t of the cosine schedule (Nichol & Dhariwal 2021, eq. 17), β at most `max_beta`."""
+
+def cosine_alpha_bar(timesteps: int) -> Float64[Tensor, " timesteps"]:
+    """Return ᾱ_t of the cosine schedule (Nichol & Dhariwal 2021, eq. 17) with capped β."""
 
     def alpha_bar(fraction: float) -> float:
         return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
 
     betas = [
-        min(1 - alpha_bar((t + 1) / timesteps) / alpha_bar(t / timesteps), max_beta)
+        min(1 - alpha_bar((t + 1) / timesteps) / alpha_bar(t / timesteps), MAX_BETA)
         for t in range(timesteps)
     ]
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), dim=0)
@@ -47,16 +50,15 @@ def linspace_timesteps(alpha_bar: Tensor, steps: int) -> list[int]:
     return sorted(timesteps, reverse=True)
 
 
-def log_snr_timesteps(
-    alpha_bar: Tensor, steps: int, lowest: float = -7.0, highest: float = 7.0
-) -> list[int]:
-    """Return timesteps evenly spaced in log-SNR, where solvers need them (Lu et al. 2022).
+def log_snr_timesteps(alpha_bar: Tensor, steps: int) -> list[int]:
+    """Return T-1, then timesteps evenly spaced in log-SNR, as multistep solvers need them.
 
-    The ends of a schedule, where log-SNR diverges, are cut off at `lowest` and `highest`. The first
-    timestep is still T-1, since sampling starts from pure noise.
+    The ends of the schedule are cut off at `LOG_SNR_RANGE`, except for T-1, since sampling starts
+    from pure noise (Lu et al. 2022).
     """
     levels = log_snr(alpha_bar)
-    low, high = max(levels[-1].item(), lowest), min(levels[0].item(), highest)
+    low = max(levels[-1].item(), LOG_SNR_RANGE[0])
+    high = min(levels[0].item(), LOG_SNR_RANGE[1])
     targets = torch.linspace(low, high, steps, dtype=alpha_bar.dtype)[1:]
     nearest = (levels - targets[:, None]).abs().argmin(dim=1)
     return sorted({len(alpha_bar) - 1, *nearest.tolist()}, reverse=True)

@@ -136,9 +136,9 @@ def _corrected(x0: Tensor, x0_end: Tensor, node: tuple[Tensor, float] | None, h:
     Args:
         x0: x0 at the step's start.
         x0_end: x0 at the step's end.
-        node: difference of the previous evaluation's x0 to `x0`, and its position r in units of
-            the step.
-        h: the step in λ.
+        node: difference between the previous evaluation's x0 and `x0`, and the position r of that
+            evaluation in units of the step; None for first order.
+        h: size of the step in λ.
     """
     if node is None:
         return x0 + 0.5 * (x0_end - x0)

@@ -260,12 +260,9 @@ class UNet(nn.Module):
             )
 
         self.time = TimestepMLP(channels, embedding_width)
-        self.conditioning = (
-            None
-            if conditioning is None
-            else Conditioning(embedding_width=embedding_width, **conditioning)
-        )
-        self.feature_maps = None
+        self.conditioning = self.feature_maps = None
+        if conditioning is not None:
+            self.conditioning = Conditioning(embedding_width=embedding_width, **conditioning)
         if feature_maps is not None:
             if conditioning is None:
                 raise ValueError("feature_maps are computed from embeddings: set conditioning, too")
@@ -275,16 +272,12 @@ class UNet(nn.Module):
 
         down, skips, width = [], [channels], channels
         for i, out_width in enumerate(widths):
-            level = []
-            for _ in range(blocks):
-                level.append(block(width, out_width))
-                width = out_width
-                skips.append(width)
+            level = [block(w, out_width) for w in [width, *[out_width] * (blocks - 1)]]
+            width = out_width
             attentions = [attention(width) for _ in level] if i in attention_levels else []
-            last = i + 1 == len(widths)
-            down.append(Level(level, attentions, None if last else block(width, width, "down")))
-            if not last:
-                skips.append(width)
+            resampler = block(width, width, "down") if i + 1 < len(widths) else None
+            down.append(Level(level, attentions, resampler))
+            skips += [width] * (blocks if resampler is None else blocks + 1)
         self.down = ModuleList[Level](down)
 
         self.middle = ModuleList[ResBlock]([block(width, width), block(width, width)])
@@ -297,7 +290,7 @@ class UNet(nn.Module):
                 level.append(block(width + skips.pop(), out_width))
                 width = out_width
             attentions = [attention(width) for _ in level] if i in attention_levels else []
-            up.append(Level(level, attentions, None if i == 0 else block(width, width, "up")))
+            up.append(Level(level, attentions, block(width, width, "up") if i > 0 else None))
         self.up = ModuleList[Level](up)
 
         self.norm_out = GroupNorm(groups, width)

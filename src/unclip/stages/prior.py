@@ -39,7 +39,7 @@ class PriorStage(PriorBase, DiffusionStage):
         guidance_scale: guidance scale of sampling; 1 is no guidance.
         clip_range: bound on the normalized x0 in sampling; None is no bound.
         normalize: scale samples to unit length, as CLIP's embeddings are.
-        linear_baseline: also fit the linear prior, the baseline of a prior.
+        linear_baseline: also fit the linear prior, as a baseline.
     """
 
     name = "prior"

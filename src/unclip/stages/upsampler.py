@@ -14,7 +14,7 @@ from unclip.stages.base import DiffusionStage
 
 
 class UpsamplerStage(DiffusionStage):
-    """Low-resolution image → image of `scale` times its size. It is convolutional: any size works.
+    """Low-resolution image → image of `scale` times its size, which may be any size.
 
     Args:
         network: a U-Net without conditioning and with six input channels.
@@ -22,14 +22,13 @@ class UpsamplerStage(DiffusionStage):
         sampler: a sampler of `unclip.diffusion` with its steps bound by `functools.partial`.
         name: "upsampler_256" or "upsampler_1024".
         scale: enlargement factor.
-        residual: the network predicts the difference of x0 to the enlarged low-resolution image.
-        scale_input: multiply x_t by √ᾱ_t in the network's input. At high noise x_t adds nothing to
-            `low_res`, and the noise appears as grain in the output of a network with little
-            training.
+        residual: let the network predict the difference between x0 and the enlarged `low_res`.
+        scale_input: multiply x_t by √ᾱ_t in the network's input. At high noise, x_t adds no
+            information to `low_res`, and a network with little training turns its noise into grain.
         antialias: enlarge with the antialiasing bicubic kernel and beyond [-1, 1], as Karlo does.
-        last_network: another, already trained network for the last step, at t = 0; Karlo did not
-            publish how it trained its own with adversarial and perceptual losses. None uses
-            `network` for every step.
+        last_network: another network for the last step, at t = 0, which is not trained. Karlo
+            trained its own with adversarial and perceptual losses and did not publish how. None
+            uses `network` for every step.
 
     Raises:
         ValueError: `residual` is combined with a prediction other than x0.
