@@ -148,7 +148,7 @@ class DiffusionStage(Stage):
         """
         losses = self.diffusion.loss(output, *noised)
         quarter = 4 * noised.t // self.diffusion.timesteps
-        parts = {f"loss_q{k}": losses["mse"][quarter == k] for k in range(4)}
-        parts = losses | {name: part for name, part in parts.items() if len(part)}
-        logged = {name: part.detach().mean() for name, part in parts.items()}
+        quarters = {f"loss_q{k}": losses["mse"][quarter == k] for k in range(4)}
+        parts = {name: values for name, values in (losses | quarters).items() if len(values)}
+        logged = {name: values.detach().mean() for name, values in parts.items()}
         return logged | {"loss": losses["loss"].mean()}
