@@ -1,7 +1,7 @@
 """CLIP image embeddings of a data set, computed once and stored next to its shards."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,11 @@ from tqdm import tqdm
 
 from unclip.clip import ClipEmbedder, embed_images
 from unclip.data.embeddings import missing_embeddings, write_embeddings
-from unclip.data.loader import ShardLoader
+from unclip.data.loader import ShardDataset, ShardLoader
 from unclip.data.module import ShardDataModule
 from unclip.data.reader import SampleReader
-from unclip.data.shards import list_shards
+from unclip.data.shards import Source, list_shards
 from unclip.training.run import one_at_a_time
-
-Source = str | Path | Sequence[str | Path]
 
 
 def reader_settings(data: ShardDataModule) -> dict[str, Any]:
@@ -79,12 +77,12 @@ def embed_shard(
     Raises:
         ValueError: there are too many bad samples.
     """
-    reader = SampleReader(
-        image_size=embedder.image_size, caption="first", minimum_size=minimum_size
-    )
-    settings = {"batch_size": batch_size, "workers": workers, "max_bad_fraction": max_bad_fraction}
-    loader = ShardLoader([shard], reader, **settings)
+    reader = SampleReader(image_size=embedder.image_size, random=False, minimum_size=minimum_size)
     keys, embeddings = [], []
+    dataset = ShardDataset(
+        [shard], reader, batch_size=batch_size, max_bad_fraction=max_bad_fraction
+    )
+    loader = ShardLoader(dataset, workers=workers)
     for batch_keys, batch_embeddings in embed_images(embedder, loader):
         keys += batch_keys
         embeddings.append(batch_embeddings)
