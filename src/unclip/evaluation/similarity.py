@@ -33,7 +33,7 @@ def ssim(image: Images, target: Images) -> Float[Tensor, " batch"]:
 
 
 def _unit_range(image: Images, target: Images) -> tuple[Tensor, Tensor]:
-    """Convert both to floats in [0, 1], the data range that torchmetrics is told."""
+    """Convert both to floats in [0, 1], the data range given to torchmetrics."""
     if image.shape != target.shape or image.dtype != torch.uint8 or target.dtype != torch.uint8:
         raise ValueError(
             f"expected two uint8 batches of one shape, not {image.dtype} {list(image.shape)} "
