@@ -12,6 +12,7 @@ TRAINED = {
     "seconds": 1800.0,
     "data": "data/emoji_s",
     "license": "CC-BY-SA-4.0",
+    "concept_set": "S",
     "commit": "0123456789ab",
     "command": "python src/train.py stage=upsampler_256 scale=emoji",
     "validation/psnr": 31.25,

@@ -11,7 +11,6 @@ from unclip.files import write_text
 
 CARD = "MODEL_CARD.md"
 _SIZES = {"decoder": 64, "upsampler_256": 256, "upsampler_1024": 1024}
-_CONCEPT_SETS = {"emoji_quick": "S", "emoji_s": "S", "emoji_m": "M", "emoji_l": "L"}
 
 
 class Number(NamedTuple):
@@ -56,8 +55,7 @@ def write_model_card(folder: Path, results: Path | None = None) -> Path:
     results = folder / "results.json" if results is None else results
     measured = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     notes = results.with_name("NOTES.md")
-    data = _distinct(extra, "data")
-    sets = sorted({_CONCEPT_SETS.get(Path(name).name, "") for name in data} - {""}, key="SML".find)
+    sets = sorted(_distinct(extra, "concept_set"), key="SML".find)
     environment = Environment(
         loader=PackageLoader("unclip", ""), trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
@@ -67,7 +65,7 @@ def write_model_card(folder: Path, results: Path | None = None) -> Path:
         parameters={file.stem: weight_bytes(file) / 4e6 for file in files},
         size=max(size for name, size in _SIZES.items() if name in {"decoder", *stages}),
         seconds=sum(float(one.get("seconds", 0)) for one in extra),
-        data=data,
+        data=_distinct(extra, "data"),
         licenses=_distinct(extra, "license"),
         commits=_distinct(extra, "commit"),
         commands=_distinct(extra, "command"),
