@@ -5,8 +5,8 @@ from typing import TypedDict
 from torch import Tensor
 
 
-class Batch(TypedDict, total=False):
-    """A batch of N samples; which keys it has depends on the stage.
+class Batch(TypedDict):
+    """A batch of N samples; each stage needs and gets only some of these keys.
 
     Attributes:
         key: names of the samples.

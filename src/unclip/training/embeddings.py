@@ -1,13 +1,10 @@
 """CLIP image embeddings of a data set, computed once and stored next to its shards."""
 
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unclip.clip import ClipEmbedder, embed_images
@@ -19,6 +16,13 @@ from unclip.data.shards import list_shards
 from unclip.training.run import one_at_a_time
 
 Source = str | Path | Sequence[str | Path]
+
+
+class Embedded(NamedTuple):
+    """Number of shards that a call embedded, and of their images."""
+
+    shards: int
+    images: int
 
 
 def reader_settings(data: ShardDataModule) -> dict[str, Any]:
@@ -41,20 +45,30 @@ def ensure_embeddings(
         embed_shards(embedder.to(device), sources, **reader_settings(data))
 
 
-def embed_shards(embedder: ClipEmbedder, sources: Iterable[Source], **settings: Any) -> int:
-    """Embed the shards whose embeddings are missing or outdated, and return their number.
+def embed_shards(
+    embedder: ClipEmbedder,
+    sources: Iterable[Source],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    **settings: Any,
+) -> Embedded:
+    """Embed this rank's shards whose embeddings are missing or outdated.
 
     The file of a shard is written when the shard is complete, so an interrupted run resumes there.
+    A shard's rank depends only on the sources, not on the progress of other ranks.
 
     Args:
         embedder: CLIP, on the device to run on.
         sources: folders ROOT/SPLIT/SIZE or lists of shards.
+        rank: rank of this process; ranks alternate.
+        world_size: number of ranks.
         settings: keyword arguments of `embed_shard`.
     """
-    shards = [s for source in sources for s in missing_embeddings(source, embedder.fingerprint)]
-    for shard in tqdm(shards, desc="CLIP embeddings", unit="shard", disable=not shards):
-        embed_shard(embedder, shard, **settings)
-    return len(shards)
+    own = [shard for source in sources for shard in list_shards(source)][rank::world_size]
+    shards = missing_embeddings(own, embedder.fingerprint) if own else []
+    bar = tqdm(shards, desc="CLIP embeddings", unit="shard", disable=not shards or rank > 0)
+    return Embedded(len(shards), sum(embed_shard(embedder, shard, **settings) for shard in bar))
 
 
 def embed_shard(
@@ -91,41 +105,3 @@ def embed_shard(
     rows = torch.cat(embeddings) if embeddings else torch.empty(0, embedder.embedding_dim)
     write_embeddings(shard, embedder.fingerprint, keys, rows)
     return len(keys)
-
-
-class ShardEmbedding(LightningModule):
-    """Embed shards on all devices of a trainer: `trainer.predict(module)`; ranks alternate.
-
-    Args:
-        embedder: CLIP; a plain object that is moved to each rank's device.
-        sources: folders ROOT/SPLIT/SIZE or lists of shards.
-        settings: keyword arguments of `embed_shard`.
-    """
-
-    def __init__(self, embedder: ClipEmbedder, sources: Iterable[Source], **settings: Any):
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.embedder = embedder
-        self.sources = list(sources)
-        self.settings = settings
-        self.shards = 0
-        self.images = 0
-        self.seconds = 0.0
-
-    def predict_dataloader(self) -> DataLoader:
-        """Return this rank's shards that lack embeddings.
-
-        The assignment depends only on the source, not on the progress of other ranks.
-        """
-        shards = [shard for source in self.sources for shard in list_shards(source)]
-        own = shards[self.trainer.global_rank :: self.trainer.world_size]
-        missing = missing_embeddings(own, self.embedder.fingerprint) if own else []
-        return DataLoader(missing, batch_size=None)
-
-    def predict_step(self, shard: Path, batch_idx: int) -> int:
-        """Embed a shard, and return the number of images so far."""
-        started = time.perf_counter()
-        self.images += embed_shard(self.embedder.to(self.device), shard, **self.settings)
-        self.shards += 1
-        self.seconds += time.perf_counter() - started
-        return self.images

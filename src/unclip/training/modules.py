@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from torch import Tensor, distributed
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -28,7 +29,8 @@ from unclip.stages import (
     Stage,
     UpsamplerStage,
 )
-from unclip.training.optim import clip_gradients, gradient_norm, parameter_groups
+from unclip.training.lightning_compat import is_logged_step
+from unclip.training.optim import gradient_norm, parameter_groups
 from unclip.training.sharding import ShardedStrategy, is_sharded, reshard, shard, unshard
 
 Scores = dict[str, Tensor | float]
@@ -78,7 +80,8 @@ class StageModule(LightningModule):
         super().__init__()
         if stage.needs_clip and embedder is None:
             raise ValueError(f"the stage {stage.name} needs CLIP's features: pass an embedder")
-        self.stage = stage.to(memory_format=torch.channels_last)
+        cast(Any, stage).to(memory_format=torch.channels_last)
+        self.stage = stage
         self.recipe = recipe
         self.embedder = embedder
         self.statistics_loaded = statistics_loaded
@@ -89,9 +92,14 @@ class StageModule(LightningModule):
         self._schedule = schedule
         self._gradient_norm: Tensor | None = None
 
+    @property
+    def clip_fingerprint(self) -> str | None:
+        """Fingerprint of the CLIP that the stage is trained with."""
+        return None if self.embedder is None else self.embedder.fingerprint
+
     def preprocess(self, batch: Batch) -> Batch:
         """Convert uint8 images to floats in [-1, 1] and add CLIP's features."""
-        converted = dict(batch)
+        converted: dict[str, Any] = {**batch}
         for name in ("image", "low_res"):
             if name in converted:
                 image = converted[name].to(self.device, memory_format=torch.channels_last)
@@ -107,7 +115,7 @@ class StageModule(LightningModule):
     @torch.no_grad()
     def training_batches(self) -> Iterator[Batch]:
         """Yield this rank's preprocessed training batches from the first on, to fit statistics."""
-        for batch in self.trainer.datamodule.train_dataloader():
+        for batch in cast(Any, self.trainer).datamodule.train_dataloader():
             yield self.preprocess(self.transfer_batch_to_device(batch, self.device, 0))
 
     def generators(self, batch: Batch) -> list[torch.Generator]:
@@ -116,21 +124,22 @@ class StageModule(LightningModule):
 
     def configure_model(self) -> None:
         """Shard the stage if the strategy is FSDP."""
-        if isinstance(self.trainer.strategy, ShardedStrategy) and not is_sharded(self.stage):
-            shard(self.stage, self.device_mesh["data_parallel"])
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy) and not is_sharded(self.stage):
+            shard(self.stage, strategy.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Fit the stage's statistics on rank 0 and broadcast them, unless they were loaded."""
         if self.trainer.ckpt_path is not None or self.statistics_loaded:
             return
-        has_statistics = type(self.stage).fit_statistics is not Stage.fit_statistics
-        if has_statistics and self.trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             self.stage.fit_statistics(self.training_batches())
         if self.trainer.world_size > 1:
             for buffer in self.stage.buffers():
                 distributed.broadcast(buffer, src=0)
         if self.embedder is not None:  # the statistics scale it, so it comes after them
-            self.stage.fit_null_text(self.embedder.to(self.device).text([""])._asdict())
+            empty = self.embedder.to(self.device).text([""])._asdict()
+            self.stage.fit_null_text(cast(Batch, empty))
 
     def on_train_start(self) -> None:
         """Give a checkpoint's optimizer states the strides of their parameters.
@@ -155,7 +164,7 @@ class StageModule(LightningModule):
         """Return the stage's loss and log its parts."""
         losses = self.stage.loss(batch)
         self.last_loss = losses["loss"].detach()
-        if self._logs_this_step():
+        if is_logged_step(self.trainer, self.global_step + 1):
             self._log_all("train", _mean_over_ranks(losses, self.trainer.world_size), batch)
         return losses["loss"]
 
@@ -172,14 +181,10 @@ class StageModule(LightningModule):
         """Return rows of images `B 3 H W` in [-1, 1] that show the stage's output, or nothing."""
         return {}
 
-    def _logs_this_step(self) -> bool:
-        """Return whether the loggers want this step; logging every step slows small stages."""
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
-
     def _log_all(self, prefix: str, values: Mapping[str, Tensor | float], batch: Batch) -> None:
         self.log_dict(
             {f"{prefix}/{name}": value for name, value in values.items()},
-            batch_size=float(batch["valid"].sum()),  # Lightning rounds an int over the ranks
+            batch_size=cast(int, float(batch["valid"].sum())),  # Lightning rounds ints over ranks
             sync_dist=prefix == "validation",
         )
 
@@ -205,7 +210,7 @@ class StageModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the gradient norm and the learning rate."""
-        if self._logs_this_step():
+        if is_logged_step(self.trainer, self.global_step + 1):
             lr = optimizer.param_groups[0]["lr"]
             self.log_dict({"train/gradient_norm": self.gradient_norm(), "train/learning_rate": lr})
 
@@ -217,13 +222,13 @@ class StageModule(LightningModule):
     ) -> None:
         """Clip by the norm that was computed for the guard and the log."""
         if gradient_clip_val:
-            clip_gradients(self.stage.parameters(), gradient_clip_val, self.gradient_norm())
+            norm = self.gradient_norm()
+            clip_grads_with_norm_(self.stage.parameters(), gradient_clip_val, norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the stage's name, recipe and CLIP as JSON, so that the file holds plain values."""
-        fingerprint = None if self.embedder is None else self.embedder.fingerprint
-        about = {"stage": self.stage.name, "recipe": self.recipe, "clip_fingerprint": fingerprint}
-        checkpoint["unclip"] = json.dumps(about)
+        about = {"stage": self.stage.name, "recipe": self.recipe}
+        checkpoint["unclip"] = json.dumps(about | {"clip_fingerprint": self.clip_fingerprint})
 
 
 def _mean_over_ranks(losses: Mapping[str, Tensor], ranks: int) -> Mapping[str, Tensor | float]:
@@ -337,6 +342,7 @@ class ClipModule(StageModule):
 
     def measure(self, batch: Batch) -> Scores:
         """Keep the batch's embeddings until the validation ends."""
+        assert self._embedder is not None
         if batch["valid"].all():  # otherwise it is a batch of padding
             image = self._embedder.image(batch["image"]).cpu()
             text = self._embedder.text(batch["caption"]).text_embedding.cpu()
@@ -357,6 +363,6 @@ class ClipModule(StageModule):
         self._embedder, self._pairs = None, []
         candidates = min(self.num_candidates, len(keys))
         recall = recall_at(torch.cat(image)[order], torch.cat(text)[order], (1, 5), candidates)
-        scores = {f"validation/{name}": value for name, value in recall.items()}
-        scores["validation/num_candidates"] = float(candidates)
-        self.log_dict(scores, sync_dist=True)
+        scores = {**recall, "num_candidates": float(candidates)}
+        named = {f"validation/{name}": value for name, value in scores.items()}
+        self.log_dict(named, sync_dist=True)

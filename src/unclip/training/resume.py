@@ -6,7 +6,6 @@ Lightning and torch are imported only when they are needed: most errors are rais
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -40,10 +39,11 @@ def choose_run_dir(parent: Path, config: Mapping[str, Any]) -> Path:
     All ranks choose the same folder.
     """
     name = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    for number in itertools.count(1):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        if not (folder / FINISHED).exists():
-            return folder
+    folder, number = parent / name, 1
+    while (folder / FINISHED).exists():
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return folder
 
 
 @contextlib.contextmanager
@@ -71,11 +71,11 @@ def lock_run_dir(folder: Path, *, restart: bool = False) -> Iterator[None]:
                 f"{folder}: another process is running this command. For a second run, choose "
                 "another seed or another folder: hydra.run.dir=FOLDER"
             ) from None
-        for path in folder.glob(f".{LAST}.*.tmp"):
-            path.unlink()
+        stale = list(folder.glob(f".{LAST}.*.tmp"))
         if restart:
-            for name in (LAST, PREVIOUS, STABLE, FINISHED):
-                (folder / name).unlink(missing_ok=True)
+            stale += [folder / name for name in (LAST, PREVIOUS, STABLE, FINISHED)]
+        for path in stale:
+            path.unlink(missing_ok=True)
         yield
 
 
@@ -171,8 +171,7 @@ def check_same_run(
     if "run" not in saved:
         raise ResumeError(f"{path} does not describe its run: add resume_strict=false")
     before, now = json.loads(saved["run"]), json.loads(json.dumps(metadata))
-    changed = list(_differences(*({**run, "decay": None} for run in (before, now))))
-    if changed:
+    if changed := list(_differences(before | {"decay": None}, now | {"decay": None})):
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise ResumeError(
             f"{path} belongs to another run: {'; '.join(changed[:6])}{more}. Use the command that "
@@ -184,8 +183,7 @@ def check_same_run(
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted({*before, *now}):
-            path = f"{key}.{name}" if key else name
-            yield from _differences(before.get(name), now.get(name), path)
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     elif before != now:
         if key == "data_set":
             yield "the shards are not those of its training"
@@ -247,8 +245,7 @@ def resume_decay(
     if not steps:
         return checkpoint, Decay(0)
     decay, last = Decay(steps, step), folder / LAST
-    continues = last != checkpoint and last.is_file() and is_intact(last)
-    if continues and _step_and_decay(last)[1] == decay:
+    if is_intact(last) and _step_and_decay(last)[1] == decay:
         return last, decay
     return checkpoint, decay
 

@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy
 
 from unclip.training.acceleration import has_native_bf16
 from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
@@ -65,11 +65,9 @@ def tune_malloc() -> None:
 
     Call it before the first large allocation. It has an effect on Linux only.
     """
-    if sys.platform != "linux":
-        return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    except OSError:  # another C library
         return
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
     mallopt(mmap_threshold, 1 << 30)
@@ -124,10 +122,16 @@ def build_trainer(
     """
     max_steps = round(max_steps * max_steps_multiplier)
     if max_steps < 1:
-        raise ValueError(
-            f"trainer.max_steps × trainer.max_steps_multiplier is {max_steps}: it must be at least "
-            "1"
-        )
+        product = "trainer.max_steps × trainer.max_steps_multiplier"
+        raise ValueError(f"{product} is {max_steps}: it must be at least 1")
+    timeout = timedelta(minutes=timeout_minutes)
+    strategies = {
+        "ddp": DDPStrategy(gradient_as_bucket_view=True, timeout=timeout),
+        "fsdp": ShardedStrategy(timeout=timeout),
+    }
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save to another folder
     return Trainer(
         max_steps=max_steps,
         max_epochs=-1,
@@ -135,32 +139,13 @@ def build_trainer(
         callbacks=list(callbacks),
         logger=list(loggers),
         accelerator=accelerator,
-        strategy=_strategy(strategy, timedelta(minutes=timeout_minutes)),
-        precision=resolve_precision(precision, accelerator),
+        strategy=strategies.get(strategy, strategy),
+        precision=cast(Any, resolve_precision(precision, accelerator)),
         val_check_interval=min(validate_every_steps, max_steps) * accumulate_grad_batches,
         check_val_every_n_epoch=None,
         accumulate_grad_batches=accumulate_grad_batches,
         use_distributed_sampler=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        plugins=[AtomicCheckpointIO(), *_environment()],
-        **{"enable_model_summary": False, **settings},
+        plugins=plugins,
+        **{"enable_model_summary": False, "enable_progress_bar": False, **settings},
     )
-
-
-def _strategy(name: str, timeout: timedelta) -> str | Strategy:
-    if name == "ddp":
-        return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
-    if name == "fsdp":
-        return ShardedStrategy(timeout=timeout)
-    return name
-
-
-def _environment() -> list[SLURMEnvironment]:
-    """Return Slurm's environment inside a Slurm job, without Lightning's requeueing.
-
-    Lightning's requeueing saves to another folder. With torchrun inside a Slurm job, torchrun
-    starts the ranks.
-    """
-    if torch.distributed.is_torchelastic_launched() or not SLURMEnvironment.detect():
-        return []
-    return [SLURMEnvironment(auto_requeue=False)]

@@ -1,9 +1,10 @@
 """Seed noise and timesteps by batch, not by what was sampled before."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from unclip.batch import Batch
 from unclip.training.lightning_compat import batches_started
 from unclip.training.modules import StageModule, seed_of
 
@@ -21,20 +22,13 @@ class Seeding(Callback):
     def __init__(self, seed: int):
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: StageModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: StageModule, *_: Any) -> None:
         """Seed from the number of batches since the run began, which a checkpoint restores."""
         total = batches_started(trainer)
         torch.manual_seed(seed_of(self.seed, pl_module.name, total, trainer.global_rank))
 
     def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: StageModule,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: StageModule, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Seed from the index in the validation, so that losses are comparable over time."""
         rank = trainer.global_rank
