@@ -14,7 +14,7 @@ from cli.config_check import check_command_line, check_targets
 def main(cfg: DictConfig) -> None:
     """Embed the training and validation splits; shards with embeddings are skipped."""
     from unclip.evaluation.distributed import launch
-    from unclip.training.embeddings import embed_shards, reader_settings
+    from unclip.training.embeddings import embed_shards
 
     cfg.run_folder = HydraConfig.get().runtime.output_dir
     with training.exit_on_user_error():
@@ -27,9 +27,8 @@ def main(cfg: DictConfig) -> None:
         device = ranks.device("cpu" if settings["accelerator"] == "cpu" else None)
         embedder = training.build(config["embedder"]["build"]).to(device)
         data = training.build(config["data"])()
-        parts = {"rank": ranks.rank, "world_size": ranks.world, **reader_settings(data)}
         started = time.perf_counter()
-        done = embed_shards(embedder, data.sources(), **parts)
+        done = embed_shards(embedder, data, rank=ranks.rank, world_size=ranks.world)
         rate = done.images / (time.perf_counter() - started)
         print(
             f"rank {ranks.rank}: embedded {done.shards} shards of {data.root} with CLIP "

@@ -99,6 +99,7 @@ def test_sweeps_of_evaluations_pass():
         (["data.workers=true"], "expected an integer"),
         (["model.guidance_scale=[1]"], "expected a number"),
         (["diffusion.prediction=z0"], "'z0': expected 'x0' or 'eps' or 'v'"),
+        (["network._target_=os.system"], r"_target_ os\.system is not in unclip\."),
     ],
 )
 def test_arguments_are_compared_with_the_signatures_of_their_targets(words, said):

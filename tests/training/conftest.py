@@ -118,7 +118,6 @@ class Kit:
             "accelerator": "cpu",
             "devices": 1,
             "loggers": [],
-            "enable_progress_bar": False,
             "gradient_clip_val": 1.0,
             "validate_every_steps": 1000,
             "num_sanity_val_steps": 0,

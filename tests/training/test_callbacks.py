@@ -104,7 +104,7 @@ def test_throughput_does_not_count_validation(kit, tmp_path):
 
 def test_progress_prints_lines_when_stderr_is_not_a_terminal(kit, capsys):
     progress = StepProgress(every_seconds=0.0)
-    trainer = kit.trainer(3, Throughput(), progress, enable_progress_bar=True)
+    trainer = kit.trainer(3, Throughput(), progress)
     trainer.fit(kit.module(), kit.ImageData())
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("tiny: step 3/3 · loss 0.")
@@ -114,7 +114,7 @@ def test_progress_prints_lines_when_stderr_is_not_a_terminal(kit, capsys):
 def test_progress_prints_the_step_that_a_run_resumes_from(kit, capsys):
     for steps, path in ((2, None), (4, kit.folder / "last.ckpt")):
         progress = StepProgress(every_seconds=0.0)
-        trainer = kit.trainer(steps, *kit.callbacks(), progress, enable_progress_bar=True)
+        trainer = kit.trainer(steps, *kit.callbacks(), progress)
         trainer.fit(kit.module(), kit.ImageData(), ckpt_path=path)
         lines = capsys.readouterr().err.splitlines()
         assert ("tiny: resumed after step 2" in lines) == (path is not None)
@@ -123,7 +123,7 @@ def test_progress_prints_the_step_that_a_run_resumes_from(kit, capsys):
 def test_progress_is_a_bar_on_a_terminal(kit, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = StepProgress(every_seconds=0.0)
-    trainer = kit.trainer(3, progress, enable_progress_bar=True)
+    trainer = kit.trainer(3, progress)
     trainer.fit(kit.module(), kit.ImageData())
     assert "tiny: 100%" in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ Its keys are those of hydra-optuna-sweeper, which itself still needs optuna < 3.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 Suggester = Callable[[Any], Any]  # asks an Optuna trial for a value
 
 
-def _tpe() -> dict[str, Any]:
-    return {"_target_": "optuna.samplers.TPESampler", "seed": 0}
-
-
-@dataclass
-class OptunaSweeperConf:
-    """Keys of `hydra.sweeper`."""
-
-    _target_: str = "hydra_plugins.unclip_sweeps.search.OptunaSweeper"
-    _recursive_: bool = (
-        False  # the sampler is built later, with a better error if Optuna is missing
-    )
-    sampler: dict[str, Any] = field(default_factory=_tpe)
-    direction: str | None = None
-    storage: str | None = None
-    study_name: str | None = None
-    n_trials: int = 20
-    n_jobs: int = 1
-    params: dict[str, Any] = field(default_factory=dict)
-
-
+@dataclass(kw_only=True)
 class OptunaSweeper(Sweeper):
     """Search with an Optuna sampler.
 
@@ -65,29 +45,20 @@ class OptunaSweeper(Sweeper):
         params: search space; the command line overrides it.
     """
 
-    def __init__(
-        self,
-        *,
-        sampler: Mapping[str, Any],
-        direction: str | None,
-        storage: str | None,
-        study_name: str | None,
-        n_trials: int,
-        n_jobs: int,
-        params: Mapping[str, Any],
-    ):
-        if n_trials < 1 or n_jobs < 1:
+    sampler: Mapping[str, Any]
+    direction: str | None
+    storage: str | None
+    study_name: str | None
+    n_trials: int
+    n_jobs: int
+    params: Mapping[str, Any]
+
+    def __post_init__(self):
+        if self.n_trials < 1 or self.n_jobs < 1:
             raise ValueError(
-                f"hydra.sweeper: n_trials is {n_trials} and n_jobs is {n_jobs}; both must be at "
-                "least 1"
+                f"hydra.sweeper: n_trials is {self.n_trials} and n_jobs is {self.n_jobs}; both "
+                "must be at least 1"
             )
-        self.sampler = sampler
-        self.direction = direction
-        self.storage = storage
-        self.study_name = study_name
-        self.n_trials = n_trials
-        self.n_jobs = n_jobs
-        self.params = params
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -184,6 +155,11 @@ def suggester(override: Override) -> Suggester:
     raise ValueError(f"{key}: use a choice, a range or an interval")
 
 
-ConfigStore.instance().store(
-    group="hydra/sweeper", name="optuna", node=OptunaSweeperConf, provider="unclip"
-)
+DEFAULTS = {
+    "_target_": f"{__name__}.OptunaSweeper",
+    "_recursive_": False,  # the sampler is built later, with a better error if Optuna is missing
+    "sampler": {"_target_": "optuna.samplers.TPESampler", "seed": 0},
+    **dict.fromkeys(["direction", "storage", "study_name"]),
+    **{"n_trials": 20, "n_jobs": 1, "params": {}},
+}
+ConfigStore.instance().store("optuna", DEFAULTS, group="hydra/sweeper", provider="unclip")

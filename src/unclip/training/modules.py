@@ -118,9 +118,10 @@ class StageModule(LightningModule):
         for batch in cast(Any, self.trainer).datamodule.train_dataloader():
             yield self.preprocess(self.transfer_batch_to_device(batch, self.device, 0))
 
-    def generators(self, batch: Batch) -> list[torch.Generator]:
-        """Return a generator for each validation sample, the same in every validation."""
-        return sample_generators(batch["key"], self.seed)
+    def sample(self, batch: Batch) -> Tensor:
+        """Return the stage's sample of each row; its noise is the same in every validation."""
+        generators = sample_generators(batch["key"], self.seed)
+        return self.stage.sample(self.stage.condition(batch), generators=generators)
 
     def configure_model(self) -> None:
         """Shard the stage if the strategy is FSDP."""
@@ -253,15 +254,15 @@ class PriorModule(StageModule):
         "cosine_linear" (the closed-form linear prior, if the stage has it) and "cosine_shuffled"
         (the prediction from another caption).
         """
-        true, condition = batch["image_embedding"], self.stage.condition(batch)
-        predicted = self.stage.sample(condition, generators=self.generators(batch))
+        true, predicted = batch["image_embedding"], self.sample(batch)
         predictions = {
             "cosine": predicted,
             "cosine_text": batch["text_embedding"],
             "cosine_shuffled": predicted.roll(1, dims=0),
         }
         if self.stage.linear is not None:
-            predictions["cosine_linear"] = self.stage.linear(condition["text_embedding"])
+            z_t = self.stage.text_scaling(batch["text_embedding"])
+            predictions["cosine_linear"] = self.stage.linear(z_t)
         return {name: F.cosine_similarity(z, true).mean() for name, z in predictions.items()}
 
 
@@ -285,8 +286,7 @@ class DecoderModule(StageModule):
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Return real images and samples from their embeddings and captions."""
-        samples = self.stage.sample(self.stage.condition(batch), generators=self.generators(batch))
-        return {"real": batch["image"], "decoded": samples}
+        return {"real": batch["image"], "decoded": self.sample(batch)}
 
 
 class UpsamplerModule(StageModule):
@@ -301,17 +301,14 @@ class UpsamplerModule(StageModule):
         plain background, and such crops would dominate a mean over crops.
         """
         true = _stack_vertically(batch["image"])
-        (sampled,) = psnr(_stack_vertically(self._sample(batch)), true)
+        (sampled,) = psnr(_stack_vertically(self.sample(batch)), true)
         (bicubic,) = psnr(_stack_vertically(self.stage.enlarge(batch["low_res"])), true)
         return {"psnr": sampled, "psnr_bicubic": bicubic, "psnr_gain": sampled - bicubic}
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Return bicubic upsampling, the upsampler's output and the real images."""
         bicubic = self.stage.enlarge(batch["low_res"])
-        return {"bicubic": bicubic, "upsampled": self._sample(batch), "real": batch["image"]}
-
-    def _sample(self, batch: Batch) -> Tensor:
-        return self.stage.sample(self.stage.condition(batch), generators=self.generators(batch))
+        return {"bicubic": bicubic, "upsampled": self.sample(batch), "real": batch["image"]}
 
 
 def _stack_vertically(
