@@ -55,8 +55,7 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
 def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:
     """Compose the configuration of a command line, or of the first job of a sweep.
 
-    Raises:
-        ConfigurationError: a word is wrong; the message names it and the nearest valid one.
+    A wrong word raises a ConfigurationError with the nearest valid one.
     """
     groups = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()}
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -177,12 +176,7 @@ def _nearest(word: str, options: Sequence[str]) -> str:
 
 
 def check_targets(config: Any, key: str = "") -> None:
-    """Compare all arguments in a configuration with the signatures of their `_target_`.
-
-    Raises:
-        ConfigurationError: a target is not allowed, an argument is unknown, or its value has a
-            wrong type.
-    """
+    """Compare all arguments in a configuration with the signatures of their `_target_`."""
     if isinstance(config, list):
         config = {f"[{number}]": part for number, part in enumerate(config)}
     if not isinstance(config, dict):

@@ -64,7 +64,7 @@ def build(config: Any) -> Any:
 
 
 def check(config: dict[str, Any]) -> None:
-    """Refuse, in seconds, what cannot work: keys, types, sizes that do not fit, a full disk.
+    """Refuse within seconds a run that cannot work: wrong keys, types and sizes, a full disk.
 
     Raises:
         ConfigurationError: the message says what to change.
@@ -102,10 +102,6 @@ def ensure_inputs(config: dict[str, Any], overrides: list[str]) -> None:
     Args:
         config: resolved configuration.
         overrides: command line, from which an upstream run inherits.
-
-    Raises:
-        FileNotFoundError: a file is missing; the message has the command that makes it.
-        ChildProcessError: an upstream run fails.
     """
     from unclip.training import run
     from unclip.training.resume import AUTO
@@ -138,12 +134,7 @@ def set_up_process(seed: int) -> None:
 
 
 def build_embedder(config: dict[str, Any]) -> Any:
-    """Build the CLIP embedder, or return None for a stage that needs none.
-
-    Raises:
-        ConfigurationError: the CLIP has other sizes than the stage is configured for; the message
-            names the override that fixes it.
-    """
+    """Build the CLIP embedder, or return None for a stage that needs none."""
     if not config["needs_clip"]:
         return None
     embedder = build(config["embedder"]["build"])
@@ -158,11 +149,7 @@ def build_embedder(config: dict[str, Any]) -> Any:
 
 
 def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
-    """Build the stage in its LightningModule; a new run starts from the weights of `init`.
-
-    Raises:
-        ConfigurationError: the weights of `init` belong to another stage.
-    """
+    """Build the stage in its LightningModule; a new run starts from the weights of `init`."""
     from unclip import bundle
     from unclip.training.acceleration import optimize
     from unclip.training.run import resolve_init
@@ -197,9 +184,6 @@ def open_trainer(
         metadata: description of the run; the number of ranks is added.
         checkpoint: checkpoint that the run resumes from; None for a new run.
         max_steps: number of steps; None for that of the configuration.
-
-    Raises:
-        ResumeError: the checkpoint belongs to another run.
     """
     from unclip.provenance import code_version
     from unclip.training.callbacks.checkpoint import RunMetadata

@@ -52,11 +52,7 @@ class ProcessLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """Run a batch of jobs.
-
-        Raises:
-            ValueError: under torchrun or srun, because the jobs start their ranks themselves.
-        """
+        """Run a batch of jobs; under torchrun or srun, raise ValueError."""
         if "LOCAL_RANK" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
             raise ValueError(
                 "the jobs of a sweep start their ranks themselves: run the sweep without torchrun "

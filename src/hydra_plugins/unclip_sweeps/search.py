@@ -55,10 +55,8 @@ class OptunaSweeper(Sweeper):
 
     def __post_init__(self):
         if self.n_trials < 1 or self.n_jobs < 1:
-            raise ValueError(
-                f"hydra.sweeper: n_trials is {self.n_trials} and n_jobs is {self.n_jobs}; both "
-                "must be at least 1"
-            )
+            counts = f"n_trials is {self.n_trials} and n_jobs is {self.n_jobs}"
+            raise ValueError(f"hydra.sweeper: {counts}; both must be at least 1")
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -71,26 +69,16 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run jobs until there are `n_trials`.
-
-        Raises:
-            ValueError: if Optuna is missing or the search space is empty.
-            ChildProcessError: if all jobs failed.
-        """
+        """Run jobs until there are `n_trials`."""
         words = [f"{key}={value}" for key, value in self.params.items()] + arguments
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = {word.get_key_element(): word for word in parser.parse_overrides(words)}
         space = {key: suggester(o) for key, o in overrides.items() if o.is_sweep_override()}
         if not space:
-            raise ValueError(
-                "the search space is empty: add, for example, "
-                "optimizer.lr=tag(log,interval(1e-5,1e-2))"
-            )
-        fixed = [
-            f"{key}={override.get_value_element_as_str()}"
-            for key, override in overrides.items()
-            if key not in space
-        ]
+            example = "optimizer.lr=tag(log,interval(1e-5,1e-2))"
+            raise ValueError(f"the search space is empty: add, for example, {example}")
+        others = {key: o for key, o in overrides.items() if key not in space}
+        fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in others.items()]
         folder = Path(str(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
@@ -129,20 +117,15 @@ class OptunaSweeper(Sweeper):
         self.validate_batch_is_legal(jobs)
         returns = self.launcher.launch(jobs, initial_job_idx=first)
         for trial, returned in zip(trials, returns, strict=True):
-            if returned.status == JobStatus.COMPLETED and returned._return_value is not None:
-                study.tell(trial, returned._return_value)
-            else:
-                study.tell(trial, state=TrialState.FAIL)
+            done = returned.status == JobStatus.COMPLETED and returned._return_value is not None
+            result = {"values": returned._return_value} if done else {"state": TrialState.FAIL}
+            study.tell(trial, **result)
         if all(trial.state == TrialState.FAIL for trial in study.trials):
             raise ChildProcessError("all jobs of the search have failed: see their output above")
 
 
 def suggester(override: Override) -> Suggester:
-    """Return a function that asks an Optuna trial for the value of an override.
-
-    Raises:
-        ValueError: if the override is not a choice, range or interval.
-    """
+    """Return a function that asks an Optuna trial for the value of an override."""
     key, sweep = override.get_key_element(), override.value()
     if isinstance(sweep, IntervalSweep):
         log = "log" in sweep.tags

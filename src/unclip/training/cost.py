@@ -28,38 +28,25 @@ from unclip.training.optim import parameter_groups
 
 aten = torch.ops.aten
 
+ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
+BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
 CPU_ATTENTION = {  # FlopCounterMode itself knows only the kernels of CUDA
-    aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
-    ),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
-    ),
+    ATTENTION: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    BACKWARD: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),
 }
 
 
 class StepCost(NamedTuple):
-    """Cost of one training step on one device.
-
-    Attributes:
-        forward_flops: FLOPs of the stage's forward pass over the batch.
-        training_flops: FLOPs of its forward and backward passes.
-        clip_flops: FLOPs of the frozen CLIP over the batch.
-        weights: bytes of the stage's parameters and buffers.
-        gradients: bytes of its gradients.
-        optimizer: bytes of the optimizer's state.
-        clip: bytes of the frozen CLIP's weights.
-        activations: bytes allocated on top of weights and gradients at the peak of the step.
-    """
+    """FLOPs of one training step over the batch, and bytes on one device."""
 
     forward_flops: int
-    training_flops: int
-    clip_flops: int
-    weights: int
+    training_flops: int  # of the forward and backward passes
+    clip_flops: int  # of the frozen CLIP
+    weights: int  # with buffers
     gradients: int
     optimizer: int
     clip: int
-    activations: int
+    activations: int  # on top of weights and gradients, at the peak of the step
 
 
 def measure_step(
@@ -107,9 +94,9 @@ def measure_step(
     stepped = optimizer(parameter_groups(stage))
     stepped.step()
     return StepCost(
-        forward_flops=forward_flops,
-        training_flops=flops.get_total_flops(),
-        clip_flops=clip_flops.get_total_flops(),
+        forward_flops,
+        flops.get_total_flops(),
+        clip_flops.get_total_flops(),
         weights=_bytes(states),
         gradients=gradient_bytes,
         optimizer=_bytes(value for state in stepped.state.values() for value in state.values()),
@@ -123,16 +110,12 @@ def _count_flops() -> FlopCounterMode:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the bytes of the fake tensors that are allocated inside and still alive.
+    """Count the bytes of the fake tensors that are allocated inside and alive: `now`, `peak`.
 
     Indexing with a mask, whose result has an unknown size, returns one element.
 
     Args:
         outside: values whose tensors are not counted.
-
-    Attributes:
-        now: bytes alive at present.
-        peak: largest number of bytes alive so far.
     """
 
     def __init__(self, outside: Iterable[Any]):

@@ -55,9 +55,6 @@ def lock_run_dir(folder: Path, *, restart: bool = False) -> Iterator[None]:
     Args:
         folder: run folder.
         restart: delete the checkpoints of an earlier run in this folder.
-
-    Raises:
-        ResumeError: another process holds the lock.
     """
     if not is_first_rank():
         yield
@@ -90,15 +87,11 @@ def without_ranks() -> dict[str, str]:
 
 
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
-    """Return the checkpoint to resume from, or None for a new run.
+    """Return the newest intact checkpoint to resume from, or None for a new run.
 
     Args:
         folder: run folder.
         resume: path of a checkpoint, "auto" for that of the run folder, None for a new run.
-
-    Raises:
-        FileNotFoundError: the named checkpoint does not exist.
-        ResumeError: there are checkpoints, but none of them is intact.
     """
     if resume is None:
         return None
@@ -129,11 +122,7 @@ def is_intact(path: Path) -> bool:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint; tensors are read from the file when they are used.
-
-    Raises:
-        ResumeError: the file contains code.
-    """
+    """Load a checkpoint without executing code; tensors are read when they are used."""
     import pickle
 
     import torch
@@ -141,24 +130,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
-        raise ResumeError(
-            f"{path} is not a checkpoint of unclip: loading it could run code"
-        ) from None
+        message = f"{path} is not a checkpoint of unclip: loading it could run code"
+        raise ResumeError(message) from None
 
 
 def check_same_run(
     path: Path, metadata: Mapping[str, Any], *, max_steps: int, strict: bool = True
 ) -> None:
-    """Compare the run of a checkpoint with the run that resumes from it.
+    """Raise ResumeError if a checkpoint's run has finished, or is another run than the present one.
 
     Args:
         path: checkpoint.
         metadata: description of the run, as `RunMetadata` saves it; its "decay" may change.
         max_steps: number of steps of the run.
         strict: require the same configuration, data and CLIP.
-
-    Raises:
-        ResumeError: the file contains code, its run has finished, or it is another run.
     """
     saved = load_checkpoint(path)
     if saved["global_step"] >= max_steps:
@@ -225,9 +210,6 @@ def resume_decay(
     Returns:
         The checkpoint to resume from, and the decay. The checkpoint is last.ckpt of `folder` if
         that is in the same decay that `checkpoint` would start.
-
-    Raises:
-        ResumeError: the checkpoint is in a decay of another length.
     """
     if checkpoint is None:
         return None, Decay(steps)

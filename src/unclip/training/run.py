@@ -32,9 +32,6 @@ def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str 
     """Require space for two training checkpoints and the exported stage in each folder.
 
     A checkpoint is written next to the old one. Checkpoints in the run folder will be replaced.
-
-    Raises:
-        ValueError: a folder has less free space than needed.
     """
     earlier = [Path(run_folder, name) for name in (LAST, PREVIOUS)]
     replaced = sum(path.stat().st_size for path in earlier if path.is_file())
@@ -65,9 +62,6 @@ def check_chain(name: str, recipe: Mapping[str, Any], image_size: int, bundle: s
         recipe: recipe of the stage.
         image_size: size of the images that the stage is trained on.
         bundle: folder of the bundle; a decoder in it has its own output size.
-
-    Raises:
-        ValueError: the sizes do not fit; the message names the size that does.
     """
     upstream = UPSTREAM_OF.get(name)
     if upstream is None:
@@ -107,11 +101,7 @@ def ensure_data(prepare: Callable[[], Any], done: str | Path) -> None:
 
 
 def resolve_init(init: str | Path, stage: str) -> Path:
-    """Return the stage's file that `init`, a bundle's folder or the file itself, names.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-    """
+    """Return the stage's file that `init`, a bundle's folder or the file itself, names."""
     path = Path(init)
     path = path if path.suffix == ".safetensors" else stage_file(path, stage)
     if not path.is_file():
@@ -141,10 +131,8 @@ def ensure_upstream(
         train: train missing stages, each in its own process.
 
     Raises:
-        FileNotFoundError: a stage is missing. The message has the command that trains it. With
-            `train`, it is raised if this process is one of several ranks, which the upstream run
-            would take for its own.
-        ChildProcessError: an upstream run fails.
+        FileNotFoundError: a stage is missing and is not to be trained here, or this process is one
+            of several ranks, which the upstream run would take for its own.
     """
     for stage in needs:
         path = stage_file(folder, stage)

@@ -6,6 +6,7 @@ through the four functions at the end.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,8 +39,8 @@ class ShardedStrategy(ModelParallelStrategy):
     the order of the optimizer's groups counts.
     """
 
-    def __init__(self, **settings):
-        super().__init__(save_distributed_checkpoint=False, **settings)
+    def __init__(self, timeout: timedelta):
+        super().__init__(save_distributed_checkpoint=False, timeout=timeout)
 
     def setup_environment(self) -> None:
         """Shard over all processes of all nodes."""
@@ -91,19 +92,13 @@ class ShardedStrategy(ModelParallelStrategy):
 
 def _rekeyed(saved: Mapping[str, Any], keys: Any) -> dict[str, Any]:
     """Replace each parameter's key in an optimizer's state by `keys[key]`."""
-    groups = [
-        {**group, "params": [keys[old] for old in group["params"]]}
-        for group in saved["param_groups"]
-    ]
-    return {"state": {keys[old]: s for old, s in saved["state"].items()}, "param_groups": groups}
+    old = saved["param_groups"]
+    groups = [{**group, "params": [keys[key] for key in group["params"]]} for group in old]
+    return {"state": {keys[key]: s for key, s in saved["state"].items()}, "param_groups": groups}
 
 
 def blocks_of(stage: Stage) -> Sequence[nn.Module]:
-    """Return the parts of a stage that are unsharded one after another.
-
-    Raises:
-        ValueError: the stage has no blocks, as a CLIP.
-    """
+    """Return the parts of a stage that are unsharded one after another; ValueError if none."""
     blocks = [module for module in stage.modules() if isinstance(module, BLOCKS)]
     if not blocks:
         raise ValueError(f"trainer=fsdp cannot shard the stage {stage.name}: use trainer=ddp")
@@ -111,15 +106,7 @@ def blocks_of(stage: Stage) -> Sequence[nn.Module]:
 
 
 def shard(stage: Stage, mesh: DeviceMesh) -> None:
-    """Shard a stage in place.
-
-    Args:
-        stage: stage with the same weights on all ranks.
-        mesh: device mesh with one dimension.
-
-    Raises:
-        ValueError: the stage has no blocks.
-    """
+    """Shard a stage, which has the same weights on all ranks, over a one-dimensional mesh."""
     blocks = blocks_of(stage)
     cast(Any, stage).to(memory_format=torch.contiguous_format)  # FSDP shards no other format
     modules: list[Any] = [*blocks, stage]

@@ -38,11 +38,8 @@ _IRRELEVANT = (
 def resolve_precision(precision: str | int, accelerator: str) -> str | int:
     """Resolve "auto" to bf16 if the hardware supports it natively, else to float32.
 
-    On a CPU, the kernels of emulated bf16 are a hundred times slower than float32.
-
-    Raises:
-        ValueError: float16 is requested; the guard and the clipping would misjudge its scaled
-            gradients.
+    On a CPU, the kernels of emulated bf16 are a hundred times slower than float32. Float16 raises
+    ValueError, because the guard and the clipping would misjudge its scaled gradients.
     """
     if str(precision) in ("16", "16-mixed", "16-true"):
         raise ValueError(f"precision {precision} is not supported: use bf16-mixed or 32-true")
@@ -108,17 +105,13 @@ def build_trainer(
         callbacks: callbacks, in the order in which their hooks are called.
         loggers: loggers; may be empty.
         max_steps_multiplier: factor on `max_steps`, which lengthens every stage of a scale.
-        accelerator: accelerator of Lightning's Trainer.
-        strategy: strategy of Lightning's Trainer, or "ddp" or "fsdp" (FSDP2), which use gloo on
-            CPUs.
-        precision: precision of Lightning's Trainer, or "auto".
+        accelerator: name of Lightning's accelerator.
+        strategy: name of Lightning's strategy; "fsdp" is FSDP2.
+        precision: Lightning's name of the precision, or "auto".
         validate_every_steps: steps between two validations; the last step is always validated.
         accumulate_grad_batches: batches per step.
         timeout_minutes: how long ranks wait for a dead or hanging rank before they fail.
         settings: other arguments of Lightning's Trainer.
-
-    Raises:
-        ValueError: the number of steps is less than 1.
     """
     max_steps = round(max_steps * max_steps_multiplier)
     if max_steps < 1:

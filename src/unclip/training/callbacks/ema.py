@@ -40,11 +40,7 @@ class EMA(Callback):
         self._last_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: StageModule) -> None:
-        """Start from the initial weights, or from the averages of a checkpoint.
-
-        Raises:
-            ValueError: the checkpoint's averages belong to another network.
-        """
+        """Start from the initial weights, or from the averages of a checkpoint."""
         self._parameters = {
             name: parameter
             for name, parameter in pl_module.stage.named_parameters()
