@@ -68,7 +68,6 @@ def test_a_wrong_word_is_refused_with_the_nearest_valid_one(words, said):
     [
         ["optimizer.lr=1e-4,3e-4"],
         ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra/sweeper=optuna"],
-        ["sweep=learning_rate"],
         ["sweep=search"],
         ["+trainer.enable_model_summary=true"],
         ["trainer.devices=auto"],

@@ -142,7 +142,7 @@ class RunCheckpoint(Checkpoint):
         lightning_compat.sync_logged_step(trainer)
         if lightning_compat.is_within_step(trainer):
             return
-        stop = self._is_told_to_stop(trainer)
+        stop = self._should_stop(trainer)
         if stop or trainer.global_step % self.every_steps == 0:
             self._save(trainer)
         if stop:  # the ranks that rank 0 started exit with 0, or it would be killed
@@ -155,7 +155,7 @@ class RunCheckpoint(Checkpoint):
         last = trainer.global_step == trainer.max_steps
         if trainer.sanity_checking or last or is_sharded(pl_module.stage):
             return
-        if self._is_told_to_stop(trainer):
+        if self._should_stop(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
@@ -178,7 +178,7 @@ class RunCheckpoint(Checkpoint):
         """Correct Lightning's counters."""
         lightning_compat.rewind_to_step(checkpoint, trainer)
 
-    def _is_told_to_stop(self, trainer: Trainer) -> bool:
+    def _should_stop(self, trainer: Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
 
     def _save(self, trainer: Trainer) -> None:
