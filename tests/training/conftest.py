@@ -107,7 +107,7 @@ class Kit:
         torch.manual_seed(0)
         defaults = {
             "recipe": {"_target_": "tiny"},
-            "optimizer": functools.partial(optim.adamw, lr=1e-2),
+            "optimizer": functools.partial(torch.optim.AdamW, lr=1e-2, fused=True),
             "schedule": functools.partial(optim.cosine, warm_up_steps=2),
         }
         return cls(stage(), **(defaults | settings))

@@ -16,7 +16,7 @@ from unclip import bundle
 from unclip.training import cost
 from unclip.training.acceleration import optimize
 from unclip.training.muon import Muon
-from unclip.training.optim import adamw, parameter_groups
+from unclip.training.optim import parameter_groups
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIG = {
@@ -27,7 +27,7 @@ CONFIG = {
     },
     "data": {"batch_size": 8, "image_size": 64},
 }
-ADAMW = partial(adamw, lr=1e-3)
+ADAMW = partial(torch.optim.AdamW, lr=1e-3, fused=True)
 MUON = partial(
     Muon,
     **{"lr": 1e-3, "muon_lr": 1e-3, "momentum": 0.9, "betas": (0.9, 0.99)},

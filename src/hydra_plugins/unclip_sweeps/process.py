@@ -83,7 +83,6 @@ class ProcessLauncher(Launcher):
         """Run the jobs, `n_jobs` at a time. Ctrl-C and SIGTERM end them and start no others."""
         waiting, slots = list(jobs), list(range(self.n_jobs))
         running: dict[int, tuple[Job, subprocess.Popen, float]] = {}
-        done: dict[int, Outcome] = {}
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while waiting or running:
@@ -93,7 +92,7 @@ class ProcessLauncher(Launcher):
                 time.sleep(0.05)
                 for slot, (job, process, started) in list(running.items()):
                     if process.poll() is not None:
-                        done[job.number] = self._note(job, process.returncode, started)
+                        self._note(job, process.returncode, started)
                         slots.append(slot)
                         del running[slot]
         finally:
@@ -102,7 +101,7 @@ class ProcessLauncher(Launcher):
             for job, process, started in running.values():
                 self._note(job, process.wait(), started)
             signal.signal(signal.SIGTERM, previous)
-        return [done[job.number] for job in jobs]
+        return sorted(self.outcomes[-len(jobs) :], key=lambda outcome: outcome.job.number)
 
     def _start(self, job: Job, slot: int) -> subprocess.Popen:
         log.info("#%d: %s", job.number, shlex.join(job.overrides))
@@ -120,11 +119,9 @@ class ProcessLauncher(Launcher):
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(share or [gpus[slot % len(gpus)]])
         return subprocess.Popen(job.command(self.overrides), env=environment, **settings)
 
-    def _note(self, job: Job, code: int, started: float) -> Outcome:
+    def _note(self, job: Job, code: int, started: float) -> None:
         value = None if code else job.objective()
-        outcome = Outcome(job, code, time.monotonic() - started, value)
-        self.outcomes.append(outcome)
-        return outcome
+        self.outcomes.append(Outcome(job, code, time.monotonic() - started, value))
 
 
 def visible_gpus() -> list[str]:

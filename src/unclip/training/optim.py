@@ -1,4 +1,4 @@
-"""AdamW, parameter groups, gradient clipping and learning-rate schedules.
+"""Parameter groups, the gradient norm and learning-rate schedules.
 
 A schedule is a function `factor(step, max_steps)` in [0, 1].
 """
@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
 from unclip.clip.model import BLOCKS as CLIP_BLOCKS
 from unclip.training.acceleration import BLOCKS
@@ -44,19 +43,6 @@ def parameter_groups(module: nn.Module) -> list[dict]:
         {"params": hidden, "hidden": True},
     ]
     return [group for group in groups if group["params"]]
-
-
-def adamw(
-    groups: list[dict],
-    *,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> Optimizer:
-    """Return AdamW with the fused kernel, 3.6 times faster on a CPU than the loop."""
-    pair = (betas[0], betas[1])  # YAML has lists
-    return AdamW(groups, lr=lr, betas=pair, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def _warm_up(step: int, steps: int) -> float:
