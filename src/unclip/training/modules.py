@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import fmean
 from typing import Any, cast
@@ -52,7 +51,7 @@ class StageModule(LightningModule):
 
     Args:
         stage: stage to train.
-        recipe: plain dict that the stage was built from, saved in checkpoints and exported files.
+        recipe: plain dict that the stage was built from, saved in exported files.
         optimizer: function that takes parameter groups and returns an optimizer.
         schedule: function `factor(step, max_steps)` that multiplies the learning rate.
         embedder: frozen CLIP, required by stages with `needs_clip`. It is a plain object, so that
@@ -225,11 +224,6 @@ class StageModule(LightningModule):
         if gradient_clip_val:
             norm = self.gradient_norm()
             clip_grads_with_norm_(self.stage.parameters(), gradient_clip_val, norm)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the stage's name, recipe and CLIP as JSON, so that the file holds plain values."""
-        about = {"stage": self.stage.name, "recipe": self.recipe}
-        checkpoint["unclip"] = json.dumps(about | {"clip_fingerprint": self.clip_fingerprint})
 
 
 def _mean_over_ranks(losses: Mapping[str, Tensor], ranks: int) -> Mapping[str, Tensor | float]:
