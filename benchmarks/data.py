@@ -16,7 +16,7 @@ from PIL import Image
 from results import markdown
 from timing import interleave, quartiles, ratios
 
-from unclip.data.loader import ShardLoader
+from unclip.data.loader import ShardDataset, ShardLoader
 from unclip.data.reader import SampleReader
 from unclip.data.shards import list_shards
 
@@ -36,7 +36,8 @@ def loop(shards: list[Path]) -> Iterator[int]:
 
 def loader(shards: list[Path], *, workers: int = 0) -> Iterator[int]:
     """Load batches without end; yield the number of images in each."""
-    loader = ShardLoader(shards, SampleReader(), batch_size=BATCH, shuffle=True, workers=workers)
+    dataset = ShardDataset(shards, SampleReader(), batch_size=BATCH, shuffle=True)
+    loader = ShardLoader(dataset, workers=workers)
     for epoch in itertools.count():
         loader.set_epoch(epoch)
         for batch in loader:

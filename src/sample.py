@@ -4,8 +4,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from cli.sample import COMMANDS, build_parser, read_prompts
-from cli.sample_output import log
+from cli.sample import COMMANDS, build_parser, log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +20,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}")
-            if args.command == "text":
-                args.prompts = read_prompts(args)
             if args.command == "again":  # imports torch, which would slow down --help
                 from cli.sample_again import run
             else:

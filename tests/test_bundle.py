@@ -372,6 +372,20 @@ class TestHostileRecipes:
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert grown < 500 * 1024  # KiB; a single such layer would have taken 40 GB
 
+    @pytest.mark.parametrize(
+        ("name", "key"), [("prior", "layers"), ("decoder", "blocks"), ("clip", "text_layers")]
+    )
+    def test_a_huge_number_of_layers_is_refused_quickly(self, name, key, tmp_path):
+        path = tmp_path / f"{name}.safetensors"
+        save(path, tiny_bundle.stage(name), name)
+        recipe = tiny_bundle.recipe(name)
+        recipe.get("network", recipe)[key] = 10**5
+        rewrite(path, recipe=json.dumps(recipe))
+        start = time.process_time()
+        with pytest.raises(ValueError, match=r"safetensors: .* many more parameters than the file"):
+            load_stage(path)
+        assert time.process_time() - start < 10
+
     def test_the_arguments_of_a_constructor_are_its_schema(self, prior):
         rewrite_recipe(prior, lambda recipe: recipe.update(candidate=3))
         with pytest.raises(ValueError, match=r"prior\.safetensors: .* unexpected .*'candidate'"):

@@ -7,9 +7,11 @@ import pytest
 import tiny_bundle
 import torch
 
-from unclip import bundle, cascade, open_bundle
-from unclip.cascade import PRIORS, Cascade
+from unclip import bundle, open_bundle
+from unclip.cascade import Cascade
 from unclip.images import to_uint8
+from unclip.sampling_run import generator
+from unclip.text_to_image import PRIORS
 
 PROMPTS = ["a red apple", "a dog above a cat", "two stars"]
 
@@ -88,7 +90,7 @@ class TestTextToImage:
 
     def test_each_stage_and_seed_has_its_own_fixed_generator(self):
         seeds = [
-            cascade._generator(seed, stage).initial_seed()
+            generator(seed, stage).initial_seed()
             for seed in (0, 1, -1, 10**30)
             for stage in ("prior", "decoder")
         ]

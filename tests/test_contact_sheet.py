@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unclip.contact_sheet import Tile, contact_sheet, sheet_size
+from unclip.contact_sheet import Tile, contact_sheet
 from unclip.images import save_png, to_pil
 
 
@@ -10,14 +10,14 @@ def flat(color: tuple[int, int, int], size: int = 64) -> torch.Tensor:
     return torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, size, size)
 
 
-def test_a_sheet_has_the_computed_size_and_every_tile_in_its_place():
+def test_a_sheet_has_the_size_of_its_rows_and_every_tile_in_its_place():
     colors = [(200, 10 * k, 30) for k in range(7)]
     tiles = [Tile(flat(color), f"image {k}") for k, color in enumerate(colors)]
-    sheet = contact_sheet(tiles, columns=3, size=96, title="Seven", gap=8)
-    assert sheet.size == sheet_size(7, 3, 96, "Seven", gap=8)
-    assert sheet.width == 3 * (96 + 8) + 8
-    row_height = (sheet_size(4, 3, 96)[1] - sheet_size(1, 3, 96)[1]) / 1
-    top = sheet_size(1, 3, 96, "Seven")[1] - sheet_size(1, 3, 96)[1] + 8
+    sheet = contact_sheet(tiles, columns=3, size=96, title="Seven")
+    one_row, two_rows = (contact_sheet(tiles[:n], columns=3, size=96).height for n in (1, 4))
+    row_height = two_rows - one_row
+    top = contact_sheet(tiles[:1], columns=3, size=96, title="Seven").height - one_row + 8
+    assert sheet.size == (3 * (96 + 8) + 8, top + 3 * row_height)
     for k, color in enumerate(colors):
         row, column = divmod(k, 3)
         center = (8 + column * 104 + 48, int(top + row * row_height + 48))

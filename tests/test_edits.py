@@ -201,9 +201,21 @@ class TestErrors:
         with pytest.raises(ValueError, match="one for each of 2 points"):
             tiny.mix([image(0), image(1)], [[1, 1], row], **FAST)
 
-    def test_an_unknown_argument_is_refused(self, tiny):
-        with pytest.raises(TypeError, match="guidance_scal"):
-            tiny.vary(image(0), guidance_scal=2)
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda c: c.vary(image(0), guidance_scal=2), "guidance_scal"),
+            (
+                lambda c: c.render(c.invert([image(0)], steps={"decoder": 2}), seeds=[0], seed=1),
+                "seed",
+            ),
+            (lambda c: c.invert([image(0)], size=64), "size"),
+            (lambda c: c.prior(["a dog"], seeds=[0], size=64), "size"),
+        ],
+    )
+    def test_an_argument_that_a_method_does_not_take_is_refused(self, tiny, call, message):
+        with pytest.raises(TypeError, match=message):
+            call(tiny)
 
     def test_a_missing_upsampler_is_reported_before_sampling(self, tmp_path):
         folder = tiny_bundle.write(tmp_path / "partial", names=("clip", "prior", "decoder"))

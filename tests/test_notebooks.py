@@ -10,20 +10,20 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_three():
+def test_there_are_three_notebooks():
     names = [path.stem for path in NOTEBOOKS]
     assert names == ["latent_space", "quickstart", "train_your_own"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_stored_without_outputs(path):
+def test_notebook_is_stored_without_outputs(path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path, tmp_path, monkeypatch):
+def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("UNCLIP_MODEL", str(tiny_bundle.write(tmp_path / "tiny")))
     monkeypatch.setenv("UNCLIP_QUICK", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,8 +1,9 @@
-"""Every command that the documentation shows is one that the programs understand."""
+"""The commands and package names of the documentation are valid."""
 
 import unclip  # isort: skip # noqa: F401
 
 import argparse
+import json
 import re
 import runpy
 import shlex
@@ -16,13 +17,25 @@ import pytest
 from cli.config_check import CONF, compose_strictly
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+]
+
+
+def prose(page):
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return text.replace("\\\n", " ")
 
 
 def commands():
-    """(page, words) of each command in an indented or fenced block, and in `…` of running text."""
+    """Yield the words of each command in an indented or fenced block, and in `…` in a sentence."""
     for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        text = prose(page)
         lines = re.findall(r"^(?:    |\t)((?:python src/|torchrun |make ).*)$", text, re.MULTILINE)
         lines += re.findall(r"^((?:python src/|torchrun |make ).*)$", text, re.MULTILINE)
         lines += re.findall(r"`((?:python src/|make )[^`…]*)`", text)
@@ -30,23 +43,23 @@ def commands():
             yield pytest.param(shlex.split(line, comments=True), id=f"{page.name}: {line[:60]}")
 
 
-class Understood(Exception):
-    """Raised where a program would begin to work."""
+class Parsed(Exception):
+    """Raised after a program has parsed its arguments."""
 
 
 @pytest.fixture
 def parse_only(monkeypatch):
     real = argparse.ArgumentParser.parse_args
 
-    def parse(self, *arguments, **more):
-        real(self, *arguments, **more)
-        raise Understood
+    def parse(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
 
 
 @pytest.mark.parametrize("words", list(commands()))
-def test_a_command_of_the_documentation_is_understood(words, parse_only, monkeypatch):
+def test_documented_command_is_valid(words, parse_only, monkeypatch):
     if words[0] == "make":
         target = next(word for word in words[1:] if "=" not in word)
         rule = rf"^{re.escape(target)}:.*## "
@@ -62,12 +75,30 @@ def test_a_command_of_the_documentation_is_understood(words, parse_only, monkeyp
         compose_strictly(script.stem, [*extra, *overrides])
         return
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    with pytest.raises(Understood):
+    with pytest.raises(Parsed):
         runpy.run_path(str(script), run_name="__main__")
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_knows_what_each_target_would_do():
+def test_make_resolves_every_target():
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
     result = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_architecture_lists_every_package_of_unclip():
+    listed = prose(ROOT / "docs" / "architecture.md").split("## Packages")[1]
+    root = ROOT / "src" / "unclip"
+    found = [path.parent.name for path in root.glob("*/__init__.py")]
+    found += [path.stem for path in root.glob("[!_]*.py")]
+    missing = [name for name in found if not re.search(rf"[`.]{name}`", listed)]
+    assert not missing
+
+
+def test_architecture_lists_no_other_package():
+    listed = prose(ROOT / "docs" / "architecture.md").split("## Packages")[1]
+    names = re.findall(r"`unclip\.([a-z_.]+)`", listed)
+    assert names
+    for name in names:
+        path = ROOT / "src" / "unclip" / name.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), name

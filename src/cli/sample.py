@@ -1,17 +1,20 @@
 """Parse the commands of sample.py, without importing torch, so that `--help` is quick."""
 
 import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, TextIO
 
-DTYPES = ("float32", "bfloat16", "float16")
-COMMANDS = ("text", "vary", "interpolate", "edit", "inpaint", "reconstruct", "again")
-_FILES = """
-Each image is written to OUT/PROMPT-seedSEED-SIZE.png, with its prompt, seed, settings
-and the fingerprints of its stages as PNG text. A file is replaced only if it has the text
-of the same image; otherwise the new file is numbered (…-2.png)."""
-_AGAIN = """
-The image must be a PNG that sample.py wrote. The bundle is found in models/ by its
-fingerprints; the images that it was made from at their old paths, or next to the PNG."""
+from tqdm import tqdm
+
+Add = Callable[..., Any]  # `add_argument` of a command's parser
+
+
+def log(message: object, file: TextIO | None = None) -> None:
+    """Print a line without breaking the progress bar, to stderr by default."""
+    tqdm.write(str(message), file=file or sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,133 +25,140 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="The word text may be left out. Each command has its own --help.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_text, _vary, _interpolate, _edit, _inpaint, _reconstruct, _again):
-        add(commands)
+    for name, (add_arguments, about, example) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=f"For example:\n\n    python src/sample.py {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_arguments(command.add_argument)
     return parser
 
 
-def _command(commands, name: str, about: str, example: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=about,
-        description=about,
-        epilog=f"For example:\n\n    python src/sample.py {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _text(commands) -> None:
-    example = '"a red apple" "a blue star" --count 4 --grid'
-    parser = _command(commands, "text", "Generate images of prompts.", f"{example}\n{_FILES}")
-    add = parser.add_argument
+def _text(add: Add) -> None:
     add("prompts", nargs="*", metavar="prompt", help="description of an image")
     add("--prompts", dest="prompts_file", type=Path, metavar="FILE", help="file: a prompt per line")
     add("--count", type=positive, default=1, help="number of images per prompt")
     add("--stages", action="store_true", help="also write the smaller sizes and a contact sheet")
-    add(
-        "--prior",
-        choices=("diffusion", "ar", "linear", "none"),
-        default="diffusion",
-        help="method that predicts image embeddings; none uses text embeddings instead",
-    )
+    priors = ("diffusion", "ar", "linear", "none")
+    about = "method that predicts image embeddings; none uses text embeddings instead"
+    add("--prior", choices=priors, default="diffusion", help=about)
     add("--prior-guidance", type=float, metavar="F", help="guidance scale of the prior; 1 is none")
-    _add_shared(parser, batch_size=8)
+    _sampling(add, batch_size=8)
 
 
-def _vary(commands) -> None:
-    about = "Generate variations of an image."
-    parser = _edit_command(commands, "vary", about, "vary cat.png --count 8 --grid", 1)
-    parser.add_argument("--count", type=positive, default=4, help="number of images")
-    parser.add_argument("--eta", type=float, default=0.5, help="0 reconstructs; 1 varies most")
+def _vary(add: Add) -> None:
+    _editing(add)
+    add("--count", type=positive, default=4, help="number of images")
+    add("--eta", type=float, default=0.5, help="0 reconstructs; 1 varies most")
 
 
-def _interpolate(commands) -> None:
-    about = "Interpolate between two images or more, or mix them."
-    example = "interpolate cat.png star.png --frames 16 --gif"
-    add = _edit_command(commands, "interpolate", about, example, "+").add_argument
+def _interpolate(add: Add) -> None:
+    _editing(add, images="+")
     add("--frames", type=positive, default=9, help="frames from each image to the next")
     add("--weights", type=float, nargs="+", help="make one mixture, with a weight for each image")
+    about = "slerp interpolates the noise latent as well; fixed samples one by the seed"
+    add("--noise", choices=("slerp", "fixed"), default="slerp", help=about)
+
+
+def _edit(add: Add) -> None:
+    _editing(add)
     add(
-        "--noise",
-        choices=("slerp", "fixed"),
-        default="slerp",
-        help="slerp interpolates the noise latent as well; fixed samples one by the seed",
+        "--from",
+        dest="source",
+        default="",
+        metavar="TEXT",
+        help="description of the image; optional",
     )
-
-
-def _edit(commands) -> None:
-    about = "Edit an image by the difference between two texts."
-    example = 'edit apple.png --from "a red apple" --to "a green apple" --grid'
-    add = _edit_command(commands, "edit", about, example, 1).add_argument
-    add("--from", dest="source", default="", metavar="TEXT", help="description of it; optional")
     add("--to", dest="target", required=True, metavar="TEXT", help="description of the result")
     add("--strength", type=float, default=0.5, help="largest angle of the edit, often 0.25 to 0.5")
     add("--frames", type=positive, default=6, help="number of images, of increasing strength")
 
 
-def _inpaint(commands) -> None:
-    about = "Repaint a part of an image, or paint around it."
-    example = 'inpaint apple.png "a red apple on a blue background" --mask mask.png --count 4'
-    add = _edit_command(commands, "inpaint", about, example, 1).add_argument
+def _inpaint(add: Add) -> None:
+    _editing(add)
     add("prompt", nargs="?", help="description of the whole result; default: as the image")
     add("--mask", type=Path, help="image that is white where to paint")
     add("--margin", type=float, help="paint around the image instead; a fraction of its side")
     add("--count", type=positive, default=1, help="number of images")
 
 
-def _reconstruct(commands) -> None:
-    about = "Reconstruct images from their latents."
-    example = "reconstruct photo.jpg --size 256 --steps decoder=50"
-    _edit_command(commands, "reconstruct", about, example, "+")
-
-
-def _edit_command(
-    commands, name: str, about: str, example: str, images: int | str
-) -> argparse.ArgumentParser:
-    parser = _command(commands, name, about, example)
-    parser.add_argument("images", type=Path, nargs=images, metavar="image", help="image file")
-    parser.add_argument("--gif", action="store_true", help="also write an animation")
-    _add_shared(parser, batch_size=1)
-    parser.set_defaults(mask=None)
-    return parser
-
-
-def _again(commands) -> None:
-    about = "Reproduce an image bit for bit from its metadata, and compare."
-    example = f"again samples/a-red-apple-seed0-1024.png\n{_AGAIN}"
-    parser = _command(commands, "again", about, example)
-    add = parser.add_argument
+def _again(add: Add) -> None:
     add("image", type=Path, help="a PNG that sample.py wrote")
     add("--model", type=Path, help="folder of the bundle, if it is not in models/")
     add("--out", type=Path, default=Path("samples/again"), help="output folder")
-    _add_device(parser)
+    _device(add)
 
 
-def _add_shared(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
-    add = parser.add_argument
+def _editing(add: Add, images: int | str = 1) -> None:
+    add("images", type=Path, nargs=images, metavar="image", help="image file")
+    add("--gif", action="store_true", help="also write an animation")
+    _sampling(add, batch_size=1)
+
+
+def _sampling(add: Add, *, batch_size: int) -> None:
     add("--model", type=Path, default=Path("models/emoji"), help="folder of the bundle")
     add("--out", type=Path, default=Path("samples"), help="output folder")
     add("--size", type=int, choices=(64, 256, 1024), help="pixels; default: the bundle's largest")
     add("--seed", type=int, default=0, help="seed of the first image; the others count up")
     add("--guidance", type=float, metavar="F", help="guidance scale of the decoder; 1 is none")
-    add(
-        "--steps",
-        nargs="+",
-        type=stage_steps,
-        default=[],
-        metavar="STAGE=N",
-        help="sampler steps, such as: --steps prior=8 decoder=16",
-    )
+    about = "sampler steps, such as: --steps prior=8 decoder=16"
+    add("--steps", nargs="+", type=stage_steps, default=[], metavar="STAGE=N", help=about)
     add("--batch-size", type=positive, default=batch_size, metavar="N", help="images at a time")
     add("--grid", action="store_true", help="also write a contact sheet")
-    add("--dtype", choices=DTYPES, default="float32", help="dtype of the networks")
-    _add_device(parser)
+    dtypes = ("float32", "bfloat16", "float16")
+    add("--dtype", choices=dtypes, default="float32", help="dtype of the networks")
+    _device(add)
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _device(add: Add) -> None:
     add("--device", help="device such as cpu or cuda:1; default: a GPU if there is one")
     add("--offload", action="store_true", help="keep one stage at a time on the device")
+
+
+# Each command's arguments, its description and an example.
+COMMANDS: dict[str, tuple[Callable[[Add], None], str, str]] = {
+    "text": (
+        _text,
+        "Generate images of prompts.",
+        """"a red apple" "a blue star" --count 4 --grid
+
+Each image is written to OUT/PROMPT-seedSEED-SIZE.png, with its prompt, seed, settings
+and the fingerprints of its stages as PNG text. A file is replaced only if it has the text
+of the same image; otherwise the new file is numbered (…-2.png).""",
+    ),
+    "vary": (_vary, "Generate variations of an image.", "vary cat.png --count 8 --grid"),
+    "interpolate": (
+        _interpolate,
+        "Interpolate between two images or more, or mix them.",
+        "interpolate cat.png star.png --frames 16 --gif",
+    ),
+    "edit": (
+        _edit,
+        "Edit an image by the difference between two texts.",
+        'edit apple.png --from "a red apple" --to "a green apple" --grid',
+    ),
+    "inpaint": (
+        _inpaint,
+        "Repaint a part of an image, or paint around it.",
+        'inpaint apple.png "a red apple on a blue background" --mask mask.png --count 4',
+    ),
+    "reconstruct": (
+        partial(_editing, images="+"),
+        "Reconstruct images from their latents.",
+        "reconstruct photo.jpg --size 256 --steps decoder=50",
+    ),
+    "again": (
+        _again,
+        "Reproduce an image bit for bit from its metadata, and compare.",
+        """again samples/a-red-apple-seed0-1024.png
+
+The image must be a PNG that sample.py wrote. The bundle is found in models/ by its
+fingerprints; the images that it was made from at their old paths, or next to the PNG.""",
+    ),
+}
 
 
 def positive(text: str) -> int:
@@ -164,20 +174,3 @@ def stage_steps(text: str) -> tuple[str, int]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not STAGE=N, such as decoder=16")
     return stage, positive(steps)
-
-
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """Return the prompts of the command line and of the file.
-
-    Raises:
-        ValueError: there is no prompt, or one is blank.
-    """
-    prompts = list(args.prompts)
-    if args.prompts_file is not None:
-        lines = args.prompts_file.read_text(encoding="utf-8").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError('no prompt: try `python src/sample.py "a red apple"`, or --prompts FILE')
-    if any(not prompt.strip() for prompt in prompts):
-        raise ValueError("a prompt is blank: describe the image")
-    return prompts

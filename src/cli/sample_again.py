@@ -7,22 +7,24 @@ from pathlib import Path
 
 from PIL import Image
 
+from cli.sample import log
 from cli.sample_images import generate
-from cli.sample_output import log, open_cascade, progress_bar, write_png
+from cli.sample_output import open_cascade, progress_bar, write_png
 from unclip.bundle import read_metadata, stage_file
 from unclip.files import sha256_of
 from unclip.images import to_pil
 from unclip.provenance import read_image_metadata
 
-DIFFERENT = (
-    "not the same in every pixel: another device, another number of threads or another version of "
-    "PyTorch rounds differently"
-)
-
 
 def run(args: Namespace) -> None:
     """Generate the image again, write it, and print whether it is the same."""
-    metadata = _load(args.image)
+    if not args.image.is_file():
+        raise FileNotFoundError(f"there is no {args.image}")
+    metadata = read_image_metadata(args.image) or {}
+    if not {"command", "settings", "bundle"} <= metadata.keys():
+        raise ValueError(f"{args.image} has no metadata of sample.py")
+    if "index" not in metadata:
+        raise ValueError(f"{args.image} is a contact sheet: give one of its images")
     settings = json.loads(metadata["settings"])
     stored = Namespace(**{**vars(args), **settings, "command": metadata["command"]})
     stored.model = _find_bundle(json.loads(metadata["bundle"]), args.model)
@@ -40,25 +42,16 @@ def run(args: Namespace) -> None:
     write_png(image, args.out, args.image.stem, metadata)
     with Image.open(args.image) as original:
         same = original.convert("RGB").tobytes() == image.tobytes()
-    log("the same, pixel for pixel" if same else DIFFERENT)
-
-
-def _load(path: Path) -> dict[str, str]:
-    """Return the metadata of an image of sample.py."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
-    metadata = read_image_metadata(path) or {}
-    if not {"command", "settings", "bundle"} <= metadata.keys():
-        raise ValueError(f"{path} has no metadata of sample.py")
-    if "index" not in metadata:
-        raise ValueError(f"{path} is a contact sheet: give one of its images")
-    return metadata
+    different = (
+        "not the same in every pixel: another device, another number of threads or another version "
+        "of PyTorch rounds differently"
+    )
+    log("the same, pixel for pixel" if same else different)
 
 
 def _find_bundle(fingerprints: Mapping[str, str], named: Path | None) -> Path:
     """Return the bundle whose stages have these fingerprints."""
-    folders = [named] if named is not None else sorted(Path("models").glob("*/"))
-    for folder in folders:
+    for folder in [named] if named is not None else sorted(Path("models").glob("*/")):
         files = {name: stage_file(folder, name) for name in fingerprints}
         if all(
             file.is_file() and read_metadata(file).fingerprint == fingerprints[name]

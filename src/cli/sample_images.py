@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from cli.sample_output import open_cascade, progress_bar, slug, write_gif, write_png
-from unclip.cascade import Cascade, Images, Progress, stage_of_prior, stages_for
+from unclip.cascade import Cascade
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.files import sha256_of
 from unclip.images import to_pil
+from unclip.latents import evenly_spaced
 from unclip.provenance import image_metadata
-
-Edited = tuple[Images, list[str]]  # images and their captions
+from unclip.sampling_run import Progress
+from unclip.text_to_image import stage_of_prior, stages_for
 
 SHEET_SIZE, SHEET_TILES = 256, 100
 # Arguments that are not settings of the images; prompts and seeds are stored per image.
@@ -27,9 +28,23 @@ def run(args: Namespace) -> None:
     """Generate and write the images of a command."""
     args.steps = dict(sorted(args.steps))
     if args.command == "text":
+        args.prompts = _prompts(args)
         _run_text(args)
     else:
         _run_edit(args)
+
+
+def _prompts(args: Namespace) -> list[str]:
+    """Return the prompts of the command line and of the file."""
+    prompts = list(args.prompts)
+    if args.prompts_file is not None:
+        lines = args.prompts_file.read_text(encoding="utf-8").splitlines()
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError('no prompt: try `python src/sample.py "a red apple"`, or --prompts FILE')
+    if any(not prompt.strip() for prompt in prompts):
+        raise ValueError("a prompt is blank: describe the image")
+    return prompts
 
 
 def _run_text(args: Namespace) -> None:
@@ -49,16 +64,15 @@ def _run_text(args: Namespace) -> None:
                 name = f"{slug(prompt)}-seed{seed}-{size}"
                 write_png(to_pil(images[size][index]), args.out, name, metadata)
         tiles += map(Tile, images[min(SHEET_SIZE, args.size)], captions)
-    if args.stages or args.grid:
-        for start in range(0, len(tiles), SHEET_TILES):
-            page = tiles[start : start + SHEET_TILES]
-            columns = args.count if args.count > 1 else math.ceil(math.sqrt(len(page)))
-            metadata = _metadata(cascade, args, settings)
-            _write_sheet(page, min(columns, 10), args, "sheet", metadata)
+    for start in range(0, len(tiles) if args.stages or args.grid else 0, SHEET_TILES):
+        page = tiles[start : start + SHEET_TILES]
+        columns = args.count if args.count > 1 else math.ceil(math.sqrt(len(page)))
+        _write_sheet(page, min(columns, 10), args, "sheet", _metadata(cascade, args, settings))
 
 
 def _run_edit(args: Namespace) -> None:
     """Edit images, and write the results, a contact sheet and an animation."""
+    args.mask = getattr(args, "mask", None)
     inputs = {str(path): sha256_of(path) for path in [*args.images, args.mask] if path}
     cascade = open_cascade(args)
     settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS}
@@ -101,81 +115,50 @@ def generate(
 
     For the command `text`, `args.batch` has the prompt and the seed of each image.
     """
-    run = {
-        "size": args.size,
-        "guidance_scale": args.guidance,
-        "steps": args.steps,
-        "progress": progress,
-    }
+    run: dict[str, Any] = {"size": args.size, "guidance_scale": args.guidance}
+    run |= {"steps": args.steps, "progress": progress}
     if args.command == "text":
         prompts, seeds = zip(*args.batch, strict=True)
         run |= {"prior": args.prior, "prior_guidance_scale": args.prior_guidance}
-        images = cascade.text_to_image(prompts, seeds=seeds, batch_size=len(seeds), **run)
-        return images.images, [f"{prompt} · {seed}" for prompt, seed in args.batch]
+        images = cascade.text_to_image(prompts, seeds=seeds, batch_size=len(seeds), **run).images
+        return images, [f"{prompt} · {seed}" for prompt, seed in args.batch]
     run |= {"seed": args.seed, "batch_size": args.batch_size}
-    images, captions = _EDITS[args.command](cascade, args, run)
-    return images.images, captions
-
-
-def _vary(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
-    images = cascade.vary(args.images[0], args.count, eta=args.eta, **run)
-    return images, _seed_captions(args)
-
-
-def _interpolate(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
-    if args.weights is not None:
-        rows = [args.weights]
-    elif len(args.images) > 1:
-        rows = _path_weights(len(args.images), args.frames)
+    image = args.images[0]
+    captions = [f"seed {args.seed + n}" for n in range(getattr(args, "count", 0))]
+    if args.command == "vary":
+        edited = cascade.vary(image, args.count, eta=args.eta, **run)
+    elif args.command == "interpolate":
+        rows = _weights(args)
+        captions = [" : ".join(f"{weight:.2g}" for weight in row) for row in rows]
+        edited = cascade.mix(args.images, rows, noise=args.noise, **run)
+    elif args.command == "edit":
+        run |= {"strength": args.strength, "frames": args.frames}
+        angles = [args.strength * fraction for fraction in evenly_spaced(args.frames)]
+        captions = [f"turned by {angle:.2f}" for angle in angles]
+        edited = cascade.text_diff(image, args.source, args.target, **run)
+    elif args.command == "reconstruct":
+        captions = [Path(path).name for path in args.images]
+        edited = cascade.reconstruct(args.images, **run)
+    elif (args.margin is None) == (args.mask is None):
+        raise ValueError("where to paint? Use --mask FILE, or --margin 0.25 to paint all around")
+    elif args.mask is not None:
+        edited = cascade.inpaint(image, args.mask, args.prompt, args.count, **run)
     else:
+        edited = cascade.outpaint(image, args.prompt, args.count, margin=args.margin, **run)
+    return edited.images, captions
+
+
+def _weights(args: Namespace) -> list[list[float]]:
+    """Return the weights of a mixture, or of frames from each image to the next."""
+    if args.weights is not None:
+        return [args.weights]
+    if len(args.images) < 2:
         raise ValueError("interpolate needs two images or more")
-    images = cascade.mix(args.images, rows, noise=args.noise, **run)
-    return images, [" : ".join(f"{weight:.2g}" for weight in row) for row in rows]
-
-
-def _path_weights(points: int, frames: int) -> list[list[float]]:
-    """Return weights for frames from each image to the next, with each image once."""
     rows = []
-    for start in range(points - 1):
-        for frame in range(min(start, 1), frames):
-            fraction = frame / max(frames - 1, 1)
-            row = [0.0] * points
-            row[start : start + 2] = [1 - fraction, fraction]
+    for start in range(len(args.images) - 1):
+        for frame in range(min(start, 1), args.frames):  # each image once
+            row = [0.0] * len(args.images)
+            row[start + 1] = frame / max(args.frames - 1, 1)
+            row[start] = 1 - row[start + 1]
             rows.append(row)
     return rows
-
-
-def _edit(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
-    how = {"strength": args.strength, "frames": args.frames}
-    images = cascade.text_diff(args.images[0], args.source, args.target, **how, **run)
-    last = max(args.frames - 1, 1)
-    fractions = [frame / last for frame in range(args.frames)] if args.frames > 1 else [1.0]
-    return images, [f"turned by {args.strength * fraction:.2f}" for fraction in fractions]
-
-
-def _inpaint(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
-    if (args.margin is None) == (args.mask is None):
-        raise ValueError("where to paint? Use --mask FILE, or --margin 0.25 to paint all around")
-    (image,) = args.images
-    if args.mask is not None:
-        images = cascade.inpaint(image, args.mask, args.prompt, args.count, **run)
-    else:
-        images = cascade.outpaint(image, args.prompt, args.count, margin=args.margin, **run)
-    return images, _seed_captions(args)
-
-
-def _reconstruct(cascade: Cascade, args: Namespace, run: dict[str, Any]) -> Edited:
-    return cascade.reconstruct(args.images, **run), [Path(path).name for path in args.images]
-
-
-def _seed_captions(args: Namespace) -> list[str]:
-    return [f"seed {seed}" for seed in range(args.seed, args.seed + args.count)]
-
-
-_EDITS = {
-    "vary": _vary,
-    "interpolate": _interpolate,
-    "edit": _edit,
-    "inpaint": _inpaint,
-    "reconstruct": _reconstruct,
-}

@@ -1,7 +1,6 @@
 """Open the bundle of a sample.py command, show its progress and write its images."""
 
 import argparse
-import itertools
 import json
 import re
 import sys
@@ -10,20 +9,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from PIL import Image
 from tqdm import tqdm
+
+from cli.sample import log
+from unclip.cascade import Cascade
+from unclip.files import atomic_write
+from unclip.images import save_png
+from unclip.memory import GIB, format_bytes, free_memory
+from unclip.provenance import is_same_image, read_image_metadata
+from unclip.sampling_run import Progress
+from unclip.text_to_image import STAGE_OF_SIZE
 
 LARGE = 2**30  # bytes of weights that are worth a line
 GIF_MILLISECONDS = 120  # per frame
 
 
-def log(message: object, file=None) -> None:
-    """Print a line without breaking the progress bar, to stderr by default."""
-    tqdm.write(str(message), file=file or sys.stderr)
-
-
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar(label: str) -> Iterator[Progress]:
     """Yield a cascade's progress callback that shows one bar per stage."""
     with tqdm(disable=None, leave=False) as bar:
 
@@ -36,13 +40,8 @@ def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def open_cascade(args: argparse.Namespace):
+def open_cascade(args: argparse.Namespace) -> Cascade:
     """Open the bundle of a command; set `args.size` to the largest size if none was given."""
-    import torch
-
-    from unclip.cascade import STAGE_OF_SIZE, Cascade
-    from unclip.memory import GIB, format_bytes, free_memory
-
     try:
         if args.device is not None:
             torch.empty(0, device=args.device)
@@ -74,9 +73,6 @@ def write_png(image: Image.Image, folder: Path, name: str, metadata: Mapping[str
 
     The file replaces one with the metadata of the same image; otherwise it gets a free name.
     """
-    from unclip.images import save_png
-    from unclip.provenance import is_same_image, read_image_metadata
-
     path = _free_path(
         folder, name, ".png", lambda path: is_same_image(read_image_metadata(path), metadata)
     )
@@ -90,8 +86,6 @@ def write_gif(
 
     Each frame has its own palette. Names are chosen as in `write_png`.
     """
-    from unclip.files import atomic_write
-
     comment = json.dumps(metadata)
     path = _free_path(folder, name, ".gif", lambda path: _gif_comment(path) == comment)
     frames = [*frames, *frames[-2:0:-1]]
@@ -120,7 +114,8 @@ def _gif_comment(path: Path) -> str | None:
 
 def _free_path(folder: Path, name: str, suffix: str, same: Callable[[Path], bool]) -> Path:
     """Return the first of NAME, NAME-2, … that does not exist or may be replaced."""
-    for number in itertools.count(1):
-        path = folder / (f"{name}{suffix}" if number == 1 else f"{name}-{number}{suffix}")
-        if not path.exists() or same(path):
-            return path
+    path, number = folder / f"{name}{suffix}", 1
+    while path.exists() and not same(path):
+        number += 1
+        path = folder / f"{name}-{number}{suffix}"
+    return path

@@ -13,7 +13,8 @@ import torch
 
 _OPERATORS = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library = None  # a reference, because torch removes the operators with their Library
+# Kept, because torch removes the operators with their Library.
+_libraries: list[torch.library.Library] = []
 
 
 def define_missing_operators() -> list[str]:
@@ -23,15 +24,15 @@ def define_missing_operators() -> list[str]:
         The names defined by this call: none if torchvision is not installed, if its own operators
         load, or if an earlier call has defined them.
     """
-    global _library
     spec = importlib.util.find_spec("torchvision")  # finds the folder without importing it
     if spec is None or _loads_own_operators(spec.submodule_search_locations or ()):
         return []
     missing = [name for name in _OPERATORS if not hasattr(torch.ops.torchvision, name)]
-    if missing and _library is None:
-        _library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in missing:
-        _library.define(name + _SCHEMA)
+    if missing:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in missing:
+            library.define(name + _SCHEMA)
+        _libraries.append(library)
     return missing
 
 

@@ -1,10 +1,11 @@
 """Save and load a trained stage: one safetensors file that describes itself.
 
-Loading unpickles nothing, and `unclip.recipes` limits what a file's recipe can build.
+Loading unpickles nothing, and `unclip.recipes` limits what a file's recipe can build. The functions
+raise FileNotFoundError, with the command that trains the stage, if there is no such file, and
+ValueError if it is damaged, hostile, or not what they expect.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from unclip._version import __version__
 from unclip.clip import ClipEmbedder, fingerprint
 from unclip.files import atomic_write
-from unclip.recipes import TensorSpec, build, check_recipe, check_tensors, meta_parameters
+from unclip.recipes import build, check_recipe, check_tensors, meta_parameters
 from unclip.stages import ClipStage, Stage
 
 FORMAT = "1"
@@ -88,7 +89,7 @@ def save_stage(
     """
     path = Path(path)
     tensors = _unshared(stage.state_dict() if state_dict is None else state_dict)
-    check_recipe(path, recipe, {key: TensorSpec.of(tensor) for key, tensor in tensors.items()})
+    check_recipe(path, recipe, tensors)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{path} was not written: {key} has values that are not finite")
@@ -118,12 +119,7 @@ def save_stage(
 
 
 def read_metadata(path: str | Path) -> StageMetadata:
-    """Read the metadata of a stage's file, without its tensors.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or was not written by a compatible version of unclip.
-    """
+    """Read the metadata of a stage's file, without its tensors."""
     return _read_header(Path(path))[0]
 
 
@@ -135,29 +131,25 @@ def load_stage(
 ) -> Stage:
     """Load a stage, frozen and in eval mode.
 
-    The recipe's sizes are compared with the file's before any memory is allocated. On a CPU in
-    float32, the weights are memory-mapped from the file; otherwise they are moved one by one.
+    The recipe's sizes are compared with the file's before any memory is allocated.
 
     Args:
         path: the file to load.
         device: device of the stage.
         dtype: dtype of its networks; the layers that scale their inputs and parse their outputs
             stay in float32.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, hostile, or does not fit its recipe.
     """
     path = Path(path)
-    metadata, specs = _read_header(path)
-    check_recipe(path, metadata.recipe, specs)
+    metadata, found = _read_header(path)
+    check_recipe(path, metadata.recipe, found)
     with meta_parameters():
         stage = build(metadata.recipe)
     tensors = {}
     try:
         for key, tensor in load_file(path).items():
-            is_network = key.startswith(_NETWORKS) and tensor.is_floating_point()
-            tensors[key] = tensor.to(device, dtype if is_network else tensor.dtype)
+            # Always a copy: the alignment of a mapped tensor depends on the length of the file's
+            # header, and the CPU's kernels round differently for another alignment.
+            tensors[key] = tensor.to(device, _dtype(key, tensor, dtype), copy=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     stage.load_state_dict(tensors, assign=True)
@@ -165,18 +157,9 @@ def load_stage(
 
 
 def weight_bytes(path: str | Path, dtype: torch.dtype = torch.float32) -> int:
-    """Return the bytes of memory that `load_stage` needs for a stage's weights in `dtype`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged.
-    """
-    total = 0
-    for key, spec in _read_header(Path(path))[1].items():
-        is_network = key.startswith(_NETWORKS) and spec.kind == "float"
-        itemsize = dtype.itemsize if is_network else torch.float32.itemsize
-        total += itemsize * math.prod(spec.shape)
-    return total
+    """Return the bytes of memory that `load_stage` needs for a stage's weights in `dtype`."""
+    tensors = _read_header(Path(path))[1]
+    return sum(t.numel() * _dtype(key, t, dtype).itemsize for key, t in tensors.items())
 
 
 @torch.inference_mode(False)
@@ -185,11 +168,9 @@ def load_embedder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ClipEmbedder:
-    """Load the frozen CLIP of a CLIP stage's file, computing in `dtype`.
+    """Load the frozen CLIP of a CLIP stage's file, to compute in `dtype`.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: as `load_stage`, and if the file contains another stage or altered weights.
+    A file with another stage, or with weights that are not those of its fingerprint, is refused.
     """
     stage = load_stage(path)
     if not isinstance(stage, ClipStage):
@@ -204,43 +185,33 @@ def load_embedder(
     return embedder.to(device)
 
 
-def check_init(stage: Stage, path: str | Path) -> None:
-    """Check that a stage, on any device, can be initialized from a file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the stage or the tensor that differs.
-    """
+def check_init(stage: Stage, path: str | Path) -> StageMetadata:
+    """Check that a stage, on any device, can be initialized from a file; return its metadata."""
     path = Path(path)
     metadata, found = _read_header(path)
     if metadata.stage != stage.name:
         raise ValueError(f"{path} holds the stage {metadata.stage}, not {stage.name}")
-    expected = {key: TensorSpec.of(tensor) for key, tensor in stage.state_dict().items()}
-    check_tensors(path, expected, found)
+    check_tensors(path, stage.state_dict(), found)
+    return metadata
 
 
 def initialize(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> None:
-    """Load the weights of a file into a stage, as the start of its training.
+    """Load the weights of a file into a stage of the same sizes, as the start of its training.
 
-    Args:
-        stage: a stage of the same sizes; the other settings of its recipe may differ.
-        path: a stage's file.
-        clip_fingerprint: fingerprint of the CLIP that the stage will be trained with; None accepts
-            any.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the stage, the tensor or the fingerprint that differs.
+    `clip_fingerprint` is that of the CLIP that the stage will be trained with; None accepts any.
     """
-    path = Path(path)
-    check_init(stage, path)
-    expected = read_metadata(path).clip_fingerprint
+    expected = check_init(stage, path).clip_fingerprint
     if None not in (clip_fingerprint, expected) and clip_fingerprint != expected:
         raise ValueError(
             f"{path} was trained with CLIP {expected}, but this run uses {clip_fingerprint}: "
             "use the clip.safetensors from the same folder"
         )
     stage.load_state_dict(load_file(path))
+
+
+def _dtype(key: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of a stage's tensor if its networks have `dtype`."""
+    return dtype if key.startswith(_NETWORKS) and tensor.is_floating_point() else tensor.dtype
 
 
 def _unshared(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -256,20 +227,20 @@ def _unshared(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_header(path: Path) -> tuple[StageMetadata, dict[str, TensorSpec]]:
-    """Read a file's metadata and the spec of each of its tensors."""
+def _read_header(path: Path) -> tuple[StageMetadata, dict[str, Tensor]]:
+    """Read a file's metadata, and its tensors' shapes as float32 or int64 tensors on meta."""
     if not path.exists():
         known = path.stem in (*STAGES, "judge")
         fix = f"train it with `{train_command(path.stem)}`" if known else "check the path"
         raise FileNotFoundError(f"{path} is missing: {fix}")
-    specs = {}
+    tensors = {}
     try:
         with safe_open(path, "pt") as file:
             texts = file.metadata() or {}
             for key in file.keys():  # noqa: SIM118
-                tensor = file.get_slice(key)
-                kind = "float" if "F" in tensor.get_dtype() else "integer"
-                specs[key] = TensorSpec(kind, tuple(tensor.get_shape()))
+                part = file.get_slice(key)
+                dtype = torch.float32 if "F" in part.get_dtype() else torch.int64
+                tensors[key] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}): copy it again or retrain it"
@@ -282,18 +253,15 @@ def _read_header(path: Path) -> tuple[StageMetadata, dict[str, TensorSpec]]:
             f"{path} has format {written}, but this version of unclip reads format {FORMAT}"
         )
     try:
-        return _parse_metadata(texts), specs
+        metadata = StageMetadata(
+            stage=texts["stage"],
+            recipe=json.loads(texts["recipe"]),
+            version=texts["version"],
+            steps=int(texts["steps"]),
+            clip_fingerprint=texts.get("clip_fingerprint"),
+            extra=json.loads(texts["extra"]),
+            fingerprint=texts["fingerprint"],
+        )
+        return metadata, tensors
     except (KeyError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} has damaged metadata ({error!r}): copy it again") from error
-
-
-def _parse_metadata(texts: Mapping[str, str]) -> StageMetadata:
-    return StageMetadata(
-        stage=texts["stage"],
-        recipe=json.loads(texts["recipe"]),
-        version=texts["version"],
-        steps=int(texts["steps"]),
-        clip_fingerprint=texts.get("clip_fingerprint"),
-        extra=json.loads(texts["extra"]),
-        fingerprint=texts["fingerprint"],
-    )

@@ -1,353 +1,315 @@
-"""The stages of a bundle joined: caption → image embedding → 64 → 256 → 1024 pixels.
+"""`Cascade`: text to image, and edits of existing images (section 3).
 
-Each image has its own generator in each stage, seeded by the image's seed and the stage's name, and
-stages pass images on as 8-bit pixels. So a seed gives the same image in any batch, except that few
-pixels may differ by one of 256 levels, because sums are rounded differently in another batch. An
-upsampler starts from exactly the pixels that are returned.
+An image becomes two latents: its CLIP embedding z_i, which describes its content, and the noise x_T
+from which the decoder, conditioned on z_i, returns to the image, which holds everything else. Every
+edit changes one or both and decodes again. No caption is used unless one is given.
 """
 
-import hashlib
-import operator
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple, Unpack, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from PIL import Image
 from torch import Tensor
 
-from unclip import edits
-from unclip.bundle import STAGES, stage_file, train_command
-from unclip.images import to_float, to_uint8
-from unclip.open_bundle import OpenBundle
+from unclip.images import fit, open_image, open_mask, square_mask, to_tensor
+from unclip.latents import evenly_spaced, normalize_weights, slerp, spherical_mean, text_difference
+from unclip.sampling_run import EditOptions, Options, Run, StageOptions
+from unclip.stages import DecoderStage, decoder_edits
+from unclip.stages.quantization import PrincipalComponents
+from unclip.text_to_image import Images, TextToImage
 
-Progress = Callable[[str, int, int], None]
-
-STAGE_OF_SIZE = {64: "decoder", 256: "upsampler_256", 1024: "upsampler_1024"}
-# Each choice of a prior and the stage that it needs: a sampled z_i, the linear baseline, or z_t.
-PRIORS = {"diffusion": "prior", "ar": "prior_ar", "linear": "prior", "none": "clip"}
+AnyImage = str | Path | Image.Image | Tensor
+SIZE = 64  # pixels of the decoder's images
 
 
-class Images(NamedTuple):
-    """Generated images, on the CPU.
+class Latents(NamedTuple):
+    """Images as latents of the decoder, on the CPU.
 
     Attributes:
-        image_embedding: z_i that the decoder started from, float32 `B D`; None if it had none.
-        images: the images by size in pixels, uint8 `B 3 size size`.
+        image_embedding: z_i, float32 `B D`.
+        noise: x_T, float32 `B 3 64 64`.
     """
 
-    image_embedding: Tensor | None
-    images: dict[int, Tensor]
+    image_embedding: Float[Tensor, "batch dim"]
+    noise: Float[Tensor, "batch 3 height width"]
 
 
-class Cascade(OpenBundle):
-    """An open bundle that generates and edits images.
+class Cascade(TextToImage):
+    """An open bundle that generates and edits images; `Cascade.load` opens one.
 
-    The methods share some arguments. `seeds`: one seed per image. `guidance_scale`: None takes the
-    stage's own. `steps`: sampler steps by stage, such as `{"decoder": 16}`; the other stages take
-    their own. `batch_size`: images that go through a stage together; it changes memory and time,
-    not the images. `progress(stage, step, steps)`: called after each sampler step, with the steps
-    of all batches counted together.
+    The methods take the options of `unclip.sampling_run` as keywords. In edits, `batch_size` is 1
+    by default, so that an image is the same to the bit whatever is generated with it; more is
+    faster on a GPU. In edits that invert an image, the decoder's `steps` are DDIM steps, in both
+    directions, and `guidance_scale` None is 1 (no guidance), except in `vary`.
 
-    They raise `FileNotFoundError` for a stage that the bundle lacks, with the command that trains
-    it, `ValueError` for invalid arguments, and `MemoryError`, before anything is loaded, for stages
-    that do not fit.
+    An image may be a path, a Pillow image or a tensor (`unclip.images.open_image`), of any size;
+    its central square is used.
+
+    The methods raise `FileNotFoundError` for a stage that the bundle lacks, with the command that
+    trains it, `ValueError` for invalid arguments, and `MemoryError`, before anything is loaded, for
+    stages that do not fit.
     """
 
-    embed = edits.embed
-    invert = edits.invert
-    render = edits.render
-    reconstruct = edits.reconstruct
-    vary = edits.vary
-    interpolate = edits.interpolate
-    mix = edits.mix
-    text_diff = edits.text_diff
-    pca_reconstruct = edits.pca_reconstruct
-    inpaint = edits.inpaint
-    outpaint = edits.outpaint
+    def embed(self, images: Sequence[AnyImage]) -> Float[Tensor, "batch dim"]:
+        """Return the CLIP embeddings of images, computed at each image's own resolution."""
+        opened = [open_image(image) for image in images]
+        squares = [to_tensor(fit(image, min(image.size))) for image in opened]
+        return torch.cat([self.embedder.image(square[None]).cpu() for square in squares])
+
+    def invert(self, images: Sequence[AnyImage], **options: Unpack[StageOptions]) -> Latents:
+        """Return the latents of images: z_i from CLIP, x_T by DDIM inversion."""
+        return self._invert(images, Run(None, size=0, **{"batch_size": 1, **options}))
+
+    def render(
+        self,
+        latents: Latents,
+        *,
+        seeds: Sequence[int],
+        eta: float = 0.0,
+        **options: Unpack[Options],
+    ) -> Images:
+        """Decode latents to images; with eta 0, unchanged latents give the inverted images."""
+        run = Run(seeds, **{"batch_size": 1, **options})
+        self._require_for(run)
+        return self._render(latents, run, eta)
+
+    def reconstruct(self, images: Sequence[AnyImage], **options: Unpack[EditOptions]) -> Images:
+        """Invert images and decode their latents again, which shows how much the latents retain."""
+        run = self._start(options, len(images))
+        return self._render(self._invert(images, run), run)
+
+    def vary(
+        self, image: AnyImage, count: int = 4, *, eta: float = 0.5, **options: Unpack[EditOptions]
+    ) -> Images:
+        """Generate variations of an image: the same content and style (section 3.1).
+
+        With `eta` 0, all of them are the reconstruction; the larger it is, the less of x_T is left.
+        Here `guidance_scale` None is the decoder's own, in both directions, because new noise needs
+        guidance.
+        """
+        run = self._start(options, count, count_up=True)
+        if run.guidance_scale is None:
+            run = replace(run, guidance_scale=self._decoder.guidance_scale)
+        latents = self._invert([image], run)
+        repeated = Latents(*(part.expand(count, *part.shape[1:]) for part in latents))
+        return self._render(repeated, run, eta)
+
+    def interpolate(
+        self,
+        first: AnyImage,
+        last: AnyImage,
+        frames: int = 9,
+        *,
+        noise: Literal["slerp", "fixed"] = "slerp",
+        **options: Unpack[EditOptions],
+    ) -> Images:
+        """Interpolate between two images along the great circle of their z_i (section 3.2).
+
+        Args:
+            first: image of the first frame.
+            last: image of the last frame.
+            frames: number of images generated, both ends included.
+            noise: "slerp" interpolates x_T as well, so that the ends are reconstructions; "fixed"
+                samples one x_T for all frames with the decoder's own sampler and guidance.
+            **options: `EditOptions`.
+        """
+        weights = [[1 - fraction, fraction] for fraction in evenly_spaced(frames)]
+        return self.mix([first, last], weights, noise=noise, **options)
+
+    def mix(
+        self,
+        images: Sequence[AnyImage],
+        weights: Sequence[Sequence[float]],
+        *,
+        noise: Literal["slerp", "fixed"] = "slerp",
+        **options: Unpack[EditOptions],
+    ) -> Images:
+        """Generate an image for each row of `weights`, which has one weight per given image.
+
+        The latents are combined by the spherical mean, which is `slerp` for two images. `noise` is
+        as in `interpolate`.
+        """
+        if noise not in ("slerp", "fixed"):
+            raise ValueError(f"noise is {noise!r}; it can be slerp, fixed")
+        if not len(weights):
+            raise ValueError("weights are empty: give a row for each image to generate")
+        for row in weights:
+            normalize_weights(row, len(images))
+        run = self._start(options, len(weights))
+        if noise == "fixed":
+            return self._decode(_means(self.embed(images), weights), None, run)
+        latents = self._invert(images, run)
+        return self._render(Latents(*(_means(part, weights) for part in latents)), run)
+
+    def text_diff(
+        self,
+        image: AnyImage,
+        source: str,
+        target: str,
+        *,
+        strength: float = 0.5,
+        frames: int = 6,
+        **options: Unpack[EditOptions],
+    ) -> Images:
+        """Move an image in the direction in which a text changes from `source` to `target`.
+
+        z_i is moved by `slerp` towards z_d = norm(z_t - z_t0), by θ from 0 to `strength` over the
+        frames, and x_T stays: the frame of θ = 0 is the reconstruction (section 3.3; the paper uses
+        0.25 to 0.5 as the largest θ). `source` may also be empty, or as general as "a photo".
+        """
+        fractions = evenly_spaced(frames)
+        run = self._start(options, frames)
+        z_t, z_t0 = self.embedder.text([target, source]).text_embedding.cpu()
+        z_d = text_difference(z_t, z_t0)
+        latents = self._invert([image], run)
+        z = latents.image_embedding[0]
+        moved = [slerp(z, z_d * z.norm(), strength * fraction) for fraction in fractions]
+        noise = latents.noise.expand(frames, -1, -1, -1)
+        return self._render(Latents(torch.stack(moved), noise), run)
+
+    def pca_reconstruct(
+        self,
+        image: AnyImage,
+        dimensions: Sequence[int],
+        examples: Float[Tensor, "count dim"],
+        **options: Unpack[EditOptions],
+    ) -> Images:
+        """Decode z_i reduced to its first principal components (section 4, figure 7).
+
+        All images start from the same x_T, sampled with the decoder's own sampler and guidance, so
+        that they differ only by z_i. A reduced z_i is scaled back to the length of z_i.
+
+        Args:
+            image: the image to reconstruct.
+            dimensions: number of components kept, for each image generated.
+            examples: embeddings from which the components are computed, such as a test set's.
+            **options: `EditOptions`.
+        """
+        run = self._start(options, len(dimensions))
+        z = self.embed([image])
+        components = PrincipalComponents(z.shape[1], max(dimensions))
+        components.fit(examples)
+        reduced = torch.cat([components.invert(components(z)[:, :count]) for count in dimensions])
+        return self._decode(F.normalize(reduced, dim=-1) * z.norm(), None, run)
+
+    def inpaint(
+        self,
+        image: AnyImage,
+        mask: AnyImage,
+        prompt: str | None = None,
+        count: int = 1,
+        **options: Unpack[EditOptions],
+    ) -> Images:
+        """Repaint the part of an image under a mask, and keep the rest to the bit.
+
+        Args:
+            image: the image. Its pixels are kept in all sizes up to its own; larger sizes are the
+                upsampler's work.
+            mask: white (or true) in the part to paint; resized to the image if needed.
+            prompt: describes the whole image, through the prior; None keeps the content of `image`.
+            count: number of images generated.
+            **options: `EditOptions`.
+        """
+        run = self._start(options, count, count_up=True)
+        opened = open_image(image)
+        return self._paint(opened, open_mask(mask, opened.size), opened, prompt, run)
+
+    def outpaint(
+        self,
+        image: AnyImage,
+        prompt: str | None = None,
+        count: int = 1,
+        *,
+        margin: float = 0.25,
+        **options: Unpack[EditOptions],
+    ) -> Images:
+        """Paint around an image: `inpaint` a larger square that has the image in its middle.
+
+        `margin`, 0 or more, is the border as a fraction of the image's longer side; the borders at
+        the shorter sides are wider.
+        """
+        if not 0 <= margin < math.inf:
+            raise ValueError(f"margin is {margin}; it is a fraction of the longer side, 0 or more")
+        run = self._start(options, count, count_up=True)
+        opened = open_image(image)
+        width, height = opened.size
+        side = max(width, height) + 2 * round(margin * max(width, height))
+        left, top = (side - width) // 2, (side - height) // 2
+        # Repeating the edges outside keeps resizing from mixing other colors into the kept pixels.
+        border = [(top, side - height - top), (left, side - width - left), (0, 0)]
+        canvas = Image.fromarray(np.pad(np.asarray(opened), border, mode="edge"))
+        marked = torch.ones(side, side, dtype=torch.bool)
+        marked[top : top + height, left : left + width] = False
+        return self._paint(canvas, marked, opened, prompt, run)
+
+    def _start(self, options: EditOptions, count: int, *, count_up: bool = False) -> Run:
+        """Check an edit's stages; return its run, with one seed for all images or counted up."""
+        keywords = {"batch_size": 1, "seed": 0, **options}
+        seed = keywords.pop("seed")
+        run = Run(range(seed, seed + count) if count_up else [seed] * count, **keywords)
+        self._require_for(run)
+        return run
 
     @property
-    def size(self) -> int:
-        """Pixels of the largest images that the bundle's stages make; at least the decoder's."""
-        made = [size for size in STAGE_OF_SIZE if set(stages_for(size)) <= set(self.metadata)]
-        return max(made, default=min(STAGE_OF_SIZE))
+    def _decoder(self) -> DecoderStage:
+        return cast(DecoderStage, self.stage("decoder"))
 
-    def require_for(self, size: int) -> None:
-        """Check that the stages for images of `size` pixels exist and fit into memory."""
-        self.require("clip", *stages_for(size))
+    def _invert(self, images: Sequence[AnyImage], run: Run) -> Latents:
+        opened = [open_image(image) for image in images]
+        z = self.embed(opened)
+        pixels = torch.stack([to_tensor(fit(image, SIZE)) for image in opened])
+        inputs = {**self._no_text(len(opened)), "image_embedding": z, "image": pixels}
+        invert = partial(decoder_edits.invert, self._decoder)
+        noise = self._sample("decoder", inputs, replace(run, seeds=None), invert, ["image"])
+        return Latents(z, noise)
 
-    @torch.inference_mode()
-    def text_to_image(
+    def _render(self, latents: Latents, run: Run, eta: float = 0.0) -> Images:
+        inputs = {**self._no_text(len(latents.noise)), **latents._asdict()}
+        render = partial(decoder_edits.render, self._decoder, eta=eta)
+        image = self._sample("decoder", inputs, run, render, ["noise"])
+        return self._finish(latents.image_embedding, image, run)
+
+    def _paint(
         self,
-        prompts: Sequence[str],
-        *,
-        seeds: Sequence[int],
-        size: int = 1024,
-        prior: str = "diffusion",
-        guidance_scale: float | None = None,
-        prior_guidance_scale: float | None = None,
-        steps: Mapping[str, int] | None = None,
-        batch_size: int = 8,
-        progress: Progress | None = None,
+        canvas: Image.Image,
+        marked: Bool[Tensor, "height width"],
+        content: Image.Image,
+        prompt: str | None,
+        run: Run,
     ) -> Images:
-        """Generate an image of each prompt, and return the smaller sizes on the way as well.
-
-        CLIP encodes each prompt once, for the prior and the decoder.
-
-        Args:
-            prompts: texts that are not blank; one longer than CLIP's context is truncated with a
-                warning.
-            seeds: one seed per prompt.
-            size: 64, 256 or 1024 pixels.
-            prior: one of `PRIORS`.
-            guidance_scale: guidance scale of the decoder.
-            prior_guidance_scale: guidance scale of the prior.
-            steps: sampler steps by stage.
-            batch_size: images that go through a stage together.
-            progress: called after each sampler step.
-        """
-        self.require("clip", stage_of_prior(prior), *stages_for(size))
-        run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
-        text = self.encode_prompts(prompts, **run)
-        z = self.sample_prior(prior, text, guidance_scale=prior_guidance_scale, **run)
-        return self._decode(z, text, size=size, guidance_scale=guidance_scale, **run)
-
-    @torch.inference_mode()
-    def prior(
-        self,
-        prompts: Sequence[str],
-        *,
-        seeds: Sequence[int],
-        prior: str = "diffusion",
-        guidance_scale: float | None = None,
-        steps: Mapping[str, int] | None = None,
-        batch_size: int = 8,
-        progress: Progress | None = None,
-    ) -> Float[Tensor, "batch dim"]:
-        """Predict the image embedding of each prompt with one of `PRIORS`; it is on the CPU.
-
-        "linear" and "none" do not sample: their embedding is the same for every seed.
-        """
-        self.require("clip", stage_of_prior(prior))
-        run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
-        text = self.encode_prompts(prompts, **run)
-        return self.sample_prior(prior, text, guidance_scale=guidance_scale, **run)
-
-    @torch.inference_mode()
-    def decode(
-        self,
-        image_embedding: Float[Tensor, "batch dim"] | None,
-        captions: Sequence[str] | None,
-        *,
-        seeds: Sequence[int],
-        size: int = 1024,
-        guidance_scale: float | None = None,
-        steps: Mapping[str, int] | None = None,
-        batch_size: int = 8,
-        progress: Progress | None = None,
-    ) -> Images:
-        """Generate images from image embeddings (a prior's or those of real images) and captions.
-
-        Either may be None, because the decoder was trained with both dropped out.
-        """
-        self.require_for(size)
-        run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
-        if captions is None:
-            text = self.no_text(len(seeds))
+        """Paint the marked part of a canvas; z_i is the prompt's, or without one `content`'s."""
+        if not marked.any():
+            raise ValueError("the mask marks no pixel: make the part to paint white")
+        count = len(run.seeds or ())
+        if prompt is None:
+            text = self._no_text(count)
+            z = self.embed([content]).expand(count, -1)
         else:
-            _check_run({"caption": captions}, seeds, steps, batch_size)
-            text = self.encode_text(captions, batch_size)
-        return self._decode(image_embedding, text, size=size, guidance_scale=guidance_scale, **run)
-
-    @torch.inference_mode()
-    def upsample(
-        self,
-        images: UInt8[Tensor, "batch 3 height width"],
-        *,
-        seeds: Sequence[int],
-        size: int = 1024,
-        steps: Mapping[str, int] | None = None,
-        batch_size: int = 8,
-        progress: Progress | None = None,
-    ) -> dict[int, Tensor]:
-        """Enlarge images of 64 or 256 pixels up to `size`; return all sizes, the given one too."""
-        edge = images.shape[-1]
-        missing = [name for name in stages_for(size) if name not in stages_for(edge)]
-        self.require(*missing)
-        run = {"seeds": seeds, "steps": steps, "batch_size": batch_size, "progress": progress}
-        by_size = {edge: images.cpu()}
-        for name in missing:
-            image = self._sample(name, {"low_res": by_size[edge]}, guidance_scale=None, **run)
-            edge = image.shape[-1]
-            by_size[edge] = to_uint8(image)
-        return by_size
-
-    def encode_prompts(
-        self,
-        prompts: Sequence[str],
-        *,
-        seeds: Sequence[int],
-        steps: Mapping[str, int] | None,
-        batch_size: int,
-        **_: Any,
-    ) -> dict[str, Tensor]:
-        """Check prompts, warn about truncated ones and return CLIP's features of them."""
-        if isinstance(prompts, str):
-            raise ValueError("prompts is a string: give a list, even for a single prompt")
-        _check_run({"caption": prompts}, seeds, steps, batch_size)
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("a prompt is blank: describe the image")
-            if rest := self.embedder.tokenizer.cut(prompt):
-                warnings.warn(
-                    f"a prompt is too long for this CLIP; cut off: {rest!r}", stacklevel=4
-                )
-        return self.encode_text(prompts, batch_size)
-
-    def encode_text(self, captions: Sequence[str], batch_size: int) -> dict[str, Tensor]:
-        """Return CLIP's features of captions."""
-        starts = range(0, len(captions), batch_size)
-        parts = [self.embedder.text(captions[start : start + batch_size]) for start in starts]
-        return {
-            name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._fields
+            text = self._encode_prompts([prompt] * count, run)
+            z = self._sample_prior("diffusion", text, replace(run, guidance_scale=None))
+        inputs = {
+            **text,
+            "image_embedding": z,
+            "image": to_tensor(fit(canvas, SIZE)).expand(count, -1, -1, -1),
+            "mask": square_mask(marked, SIZE).expand(count, -1, -1, -1),
         }
-
-    def no_text(self, count: int) -> dict[str, Tensor]:
-        """Return the text features of `count` missing captions: a mask without tokens."""
-        shape = (count, self.embedder.context_length)
-        return {"text_mask": torch.zeros(shape, dtype=torch.bool)}
-
-    def batches(
-        self,
-        name: str,
-        inputs: Mapping[str, Tensor],
-        *,
-        guidance_scale: float | None,
-        steps: Mapping[str, int] | None,
-        batch_size: int,
-        progress: Progress | None,
-        seeds: Sequence[int] | None = None,
-    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
-        """Yield each batch of a stage's inputs on the device, with its sampling arguments.
-
-        Args:
-            name: name of the stage.
-            inputs: tensors with one row per image; uint8 images become floats in [-1, 1].
-            guidance_scale: guidance scale of the stage.
-            steps: sampler steps by stage.
-            batch_size: rows per batch.
-            progress: called after each sampler step.
-            seeds: one seed per row, for the sampling argument `generators`; None leaves it out.
-        """
-        _check_run(inputs, seeds, steps, batch_size)
-        count = len(next(iter(inputs.values())))
-        starts = range(0, count, batch_size)
-        for number, start in enumerate(starts):
-            rows = slice(start, start + batch_size)
-            batch = {key: value[rows].to(self.device) for key, value in inputs.items()}
-            sampling = {
-                "guidance_scale": guidance_scale,
-                "steps": (steps or {}).get(name),
-                "callback": _callback(progress, name, number, len(starts)),
-            }
-            if seeds is not None:
-                sampling["generators"] = [_generator(seed, name) for seed in seeds[rows]]
-            yield {key: _as_float(value) for key, value in batch.items()}, sampling
-
-    def finish(
-        self,
-        image_embedding: Tensor | None,
-        image: Tensor,
-        *,
-        guidance_scale: float | None = None,
-        **run: Any,
-    ) -> Images:
-        """Enlarge the decoder's images; `guidance_scale` is ignored, as upsamplers have none."""
-        z = None if image_embedding is None else image_embedding.float().cpu()
-        return Images(z, self.upsample(to_uint8(image), **run))
-
-    def sample_prior(self, prior: str, text: dict[str, Tensor], **run: Any) -> Tensor:
-        """Predict image embeddings from the features of `encode_prompts`, as `prior` does."""
-        if prior == "none":
-            return text["text_embedding"].float().cpu()
-        if prior != "linear":
-            return self._sample(PRIORS[prior], text, **run).float()
-        stage = self.stage("prior")
-        if stage.linear is None:
-            raise ValueError(
-                f"{stage_file(self.folder, 'prior')} has no linear map: "
-                f"train it again with `{train_command('prior')}`"
-            )
-        return torch.cat(
-            [
-                stage.linear(stage.condition(batch)["text_embedding"]).float().cpu()
-                for batch, _ in self.batches("prior", text, **run)
-            ]
-        )
-
-    def _decode(
-        self, image_embedding: Tensor | None, text: dict[str, Tensor], *, size: int, **run: Any
-    ) -> Images:
-        inputs = dict(text)
-        if image_embedding is not None:
-            inputs["image_embedding"] = image_embedding.float()
-        image = self._sample("decoder", inputs, **run)
-        return self.finish(image_embedding, image, size=size, **run)
-
-    def _sample(self, name: str, inputs: Mapping[str, Tensor], **run: Any) -> Tensor:
-        """Sample one stage in batches; the result is on the CPU."""
-        stage = self.stage(name)
-        return torch.cat(
-            [
-                stage.sample(stage.condition(batch), **sampling).cpu()
-                for batch, sampling in self.batches(name, inputs, **run)
-            ]
-        )
+        complete = partial(decoder_edits.complete, self._decoder)
+        image = self._sample("decoder", inputs, run, complete, ["image", "mask"])
+        painted = self._finish(z, image, run)
+        for edge, images in painted.images.items():
+            if edge <= min(canvas.size):
+                known = to_tensor(fit(canvas, edge))
+                painted.images[edge] = torch.where(square_mask(marked, edge), images, known)
+        return painted
 
 
-def stage_of_prior(prior: str) -> str:
-    """Return the stage that a choice of `PRIORS` needs."""
-    if prior not in PRIORS:
-        raise ValueError(f"prior is {prior!r}; it can be {', '.join(PRIORS)}")
-    return PRIORS[prior]
-
-
-def stages_for(size: int) -> list[str]:
-    """Return the stages that make an image of `size` pixels from an image embedding, in order."""
-    if size not in STAGE_OF_SIZE:
-        raise ValueError(f"size is {size}; it can be {', '.join(map(str, STAGE_OF_SIZE))}")
-    return [stage for pixels, stage in STAGE_OF_SIZE.items() if pixels <= size]
-
-
-def _check_run(
-    inputs: Mapping[str, Sized],
-    seeds: Sequence[int] | None,
-    steps: Mapping[str, int] | None,
-    batch_size: int,
-) -> None:
-    if unknown := (steps or {}).keys() - set(STAGES[1:]):
-        raise ValueError(f"steps names {min(unknown)!r}; it can name {', '.join(STAGES[1:])}")
-    if batch_size < 1 or (seeds is not None and not len(seeds)):
-        raise ValueError("at least one seed and a batch_size of 1 or more are needed")
-    for key, rows in inputs.items():
-        if seeds is not None and len(rows) != len(seeds):
-            raise ValueError(f"{key} has {len(rows)} rows, but there are {len(seeds)} seeds")
-
-
-def _as_float(value: Tensor) -> Tensor:
-    return to_float(value) if value.dtype == torch.uint8 else value
-
-
-def _generator(seed: int, stage: str) -> torch.Generator:
-    """Return the generator of an image in one stage; it is the same on every machine."""
-    digest = hashlib.sha256(f"{operator.index(seed)} {stage}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-
-
-def _callback(
-    progress: Progress | None, stage: str, number: int, batches: int
-) -> Callable[[int, int, Tensor], None] | None:
-    """Return a sampler's callback for batch `number` of `batches`."""
-    if progress is None:
-        return None
-    return lambda step, steps, x0: progress(stage, number * steps + step, batches * steps)
+def _means(points: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
+    return torch.stack([spherical_mean(points, row) for row in weights])

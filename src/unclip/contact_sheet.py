@@ -1,15 +1,17 @@
 """Draw contact sheets: images in a grid with their captions below them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
 from unclip.images import to_pil
 
 _PAPER, _INK, _MARK = "white", "#222222", "#d2460a"
+_GAP = 8  # pixels between tiles
 
 
 class Tile(NamedTuple):
@@ -27,7 +29,6 @@ def contact_sheet(
     size: int = 128,
     title: str = "",
     lines: int = 2,
-    gap: int = 8,
 ) -> Image.Image:
     """Draw tiles row by row, each resized to `size` pixels, with its caption wrapped below it.
 
@@ -37,27 +38,27 @@ def contact_sheet(
         size: side of an image on the sheet, in pixels.
         title: title above the grid; none if empty.
         lines: lines reserved for each caption; a longer one ends in an ellipsis.
-        gap: pixels between tiles.
 
     Raises:
         ValueError: there is no tile, or an image is not [3, height, width].
     """
     if not tiles:
         raise ValueError("a contact sheet needs at least one image")
-    font = _caption_font(size)
-    top, line = _title_height(title, gap), _line_height(font)
-    sheet = Image.new("RGB", sheet_size(len(tiles), columns, size, title, lines, gap), _PAPER)
+    font = _font(min(max(size // 11, 10), 16))
+    line = sum(font.getmetrics()) + 1
+    top, row_height = 18 + _GAP if title else 0, size + lines * line + _GAP
+    width, rows = columns * (size + _GAP) + _GAP, -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (width, top + rows * row_height + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        room = sheet.width - 2 * gap
-        title_font = ImageFont.load_default(15)
-        draw.text((gap, gap), _wrap(title, title_font, room, 1)[0], _INK, title_font)
+        title_font = _font(15)
+        words = _wrap(title, title_font, width - 2 * _GAP, 1)[0]
+        draw.text((_GAP, _GAP), words, _INK, title_font)
     for index, tile in enumerate(tiles):
         if tile.image.ndim != 3 or tile.image.shape[0] != 3:
             raise ValueError(f"an image is [3, height, width], not {list(tile.image.shape)}")
         row, column = divmod(index, columns)
-        x = gap + column * (size + gap)
-        y = top + gap + row * (size + lines * line + gap)
+        x, y = _GAP + column * (size + _GAP), top + _GAP + row * row_height
         image = to_pil(tile.image).resize((size, size), Image.Resampling.LANCZOS)
         sheet.paste(image, (x, y))
         if tile.marked:
@@ -68,30 +69,15 @@ def contact_sheet(
     return sheet
 
 
-def sheet_size(
-    count: int, columns: int, size: int = 128, title: str = "", lines: int = 2, gap: int = 8
-) -> tuple[int, int]:
-    """Return width and height in pixels of the sheet that `contact_sheet` draws."""
-    rows = -(-count // columns)
-    line = _line_height(_caption_font(size))
-    width = columns * (size + gap) + gap
-    return width, _title_height(title, gap) + rows * (size + lines * line + gap) + gap
-
-
-def _caption_font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(min(max(size // 11, 10), 16))
+def _font(size: int) -> FreeTypeFont:
+    return cast(FreeTypeFont, ImageFont.load_default(size))  # with a size, it is always one
 
 
 def _title_height(title: str, gap: int) -> int:
     return 18 + gap if title else 0
 
 
-def _line_height(font: ImageFont.FreeTypeFont) -> int:
-    ascent, descent = font.getmetrics()
-    return ascent + descent + 1
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> list[str]:
     """Break a text into at most `lines` lines of `width` pixels, ending in an ellipsis if cut."""
     wrapped, words = [""], text.split()
     while words:
@@ -107,7 +93,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> li
     return [_shorten(line, font, width) for line in wrapped]
 
 
-def _shorten(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _shorten(line: str, font: FreeTypeFont, width: int) -> str:
     if font.getlength(line) <= width:
         return line
     kept = line.rstrip("… ")

@@ -39,12 +39,12 @@ def spherical_mean(
 ) -> Float[Tensor, "*shape"]:
     """Return the point of the sphere with the smallest weighted sum of squared angles to points.
 
-    For two points this is `slerp`. Lengths are averaged (Buss & Fillmore 2001, algorithm A1).
-
-    Raises:
-        ValueError: the weights are not one per point, or one is negative, or all are 0.
+    For two points this is `slerp`. Lengths are averaged (Buss & Fillmore 2001, algorithm A1). A
+    point of two that has all the weight is kept to the bit.
     """
     weight = normalize_weights(weights, len(points))
+    if len(points) == 2:
+        return slerp(points[0], points[1], weight[1].item())
     normalized = [normalize(point) for point in points]
     length = sum(part * each for part, (_, each) in zip(weight, normalized, strict=True))
     units = torch.stack([unit for unit, _ in normalized])
@@ -71,6 +71,13 @@ def normalize_weights(weights: Sequence[float], count: int) -> Float[Tensor, " c
             "none negative, and not all of them 0"
         )
     return weight / weight.sum()
+
+
+def evenly_spaced(frames: int) -> list[float]:
+    """Return evenly spaced numbers from 0 to 1, both included; a single one is 1."""
+    if frames < 1:
+        raise ValueError(f"frames is {frames}; at least 1 is needed")
+    return [1.0] if frames == 1 else [place / (frames - 1) for place in range(frames)]
 
 
 def text_difference(

@@ -27,9 +27,6 @@ def check_fits(needs: Mapping[str, int], device: torch.device, *, together: bool
         needs: bytes of each stage's weights.
         device: device to load the weights on.
         together: whether all stages are loaded at the same time.
-
-    Raises:
-        MemoryError: with the bytes needed and free, and the options that need less.
     """
     free = free_memory(device)
     needed = sum(needs.values()) if together else max(needs.values(), default=0)

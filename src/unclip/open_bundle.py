@@ -1,6 +1,6 @@
 """Open a bundle: check its stages, and load each of them when it is first used."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -27,36 +27,23 @@ _REQUIRED_ATTRIBUTES = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class OpenBundle:
-    """The stages of a bundle on a device.
+    """The stages of a bundle on a device; `load` opens one.
 
-    Args:
+    Attributes:
         folder: the bundle's folder.
-        metadata: metadata of the stages that it has.
-        device: device of the networks.
-        embedder: a CLIP instead of the bundle's.
-        dtype: dtype of the networks.
-        offload: keep one stage at a time on the device, and CLIP on the CPU.
+        metadata: metadata of the stages that it has, by name.
+        device: device of the networks, of CLIP only without `offload`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        metadata: Mapping[str, StageMetadata],
-        device: torch.device | str,
-        embedder: ClipEmbedder | None = None,
-        *,
-        dtype: torch.dtype = torch.float32,
-        offload: bool = False,
-    ):
-        self.folder = folder
-        self.metadata = dict(metadata)
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self.offload = offload
-        self._clip_device = torch.device("cpu") if offload else self.device
-        self._stages: dict[str, Stage] = {}
-        self._embedder = None if embedder is None else embedder.to(self._clip_device)
+    folder: Path
+    metadata: dict[str, StageMetadata]
+    device: torch.device
+    dtype: torch.dtype
+    offload: bool
+    _embedder: ClipEmbedder | None
+    _stages: dict[str, Stage] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -94,8 +81,15 @@ class OpenBundle:
         clip = clip if embedder is None else embedder.fingerprint
         for name, written in metadata.items():
             _check_belongs(files[name], name, written, clip)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(folder, metadata, device, embedder, dtype=dtype, offload=offload)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        bundle = cls(folder, metadata, device, dtype, offload, embedder)
+        if embedder is not None:
+            embedder.to(bundle._clip_device)
+        return bundle
+
+    @property
+    def _clip_device(self) -> torch.device:
+        return torch.device("cpu") if self.offload else self.device
 
     @property
     def embedder(self) -> ClipEmbedder:
@@ -130,23 +124,24 @@ class OpenBundle:
 
         With `offload`, this also frees the stages on the device if another one is needed.
         """
+        needs_clip = "clip" in names and self._embedder is None
         for name in names:
             if name not in STAGES:
                 raise ValueError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
-            if name not in self.metadata and not (name == "clip" and self._embedder is not None):
+            if name not in self.metadata and (name != "clip" or needs_clip):
                 raise FileNotFoundError(
                     f"{stage_file(self.folder, name)} is missing: "
                     f"train it with `{train_command(name)}`"
                 )
-        missing = [name for name in names if name not in self._stages and name != "clip"]
-        if self.offload and missing:
-            self._stages.clear()
-        clip = ["clip"] if "clip" in names and self._embedder is None else []
+        clip = self.weight_bytes("clip") if needs_clip else {}
+        others = [name for name in names if name not in self._stages and name != "clip"]
         if self.offload:
-            check_fits(self.weight_bytes(*missing), self.device, together=False)
-            check_fits(self.weight_bytes(*clip), self._clip_device, together=True)
+            if others:
+                self._stages.clear()
+            check_fits(self.weight_bytes(*others), self.device, together=False)
+            check_fits(clip, self._clip_device, together=True)
         else:
-            check_fits(self.weight_bytes(*missing, *clip), self.device, together=True)
+            check_fits(self.weight_bytes(*others) | clip, self.device, together=True)
 
 
 def _check_belongs(file: Path, name: str, written: StageMetadata, clip: str | None) -> None:

@@ -4,11 +4,13 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from unclip._version import __version__
 
@@ -31,10 +33,8 @@ def package_versions() -> dict[str, str]:
     """Return the versions of unclip, Python and those of `PACKAGES` that are installed."""
     versions = {"unclip": __version__, "python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return versions
 
 
@@ -73,9 +73,8 @@ def read_image_metadata(path: Path) -> dict[str, str] | None:
     """Return the metadata of a PNG; None if the file is not a readable PNG."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            image.load()
-            return {key: str(value) for key, value in image.text.items()}
-    except (OSError, AttributeError, ValueError, SyntaxError):
+            return {key: str(value) for key, value in cast(PngImageFile, image).text.items()}
+    except (OSError, ValueError, SyntaxError):
         return None
 
 

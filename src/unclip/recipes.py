@@ -5,11 +5,13 @@ constructor's arguments. Nothing is imported by name, so a recipe from an untrus
 unclip's own models and execute nothing else.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,29 +47,16 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 # Larger than any size or number of steps of a model. The tensors of a file contradict a wrong size,
 # but not a wrong number of diffusion steps: this bound keeps its tables below a few megabytes.
 MAX_INTEGER = 2**17
-
-
-class TensorSpec(NamedTuple):
-    """The kind ("float" or "integer") and the shape of a tensor."""
-
-    kind: str
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "TensorSpec":
-        """Return the spec of a tensor on any device."""
-        return cls("float" if tensor.is_floating_point() else "integer", tuple(tensor.shape))
-
-    def __str__(self) -> str:
-        return f"{self.kind} {list(self.shape)}"
+# A recipe is refused while it is built if it has more parameters than this per tensor of its file,
+# so that a huge number of layers takes no time. Recipes that differ by less get a better message.
+MAX_PARAMETERS = 10
 
 
 def build(recipe: Mapping[str, Any]) -> Any:
     """Build the object that a plain, resolved recipe describes.
 
     Raises:
-        ValueError: naming the part of the recipe that is not plain data, that is not one of
-            `CONSTRUCTORS`, or that its constructor rejects.
+        ValueError: naming the part of the recipe that is not plain data, or cannot be built.
     """
     if not isinstance(recipe, Mapping) or "_target_" not in recipe:
         raise ValueError("a recipe is a dict with a _target_")
@@ -78,7 +67,10 @@ def _build_part(where: str, part: Any) -> Any:
     if isinstance(part, list | tuple):
         return [_build_part(f"{where}[{i}]", child) for i, child in enumerate(part)]
     if not isinstance(part, dict):
-        _check_value(where, part)
+        if not (part is None or isinstance(part, str | int | float)):
+            raise ValueError(f"{where} is a {type(part).__name__}, not a plain value")
+        if isinstance(part, int) and abs(part) > MAX_INTEGER:
+            raise ValueError(f"{where} is {part}, larger than any size that a model needs")
         return part
     arguments = {key: _build_part(f"{where}.{key}", child) for key, child in part.items()}
     if "_target_" not in part:
@@ -93,74 +85,61 @@ def _build_part(where: str, part: Any) -> Any:
         raise ValueError(f"{where} cannot be built: {error}") from error
 
 
-def _check_value(where: str, value: Any) -> None:
-    if not (value is None or isinstance(value, str | int | float)):
-        raise ValueError(f"{where} is a {type(value).__name__}, not a plain value")
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise ValueError(f"{where} is {value}, larger than any size that a model needs")
+def check_recipe(path: Path, recipe: Mapping[str, Any], found: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a recipe builds no stage, or one with other tensors than its file.
 
-
-def check_recipe(path: Path, recipe: Mapping[str, Any], found: Mapping[str, TensorSpec]) -> None:
-    """Compare the stage that a recipe builds with the tensors of a file, without allocating memory.
-
-    Args:
-        path: the file, named in errors.
-        recipe: the recipe of a stage.
-        found: spec of each tensor in the file.
-
-    Raises:
-        ValueError: if the recipe builds no stage, or one with other tensors.
+    No memory is allocated. `found` has the file's tensors, on any device.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), meta_parameters(MAX_PARAMETERS * len(found)):
             stage = build(recipe)
     except Exception as error:  # also a RecursionError of nested lists
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(stage, Stage):
         raise ValueError(f"{path}: the recipe builds a {type(stage).__name__}, not a stage")
-    expected = {key: TensorSpec.of(tensor) for key, tensor in stage.state_dict().items()}
-    check_tensors(path, expected, found)
+    check_tensors(path, stage.state_dict(), found)
 
 
-def check_tensors(
-    path: Path, expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]
-) -> None:
-    """Compare the tensors of a file with those that a model expects.
-
-    Raises:
-        ValueError: naming the first tensor that is missing, unexpected, or of another shape.
-    """
+def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming a file's tensor that is missing, unexpected, or of another shape."""
     check_names(path, expected.keys(), found.keys())
     for key in sorted(expected):
-        if expected[key] != found[key]:
-            raise ValueError(f"{path}: {key} is {found[key]}, but the model's is {expected[key]}")
+        ours, theirs = _kind_and_shape(expected[key]), _kind_and_shape(found[key])
+        if ours != theirs:
+            raise ValueError(f"{path}: {key} is {theirs}, but the model's is {ours}")
+
+
+def _kind_and_shape(tensor: Tensor) -> str:
+    return f"{'float' if tensor.is_floating_point() else 'integer'} {list(tensor.shape)}"
 
 
 def check_names(path: Path, expected: Set[str], found: Set[str]) -> None:
-    """Compare the names of a file's tensors with those that a model expects.
-
-    Raises:
-        ValueError: naming the first tensor that is missing or unexpected.
-    """
-    for problem, names in (
-        ("lacks", expected - found),
-        ("has an unexpected tensor", found - expected),
-    ):
+    """Raise ValueError naming a file's tensor that is missing or unexpected."""
+    problems = {"lacks": expected - found, "has an unexpected tensor": found - expected}
+    for problem, names in problems.items():
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"{path} {problem} {min(names)}{more}")
 
 
 @contextmanager
-def meta_parameters() -> Iterator[None]:
-    """Create the parameters of new modules on the meta device, and their buffers as usual."""
+def meta_parameters(limit: float = math.inf) -> Iterator[None]:
+    """Create the parameters of new modules on the meta device, and their buffers as usual.
 
-    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None):
+    Raises:
+        ValueError: as soon as there are more than `limit` parameters.
+    """
+    count = itertools.count(1)
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None:
             return None
+        if next(count) > limit:
+            raise ValueError("it has many more parameters than the file")
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(hook)
+    # torch's annotation omits the new parameter that a hook may return
+    handle = register_module_parameter_registration_hook(cast(Callable[..., None], hook))
     try:
         yield
     finally:

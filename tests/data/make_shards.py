@@ -8,6 +8,11 @@ import numpy as np
 import webdataset
 from PIL import Image
 
+from unclip.data.loader import ShardDataset, ShardLoader
+from unclip.data.reader import SampleReader
+
+READER = SampleReader(image_size=16)
+
 
 def flat_image(number: int, size: int = 16, *, kind: str = "PNG", **options) -> bytes:
     """An encoded image of one color that identifies `number`."""
@@ -55,3 +60,16 @@ def write_shards(folder: Path, sizes: list[int], *, size: int = 16, pairs: bool 
 
 def keys(sizes: list[int]) -> list[str]:
     return [f"{number:08}" for number in range(sum(sizes))]
+
+
+def load(source, reader=READER, *, workers=0, **options) -> ShardLoader:
+    return ShardLoader(ShardDataset(source, reader, **options), workers=workers)
+
+
+def valid_keys(batches, *, padding=False) -> list[str]:
+    return [
+        key
+        for batch in batches
+        for key, valid in zip(batch["key"], batch["valid"].tolist(), strict=True)
+        if valid or padding
+    ]

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 import prepare
-from unclip.data.loader import ShardLoader
+from unclip.data.loader import ShardDataset
 from unclip.data.prepare import importer
 from unclip.data.prepare.coco_captions import CocoImage, read_coco, read_coco_captions
 from unclip.data.prepare.image_folder import read_folder
-from unclip.data.prepare.importer import ImportSettings, import_images
+from unclip.data.prepare.importer import import_images
 from unclip.data.prepare.inspection import Record
 from unclip.data.reader import SampleReader
 
@@ -69,6 +69,11 @@ REASONS = {
 }
 
 
+def run(source, out, **settings):
+    quiet = {"workers": 0, "progress": False}
+    return import_images(read_folder(source), out, **{"sizes": (16,), "val": 2} | quiet | settings)
+
+
 def members(shard):
     with tarfile.open(shard) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar}
@@ -88,24 +93,17 @@ def test_a_folder_becomes_shards_that_the_loader_reads(folder, tmp_path, capsys)
         rows = {row["source"]: row["reason"] for row in csv.DictReader(file)}
     assert rows == REASONS
     report = json.loads((out / "report.json").read_text())
-    assert report["accepted"]["train"]["16"] == 10 and sum(report["rejected"].values()) == len(
-        REASONS
-    )
+    assert report["accepted"]["train"]["16"] == 10
+    assert sum(report["rejected"].values()) == len(REASONS)
     large = sum(sizes.get("64", 0) for sizes in report["accepted"].values())
     assert large == 6  # two of 200 × 100 and four of 64 × 64
 
-    loader = ShardLoader(out / "train" / "16", SampleReader(image_size=16), batch_size=10)
-    (batch,) = loader
+    (batch,) = ShardDataset(out / "train" / "16", SampleReader(image_size=16), batch_size=10)
     assert len(set(batch["key"])) == 10 and all(batch["valid"])
-    content = members(out / "train" / "16" / "00000.tar")
-    assert all(name.count(".") == 1 and "/" not in name for name in content)
-    about = [json.loads(text) for name, text in content.items() if name.endswith("json")]
-    captions = {one["source"]: one["captions"] for one in about}
-    captions |= {
-        one["source"]: one["captions"]
-        for name, text in members(out / "val" / "16" / "00000.tar").items()
-        if name.endswith("json") and (one := json.loads(text))
-    }
+    train, val = (members(out / split / "16" / "00000.tar") for split in ("train", "val"))
+    assert all(name.count(".") == 1 and "/" not in name for name in train)
+    samples = [json.loads(text) for name, text in (train | val).items() if name.endswith("json")]
+    captions = {sample["source"]: sample["captions"] for sample in samples}
     assert captions["pic.3.png"] == ["image 3", "number 3 in other words"]
     assert captions["json/1.jpg"] == ["a json 1"]
     assert captions["table/deep/2.webp"] == ["from a table 2"]
@@ -119,8 +117,7 @@ def test_pngs_stay_lossless_and_the_central_square_is_taken(tmp_path):
     image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "in" / "b.png")
     for name in "ab":
         (tmp_path / "in" / f"{name}.txt").write_text("green")
-    settings = ImportSettings(sizes=(32,), val=0)
-    import_images(read_folder(tmp_path / "in"), tmp_path / "out", settings, workers=0)
+    run(tmp_path / "in", tmp_path / "out", sizes=(32,), val=0)
     content = members(tmp_path / "out" / "train" / "32" / "00000.tar")
     images = [text for name, text in content.items() if name.endswith("png")]
     assert len(images) == 2
@@ -130,45 +127,56 @@ def test_pngs_stay_lossless_and_the_central_square_is_taken(tmp_path):
 
 
 def test_an_interrupted_import_resumes_and_gives_the_same_bytes(folder, tmp_path, monkeypatch):
-    settings = ImportSettings(sizes=(16, 32), val=2, shard_size=3)
-    import_images(read_folder(folder), tmp_path / "whole", settings, workers=0, progress=False)
-
+    settings = {"sizes": (16, 32), "shard_size": 3}
+    run(folder, tmp_path / "whole", **settings)
     real, calls = importer._write_shard, []
 
-    def interrupted(path, *arguments):
-        calls.append(path)
+    def interrupted(shard):
+        calls.append(shard)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(path, *arguments)
+        return real(shard)
 
     monkeypatch.setattr(importer, "_write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        import_images(read_folder(folder), tmp_path / "cut", settings, workers=0, progress=False)
+        run(folder, tmp_path / "cut", **settings)
     assert not (tmp_path / "cut" / "dataset.json").exists()
     monkeypatch.setattr(importer, "_write_shard", real)
     stored = tmp_path / "cut" / "inspected.jsonl"
     lines = stored.read_text().splitlines(keepends=True)
     stored.write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while writing a line
-    import_images(read_folder(folder), tmp_path / "cut", settings, workers=0, progress=False)
+    run(folder, tmp_path / "cut", **settings)
     assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
     assert not (tmp_path / "cut" / "building.json").exists()
 
 
 def test_other_images_need_overwrite_and_other_folders_are_safe(folder, tmp_path):
-    out, settings = tmp_path / "out", ImportSettings(sizes=(16,), val=2)
-    import_images(read_folder(folder), out, settings, workers=0, progress=False)
+    out = tmp_path / "out"
+    run(folder, out)
     before = everything(out)
     save(folder / "new.png", (77, 77, 1)).with_suffix(".txt").write_text("new")
     with pytest.raises(ValueError, match=r"train images: 10 there, 11 here.*--overwrite"):
-        import_images(read_folder(folder), out, settings, workers=0, progress=False)
+        run(folder, out)
     assert everything(out) == before
-    import_images(read_folder(folder), out, settings, workers=0, progress=False, overwrite=True)
+    run(folder, out, overwrite=True)
     assert everything(out) != before
-    with pytest.raises(ValueError, match="something else"):
-        import_images(read_folder(folder), folder, settings, workers=0, progress=False)
-    with pytest.raises(ValueError, match="leaves none to train on"):
-        more = ImportSettings(sizes=(16,), val=99)
-        import_images(read_folder(folder), tmp_path / "none", more, workers=0, progress=False)
+    with pytest.raises(ValueError, match="something other"):
+        run(folder, folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"val": 99}, "leaves none to train on"),
+        ({"val": -1}, "out of range"),
+        ({"shard_size": 0}, "out of range"),
+        ({"sizes": (64, 64)}, "distinct"),
+        ({"sizes": (8,)}, "at least 16 pixels"),
+    ],
+)
+def test_impossible_settings_are_errors(folder, tmp_path, settings, problem):
+    with pytest.raises(ValueError, match=problem):
+        run(folder, tmp_path / "out", **settings)
 
 
 def test_split_folders_become_splits(tmp_path):

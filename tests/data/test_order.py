@@ -34,10 +34,8 @@ def test_every_position_has_one_owner_and_ranks_stay_in_step(world_size, workers
                     part = partition(
                         total,
                         batch_size,
-                        rank=rank,
-                        world_size=world_size,
-                        worker=worker,
-                        workers=workers,
+                        rank=(rank, world_size),
+                        worker=(worker, workers),
                         interleaved=interleaved,
                     )
                     batches += part.batches

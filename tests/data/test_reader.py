@@ -47,33 +47,41 @@ def png_header(width: int, height: int) -> bytes:
         ("jpeg", "JPEG", {"quality": 95}, 4),
     ],
 )
-def test_formats(extension, kind, options, tolerance):
+def test_every_format_is_decoded(extension, kind, options, tolerance):
     pixels = np.array(decode_image(flat_image(200, 20, kind=kind, **options), extension))
     assert pixels.shape == (20, 20, 3)
     assert np.abs(pixels.astype(int) - (200, 0, 7)).max() <= tolerance
 
 
-def test_every_mode_becomes_rgb_on_white():
-    gray = Image.new("L", (16, 16), 90)
-    assert decode_image(encoded(gray), "png").getpixel((3, 3)) == (90, 90, 90)
-    palette = Image.new("RGB", (16, 16), (200, 20, 40)).convert("P", palette=Image.Palette.ADAPTIVE)
-    assert decode_image(encoded(palette), "png").getpixel((3, 3)) == (200, 20, 40)
-    half = Image.new("RGBA", (16, 16), (200, 0, 0, 51))  # 0.2 of red over white
-    assert decode_image(encoded(half), "png").getpixel((3, 3)) == (244, 204, 204)
-    opaque = Image.new("RGBA", (16, 16), (200, 10, 30, 255))
-    assert decode_image(encoded(opaque), "png").getpixel((3, 3)) == (200, 10, 30)
-    half_gray = Image.new("LA", (16, 16), (0, 0))
-    assert decode_image(encoded(half_gray), "png").getpixel((3, 3)) == (255, 255, 255)
-    keyed = encoded(palette, transparency=0)
-    assert decode_image(keyed, "png").getpixel((3, 3)) == (255, 255, 255)
-    keyed = encoded(Image.new("RGB", (16, 16), (1, 2, 3)), transparency=(1, 2, 3))
-    assert decode_image(keyed, "png").getpixel((3, 3)) == (255, 255, 255)
-    wide = Image.fromarray(np.full((16, 16), 32896, np.uint16))
-    assert decode_image(encoded(wide), "png").getpixel((3, 3)) == (128, 128, 128)
-    bit = Image.new("1", (16, 16), 1)
-    assert decode_image(encoded(bit), "png").getpixel((3, 3)) == (255, 255, 255)
-    ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    red, green, blue = decode_image(encoded(ink, "JPEG", quality=95), "jpg").getpixel((3, 3))
+def uniform(mode: str, color) -> Image.Image:
+    return Image.new(mode, (16, 16), color)
+
+
+PALETTE = uniform("RGB", (200, 20, 40)).convert("P", palette=Image.Palette.ADAPTIVE)
+WHITE = (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "expected"),
+    [
+        (uniform("L", 90), {}, (90, 90, 90)),
+        (PALETTE, {}, (200, 20, 40)),
+        (PALETTE, {"transparency": 0}, WHITE),
+        (uniform("RGB", (1, 2, 3)), {"transparency": (1, 2, 3)}, WHITE),
+        (uniform("RGBA", (200, 0, 0, 51)), {}, (244, 204, 204)),  # 0.2 of red over white
+        (uniform("RGBA", (200, 10, 30, 255)), {}, (200, 10, 30)),
+        (uniform("LA", (0, 0)), {}, WHITE),
+        (uniform("1", 1), {}, WHITE),
+        (Image.fromarray(np.full((16, 16), 32896, np.uint16)), {}, (128, 128, 128)),
+    ],
+)
+def test_every_mode_becomes_rgb_on_white(image, options, expected):
+    assert decode_image(encoded(image, **options), "png").getpixel((3, 3)) == expected
+
+
+def test_a_cmyk_jpeg_becomes_rgb():
+    content = encoded(uniform("CMYK", (0, 255, 255, 0)), "JPEG", quality=95)
+    red, green, blue = decode_image(content, "jpg").getpixel((3, 3))
     assert red > 250 and green < 5 and blue < 5
 
 
@@ -166,7 +174,7 @@ def test_fit_is_antialiased_and_leaves_the_right_size_alone():
 
 
 # ---------------------------------------------------------------------------------------- captions
-def test_captions_from_json_or_text():
+def test_captions_come_from_json_or_text():
     def both(members):
         return decode_captions(members, decode_metadata(members))
 
@@ -197,10 +205,10 @@ def test_captions_from_json_or_text():
         ),
     ],
 )
-def test_bad_captions(members, kind):
+def test_captions_that_cannot_be_used_are_bad_samples(members, kind):
     assert kind_of(lambda: decode_captions(members, decode_metadata(members))) == kind
 
 
-def test_find_image():
+def test_the_first_image_of_a_sample_is_found():
     assert find_image({"json": b"", "webp": b"w", "jpg": b"j"}) == ("jpg", b"j")
     assert kind_of(find_image, {"json": b"", "png": None}) == "missing image"

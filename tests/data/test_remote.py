@@ -6,13 +6,12 @@ import json
 import subprocess
 import threading
 
+import fsspec.core
 import pytest
-from make_shards import write_shards
+from make_shards import load, write_shards
 
 from unclip.data import remote
-from unclip.data.loader import ShardLoader
 from unclip.data.module import ShardDataModule
-from unclip.data.reader import SampleReader
 from unclip.data.shards import list_shards, open_shards
 
 
@@ -130,7 +129,7 @@ def test_the_cache_makes_room(served, tmp_path):
     write_shards(folder, [6, 6, 6])
     size = (folder / "00000.tar").stat().st_size
     paths = remote.list_remote(url, tmp_path / "cache", 2.5 * size / 2**30)
-    loader = ShardLoader(paths, SampleReader(image_size=16), batch_size=6)
+    loader = load(paths, batch_size=6)
     for _ in range(2):  # a deleted shard is fetched again
         assert keys(loader) == [f"{n:08}" for n in range(18)]
         assert sum(path.is_file() for path in paths) == 2
@@ -188,6 +187,18 @@ def test_equal_names_at_two_urls_do_not_collide(tmp_path):
     assert one != other
 
 
+def test_a_folder_in_object_storage_is_listed(tmp_path, monkeypatch):
+    """With fsspec's storage in memory, whose paths lose a final slash like those of S3."""
+    monkeypatch.setattr(remote, "SCHEMES", ("memory",))
+    store = fsspec.filesystem("memory")
+    for name in ("a/shards/1.tar", "a/shards/0.tar", "a/shards/0.json", "a/shards2.tar"):
+        store.pipe(f"memory://{name}", b"x" * 2048)
+    paths = remote.list_remote("memory://a/shards", tmp_path)
+    assert [path.name.partition("-")[2] for path in paths] == ["0.tar", "1.tar"]
+    remote.fetch(paths[0])
+    assert paths[0].read_bytes() == b"x" * 2048 and not paths[1].exists()
+
+
 def test_a_failed_download_leaves_no_partial_file(served, tmp_path):
     _, url, requested = served
     (path,) = remote.list_remote(f"{url}/short.tar", tmp_path / "cache")
@@ -203,8 +214,6 @@ def test_a_failed_download_leaves_no_partial_file(served, tmp_path):
 
 
 def test_the_error_names_a_missing_package(tmp_path, monkeypatch):
-    import fsspec
-
     def missing(url, **_):
         raise ImportError("Install s3fs to access S3")
 

@@ -16,7 +16,6 @@ from unclip.data.shards import (
     list_shards,
     open_shards,
     read_positions,
-    read_shard,
 )
 
 
@@ -159,7 +158,7 @@ def test_forged_sizes_end_the_shard(tmp_path):
     content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
     path.write_bytes(content)
     assert count_samples(path) <= 3
-    rows = list(read_shard(Shard(path, 3), range(3)))
+    rows = read([Shard(path, 3)])
     assert len(rows) == 3 and any(raw.bad for _, raw in rows)
 
 
@@ -174,7 +173,7 @@ def test_shard_cut_anywhere_yields_every_place_and_the_whole_samples(tmp_path):
         def note(shard, key, bad, reports=reports):
             reports.append(bad.kind)
 
-        rows = list(read_shard(Shard(path, 4), range(4), report=note))
+        rows = read([Shard(path, 4)], report=note)
         assert [place for place, _ in rows] == [0, 1, 2, 3]
         complete = [raw for _, raw in rows if raw.bad is None and len(raw.members) == 2]
         assert all(len(raw.members["png"]) == len(flat_image(1)) for raw in complete)
@@ -185,11 +184,11 @@ def test_shard_cut_anywhere_yields_every_place_and_the_whole_samples(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"\x1f\x8b" + b"0" * 4096])
-def test_a_file_that_is_not_a_tar(tmp_path, content):
+def test_a_file_that_is_not_a_tar_has_only_bad_samples(tmp_path, content):
     path = tmp_path / "00000.tar"
     path.write_bytes(content)
     assert count_samples(path) == 0
-    rows = list(read_shard(Shard(path, 2), range(2)))
+    rows = read([Shard(path, 2)])
     assert [raw.bad.kind for _, raw in rows] == ["truncated shard"] * 2
 
 
@@ -209,7 +208,7 @@ def test_duplicate_keys_and_members_are_counted(tmp_path):
 def test_an_index_with_too_few_samples_is_an_error(tmp_path):
     path = write_shards(tmp_path, [4]) / "00000.tar"
     with pytest.raises(ValueError, match=r"index.json.*delete that file"):
-        list(read_shard(Shard(path, 3), range(3)))
+        read([Shard(path, 3)])
 
 
 # ------------------------------------------------------------------------------------ bad samples

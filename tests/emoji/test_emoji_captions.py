@@ -3,18 +3,12 @@
 import re
 
 import pytest
+from many_scenes import groups_of, scenes_of
 
 from unclip import emoji
 from unclip.emoji.captions import article, captions
-from unclip.emoji.scenes import scenes
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
-
-
-def _scenes(name="M", split="train", count=600):
-    return [
-        scene for index in range(count) for scene in scenes(name, seed=0, split=split, index=index)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -29,13 +23,13 @@ def _scenes(name="M", split="train", count=600):
         ("hourglass", "an hourglass"),
     ],
 )
-def test_article(words, expected):
+def test_the_article_fits_the_first_sound(words, expected):
     assert article(words) == expected
 
 
 @pytest.mark.parametrize("name", ["S", "L"])
-def test_grammar(name):
-    for scene in _scenes(name):
+def test_captions_are_grammatical(name):
+    for scene in scenes_of(name, "train", 600):
         texts = captions(scene, seed=0)
         assert len(texts) == 5
         for text in texts:
@@ -51,7 +45,7 @@ def test_grammar(name):
 
 
 def test_the_full_caption_names_everything():
-    for scene in _scenes():
+    for scene in scenes_of("M", "train", 600):
         full = captions(scene, seed=0)[0]
         assert full.endswith(f"{article(scene.background)} background")
         for item in scene.items:
@@ -64,7 +58,7 @@ def test_the_full_caption_names_everything():
 
 
 def test_only_the_obvious_color_of_a_drawing_is_named():
-    for scene in _scenes():
+    for scene in scenes_of("M", "train", 600):
         if scene.kind != "single":
             continue
         concept = scene.items[0].concept
@@ -74,16 +68,13 @@ def test_only_the_obvious_color_of_a_drawing_is_named():
 
 
 def test_no_caption_of_a_pair_fits_its_twin():
-    pairs = 0
-    for index in range(600):
-        group = scenes("M", seed=0, split="train", index=index)
-        if group[0].relation is not None:
-            pairs += 1
-            said = [text for scene in group for text in set(captions(scene, seed=0))]
-            assert len(said) == len(set(said))
-            for scene in group:
-                _check_relations(scene)
-    assert pairs > 50
+    pairs = [group for group in groups_of("M", "train", 600) if group[0].relation is not None]
+    assert len(pairs) > 50
+    for group in pairs:
+        said = [text for scene in group for text in set(captions(scene, seed=0))]
+        assert len(said) == len(set(said))
+        for scene in group:
+            _check_relations(scene)
 
 
 def _check_relations(scene):
@@ -100,14 +91,6 @@ def _check_relations(scene):
 
 
 def test_the_vocabulary_of_the_small_set_is_small():
-    words = {
-        word
-        for scene in _scenes("S", count=3000)
-        for text in captions(scene, seed=0)
-        for word in text.split()
-    }
-    assert len(words) < 120
-    longest = max(
-        len(text.split()) for scene in _scenes("S", count=3000) for text in captions(scene, seed=0)
-    )
-    assert longest <= 20
+    texts = [text for scene in scenes_of("S", "train", 3000) for text in captions(scene, seed=0)]
+    assert len({word for text in texts for word in text.split()}) < 120
+    assert max(len(text.split()) for text in texts) <= 20

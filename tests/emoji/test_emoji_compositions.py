@@ -4,6 +4,7 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
+from many_scenes import groups_of, scenes_of
 
 from unclip import emoji
 from unclip.emoji.compositions import (
@@ -13,16 +14,6 @@ from unclip.emoji.compositions import (
     is_pair_held_out,
 )
 from unclip.emoji.scenes import KIND_WEIGHTS, SPLITS, is_held_out, scenes
-
-SEEN_SPLITS = ("train", "val", "test_seen")
-
-
-def _scenes(name, split, count, seed=0):
-    return [
-        scene
-        for index in range(count)
-        for scene in scenes(name, seed=seed, split=split, index=index)
-    ]
 
 
 def test_sets_are_nested_and_large_enough():
@@ -86,12 +77,12 @@ def test_every_factor_value_can_occur_in_training(name):
 @pytest.mark.parametrize("name", ["S", "M", "L"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_held_out_compositions_are_only_in_their_split(name, split):
-    for scene in _scenes(name, split, 400):
+    for scene in scenes_of(name, split, 400):
         assert is_held_out(scene) == scene.held_out == (split == "test_held_out")
 
 
 def test_training_scenes_cover_every_factor():
-    train = _scenes("S", "train", 3000)
+    train = scenes_of("S", "train", 3000)
     assert {item.concept for scene in train for item in scene.items} == set(emoji.concepts("S"))
     assert {item.color for scene in train for item in scene.items} == {None, *emoji.COLORS}
     assert {scene.background for scene in train} == set(emoji.BACKGROUNDS)
@@ -107,14 +98,14 @@ def test_training_scenes_cover_every_factor():
 
 
 def test_held_out_split_has_every_kind_that_can_be_held_out():
-    held_out = _scenes("S", "test_held_out", 400)
+    held_out = scenes_of("S", "test_held_out", 400)
     assert {scene.kind for scene in held_out} == set(KIND_WEIGHTS["S"]) - {"single"}
     fours = {scene.items[0].concept for scene in held_out if scene.kind == "count"}
     assert fours == set(concepts_without_count())
 
 
 def test_kinds_have_their_shares_outside_training():
-    kinds = Counter(scene.kind for scene in _scenes("M", "val", 4000))
+    kinds = Counter(scene.kind for scene in scenes_of("M", "val", 4000))
     shares = {kind: count / kinds.total() for kind, count in kinds.items()}
     weights = {"single": 40, "recoloured": 20, "pair": 20, "count": 10, "coloured_pair": 10}
     expected = {kind: weight / 100 for kind, weight in weights.items()}
@@ -123,7 +114,7 @@ def test_kinds_have_their_shares_outside_training():
 
 @pytest.mark.parametrize("name", ["S", "M", "L"])
 def test_about_half_of_the_training_images_show_two_recolored_objects(name):
-    kinds = Counter(scene.kind for scene in _scenes(name, "train", 2000))
+    kinds = Counter(scene.kind for scene in scenes_of(name, "train", 2000))
     assert 0.45 < kinds["coloured_pair"] / kinds.total() < 0.6
 
 
@@ -136,8 +127,7 @@ def test_a_scene_is_a_function_of_set_seed_split_and_index():
 
 
 def test_a_swapped_twin_exchanges_the_places_of_its_objects():
-    pairs = [scenes("S", seed=0, split="train", index=index) for index in range(300)]
-    pairs = [group for group in pairs if group[0].relation]
+    pairs = [group for group in groups_of("S", "train", 300) if group[0].relation]
     assert len(pairs) > 20
     for scene, *twins in pairs:
         (twin,) = (twin for twin in twins if twin.key == f"{scene.key}-swap")
@@ -151,8 +141,7 @@ def test_a_swapped_twin_exchanges_the_places_of_its_objects():
 
 
 def test_a_recolored_object_has_a_twin_with_another_concept():
-    groups = [scenes("S", seed=0, split="train", index=index) for index in range(200)]
-    groups = [group for group in groups if group[0].kind == "recoloured"]
+    groups = [group for group in groups_of("S", "train", 200) if group[0].kind == "recoloured"]
     assert len(groups) > 20
     for scene, twin in groups:
         (item,), (other,) = scene.items, twin.items
@@ -162,8 +151,7 @@ def test_a_recolored_object_has_a_twin_with_another_concept():
 
 
 def test_the_twins_of_a_pair_change_one_concept_or_exchange_the_colors():
-    groups = [scenes("S", seed=0, split="train", index=index) for index in range(400)]
-    groups = [group for group in groups if group[0].kind == "coloured_pair"]
+    groups = [group for group in groups_of("S", "train", 400) if group[0].kind == "coloured_pair"]
     kinds = Counter(twin.key.partition("-")[2] for group in groups for twin in group[1:])
     assert kinds["swap"] == kinds["other"] == len(groups) > 80
     assert 0.5 * len(groups) < kinds["colours"] < len(groups)
@@ -180,15 +168,14 @@ def test_the_twins_of_a_pair_change_one_concept_or_exchange_the_colors():
             assert [item.concept for item in twins["colours"].items] == concepts_
 
 
-def test_the_other_splits_have_only_swapped_twins():
-    for split in ("val", "test_seen", "test_held_out"):
-        groups = [scenes("S", seed=0, split=split, index=index) for index in range(200)]
-        twins = [twin.key.partition("-")[2] for group in groups for twin in group[1:]]
-        assert set(twins) == {"swap"}
+@pytest.mark.parametrize("split", SPLITS[1:])
+def test_the_other_splits_have_only_swapped_twins(split):
+    twins = [twin for group in groups_of("S", split, 200) for twin in group[1:]]
+    assert {twin.key.partition("-")[2] for twin in twins} == {"swap"}
 
 
 def test_no_object_has_the_color_of_its_background():
-    for scene in _scenes("M", "train", 500):
+    for scene in scenes_of("M", "train", 500):
         for item in scene.items:
             assert scene.background != (item.color or item.concept.color)
 

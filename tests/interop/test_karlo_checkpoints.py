@@ -42,6 +42,7 @@ def in_karlos_names(models, name):
         for match in matches:
             (theirs,), ours = match.theirs, state[match.ours]
             zeros = torch.zeros(ours.shape).reshape(karlo_shape(theirs, ours))
+            ours = ours.reshape(match.join(zeros).shape)
             components[component][theirs] = vjp(match.join, zeros, ours)[1].contiguous()
     return stage, components
 

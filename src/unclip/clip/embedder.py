@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from unclip.batch import Batch
 from unclip.clip.model import encode_text, prepare_image, text_tower
 from unclip.clip.tokenizer import Tokenizer
 
@@ -156,7 +157,7 @@ class ClipEmbedder:
 
 
 def embed_images(
-    embedder: ClipEmbedder, batches: Iterable[dict[str, Any]]
+    embedder: ClipEmbedder, batches: Iterable[Batch]
 ) -> Iterator[tuple[list[str], Float[Tensor, "batch dim"]]]:
     """Yield each batch's keys and image embeddings on the CPU."""
     for batch in batches:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -9,13 +10,12 @@ logger = logging.getLogger(__name__)
 PREPARE = "python src/prepare.py emoji"  # the command that writes shards
 
 
+@dataclass(eq=False)
 class BadSample(Exception):
     """Raised for a sample that cannot be used; samples are counted by `kind`."""
 
-    def __init__(self, kind: str, detail: str = ""):
-        super().__init__(kind, detail)
-        self.kind = kind
-        self.detail = detail
+    kind: str
+    detail: str = ""
 
 
 class BadSamples:
@@ -32,8 +32,7 @@ class BadSamples:
     window = 1000  # the tolerated fraction applies to this many samples, or to a shorter pass
 
     def __init__(self, max_fraction: float, expected: int):
-        self.max_fraction = max_fraction
-        self.expected = expected
+        self.max_fraction, self.expected = max_fraction, expected
         self.seen = 0
         self.kinds: Counter[str] = Counter()
         self.last: Path | None = None  # the shard of the last bad sample
@@ -48,8 +47,8 @@ class BadSamples:
         self.kinds[bad.kind] += 1
         self.last = shard
         if self.bad == 1 or self.bad % 1000 == 0:
-            details = (self.bad, bad.kind, shard, key, bad.detail)
-            logger.warning("bad sample %d: %s in %s, sample %r %s", *details)
+            where = f"{shard}, sample {key!r} {bad.detail}"
+            logger.warning("bad sample %d: %s in %s", self.bad, bad.kind, where)
 
     def mark_seen(self) -> None:
         """Count one more sample as seen, after it was decoded or recorded as bad.

@@ -30,9 +30,8 @@ def downsize(
     like the latter, which overshoots at edges.
     """
     if rng("downsize", seed).random() < 0.5:
-        return _to_uint8(_downsize(image, scale))
-    _check_scale(image, scale)
-    size = (image.shape[-2] // scale, image.shape[-1] // scale)
+        return _to_uint8(_average(image, scale))
+    size = _small_size(image, scale)
     return _to_uint8(F.interpolate(image.float()[None], size, mode="bicubic", antialias=True)[0])
 
 
@@ -52,7 +51,7 @@ def gaussian_blur(
     halos to sharp ones. Area averaging keeps the mean exactly and looks like a render at the small
     size.
     """
-    low_res = _downsize(image, scale)
+    low_res = _average(image, scale)
     if rng("gaussian_blur", seed).random() < probability:
         low_res = _convolve(low_res, gaussian_kernel(kernel, sigma))
     return _to_uint8(low_res)
@@ -85,8 +84,7 @@ def bsr(
         seed: seed of all random choices; the result is a function of the image and the seed.
     """
     generator = rng("bsr", seed)
-    size = (image.shape[-2] // scale, image.shape[-1] // scale)
-    _check_scale(image, scale)
+    size = _small_size(image, scale)
 
     def isotropic(x: Tensor) -> Tensor:
         sigma = generator.uniform(*blur) * x.shape[-1] / size[-1]
@@ -96,12 +94,12 @@ def bsr(
         along, across = (generator.uniform(*blur) * x.shape[-1] / size[-1] for _ in range(2))
         return _blur(x, along, across, generator.uniform(0, math.pi))
 
-    def downsize(x: Tensor) -> Tensor:
+    def resize_twice(x: Tensor) -> Tensor:
         factor = generator.uniform(*resize)
         mode = generator.choice(("bilinear", "bicubic"))
         through = [max(1, round(side * factor)) for side in size]
         x = F.interpolate(x[None], through, mode=mode, antialias=True)
-        return F.interpolate(x, list(size), mode=mode, antialias=True)[0].clamp(0, 255)
+        return F.interpolate(x, size, mode=mode, antialias=True)[0].clamp(0, 255)
 
     def add_noise(x: Tensor) -> Tensor:
         sigma = generator.uniform(*noise)
@@ -113,7 +111,7 @@ def bsr(
     def jpeg(x: Tensor) -> Tensor:
         return _jpeg(x, generator.randint(*jpeg_quality))
 
-    steps = [isotropic, anisotropic, downsize, add_noise, jpeg]
+    steps = [isotropic, anisotropic, resize_twice, add_noise, jpeg]
     generator.shuffle(steps)
     x = image.float()
     for step in [*steps, jpeg]:
@@ -133,10 +131,13 @@ def gaussian_kernel(size: int, sigma: float) -> Float[Tensor, "size size"]:
     """
     if size % 2 == 0:
         raise ValueError(f"the size of a blur kernel must be odd, not {size}")
-    x = torch.arange(size, dtype=torch.float64) - size // 2
-    line = torch.exp(-0.5 * (x / sigma) ** 2)
-    line = line / line.sum()
+    line = _gaussian(torch.arange(size, dtype=torch.float64) - size // 2, sigma)
     return torch.outer(line, line).float()
+
+
+def _gaussian(x: Tensor, sigma: float) -> Tensor:
+    line = torch.exp(-0.5 * (x / sigma) ** 2)
+    return line / line.sum()
 
 
 def _blur(x: Tensor, along: float, across: float, angle: float) -> Tensor:
@@ -148,8 +149,7 @@ def _blur(x: Tensor, along: float, across: float, angle: float) -> Tensor:
     along, across = max(along, MIN_SIGMA), max(across, MIN_SIGMA)
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
     if along == across:  # separable
-        line = torch.exp(-0.5 * (offsets / along) ** 2)
-        line = line / line.sum()
+        line = _gaussian(offsets, along)
         return _convolve(_convolve(x, line[:, None]), line[None, :])
     v, u = torch.meshgrid(offsets, offsets, indexing="ij")
     p = math.cos(angle) * u + math.sin(angle) * v
@@ -166,15 +166,17 @@ def _convolve(x: Float[Tensor, "3 h w"], weights: Float[Tensor, "k l"]) -> Float
     return F.conv2d(padded, weights.expand(3, 1, *weights.shape), groups=3)[0]
 
 
-def _downsize(image: UInt8[Tensor, "3 height width"], scale: int) -> Float[Tensor, "3 h w"]:
-    _check_scale(image, scale)
+def _average(image: UInt8[Tensor, "3 height width"], scale: int) -> Float[Tensor, "3 h w"]:
+    """Downsize by averaging blocks of scale × scale pixels."""
+    _small_size(image, scale)
     return F.avg_pool2d(image.float()[None], scale)[0] if scale > 1 else image.float()
 
 
-def _check_scale(image: Tensor, scale: int) -> None:
-    if image.shape[-2] % scale or image.shape[-1] % scale:
-        height, width = image.shape[-2:]
+def _small_size(image: Tensor, scale: int) -> list[int]:
+    height, width = image.shape[-2:]
+    if height % scale or width % scale:
         raise ValueError(f"an image of {width} × {height} pixels cannot be downsized {scale}×")
+    return [height // scale, width // scale]
 
 
 def _jpeg(x: Float[Tensor, "3 h w"], quality: int) -> Float[Tensor, "3 h w"]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unclip.data.shards import list_shards, read_ends
+from unclip.data.shards import Source, list_shards, read_ends
 from unclip.files import atomic_write
 
 EMBED = "python src/embed.py"
@@ -64,29 +64,26 @@ def read_embeddings(
         ValueError: the file was not written by `write_embeddings`.
     """
     path = embeddings_path(shard, fingerprint)
-    if not path.is_file():
-        raise _missing_error([path])
     try:
         with safe_open(path, framework="pt") as file:
-            keys = json.loads((file.metadata() or {})["keys"])
+            keys = json.loads(file.metadata()["keys"])
             image_embedding = file.get_tensor("image_embedding").float()
-    except (SafetensorError, KeyError, ValueError) as error:
+        rows = dict(zip(keys, range(len(image_embedding)), strict=True))
+    except FileNotFoundError:
+        raise _missing_error([path]) from None
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not hold embeddings ({error}): delete it and run `{EMBED}`"
         ) from None
-    if image_embedding.ndim != 2 or len(keys) != len(image_embedding):
-        raise ValueError(
-            f"{path}: the numbers of keys and embeddings differ: delete it and run `{EMBED}`"
-        )
-    return {key: row for row, key in enumerate(keys)}, image_embedding
+    return rows, image_embedding
 
 
-def missing_embeddings(source: str | Path | Sequence[str | Path], fingerprint: str) -> list[Path]:
+def missing_embeddings(source: Source, fingerprint: str) -> list[Path]:
     """List the shards without embeddings by this CLIP, or with outdated ones."""
     return [shard for shard in list_shards(source) if not _is_current(shard, fingerprint)]
 
 
-def check_embeddings(source: str | Path | Sequence[str | Path], fingerprint: str) -> None:
+def check_embeddings(source: Source, fingerprint: str) -> None:
     """Check that all embeddings of a source exist.
 
     Raises:
@@ -97,15 +94,11 @@ def check_embeddings(source: str | Path | Sequence[str | Path], fingerprint: str
 
 
 def _is_current(shard: Path, fingerprint: str) -> bool:
-    path = embeddings_path(shard, fingerprint)
-    if not path.is_file():
-        return False
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(embeddings_path(shard, fingerprint), framework="pt") as file:
             # A remote shard that is not in the cache is not fetched just to be compared.
-            digest = (file.metadata() or {}).get("shard")
-            return digest == _digest(shard) if shard.is_file() else digest is not None
-    except SafetensorError:
+            return not shard.is_file() or file.metadata()["shard"] == _digest(shard)
+    except (FileNotFoundError, SafetensorError, LookupError, TypeError):
         return False
 
 

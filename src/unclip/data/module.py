@@ -1,17 +1,18 @@
 """Shards as a LightningDataModule: the training and validation loaders of any stage."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from lightning import LightningDataModule
 
-from unclip.data.loader import ShardLoader
+from unclip.data.loader import ShardDataset, ShardLoader
 from unclip.data.reader import SampleReader
 from unclip.data.remote import is_url, list_remote
 from unclip.data.shards import list_shards, open_shards, shards_fingerprint
 
 
 class ShardDataModule(LightningDataModule):
-    """Batches from shards; see `ShardLoader` and `SampleReader`.
+    """Batches from shards.
 
     The shards are ROOT/{train,val}/SIZE/*.tar or, with `val_shards`, all shards of one folder, as
     written by img2dataset. They may be remote: see `unclip.data.remote`.
@@ -19,6 +20,8 @@ class ShardDataModule(LightningDataModule):
     Training shuffles, chooses captions and crops at random, and yields full batches. Validation
     follows the order of the shards, takes the first caption of each sample and the center crop,
     and is the same every time.
+
+    The arguments that are not listed are those of `SampleReader`, `ShardDataset` and `ShardLoader`.
 
     Args:
         root: folder of the data set; with `val_shards` also a pattern /folder/{00000..00099}.tar.
@@ -30,17 +33,7 @@ class ShardDataModule(LightningDataModule):
         cache: folder for shards fetched from a URL.
         cache_gib: size limit of the cache; None for no limit.
         val_batch_size: batch size of the validation; None for `batch_size`.
-        workers: number of reading processes of each loader; 0 reads in the training process.
         seed: seed of order, captions, crops and degradations.
-        shuffle_buffer: number of raw samples in the shuffle buffer.
-        crop: side of the crops (for upsamplers); None for whole images.
-        crops_per_image: number of random crops that training takes of each decoded image.
-        degradation: "gaussian_blur" or "bsr", which adds `low_res`; None for no `low_res`.
-        clean_share: fraction of the samples whose `low_res` is downsized without degradation.
-        embeddings: fingerprint of the CLIP whose stored image embeddings are added.
-        load_image: whether to decode images (a prior with stored embeddings needs none).
-        minimum_size: smallest width and height of an image; smaller images are bad samples.
-        max_bad_fraction: tolerated fraction of bad samples.
     """
 
     def __init__(
@@ -67,10 +60,6 @@ class ShardDataModule(LightningDataModule):
         max_bad_fraction: float = 0.01,
     ):
         super().__init__()
-        if is_url(root) and cache is None:
-            raise ValueError(
-                f"data.root={root} is a URL: set data.cache to a folder for its shards"
-            )
         self.root = str(root)
         self.val_shards = val_shards
         self.cache, self.cache_gib = cache, cache_gib
@@ -82,17 +71,17 @@ class ShardDataModule(LightningDataModule):
         self.embeddings = embeddings
         self.minimum_size = minimum_size
         self.max_bad_fraction = max_bad_fraction
-        common = {
-            "image_size": image_size,
-            "crop": crop,
-            "degradation": degradation,
-            "clean_share": clean_share,
-            "load_image": load_image,
-            "minimum_size": minimum_size,
-            "seed": seed,
-        }
-        self.train_reader = SampleReader(crops_per_image=crops_per_image, **common)
-        self.val_reader = SampleReader(caption="first", random_crop=False, **common)
+        self.train_reader = SampleReader(
+            image_size=image_size,
+            crop=crop,
+            crops_per_image=crops_per_image,
+            degradation=degradation,
+            clean_share=clean_share,
+            load_image=load_image,
+            minimum_size=minimum_size,
+            seed=seed,
+        )
+        self.val_reader = replace(self.train_reader, random=False, crops_per_image=1)
 
     def prepare_data(self) -> None:
         """Check that the shards exist and count their samples, in one process per machine.
@@ -106,7 +95,7 @@ class ShardDataModule(LightningDataModule):
     @property
     def home(self) -> Path:
         """The local folder of the shards and of the files next to them."""
-        if is_url(self.root):
+        if is_url(self.root) and self.cache is not None:
             return Path(self.cache)
         root = Path(self.root)
         return root.parent if root.suffix == ".tar" else root
@@ -124,14 +113,13 @@ class ShardDataModule(LightningDataModule):
                     f"data.val_shards={self.val_shards} of the {len(shards)} shards in {self.root} "
                     f"must be between 1 and {len(shards) - 1}"
                 )
-            held_out = -self.val_shards
-            return shards[held_out:] if split == "val" else shards[:held_out]
+            return shards[-self.val_shards :] if split == "val" else shards[: -self.val_shards]
         if is_url(self.root):
             return self._list(f"{self.root}/{split}/{self.size}")
         return Path(self.root) / split / self.size
 
     def _list(self, source: str) -> list[Path]:
-        if is_url(source):
+        if is_url(source) and self.cache is not None:
             return list_remote(source, self.cache, self.cache_gib)
         return list_shards(source)
 
@@ -150,15 +138,15 @@ class ShardDataModule(LightningDataModule):
     def _loader(
         self, split: str, reader: SampleReader, batch_size: int, *, shuffle: bool
     ) -> ShardLoader:
-        return ShardLoader(
+        dataset = ShardDataset(
             self.source(split),
             reader,
             batch_size=batch_size,
             shuffle=shuffle,
-            workers=self.workers,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             shuffle_buffer=self.shuffle_buffer,
             embeddings=self.embeddings,
             max_bad_fraction=self.max_bad_fraction,
         )
+        return ShardLoader(dataset, workers=self.workers)

@@ -1,9 +1,9 @@
-"""The order of an epoch: of shards, of samples, and which worker reads which.
+"""The order of shards and samples in an epoch, and the worker that reads each sample.
 
 Random choices are functions of (seed, epoch, key) alone, so they do not depend on the process that
 makes them. A position is a sample's index in an epoch's sequence of shards, 0 … total - 1.
-`partition` cuts that sequence over ranks and workers, so that every sample is read exactly once for
-any number of ranks and workers.
+`partition` splits that sequence among ranks and workers, so that every sample is read exactly once
+for any number of ranks and workers.
 """
 
 import hashlib
@@ -51,37 +51,39 @@ def partition(
     total: int,
     batch_size: int,
     *,
-    rank: int,
-    world_size: int,
-    worker: int,
-    workers: int,
+    rank: tuple[int, int],
+    worker: tuple[int, int],
     interleaved: bool,
 ) -> Partition:
-    """Cut the positions 0 … total - 1 over ranks, and the batches of a rank over its workers.
+    """Split the positions 0 … total - 1 among ranks, and a rank's batches among its workers.
 
-    Rank r owns [r · total // world_size, (r + 1) · total // world_size). The parts are disjoint,
-    cover everything, and differ in size by at most one. Every rank yields
-    ceil(ceil(total / world_size) / batch_size) batches, so all ranks yield the same number, and
-    the padding of a rank is less than one batch and one sample. Its workers read either
-    consecutive batches (each worker then opens few shards) or interleaved ones (worker j % workers
-    reads batch j, so the order of batches does not depend on the number of workers).
+    Rank r of n owns [r · total // n, (r + 1) · total // n): the parts are disjoint, cover
+    everything, and differ in size by at most one. All ranks yield the same number of batches, so
+    the padding of a rank is less than one batch and one sample.
+
+    Args:
+        total: number of samples in an epoch.
+        batch_size: number of samples in a batch.
+        rank: rank and number of ranks.
+        worker: worker of the rank and number of its workers.
+        interleaved: whether worker j % workers reads batch j, so that the order of the batches does
+            not depend on the number of workers. Otherwise each worker reads consecutive batches,
+            for which it opens few shards.
     """
-    first, end = rank * total // world_size, (rank + 1) * total // world_size
-    batches = batches_per_rank(total, batch_size, world_size)
+    (number, ranks), (index, workers) = rank, worker
+    first, end = number * total // ranks, (number + 1) * total // ranks
+    batches = batches_per_rank(total, batch_size, ranks)
     if interleaved:
-        return Partition(range(worker, batches, workers), first, end)
-    low, high = (-(-number * batches // workers) for number in (worker, worker + 1))
+        return Partition(range(index, batches, workers), first, end)
+    low, high = (-(-one * batches // workers) for one in (index, index + 1))
     return Partition(range(low, high), first, end)
 
 
 def round_robin_state(lengths: Sequence[int], batches: int) -> tuple[list[int], int]:
     """Return the batches consumed from each worker, and the next worker, after `batches` batches.
 
-    The loader takes batches from its workers in turn and skips workers that are exhausted.
-
-    Args:
-        lengths: number of batches that each worker yields in an epoch.
-        batches: number of batches consumed from all workers together.
+    The loader takes batches from its workers in turn and skips workers that are exhausted;
+    `lengths` has the number of batches that each worker yields in an epoch.
     """
     consumed = [0] * len(lengths)
     turn = 0

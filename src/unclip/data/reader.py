@@ -7,11 +7,10 @@ raise `BadSample`.
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from unclip.images import fit, to_rgb, to_tensor, upright
 MAX_IMAGE_PIXELS = 32_000_000
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
-Sample = dict[str, str | bool | Tensor]
+Sample = dict[str, Any]
 
 
 def decode_image(content: bytes, extension: str, *, minimum_size: int = 16) -> Image.Image:
@@ -69,7 +68,11 @@ def find_image(members: Mapping[str, bytes | None]) -> tuple[str, bytes]:
     for extension in IMAGE_EXTENSIONS:
         if (content := members.get(extension)) is not None:
             return extension, content
-    raise BadSample("missing image", f"the sample has {sorted(members) or 'no members'}")
+    raise BadSample("missing image", _names(members))
+
+
+def _names(members: Mapping[str, bytes | None]) -> str:
+    return f"the sample has {sorted(members) or 'no members'}"
 
 
 def decode_metadata(members: Mapping[str, bytes | None]) -> dict:
@@ -101,7 +104,7 @@ def decode_captions(members: Mapping[str, bytes | None], metadata: Mapping) -> l
     captions = metadata.get("captions", metadata.get("caption"))
     if captions is None:
         if (content := members.get("txt")) is None:
-            raise BadSample("missing caption", f"the sample has {sorted(members) or 'no members'}")
+            raise BadSample("missing caption", _names(members))
         try:
             captions = content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -125,9 +128,9 @@ class SampleReader:
 
     Args:
         image_size: width and height that images are resized to.
-        caption: "random" chooses one of a sample's captions, "first" takes the first.
-        crop: side of the square that is cut out of each image (a quarter of it, for upsamplers).
-        random_crop: crop at a random position instead of the center.
+        random: choose captions and crops at random; otherwise take the first caption and the
+            center crop.
+        crop: side of the square crops in pixels (for upsamplers); None for whole images.
         crops_per_image: number of samples made from one decoded image.
         degradation: "gaussian_blur" or "bsr", which makes `low_res`; None for no `low_res`.
         clean_share: fraction of the samples whose `low_res` is downsized without degradation.
@@ -137,9 +140,8 @@ class SampleReader:
     """
 
     image_size: int = 64
-    caption: Literal["random", "first"] = "random"
+    random: bool = True
     crop: int | None = None
-    random_crop: bool = True
     crops_per_image: int = 1
     degradation: str | None = None
     clean_share: float = 0.0
@@ -148,13 +150,11 @@ class SampleReader:
     seed: int = 0
 
     def __post_init__(self):
-        if self.caption not in ("random", "first"):
-            raise ValueError(f"caption must be 'random' or 'first', not {self.caption!r}")
         if self.crop is not None and not 0 < self.crop <= self.image_size:
             raise ValueError(f"a crop of {self.crop} does not fit into {self.image_size} pixels")
         if self.crops_per_image < 1:
             raise ValueError(f"crops_per_image must be at least 1, not {self.crops_per_image}")
-        if self.crops_per_image > 1 and (self.crop is None or not self.random_crop):
+        if self.crops_per_image > 1 and (self.crop is None or not self.random):
             raise ValueError("crops_per_image above 1 needs a random crop: set crop")
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"clean_share must be between 0 and 1, not {self.clean_share}")
@@ -171,10 +171,9 @@ class SampleReader:
         if raw.bad is not None:
             raise raw.bad
         captions = decode_captions(raw.members, decode_metadata(raw.members))
-        chosen = 0
-        if self.caption == "random":
-            chosen = rng("caption", self.seed, epoch, raw.key).randrange(len(captions))
-        sample: Sample = {"key": raw.key, "caption": captions[chosen]}
+        if self.random:
+            captions = [rng("caption", self.seed, epoch, raw.key).choice(captions)]
+        sample: Sample = {"key": raw.key, "caption": captions[0]}
         if not self.load_image:
             return [dict(sample) for _ in range(self.crops_per_image)]
         extension, content = find_image(raw.members)
@@ -190,7 +189,7 @@ class SampleReader:
         if self.crop is not None:
             room = self.image_size - self.crop
             top = left = room // 2
-            if self.random_crop:
+            if self.random:
                 generator = rng("crop", self.seed, epoch, key, number)
                 top, left = generator.randint(0, room), generator.randint(0, room)
             image = image[:, top : top + self.crop, left : left + self.crop].contiguous()
@@ -200,13 +199,3 @@ class SampleReader:
         clean = rng("clean", seed).random() < self.clean_share
         degrade = downsize if clean else DEGRADATIONS[self.degradation]
         return {"image": image, "low_res": degrade(image, seed=seed)}
-
-
-def collate(samples: Sequence[Sample]) -> dict[str, list | Tensor]:
-    """Stack tensors, turn `valid` into a bool tensor, and put all other values in lists."""
-    batch = {}
-    for name, first in samples[0].items():
-        values = [sample[name] for sample in samples]
-        batch[name] = torch.stack(values) if isinstance(first, Tensor) else values
-    batch["valid"] = torch.tensor(batch["valid"])
-    return batch

@@ -2,33 +2,35 @@
 
 A remote shard is a path in the cache folder with a note NAME.url next to it. The file is fetched
 when it is first opened, so all other code works with local, seekable files, and embeddings are
-stored next to them in the cache. No shell is involved, and credentials come from the environment
-(the variables of fsspec and of the stores). File names in the cache are made here: the contents of
-a URL or an archive never determine a path.
+stored next to them in the cache. No URL runs a command, and credentials come from the environment
+(the variables of fsspec and of the stores). A file name in the cache is a hash with a few letters
+of the URL, so no URL can point outside the cache.
 """
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import fsspec.core
 from braceexpand import braceexpand
+from fsspec import AbstractFileSystem
 
 from unclip.files import atomic_write, write_text
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs")
 ATTEMPTS = 5
 FINAL_STATUS = frozenset(range(400, 500)) - {408, 425, 429}  # HTTP errors that a retry cannot fix
+FINAL = FileNotFoundError, PermissionError
 logger = logging.getLogger(__name__)
 
 
@@ -60,41 +62,33 @@ def check_url(url: str) -> None:
 def list_remote(url: str, cache: str | Path, cache_gib: float | None = None) -> list[Path]:
     """List the cache paths of all shards of a URL, sorted; nothing is fetched.
 
-    Args:
-        url: address of a tar file, a pattern such as s3://bucket/{00000..00099}.tar, or a folder
-            that can be listed.
-        cache: folder for the fetched shards.
-        cache_gib: size limit of the cache; the least recently read shards are deleted. None means
-            no limit.
+    The URL is that of a tar file, a pattern such as s3://bucket/{00000..00099}.tar, or a folder
+    that can be listed. If the cache exceeds `cache_gib`, the least recently read shards are deleted
+    from it.
 
     Raises:
         ValueError: `check_url` rejects the URL.
         FileNotFoundError: there are no shards.
     """
     check_url(url)
-    return [_cache_path(one, Path(cache), cache_gib) for one in _expand(url)]
-
-
-def _expand(url: str) -> list[str]:
+    folder = f"{url.rstrip('/')}/"
     if "{" in url:
-        return list(braceexpand(url))
-    if url.endswith(".tar"):
-        return [url]
-    files = _retry(lambda: _glob(url.rstrip("/") + "/"), url)
-    if not files:
+        urls = list(braceexpand(url))
+    else:
+        urls = [url] if url.endswith(".tar") else sorted(_retry(_list_tars, folder))
+    if not urls:
         raise FileNotFoundError(
             f"no shards (*.tar) in {url}: if its server does not list folders, use "
-            f"{url.rstrip('/')}/{{00000..00099}}.tar"
+            f"{folder}{{00000..00099}}.tar"
         )
-    return sorted(files)
+    return [_cache_path(one, Path(cache), cache_gib) for one in urls]
 
 
-def _glob(folder: str) -> list[str]:
-    from fsspec.core import url_to_fs
-
-    system, path = url_to_fs(folder)
-    found = [system.unstrip_protocol(name) for name in system.glob(path + "*.tar")]
-    return [name for name in found if name.startswith(folder)]
+def _list_tars(system: AbstractFileSystem, folder: str) -> list[str]:
+    folder = folder.rstrip("/") + "/"  # stores drop the slash, web servers need it
+    prefix = system.unstrip_protocol(folder)
+    found = [system.unstrip_protocol(str(name)) for name in system.glob(f"{folder}*.tar")]
+    return [name for name in found if name.startswith(prefix)]
 
 
 def _cache_path(url: str, cache: Path, cache_gib: float | None) -> Path:
@@ -139,53 +133,41 @@ def fetch(path: Path) -> None:
             os.utime(path, (time.time(), path.stat().st_mtime))  # mark it as recently read
             return
         check_url(note["url"])
-        _retry(lambda: _download(note["url"], path), note["url"])
+        _retry(partial(_download, path=path), note["url"])
         if note["cache_gib"] is not None:
             _make_room(path, note["cache_gib"] * 2**30)
 
 
-def _download(url: str, path: Path) -> None:
-    from fsspec.core import url_to_fs
-
-    system, name = url_to_fs(url)
+def _download(system: AbstractFileSystem, name: str, path: Path) -> None:
     size = system.info(name).get("size")
     with atomic_write(path) as temporary:
-        with system.open(name, "rb") as source, open(temporary, "wb") as target:
-            shutil.copyfileobj(source, target, 2**20)
-            target.flush()
-            os.fsync(target.fileno())
-        if size is not None and temporary.stat().st_size != size:
-            raise OSError(f"received {temporary.stat().st_size} of {size} bytes")
+        system.get_file(name, str(temporary))
+        received = temporary.stat().st_size
+        if size not in (None, received):
+            raise OSError(f"received {received} of {size} bytes")
 
 
-def _retry(action: Callable[[], Any], url: str) -> Any:
-    """Call `action` and return its result, retrying network errors after 1, 2, 4 and 8 seconds."""
+def _retry(action: Callable[[AbstractFileSystem, str], Any], url: str) -> Any:
+    """Call action(file system, path); retry network errors after 1, 2, 4 and 8 seconds."""
     for attempt in range(ATTEMPTS):
         try:
-            return action()
+            return action(*fsspec.core.url_to_fs(url))
         except ImportError as error:
             raise ValueError(f"{url}: {error}; pip install -e '.[cloud]'") from None
         except Exception as error:  # each store has its own exception types
+            reason = f"{type(error).__name__}: {error}"
             status = getattr(error, "status", None)  # the HTTP status
             if status in FINAL_STATUS:
                 raise PermissionError(f"{url}: HTTP status {status}") from None
-            if _is_final(error):
+            # fsspec reports an unreachable server as a missing file with a network error as cause.
+            unreachable = isinstance(error.__cause__, OSError)
+            if isinstance(error, FINAL) and (isinstance(error.__cause__, FINAL) or not unreachable):
                 raise type(error)(f"{url}: {type(error).__name__}") from None
             if attempt == ATTEMPTS - 1:
-                raise ConnectionError(
-                    f"{url} cannot be read after {ATTEMPTS} attempts "
-                    f"({type(error).__name__}: {error})"
-                ) from None
-            logger.warning("%s: %s: %s; retrying", url, type(error).__name__, error)
+                message = f"{url} cannot be read after {ATTEMPTS} attempts ({reason})"
+                raise ConnectionError(message) from None
+            logger.warning("%s: %s; retrying", url, reason)
             time.sleep(2**attempt)
-
-
-def _is_final(error: Exception) -> bool:
-    """Return whether a retry is useless; fsspec reports an unreachable server as a missing file."""
-    final = FileNotFoundError | PermissionError
-    cause = error.__cause__
-    unreachable = isinstance(cause, OSError) and not isinstance(cause, final)
-    return isinstance(error, final) and not unreachable
 
 
 def _make_room(newest: Path, limit: float) -> None:
@@ -217,7 +199,7 @@ def read_stats(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
                 text = path.with_name(f"{path.stem}_stats.json").read_bytes()
             else:
                 url = note["url"].removesuffix(".tar") + "_stats.json"
-                text = _retry(functools.partial(_read_bytes, url), url)
+                text = _retry(lambda system, name: system.cat_file(name), url)
             successes = json.loads(text)["successes"]
         except ConnectionError:
             raise
@@ -225,10 +207,3 @@ def read_stats(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
             continue
         if type(successes) is int and successes >= 0:
             yield path, successes
-
-
-def _read_bytes(url: str) -> bytes:
-    from fsspec.core import url_to_fs
-
-    system, name = url_to_fs(url)
-    return system.cat_file(name)

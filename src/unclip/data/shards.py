@@ -1,12 +1,13 @@
 """Read tar shards: count their samples and read the members of the requested ones.
 
-webdataset groups the members of a shard into samples. The members are found here, from the tar
-headers alone, because webdataset's own tar iterator reads every member whatever its size and
-decompresses archives. Bytes are read later, and only for the requested samples.
+The members are found from the tar headers alone, because webdataset's tar iterator reads every
+member whatever its size and decompresses archives. Bytes are read later, and only for the
+requested samples. Members belong to the same sample if webdataset says so.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from braceexpand import braceexpand
-from webdataset.tariterators import group_by_keys
+from webdataset.tariterators import base_plus_ext
 
 from unclip.data.bad_samples import PREPARE, BadSample
 from unclip.data.remote import fetch, is_available, is_url, read_stats
@@ -27,6 +28,8 @@ MAX_IMAGE_BYTES = 64 * 2**20  # size limit of an image member
 MAX_TEXT_BYTES = 2**20  # size limit of a json or txt member
 INDEX = "index.json"
 
+Source = str | Path | Sequence[str | Path]
+
 
 class Shard(NamedTuple):
     """A tar file and the number of samples in it."""
@@ -35,7 +38,7 @@ class Shard(NamedTuple):
     samples: int
 
 
-def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
+def list_shards(source: Source) -> list[Path]:
     """List the tar files of a folder (sorted), a pattern, a single tar file or a list.
 
     A pattern is a string such as /folder/{00000..00099}.tar.
@@ -48,21 +51,18 @@ def list_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
         raise ValueError(f"{source}: shards at a URL need a cache folder: set data.cache")
     if not isinstance(source, (str, Path)):
         paths = [Path(path) for path in source]
-        where = "the list of shards"
     elif "{" in str(source):
         paths = [Path(path) for path in braceexpand(str(source))]
     else:
-        where = Path(source)
-        paths = [where] if where.suffix == ".tar" else sorted(where.glob("*.tar"))
+        folder = Path(source)
+        paths = [folder] if folder.suffix == ".tar" else sorted(folder.glob("*.tar"))
     if not paths:
-        raise FileNotFoundError(f"no shards (*.tar) in {where}: make them with `{PREPARE}`")
-    for path in paths:
-        if not is_available(path):
-            raise _missing_shard(path)
+        raise FileNotFoundError(f"no shards (*.tar) in {source}: make them with `{PREPARE}`")
+    _check_available(paths)
     return paths
 
 
-def open_shards(source: str | Path | Sequence[str | Path]) -> list[Shard]:
+def open_shards(source: Source) -> list[Shard]:
     """Return the shards of a source with their sample counts.
 
     Counts are taken from FOLDER/index.json (`{"00000.tar": 500, …}`) if it lists every shard and
@@ -75,18 +75,14 @@ def open_shards(source: str | Path | Sequence[str | Path]) -> list[Shard]:
     paths = list_shards(source)
     counts: dict[Path, int] = {}
     for folder in sorted({path.parent for path in paths}):
-        requested = [path for path in paths if path.parent == folder]
         index = _read_index(folder)
         if isinstance(source, (str, Path)) and Path(source) == folder:
-            for name in index:
-                if not is_available(folder / name):
-                    raise FileNotFoundError(
-                        f"shard {name} of {folder / INDEX} is missing: make it with `{PREPARE}`, "
-                        f"or delete {INDEX} if the data set has fewer shards now"
-                    )
+            _check_available([folder / name for name in index])
+        requested = [path for path in paths if path.parent == folder]
         stale = [p for p in requested if p.name not in index or _is_newer(p, folder / INDEX)]
         if stale:
-            index |= {path.name: count for path, count in _count_all(stale)}
+            stats = dict(read_stats(stale))
+            index |= {p.name: stats[p] if p in stats else count_samples(p) for p in stale}
             with contextlib.suppress(OSError):  # in a read-only folder they are counted each time
                 text = json.dumps(dict(sorted(index.items())), indent=1) + "\n"
                 write_text(folder / INDEX, text)
@@ -121,29 +117,20 @@ def read_ends(path: Path, size: int = 2**16) -> bytes:
 
 def count_samples(path: Path) -> int:
     """Count the samples of a shard from its headers, up to the first broken one."""
-    with open(path, "rb") as file:
-        return sum(1 for _ in _headers(file, path, _ignore))
-
-
-def _count_all(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
-    stats = dict(read_stats(paths))
-    for path in paths:
-        if path not in stats:
-            fetch(path)
-        yield path, stats[path] if path in stats else _count(path, path.stat().st_mtime_ns)
+    fetch(path)
+    return _count(path, path.stat().st_mtime_ns)
 
 
 @lru_cache
 def _count(path: Path, modified: int) -> int:
-    return count_samples(path)
+    with open(path, "rb") as file:
+        return sum(1 for _ in _headers(file, []))
 
 
 def _read_index(folder: Path) -> dict[str, int]:
     try:
-        index = json.loads((folder / INDEX).read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(index, dict):
+        index = dict(json.loads((folder / INDEX).read_text()))
+    except (OSError, TypeError, ValueError):
         return {}
     return {name: n for name, n in index.items() if type(n) is int and n >= 0}
 
@@ -154,106 +141,25 @@ def _is_newer(path: Path, index: Path) -> bool:
     return not index.is_file() or path.stat().st_mtime > index.stat().st_mtime
 
 
-def _missing_shard(path: Path) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"shard {path.name} is missing in {path.parent}: make it with `{PREPARE}`"
-    )
-
-
-class Member(NamedTuple):
-    """The location of a member's bytes in its shard."""
-
-    offset: int
-    size: int
-    sparse: bool
+def _check_available(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not is_available(path):
+            raise FileNotFoundError(
+                f"shard {path.name} is missing in {path.parent}: make it with `{PREPARE}`, or "
+                f"delete {INDEX} if the data set has fewer shards now"
+            )
 
 
 class RawSample(NamedTuple):
-    """The undecoded members of a sample.
-
-    Attributes:
-        shard: the tar file.
-        key: the sample's name in the shard.
-        members: encoded bytes by file extension; None if they were not read.
-        bad: why the sample cannot be decoded, or None.
-    """
+    """The undecoded members of a sample."""
 
     shard: Path
-    key: str
-    members: dict[str, bytes | None]
-    bad: BadSample | None = None
+    key: str  # the sample's name in the shard
+    members: dict[str, bytes | None]  # encoded bytes by file extension; None if they were not read
+    bad: BadSample | None = None  # why the sample cannot be decoded
 
 
 Report = Callable[[Path, str, BadSample], None]  # (shard, key, defect)
-
-
-def _ignore(shard: Path, key: str, bad: BadSample) -> None:
-    """Ignore a defect."""
-
-
-def read_shard(
-    shard: Shard,
-    places: range,
-    *,
-    wanted: Callable[[int], bool] = lambda place: True,
-    images: bool = True,
-    report: Report = _ignore,
-) -> Iterator[tuple[int, RawSample]]:
-    """Yield (place, sample) for the wanted ones of the consecutive `places` of a shard.
-
-    Every wanted place is yielded, also if the shard is truncated: its missing samples are bad.
-
-    Args:
-        shard: the shard, with the sample count from the index.
-        places: indices of samples in the shard.
-        wanted: whether to read the sample at a place; the bytes of the others are skipped.
-        images: whether to read the bytes of images.
-        report: called for defects that cost no sample (duplicate members).
-
-    Raises:
-        FileNotFoundError: the shard does not exist any more.
-        ValueError: the shard holds more samples than its index says.
-    """
-    next_place = places.start
-    damage: list[BadSample] = []
-
-    def note(path: Path, key: str, bad: BadSample) -> None:
-        if bad.kind == "truncated shard":
-            damage.append(bad)
-        else:
-            report(path, key, bad)
-
-    seen: set[str] = set()
-    with _open(shard.path) as file:
-        for place, (key, members) in enumerate(_headers(file, shard.path, note)):
-            if place >= shard.samples:
-                raise ValueError(
-                    f"{shard.path} holds more samples than the {shard.samples} listed in "
-                    f"{shard.path.parent / INDEX}: delete that file (and the shard's _stats.json "
-                    "if it has one); it will be written again"
-                )
-            if place in places:
-                next_place = place + 1
-                if wanted(place) and key in seen:
-                    yield place, RawSample(shard.path, key, {}, BadSample("duplicate key"))
-                elif wanted(place):
-                    yield place, _read_members(file, shard.path, key, members, images)
-            if place == places.stop - 1 and places.stop < shard.samples:
-                return
-            seen.add(key)
-    if damage and next_place == places.stop:  # every sample is there, but the end is damaged
-        report(shard.path, "", damage[-1])
-    damage.insert(0, BadSample("truncated shard", "it has fewer samples than its index says"))
-    for place in filter(wanted, range(next_place, places.stop)):
-        yield place, RawSample(shard.path, f"#{place}", {}, damage[-1])
-
-
-def _open(path: Path) -> BinaryIO:
-    fetch(path)
-    try:
-        return open(path, "rb", buffering=2**18)
-    except FileNotFoundError:
-        raise _missing_shard(path) from None
 
 
 def read_positions(
@@ -262,11 +168,22 @@ def read_positions(
     *,
     wanted: Callable[[int], bool] = lambda position: True,
     images: bool = True,
-    report: Report = _ignore,
+    report: Report = lambda shard, key, bad: None,
 ) -> Iterator[tuple[int, RawSample]]:
     """Yield (position, sample) for the wanted ones of the consecutive `positions` of an epoch.
 
-    Positions beyond the last shard continue with the first one.
+    Every wanted position is yielded, also if a shard is truncated: its missing samples are bad.
+
+    Args:
+        order: the shards, with the sample counts from the index.
+        positions: positions in this order; those beyond the last shard continue with the first.
+        wanted: whether to read the sample at a position; the bytes of the others are skipped.
+        images: whether to read the bytes of images.
+        report: called for defects that cost no sample (duplicate members).
+
+    Raises:
+        FileNotFoundError: a shard does not exist any more.
+        ValueError: a shard holds more samples than its index says.
     """
     total = sum(shard.samples for shard in order)
     position = positions.start
@@ -276,67 +193,109 @@ def read_positions(
             if place < shard.samples:
                 break
             place -= shard.samples
-        stop = min(shard.samples, place + positions.stop - position)
-        base = position - place
-        if any(wanted(base + i) for i in range(place, stop)):
-            for i, sample in read_shard(
-                shard,
-                range(place, stop),
-                wanted=lambda i, base=base: wanted(base + i),
-                images=images,
-                report=report,
-            ):
-                yield base + i, sample
-        position = base + stop
+        first = position - place
+        part = range(position, min(first + shard.samples, positions.stop))
+        if any(map(wanted, part)):
+            yield from _read_shard(shard, first, part, wanted, images, report)
+        position = part.stop
 
 
-def _headers(file: BinaryIO, path: Path, report: Report) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Yield the key and the members by extension of a tar's samples, without their bytes."""
+def _read_shard(
+    shard: Shard,
+    first: int,
+    positions: range,
+    wanted: Callable[[int], bool],
+    images: bool,
+    report: Report,
+) -> Iterator[tuple[int, RawSample]]:
+    """Read one shard as `read_positions` does; `first` is the position of its first sample."""
+    end = positions.start
+    damage: list[BadSample] = []
+    seen: set[str] = set()
+    _check_available([shard.path])
+    fetch(shard.path)
+    with open(shard.path, "rb", buffering=2**18) as file:
+        for position, (key, members, repeated) in enumerate(_headers(file, damage), start=first):
+            if position >= first + shard.samples:
+                raise ValueError(
+                    f"{shard.path} holds more samples than the {shard.samples} listed in "
+                    f"{shard.path.parent / INDEX}: delete that file (and the shard's _stats.json "
+                    "if it has one); it will be written again"
+                )
+            if position in positions:
+                end = position + 1
+                if repeated:
+                    report(shard.path, key, BadSample("duplicate key", repeated))
+                if wanted(position) and key in seen:
+                    yield position, RawSample(shard.path, key, {}, BadSample("duplicate key"))
+                elif wanted(position):
+                    yield position, _read_members(file, shard.path, key, members, images)
+            if end == positions.stop < first + shard.samples:
+                return
+            seen.add(key)
+    if damage and end == positions.stop:  # every sample is there, but the end is damaged
+        report(shard.path, "", damage[-1])
+    damage.insert(0, BadSample("truncated shard", "it has fewer samples than its index says"))
+    for position in filter(wanted, range(end, positions.stop)):
+        yield position, RawSample(shard.path, f"#{position - first}", {}, damage[-1])
 
-    def keep_first(error: Exception) -> bool:  # webdataset keeps the first of two equal members
-        report(path, str(error.args[0]), BadSample("duplicate key"))
-        return True
 
-    for sample in group_by_keys(_members(file, path, report), handler=keep_first):
-        yield sample["__key__"], {name: at for name, at in sample.items() if name in EXTENSIONS}
+def _headers(
+    file: BinaryIO, damage: list[BadSample]
+) -> Iterator[tuple[str, dict[str, tarfile.TarInfo], str]]:
+    """Yield the key, the members by extension, and the name of a repeated member of each sample.
+
+    The first of several equal members counts. A damaged end of the shard is appended to `damage`.
+    """
+    for key, group in itertools.groupby(_members(file, damage), key=lambda member: member[0]):
+        members: dict[str, tarfile.TarInfo] = {}
+        repeated = ""
+        for _, extension, member in group:
+            if extension in members:
+                repeated = f"{key}.{extension}"
+            elif extension in EXTENSIONS:
+                members[extension] = member
+        yield key, members, repeated
 
 
-def _members(file: BinaryIO, path: Path, report: Report) -> Iterator[dict]:
-    """Yield the members with a known extension, in the form that webdataset groups."""
-    url = str(path)
+def _members(file: BinaryIO, damage: list[BadSample]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Yield (key, extensions, header) of the members with a known last extension."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             offset = -1
             while (member := archive.next()) is not None:
-                archive.members = []  # tarfile would keep them all in memory
+                # tarfile would keep all members in memory
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 if archive.offset <= offset:  # a forged size: some Python versions loop forever
                     raise tarfile.ReadError("members overlap")
                 offset = archive.offset
-                extension = member.name.rpartition(".")[2].lower()
-                if extension in EXTENSIONS and member.isreg():
-                    data = Member(member.offset_data, member.size, member.sparse is not None)
-                    yield {"fname": member.name, "data": data, "__url__": url}
+                key, extensions = base_plus_ext(member.name)
+                extensions = (extensions or "").lower()
+                if key and member.isreg() and extensions.rpartition(".")[2] in EXTENSIONS:
+                    yield key, extensions, member
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                report(path, "", BadSample("truncated shard", "no end-of-archive mark"))
+                damage.append(BadSample("truncated shard", "no end-of-archive mark"))
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        report(path, "", BadSample("truncated shard", str(error)))
+        damage.append(BadSample("truncated shard", str(error)))
 
 
 def _read_members(
-    file: BinaryIO, path: Path, key: str, members: dict[str, Member], images: bool
+    file: BinaryIO, path: Path, key: str, members: dict[str, tarfile.TarInfo], images: bool
 ) -> RawSample:
     read: dict[str, bytes | None] = {}
     for name, member in members.items():
-        if name in IMAGE_EXTENSIONS and not images:
+        is_image = name in IMAGE_EXTENSIONS
+        if is_image and not images:
             read[name] = None
             continue
-        limit = MAX_IMAGE_BYTES if name in IMAGE_EXTENSIONS else MAX_TEXT_BYTES
-        if member.sparse or not 0 <= member.size <= limit:
+        limit = MAX_IMAGE_BYTES if is_image else MAX_TEXT_BYTES
+        if member.sparse is not None or not 0 <= member.size <= limit:
             detail = f"{name} has {member.size} bytes, the limit is {limit}"
             return RawSample(path, key, {}, BadSample("oversize member", detail))
-        file.seek(member.offset)
-        read[name] = file.read(member.size)
-        if len(read[name]) < member.size:
+        file.seek(member.offset_data)
+        content = file.read(member.size)
+        if len(content) < member.size:
             return RawSample(path, key, {}, BadSample("truncated shard", f"{name} is incomplete"))
+        read[name] = content
     return RawSample(path, key, read)

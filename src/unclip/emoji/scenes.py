@@ -1,10 +1,11 @@
-"""Scenes as plain data: which objects, where and how large; neither pixels nor captions.
+"""Scenes as plain data: the objects with their places and sizes, without pixels or captions.
 
 A scene is a function of (set, seed, split, index) alone, so any process can make any scene.
 Lengths are in units of OpenMoji's 72 × 72 canvas.
 """
 
 import random
+from functools import partial
 from typing import NamedTuple
 
 from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts
@@ -170,17 +171,10 @@ def _count(name: str, held_out: bool, generator: random.Random):
         concept, count = generator.choice(concepts(name)), generator.choice(list(COUNT_CENTERS))
         if is_count_held_out(concept, count) == held_out:
             break
-    jitter = JITTER[name]
-    scale, shift = generator.uniform(jitter.smallest, 1), jitter.shift / 3
+    jitter, near = JITTER[name], partial(_near, generator)
+    extent, shift = COUNT_EXTENT * generator.uniform(jitter.smallest, 1), jitter.shift / 3
     return tuple(
-        Item(
-            concept=concept,
-            color=None,
-            x=x + generator.uniform(-shift, shift),
-            y=y + generator.uniform(-shift, shift),
-            extent=COUNT_EXTENT * scale,
-            angle=generator.uniform(-jitter.rotation, jitter.rotation),
-        )
+        Item(concept, None, near(x, shift), near(y, shift), extent, near(0, jitter.rotation))
         for x, y in COUNT_CENTERS[count]
     ), None
 
@@ -197,29 +191,24 @@ _SAMPLERS = {
 def _place_single(
     concept: Concept, color: str | None, jitter: Jitter, generator: random.Random
 ) -> Item:
+    near, center = partial(_near, generator), CANVAS / 2
     extent = SINGLE_EXTENT * generator.uniform(jitter.smallest, 1)
     room = min(jitter.shift, (CANVAS - extent) / 2 - 2)
-    return Item(
-        concept=concept,
-        color=color,
-        x=CANVAS / 2 + generator.uniform(-room, room),
-        y=CANVAS / 2 + generator.uniform(-room, room),
-        extent=extent,
-        angle=generator.uniform(-jitter.rotation, jitter.rotation),
-    )
+    x, y = near(center, room), near(center, room)
+    return Item(concept, color, x, y, extent, near(0, jitter.rotation))
 
 
 def _place_pair(pair, colors, jitter: Jitter, generator: random.Random):
+    near = partial(_near, generator)
     relation = generator.choice(list(PAIR_CENTERS))
     across, along = (jitter.shift, 1.5) if relation == "above" else (1.5, jitter.shift)
-    return tuple(
-        Item(
-            concept=concept,
-            color=color,
-            x=x + generator.uniform(-across, across),
-            y=y + generator.uniform(-along, along),
-            extent=PAIR_EXTENT * generator.uniform(jitter.smallest, 1),
-            angle=generator.uniform(-jitter.rotation, jitter.rotation),
-        )
-        for concept, color, (x, y) in zip(pair, colors, PAIR_CENTERS[relation], strict=True)
-    ), relation
+    items = []
+    for concept, color, (x, y) in zip(pair, colors, PAIR_CENTERS[relation], strict=True):
+        x, y = near(x, across), near(y, along)
+        extent = PAIR_EXTENT * generator.uniform(jitter.smallest, 1)
+        items.append(Item(concept, color, x, y, extent, near(0, jitter.rotation)))
+    return tuple(items), relation
+
+
+def _near(generator: random.Random, center: float, reach: float) -> float:
+    return center + generator.uniform(-reach, reach)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unclip.bundle import StageMetadata, build, stage_file, train_command
-from unclip.cascade import Cascade, stage_of_prior, stages_for
+from unclip.cascade import Cascade
 from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.networks import weights_of
 from unclip.evaluation.protocol import Prompt, Protocol, fingerprint
@@ -20,6 +20,7 @@ from unclip.evaluation.sampling import Sampling, Settings
 from unclip.evaluation.sources import crop_and_resize, open_image_file
 from unclip.files import write_text
 from unclip.images import save_png, to_pil
+from unclip.text_to_image import stage_of_prior, stages_for
 
 MANIFEST, SETTINGS = "manifest.jsonl", "settings.json"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

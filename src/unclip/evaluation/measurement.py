@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unclip.cascade import stage_of_prior
 from unclip.evaluation.context import Context
 from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.generation import require_stages
+from unclip.text_to_image import stage_of_prior
 
 Z95 = 1.96  # standard errors in half a 95% interval
 

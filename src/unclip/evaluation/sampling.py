@@ -9,7 +9,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from unclip.cascade import Cascade, stage_of_prior
+from unclip.cascade import Cascade
+from unclip.text_to_image import stage_of_prior
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from unclip.interop.karlo_files import (
 )
 from unclip.interop.karlo_layout import clip_layout, decoder_layout, prior_layout, upsampler_layout
 from unclip.interop.weight_mapping import Match, convert_tensors
-from unclip.stages import Stage
+from unclip.stages import ClipStage, DiffusionStage, Stage
 
 Recipe = dict[str, Any]
 Components = Mapping[str, Component]
@@ -33,17 +33,9 @@ PUBLIC_CLIP = "ViT-L-14-quickgelu"
 LOGIT_SCALE = 4.6052
 
 _LAYOUTS = {"prior": prior_layout, "decoder": decoder_layout, "upsampler_256": upsampler_layout}
-_SCHEDULERS = {
-    "prior": "prior_scheduler",
-    "decoder": "decoder_scheduler",
-    "upsampler_256": "super_res_scheduler",
-}
+_SCHEDULERS = {"prior": "prior", "decoder": "decoder", "upsampler_256": "super_res"}
 # Karlo uses CLIP's embeddings without scaling.
-_UNSCALED = {
-    "prior": ("text_scaling",),
-    "decoder": ("text_scaling", "image_scaling"),
-    "upsampler_256": (),
-}
+_UNSCALED = {"prior": ("text_scaling",), "decoder": ("text_scaling", "image_scaling")}
 
 
 def convert_karlo(
@@ -84,10 +76,10 @@ def convert_karlo(
     embedder = _write_clip(source if clip is None else Path(clip), out, recipes["clip"])
     report(bundle.stage_file(out, "clip"))
     for name, layout in _LAYOUTS.items():
-        stage = build_on_meta(recipes[name])
+        stage = _build_on_meta(recipes[name])
         if style == "diffusers":
-            path = source / _SCHEDULERS[name] / "scheduler_config.json"
-            karlo_config.check_scheduler(read_config(path), stage)
+            path = source / f"{_SCHEDULERS[name]}_scheduler" / "scheduler_config.json"
+            karlo_config.check_scheduler(read_config(path), cast(DiffusionStage, stage))
         tensors = _convert(components, layout(stage, style), stage)
         tensors |= _constants(name, embedder)
         path = bundle.stage_file(out, name)
@@ -95,7 +87,7 @@ def convert_karlo(
         report(path)
 
 
-def build_on_meta(recipe: Recipe) -> Stage:
+def _build_on_meta(recipe: Recipe) -> Stage:
     """Build a stage without memory for its weights."""
     with torch.device("meta"):
         return bundle.build(recipe)
@@ -131,11 +123,11 @@ def _write_clip(source: Path, out: Path, recipe: Recipe) -> ClipEmbedder:
     if source.is_dir():
         encoders = {name: read_component(source, name) for name in ENCODERS}
         recipe |= karlo_config.clip_sizes(*encoders.values())
-        stage = build_on_meta(recipe)
-        tensors = _convert(encoders, clip_layout(stage), stage)
+        stage = _build_on_meta(recipe)
+        tensors = _convert(encoders, clip_layout(cast(ClipStage, stage)), stage)
         tensors["model.logit_scale"] = torch.tensor(LOGIT_SCALE)
     else:
-        stage = build_on_meta(recipe)
+        stage = _build_on_meta(recipe)
         public = load_public(PUBLIC_CLIP, source, normalize=False).model.state_dict()
         tensors = {f"model.{key}": tensor for key, tensor in public.items()}
     path = bundle.stage_file(out, "clip")
@@ -158,7 +150,7 @@ def _constants(name: str, embedder: ClipEmbedder) -> dict[str, Tensor]:
     The null caption is CLIP's empty caption, of two tokens.
     """
     constants = {}
-    for scaling in _UNSCALED[name]:
+    for scaling in _UNSCALED.get(name, ()):
         constants[f"{scaling}.mean"] = torch.zeros(embedder.embedding_dim)
         constants[f"{scaling}.std"] = torch.ones(embedder.embedding_dim)
     if constants:

@@ -1,4 +1,8 @@
-"""Read Karlo's weights: diffusers' component folders, or the three original checkpoints."""
+"""Read Karlo's weights: diffusers' component folders, or the three original checkpoints.
+
+The functions raise FileNotFoundError for a missing file, and ValueError for one that is damaged, of
+another model, or contains more than tensors; both name the file.
+"""
 
 import json
 import pickle
@@ -51,12 +55,7 @@ class Component(NamedTuple):
 
 
 def read_component(folder: Path, name: str) -> Component:
-    """Read the component `folder/name`.
-
-    Raises:
-        FileNotFoundError: naming the file that is missing.
-        ValueError: for a file that is damaged or contains more than tensors.
-    """
+    """Read the component `folder/name`."""
     source = folder / name
     file = next((source / name for name in _WEIGHTS if (source / name).is_file()), None)
     if file is None:
@@ -69,12 +68,7 @@ def read_component(folder: Path, name: str) -> Component:
 
 
 def read_config(path: Path) -> Config:
-    """Read a JSON file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged.
-    """
+    """Read a JSON file."""
     try:
         return Config(path, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -89,14 +83,7 @@ def has_checkpoints(folder: Path) -> bool:
 
 
 def read_checkpoints(folder: Path) -> dict[str, Component]:
-    """Read Karlo's checkpoints, split into the components of diffusers' pipeline.
-
-    The tensors keep Karlo's names.
-
-    Raises:
-        FileNotFoundError: naming the file that is missing.
-        ValueError: for a file that is damaged or contains other modules or more than tensors.
-    """
+    """Read Karlo's checkpoints as the components of diffusers' pipeline, with Karlo's names."""
     prior, decoder = _find_file(folder, "prior*.ckpt"), _find_file(folder, "decoder*.ckpt")
     upsampler, statistics = _find_file(folder, "improved-sr*.ckpt"), _find_file(folder, "*stats.th")
     unet, projections = {}, {}

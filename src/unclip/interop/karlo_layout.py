@@ -3,17 +3,16 @@
 A component's tensors are named as in diffusers and transformers, or as in Karlo's checkpoints.
 """
 
-from functools import partial
+from typing import Any, cast
 
 from unclip.interop.unet_layout import conditioning_matches, unet_matches
 from unclip.interop.weight_mapping import (
+    STYLES,
     Match,
     Style,
     affine,
-    as_row,
-    by_head,
-    first_row,
-    stack,
+    layers,
+    projections,
     transpose,
     under,
 )
@@ -55,7 +54,7 @@ _CLIP_BLOCK = {
 
 def clip_layout(stage: ClipStage) -> Layout:
     """Match both towers; transformers' encoders have no logit scale."""
-    model = stage.model
+    model = cast(Any, stage.model)
     text, vision = "text_model.embeddings", "vision_model.embeddings"
     text_matches = [
         Match("token_embedding.weight", (f"{text}.token_embedding.weight",)),
@@ -83,10 +82,7 @@ def clip_layout(stage: ClipStage) -> Layout:
 
 def prior_layout(stage: PriorStage, style: Style) -> Layout:
     """Match the transformer and the statistics of image embeddings."""
-    statistics = [
-        Match("image_scaling.mean", ("clip_mean",), first_row),
-        Match("image_scaling.std", ("clip_std",), first_row),
-    ]
+    statistics = [Match(f"image_scaling.{name}", (f"clip_{name}",)) for name in ("mean", "std")]
     return {"prior": under("network", _prior_matches(stage.network, style)) + statistics}
 
 
@@ -96,44 +92,40 @@ def decoder_layout(stage: DecoderStage, style: Style) -> Layout:
     projections = under("network", conditioning_matches(stage.network, style))
     return {
         "decoder": under("network", unet_matches(stage.network, style)),
-        "text_proj": [*projections, Match("null_image_embedding", (null,), as_row)],
+        "text_proj": [*projections, Match("null_image_embedding", (null,))],
     }
 
 
 def upsampler_layout(stage: UpsamplerStage, style: Style) -> Layout:
     """Match the U-Net of the first steps and that of the last step."""
+    assert stage.last_network is not None
     return {
         "super_res_first": under("network", unet_matches(stage.network, style)),
         "super_res_last": under("last_network", unet_matches(stage.last_network, style)),
     }
 
 
-def _clip_blocks(ours: str, theirs: str, layers: int) -> list[Match]:
+def _clip_blocks(ours: str, theirs: str, count: int) -> list[Match]:
     matches = []
-    for i in range(layers):
+    for i in range(count):
         our_block, their_block = f"{ours}.resblocks.{i}", f"{theirs}.encoder.layers.{i}"
         for leaf, name in _CLIP_BLOCK.items():
             matches += affine(f"{our_block}.{leaf}", f"{their_block}.{name}")
         for leaf in ("weight", "bias"):
             parts = tuple(f"{their_block}.self_attn.{part}_proj.{leaf}" for part in "qkv")
-            matches.append(Match(f"{our_block}.attn.in_proj_{leaf}", parts, stack))
+            matches.append(Match(f"{our_block}.attn.in_proj_{leaf}", parts))
     return matches
 
 
 def _prior_matches(network: PriorTransformer, style: Style) -> list[Match]:
-    """Match all tensors of the prior; only Karlo groups the attention's rows by head."""
-    column = ("diffusers", "karlo").index(style)
-    matches = [m for ours, theirs in _PRIOR.items() for m in affine(ours, theirs[column])]
+    """Match all tensors of the prior's network."""
+    column = STYLES.index(style)
+    matches = layers(_PRIOR, style)
     matches += [Match(ours, (theirs[column],)) for ours, theirs in _PRIOR_TENSORS.items()]
     for i, block in enumerate(network.blocks):
         ours = f"blocks.{i}"
         theirs = (f"transformer_blocks.{i}", f"transformer.resblocks.{i}")[column]
-        for leaf, names in _PRIOR_BLOCK.items():
-            matches += affine(f"{ours}.{leaf}", f"{theirs}.{names[column]}")
-        if style == "diffusers":
-            qkv = [f"{theirs}.attn1.to_{part}" for part in "qkv"]
-            matches += affine(f"{ours}.qkv", *qkv, join=stack)
-        else:
-            grouped = partial(by_head, heads=block.heads, count=3)
-            matches += affine(f"{ours}.qkv", f"{theirs}.attn.c_qkv", join=grouped)
+        matches += layers(_PRIOR_BLOCK, style, f"{ours}.", f"{theirs}.")
+        separate, joint = [f"{theirs}.attn1.to_{part}" for part in "qkv"], f"{theirs}.attn.c_qkv"
+        matches += projections(f"{ours}.qkv", separate, joint, style, block.heads)
     return matches

@@ -4,16 +4,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
-from unclip.interop.weight_mapping import (
-    Match,
-    Style,
-    affine,
-    by_head,
-    convolution_to_linear,
-    interleaved,
-    same,
-    stack,
-)
+from torch import nn
+
+from unclip.interop.weight_mapping import Match, Style, interleaved, layers, projections
 from unclip.networks import UNet
 from unclip.networks.unet import AttentionBlock, Level, ResBlock
 
@@ -24,8 +17,9 @@ _RES_BLOCK = {
     "time": ("time_emb_proj", "emb_layers.1"),
     "norm_out": ("norm2", "out_layers.0"),
     "conv_out": ("conv2", "out_layers.3"),
-    "skip": ("conv_shortcut", "skip_connection"),
 }
+_SKIP = {"skip": ("conv_shortcut", "skip_connection")}  # only if the block changes the channels
+_ATTENTION = {"norm": ("group_norm", "norm"), "out": ("to_out.0", "proj_out")}
 _ENDS = {
     "time.0": ("time_embedding.linear_1", "time_embed.0"),
     "time.2": ("time_embedding.linear_2", "time_embed.2"),
@@ -36,10 +30,10 @@ _ENDS = {
 _CONDITIONING = {
     "text_to_context": ("encoder_hidden_states_proj", "text_seq_proj.0"),
     "text_norm": ("text_encoder_hidden_states_norm", "text_seq_proj.1"),
-    "image_to_context": ("clip_extra_context_tokens_proj", "clip_tok_proj"),
     "text_to_time": ("embedding_proj", "text_feat_proj"),
     "image_to_time": ("clip_image_embeddings_project_to_time_embeddings", "clip_emb"),
 }
+_IMAGE_TO_CONTEXT = {"image_to_context": ("clip_extra_context_tokens_proj", "clip_tok_proj")}
 
 
 class _Block(NamedTuple):
@@ -57,51 +51,38 @@ def unet_matches(network: UNet, style: Style) -> list[Match]:
     The rows of the attention's projections are (q, k, v) in our networks, three layers in
     diffusers, and grouped by head in Karlo.
     """
-    column = ("diffusers", "karlo").index(style)
-    matches = [m for ours, theirs in _ENDS.items() for m in affine(ours, theirs[column])]
+    matches = layers(_ENDS, style)
     for block in _blocks(network):
+        theirs = block.diffusers if style == "diffusers" else block.karlo
         if isinstance(block.module, ResBlock):
-            theirs = block.diffusers if style == "diffusers" else block.karlo
-            for leaf, names in _RES_BLOCK.items():
-                if any(True for _ in getattr(block.module, leaf).parameters()):
-                    matches += affine(f"{block.ours}.{leaf}", f"{theirs}.{names[column]}")
-        elif style == "diffusers":
-            matches += _diffusers_attention(block.module, block.ours, block.diffusers)
+            has_skip = isinstance(block.module.skip, nn.Conv2d)
+            names = _RES_BLOCK | (_SKIP if has_skip else {})
+            matches += layers(names, style, f"{block.ours}.", f"{theirs}.")
         else:
-            matches += _karlo_attention(block.module, block.ours, block.karlo)
+            matches += _attention_matches(block.module, block.ours, theirs, style)
     return matches
 
 
 def conditioning_matches(network: UNet, style: Style) -> list[Match]:
     """Match a U-Net's conditioning; in theirs, the rows of the image tokens are interleaved."""
-    column = ("diffusers", "karlo").index(style)
+    assert network.conditioning is not None
     tokens = partial(interleaved, count=network.conditioning.image_tokens)
-    matches = []
-    for leaf, theirs in _CONDITIONING.items():
-        join = tokens if leaf == "image_to_context" else same
-        matches += affine(f"conditioning.{leaf}", theirs[column], join=join)
+    image = layers(_IMAGE_TO_CONTEXT, style, "conditioning.")
+    return [
+        *layers(_CONDITIONING, style, "conditioning."),
+        *(match._replace(join=tokens) for match in image),
+    ]
+
+
+def _attention_matches(block: AttentionBlock, ours: str, theirs: str, style: Style) -> list[Match]:
+    matches = layers(_ATTENTION, style, f"{ours}.", f"{theirs}.")
+    separate = [f"{theirs}.to_{part}" for part in "qkv"]
+    matches += projections(f"{ours}.qkv", separate, f"{theirs}.qkv", style, block.heads)
+    if block.context_kv is not None:
+        separate = [f"{theirs}.add_{part}_proj" for part in "kv"]
+        joint = f"{theirs}.encoder_kv"
+        matches += projections(f"{ours}.context_kv", separate, joint, style, block.heads)
     return matches
-
-
-def _diffusers_attention(block: AttentionBlock, ours: str, theirs: str) -> list[Match]:
-    matches = affine(f"{ours}.norm", f"{theirs}.group_norm")
-    qkv = [f"{theirs}.to_{part}" for part in "qkv"]
-    matches += affine(f"{ours}.qkv", *qkv, join=stack)
-    if block.context_kv is not None:
-        context = [f"{theirs}.add_{part}_proj" for part in "kv"]
-        matches += affine(f"{ours}.context_kv", *context, join=stack)
-    return matches + affine(f"{ours}.out", f"{theirs}.to_out.0")
-
-
-def _karlo_attention(block: AttentionBlock, ours: str, theirs: str) -> list[Match]:
-    matches = affine(f"{ours}.norm", f"{theirs}.norm")
-    qkv = partial(by_head, heads=block.heads, count=3)
-    matches += affine(f"{ours}.qkv", f"{theirs}.qkv", join=qkv)
-    if block.context_kv is not None:
-        context = partial(by_head, heads=block.heads, count=2)
-        matches += affine(f"{ours}.context_kv", f"{theirs}.encoder_kv", join=context)
-    weight, bias = affine(f"{ours}.out", f"{theirs}.proj_out")
-    return [*matches, weight._replace(join=convolution_to_linear), bias]
 
 
 def _blocks(network: UNet) -> Iterator[_Block]:

@@ -1,6 +1,6 @@
 """Rename and rearrange the tensors of another library into those of our networks."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,12 +13,8 @@ from unclip.recipes import check_names
 
 # The names in folders of diffusers' components, and those in Karlo's own checkpoints.
 Style = Literal["diffusers", "karlo"]
+STYLES: tuple[Style, Style] = ("diffusers", "karlo")
 Join = Callable[..., Tensor]
-
-
-def same(tensor: Tensor) -> Tensor:
-    """Return a tensor as it is."""
-    return tensor
 
 
 def transpose(matrix: Tensor) -> Tensor:
@@ -26,9 +22,9 @@ def transpose(matrix: Tensor) -> Tensor:
     return matrix.T
 
 
-def stack(*tensors: Tensor) -> Tensor:
-    """Concatenate the rows of tensors of one shape."""
-    return torch.stack(tensors).flatten(0, 1)
+def concatenate(*tensors: Tensor) -> Tensor:
+    """Concatenate the rows of one tensor or more."""
+    return torch.cat(tensors)
 
 
 def interleaved(tensor: Tensor, *, count: int) -> Tensor:
@@ -39,18 +35,9 @@ def interleaved(tensor: Tensor, *, count: int) -> Tensor:
 def by_head(tensor: Tensor, *, heads: int, count: int) -> Tensor:
     """Reorder rows from (head, part, row), as in OpenAI's attention, to (part, head, row).
 
-    Args:
-        tensor: weight or bias of a linear layer, or the weight of a 1D convolution of length one.
-        heads: number of attention heads.
-        count: number of parts: three for queries, keys and values, two for keys and values.
+    The `count` parts are queries, keys and values, or only keys and values.
     """
-    matrix = tensor.flatten(1) if tensor.ndim == 3 else tensor
-    return rearrange(matrix, "(h part row) ... -> (part h row) ...", h=heads, part=count)
-
-
-first_row = partial(torch.squeeze, dim=0)
-as_row = partial(torch.unsqueeze, dim=0)
-convolution_to_linear = partial(torch.squeeze, dim=-1)
+    return rearrange(tensor, "(h part row) ... -> (part h row) ...", h=heads, part=count)
 
 
 class Match(NamedTuple):
@@ -64,15 +51,33 @@ class Match(NamedTuple):
 
     ours: str
     theirs: tuple[str, ...]
-    join: Join = same
+    join: Join = concatenate
 
 
-def affine(ours: str, *theirs: str, join: Join = same) -> list[Match]:
+def affine(ours: str, *theirs: str, join: Join = concatenate) -> list[Match]:
     """Match the weight and the bias of a layer."""
     return [
         Match(f"{ours}.{leaf}", tuple(f"{name}.{leaf}" for name in theirs), join)
         for leaf in ("weight", "bias")
     ]
+
+
+def layers(
+    names: Mapping[str, tuple[str, str]], style: Style, ours: str = "", theirs: str = ""
+) -> list[Match]:
+    """Match the layers of a table {ours: (diffusers', Karlo's)}, with prefixes of their names."""
+    column = STYLES.index(style)
+    pairs = [(f"{ours}{leaf}", f"{theirs}{pair[column]}") for leaf, pair in names.items()]
+    return [match for pair in pairs for match in affine(*pair)]
+
+
+def projections(
+    ours: str, separate: Sequence[str], joint: str, style: Style, heads: int
+) -> list[Match]:
+    """Match an attention's projections: separate layers in diffusers, grouped by head in Karlo."""
+    if style == "diffusers":
+        return affine(ours, *separate)
+    return affine(ours, joint, join=partial(by_head, heads=heads, count=len(separate)))
 
 
 def under(name: str, matches: Iterable[Match]) -> list[Match]:
@@ -82,11 +87,11 @@ def under(name: str, matches: Iterable[Match]) -> list[Match]:
 
 def convert_tensors(
     theirs: Mapping[str, Tensor],
-    matches: Iterable[Match],
+    matches: Sequence[Match],
     expected: Mapping[str, Tensor],
     source: Path,
 ) -> dict[str, Tensor]:
-    """Convert their tensors to ours, in float32.
+    """Convert their tensors to ours, in float32; dimensions of size one are added or removed.
 
     Args:
         theirs: all tensors of their component.
@@ -97,25 +102,21 @@ def convert_tensors(
     Raises:
         ValueError: naming their tensor that is missing, unexpected, or of another shape.
     """
-    matches = list(matches)
     check_names(source, {key for match in matches for key in match.theirs}, theirs.keys())
-    return {
-        match.ours: _joined(match, [theirs[key] for key in match.theirs], expected, source)
-        for match in matches
-    }
+    converted = {}
+    for match in matches:
+        tensors, shape = [theirs[key] for key in match.theirs], expected[match.ours].shape
+        try:
+            joined = match.join(*tensors)
+        except RuntimeError:  # the shapes do not even fit the join
+            joined = None
+        if joined is None or _without_ones(joined.shape) != _without_ones(shape):
+            pairs = zip(match.theirs, tensors, strict=True)
+            given = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in pairs)
+            raise ValueError(f"{source}: {given} does not fit unclip's {match.ours} {list(shape)}")
+        converted[match.ours] = joined.reshape(shape).float()
+    return converted
 
 
-def _joined(
-    match: Match, tensors: list[Tensor], expected: Mapping[str, Tensor], source: Path
-) -> Tensor:
-    shape = expected[match.ours].shape
-    try:
-        joined = match.join(*tensors)
-    except RuntimeError:  # the shapes do not even fit the join
-        joined = None
-    if joined is None or joined.shape != shape:
-        given = ", ".join(
-            f"{k} {list(t.shape)}" for k, t in zip(match.theirs, tensors, strict=True)
-        )
-        raise ValueError(f"{source}: {given} does not fit unclip's {match.ours} {list(shape)}")
-    return joined.float()
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]

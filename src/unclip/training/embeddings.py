@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from unclip.clip import ClipEmbedder, embed_images
 from unclip.data.embeddings import missing_embeddings, write_embeddings
-from unclip.data.loader import ShardLoader
+from unclip.data.loader import ShardDataset, ShardLoader
 from unclip.data.module import ShardDataModule
 from unclip.data.reader import SampleReader
 from unclip.data.shards import list_shards
@@ -61,11 +61,10 @@ def embed_shards(
 
 def _embed_shard(embedder: ClipEmbedder, shard: Path, data: ShardDataModule) -> int:
     """Write the embeddings of a shard next to it, and return their number."""
-    reader = SampleReader(
-        image_size=embedder.image_size, caption="first", minimum_size=data.minimum_size
-    )
-    settings = {"workers": data.workers, "max_bad_fraction": data.max_bad_fraction}
-    loader = ShardLoader([shard], reader, batch_size=64, **settings)
+    size, bad = data.minimum_size, data.max_bad_fraction
+    reader = SampleReader(image_size=embedder.image_size, random=False, minimum_size=size)
+    dataset = ShardDataset([shard], reader, batch_size=64, max_bad_fraction=bad)
+    loader = ShardLoader(dataset, workers=data.workers)
     keys, embeddings = [], [torch.empty(0, embedder.embedding_dim)]
     for batch_keys, batch_embeddings in embed_images(embedder, loader):
         keys += batch_keys

@@ -38,10 +38,7 @@ def read_coco_captions(file: Path) -> list[CocoImage]:
 
 
 def read_coco(root: str | Path) -> Listing:
-    """List the images of COCO's captions of any year, each with all its captions.
-
-    Args:
-        root: folder with annotations/captions_SPLITYEAR.json and the image folders SPLITYEAR.
+    """List the images in ROOT/SPLITYEAR with their captions in annotations/captions_SPLITYEAR.json.
 
     Raises:
         FileNotFoundError: there are no caption files.

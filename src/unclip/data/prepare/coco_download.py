@@ -29,6 +29,10 @@ class Archive(NamedTuple):
         """Return whether to unpack a member; a name with further folders or `..` never matches."""
         return member.count("/") == 1 and fnmatchcase(member, self.pattern)
 
+    def part(self, root: Path) -> Path:
+        """Return the path of the download, which is deleted after it is unpacked."""
+        return root / f"{Path(self.path).name}.part"
+
 
 ARCHIVES = (
     Archive(
@@ -57,12 +61,7 @@ def download_coco(
     """Download ROOT/annotations and ROOT/val2014 and return a message.
 
     The sizes and the target folder are printed first. An interrupted download resumes when it is
-    started again. An archive is deleted after it is unpacked.
-
-    Args:
-        root: target folder.
-        source: address of the archives, such as a mirror.
-        archives: archives to download.
+    started again. An archive is deleted after it is unpacked. `source` may be a mirror.
 
     Raises:
         OSError: the disk is too small, or the source cannot be reached.
@@ -82,31 +81,17 @@ def download_coco(
     if free < needed:
         raise OSError(f"{root.resolve()} needs {needed / 1e9:.1f} GB of free disk space")
     for archive in missing:
-        file = root / Path(archive.path).name
-        _download(file, archive, f"{source.rstrip('/')}/{archive.path}")
-        _unpack(root, archive, file)
-        file.unlink()
+        url = f"{source.rstrip('/')}/{archive.path}"
+        try:
+            _download(archive.part(root), archive.size, url)
+        except OSError as error:
+            raise OSError(f"cannot download {url} ({error}): run again to resume") from error
+        _unpack(root, archive, url)
     return f"MS-COCO val2014 is in {root}"
 
 
-def _download(file: Path, archive: Archive, url: str) -> None:
-    """Download an archive and verify it."""
-    part = file.with_name(f"{file.name}.part")
-    if not file.is_file():
-        try:
-            _resume(part, archive.size, url)
-        except OSError as error:
-            raise OSError(f"cannot download {url} ({error}): run again to resume") from error
-        part.replace(file)
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "md5").hexdigest()
-    if digest != archive.md5:
-        file.unlink()
-        raise ValueError(f"{url} has md5 {digest} instead of {archive.md5}: deleted, run again")
-
-
-def _resume(part: Path, size: int, url: str) -> None:
-    """Download the missing bytes of a partial file."""
+def _download(part: Path, size: int, url: str) -> None:
+    """Download the missing bytes of a file."""
     begun = part.stat().st_size if part.is_file() else 0
     if begun == size:
         return
@@ -124,20 +109,24 @@ def _resume(part: Path, size: int, url: str) -> None:
         raise ConnectionError(f"interrupted after {part.stat().st_size:,} of {size:,} bytes")
 
 
-def _unpack(root: Path, archive: Archive, file: Path) -> None:
-    """Unpack the selected members that do not exist yet."""
-    with zipfile.ZipFile(file) as opened:
+def _unpack(root: Path, archive: Archive, url: str) -> None:
+    """Verify a download, unpack the selected members that do not exist yet, and delete it."""
+    part = archive.part(root)
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    if digest != archive.md5:
+        part.unlink()
+        raise ValueError(f"{url} has md5 {digest} instead of {archive.md5}: deleted, run again")
+    with zipfile.ZipFile(part) as opened:
         members = [name for name in opened.namelist() if archive.selects(name)]
-        if len(members) != archive.members:
-            raise ValueError(f"{file} has {len(members)} of {archive.members} files: delete it")
-        for name in tqdm(members, desc=f"unpacking {file.name}", unit="file"):
+        for name in tqdm(members, desc=f"unpacking {part.stem}", unit="file"):
             if not (root / name).exists():
                 with atomic_write(root / name) as temporary:
                     temporary.write_bytes(opened.read(name))
+    part.unlink()
 
 
 def _is_unpacked(root: Path, archive: Archive) -> bool:
-    """Return whether all members exist; an archive that is still there is not finished."""
     names = (path.relative_to(root).as_posix() for path in root.glob(archive.pattern))
     found = sum(archive.selects(name) for name in names)
-    return found >= archive.members and not (root / Path(archive.path).name).exists()
+    return found >= archive.members and not archive.part(root).exists()

@@ -23,11 +23,8 @@ def read_folder(root: str | Path, caption_column: str | None = None) -> Listing:
     Captions are in a file next to the image (NAME.json, else NAME.txt with one caption per line),
     or in a table metadata.csv, .jsonl or .parquet in the same folder or one above it, whose
     file_name is relative to the table. The file takes precedence. Top-level folders `train` and
-    `val` (or `validation`, `test`) become the splits. Hidden files are ignored.
-
-    Args:
-        root: the folder.
-        caption_column: column of the captions in the tables; None for captions, caption or text.
+    `val` (or `validation`, `test`) become the splits. Hidden files are ignored. `caption_column` is
+    the column of the captions in the tables; None for captions, caption or text.
 
     Raises:
         FileNotFoundError: the folder does not exist or has no images.
@@ -43,21 +40,19 @@ def read_folder(root: str | Path, caption_column: str | None = None) -> Listing:
     records = []
     for name in files:
         extension = name.rpartition(".")[2].lower()
-        if extension in OTHER_FORMATS:
-            detail = f"{extension}: convert it to {', '.join(IMAGE_EXTENSIONS)}"
-            rejected.append(Rejected(name, "other format", detail))
-        if extension not in IMAGE_EXTENSIONS:
+        if extension not in (*IMAGE_EXTENSIONS, *OTHER_FORMATS):
             continue
         try:
+            if extension in OTHER_FORMATS:
+                raise BadSample("other format", f"convert it to {', '.join(IMAGE_EXTENSIONS)}")
             captions = _adjacent_captions(root / name) or table_captions.get(name)
+            if not captions:
+                raise BadSample("missing caption")
         except BadSample as bad:
             rejected.append(Rejected(name, bad.kind, bad.detail))
-            continue
-        if not captions:
-            rejected.append(Rejected(name, "missing caption"))
-            continue
-        split = SPLITS.get(name.split("/")[0], "train") if has_splits else None
-        records.append(Record(name, root / name, tuple(dict.fromkeys(captions)), split))
+        else:
+            split = SPLITS.get(name.split("/")[0], "train") if has_splits else None
+            records.append(Record(name, root / name, tuple(dict.fromkeys(captions)), split))
     if not records and not rejected:
         raise FileNotFoundError(f"no images ({', '.join(IMAGE_EXTENSIONS)}) in {root}")
     return Listing(records, rejected)
@@ -112,16 +107,14 @@ def _read_tables(
 def _read_table(path: Path, column: str | None) -> Iterator[tuple[str, list[str]]]:
     try:
         for number, row in enumerate(_READERS[path.suffix](path), start=1):
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is not an object")
+            if not isinstance(row, dict) or not isinstance(row.get(FILE_COLUMN), str):
+                raise ValueError(f"line {number} has no {FILE_COLUMN}")
             found = [name for name in ([column] if column else CAPTION_COLUMNS) if name in row]
             if not found:
                 raise ValueError(
                     f"no column {column or ' or '.join(CAPTION_COLUMNS)} among "
                     f"{', '.join(map(str, row))}: set --caption-column"
                 )
-            if not isinstance(row.get(FILE_COLUMN), str):
-                raise ValueError(f"line {number} has no {FILE_COLUMN}")
             value = row[found[0]]
             texts = value if isinstance(value, list) else [value]
             yield row[FILE_COLUMN], [str(text).strip() for text in texts if str(text or "").strip()]
@@ -140,7 +133,7 @@ def _read_jsonl(path: Path) -> Iterator[dict]:
 
 
 def _read_parquet(path: Path) -> Iterator[dict]:
-    import pyarrow.parquet  # an optional dependency
+    import pyarrow.parquet  # pyright: ignore[reportMissingImports]  (an optional dependency)
 
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():

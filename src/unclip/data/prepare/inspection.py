@@ -1,5 +1,6 @@
 """Inspect every image once: whether it can be decoded, its size, and duplicates."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -14,24 +15,16 @@ from unclip.data.prepare.resumable import run_jobs
 from unclip.data.reader import decode_image
 from unclip.data.shards import MAX_IMAGE_BYTES
 
-IMAGES_PER_JOB = 64
 RESULTS = "inspected.jsonl"
 
 
 class Record(NamedTuple):
-    """An image with captions.
+    """An image with captions."""
 
-    Attributes:
-        source: unique name of the image in the data that it comes from.
-        path: the image file.
-        captions: one or more captions, none of them blank.
-        split: train, val or test if the data has splits, else None.
-    """
-
-    source: str
+    source: str  # unique name of the image in the data that it comes from
     path: Path
-    captions: tuple[str, ...]
-    split: str | None = None
+    captions: tuple[str, ...]  # at least one, none of them blank
+    split: str | None = None  # train, val or test if the data has splits
 
     @property
     def key(self) -> str:
@@ -60,21 +53,15 @@ class Listing(NamedTuple):
 
 
 class ImageInfo(NamedTuple):
-    """The result of inspecting an image file.
+    """The result of inspecting an image file."""
 
-    Attributes:
-        state: size and modification time of the file.
-        width: width in pixels after the EXIF rotation.
-        height: height in pixels after the EXIF rotation.
-        digest: hash of the decoded pixels.
-        problem: reason and detail if the image cannot be used, else None.
-    """
-
-    state: tuple[int, int]
-    width: int = 0
+    bytes: int  # size of the file
+    modified: int  # modification time of the file in nanoseconds
+    width: int = 0  # in pixels, after the EXIF rotation
     height: int = 0
-    digest: str = ""
-    problem: tuple[str, str] | None = None
+    digest: str = ""  # hash of the decoded pixels
+    reason: str = ""  # why the image cannot be used, or ""
+    detail: str = ""
 
 
 class Accepted(NamedTuple):
@@ -95,38 +82,23 @@ def inspect(
     """Decode every image and accept or reject it; the first of several equal images is accepted.
 
     Results are stored in FOLDER/inspected.jsonl, so an interrupted inspection resumes and only
-    changed files are decoded again.
-
-    Args:
-        records: images with captions.
-        folder: folder of the stored results.
-        smallest: smallest width and height in pixels.
-        workers: number of processes; None for one per core, 0 to run in this process.
-        progress: whether to show a progress bar.
+    changed files are decoded again. `smallest` is the smallest width and height in pixels; the
+    other arguments are those of `import_images`.
     """
     known = dict(_stored(folder / RESULTS))
-    new = [r for r in records if r.source not in known or known[r.source].state != _state(r.path)]
-    parts = [new[start : start + IMAGES_PER_JOB] for start in range(0, len(new), IMAGES_PER_JOB)]
-    jobs = [(_inspect_files, ([record.path for record in part],)) for part in parts]
-    with (
-        tqdm(total=len(records), desc="images", unit="image", disable=not progress) as bar,
-        open(folder / RESULTS, "a", encoding="utf-8") as file,
-    ):
-        bar.update(len(records) - len(new))
-        for number, results in run_jobs(jobs, workers):
-            for record, info in zip(parts[number], results, strict=True):
-                known[record.source] = info
-                file.write(json.dumps([record.source, *info]) + "\n")
-            file.flush()
-            bar.update(len(results))
-    return _sort([Accepted(record, known[record.source]) for record in records], smallest)
-
-
-def _sort(found: list[Accepted], smallest: int) -> tuple[list[Accepted], list[Rejected]]:
+    new = [r for r in records if r.source not in known or known[r.source][:2] != _state(r.path)]
+    paths = [record.path for record in new]
+    results = run_jobs(_inspect_file, paths, workers, chunk_size=64)
+    bar = tqdm(results, desc="images", unit="image", total=len(new), disable=not progress)
+    with open(folder / RESULTS, "a", encoding="utf-8", buffering=1) as file:
+        for record, info in zip(new, bar, strict=True):
+            known[record.source] = info
+            file.write(json.dumps([record.source, *info]) + "\n")
     accepted, rejected, first = [], [], {}
-    for record, info in found:
-        if info.problem is not None:
-            rejected.append(Rejected(record.source, *info.problem))
+    for record in records:
+        info = known[record.source]
+        if info.reason:
+            rejected.append(Rejected(record.source, info.reason, info.detail))
         elif min(info.width, info.height) < smallest:
             size = f"{info.width} × {info.height} pixels"
             rejected.append(Rejected(record.source, "image too small", size))
@@ -138,27 +110,24 @@ def _sort(found: list[Accepted], smallest: int) -> tuple[list[Accepted], list[Re
     return accepted, rejected
 
 
-def _inspect_files(paths: Sequence[Path]) -> list[ImageInfo]:
-    return [_inspect_file(path) for path in paths]
-
-
 def _inspect_file(path: Path) -> ImageInfo:
-    """Decode an image; any defect of the file is returned as its `problem`."""
+    """Decode an image; any defect of the file is returned as the `reason`."""
     state = _state(path)
-    if state[0] > MAX_IMAGE_BYTES:
-        return ImageInfo(state, problem=("oversize file", f"{state[0]} bytes"))
     try:
+        if state[0] > MAX_IMAGE_BYTES:
+            raise BadSample("oversize file", f"{state[0]} bytes")
         image = decode_image(path.read_bytes(), path.suffix[1:].lower(), minimum_size=1)
     except BadSample as bad:
-        return ImageInfo(state, problem=(bad.kind, bad.detail))
+        return ImageInfo(*state, reason=bad.kind, detail=bad.detail)
     except OSError as error:
-        return ImageInfo(state, problem=("unreadable file", error.strerror or str(error)))
+        return ImageInfo(*state, reason="unreadable file", detail=error.strerror or str(error))
     shape = b"%d %d " % image.size
     digest = hashlib.blake2b(shape + image.tobytes(), digest_size=16).hexdigest()
-    return ImageInfo(state, *image.size, digest)
+    return ImageInfo(*state, *image.size, digest)
 
 
 def _state(path: Path) -> tuple[int, int]:
+    """Return the size and the modification time of a file, which show whether it changed."""
     try:
         found = path.stat()
     except OSError:
@@ -167,12 +136,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _stored(path: Path) -> Iterator[tuple[str, ImageInfo]]:
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                source, state, width, height, digest, problem = json.loads(line)
-            except ValueError:  # an incomplete line of an interrupted inspection
-                continue
-            yield source, ImageInfo(tuple(state), width, height, digest, problem and tuple(problem))
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError):  # a line cut off by an interruption
+            source, *info = json.loads(line)
+            yield source, ImageInfo(*info)

@@ -1,17 +1,21 @@
-"""Resumable builds of a data set folder, and jobs in parallel processes."""
+"""Resumable builds of a data set: settings, parallel jobs, shards with reproducible bytes."""
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from unclip.files import sha256_of, write_text
+from webdataset.writer import TarWriter
+
+from unclip.files import atomic_write, sha256_of, write_text
 
 UNFINISHED, FINISHED = "building.json", "dataset.json"
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class ResumableBuild:
@@ -21,12 +25,8 @@ class ResumableBuild:
     the SHA-256 of every shard ROOT/SPLIT/SIZE/*.tar afterwards. All files must be written
     atomically: a build skips the shards that exist.
 
-    Args:
-        root: the data set's own folder.
-        kind: kind of the data set.
-
     Raises:
-        ValueError: `root` holds something else than a data set of this kind.
+        ValueError: `root` holds something other than a data set of this kind.
     """
 
     def __init__(self, root: Path, kind: str):
@@ -35,7 +35,7 @@ class ResumableBuild:
         self._shards = finished.get("sha256", {})
         self._found = finished.get("settings") or _read(root / UNFINISHED)
         if self._found.get("data") != kind and root.exists() and any(root.iterdir()):
-            raise ValueError(f"{root} holds something else than {kind}: choose another folder")
+            raise ValueError(f"{root} holds something other than {kind}: choose another folder")
         if not self._found:
             self._found = {"data": kind}
             _write(root / UNFINISHED, self._found)
@@ -43,9 +43,8 @@ class ResumableBuild:
     def start(self, settings: dict[str, Any], *, overwrite: bool) -> bool:
         """Record the settings and return whether anything is left to build.
 
-        Args:
-            settings: everything that determines the content of the data set.
-            overwrite: whether to delete the folders of a build with other settings.
+        The settings determine the content of the data set. With `overwrite`, the folders of a build
+        with other settings are deleted.
 
         Raises:
             ValueError: `root` was built with other settings, and `overwrite` is False.
@@ -78,33 +77,43 @@ class ResumableBuild:
 
 
 def run_jobs(
-    jobs: Iterable[tuple[Callable[..., Any], tuple]], workers: int | None
-) -> Iterator[tuple[int, Any]]:
-    """Run jobs in processes and yield (index of the job, its result) as they finish.
+    function: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int | None,
+    *,
+    chunk_size: int = 1,
+) -> Iterator[Result]:
+    """Call a module's function with each job, in processes, and yield the results in order.
+
+    After an exception in one job, the jobs that have not started are canceled.
 
     Args:
-        jobs: pairs of a module-level function and its arguments.
+        function: the function, which the processes import.
+        jobs: arguments of the calls.
         workers: number of processes; None for one per core, 0 to run in this process.
-
-    Raises:
-        Exception: the first exception of a job; jobs that have not started are cancelled.
+        chunk_size: number of jobs that a process receives at once.
     """
     if workers == 0:
-        for number, (function, arguments) in enumerate(jobs):
-            yield number, function(*arguments)
+        yield from map(function, jobs)
         return
     # Spawned, so that no state of this process (threads, locks) reaches the workers.
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(function, *arguments): number
-            for number, (function, arguments) in enumerate(jobs)
-        }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        yield from pool.map(function, jobs, chunksize=chunk_size)
+
+
+def write_samples(path: Path, samples: Iterable[dict[str, Any]]) -> None:
+    """Write a shard atomically; the same samples give the same bytes.
+
+    A sample has `__key__`, an encoded image under its extension, and `json`, a dict.
+    """
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "wb") as stream,
+        TarWriter(stream, user="unclip", group="unclip", mtime=0) as tar,
+    ):
+        for sample in samples:
+            text = json.dumps(sample["json"], ensure_ascii=False, separators=(",", ":"))
+            tar.write(sample | {"json": text.encode()})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -116,14 +125,12 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _difference(found: dict[str, Any], settings: dict[str, Any]) -> str:
-    there, here = _flat(found), _flat(settings)
+    there, here = dict(_flat(found)), dict(_flat(settings))
     changed = [name for name in here if there.get(name) != here[name]]
     return "; ".join(f"{name}: {there.get(name)} there, {here[name]} here" for name in changed)
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Replace each nested dict by its items."""
-    flat: dict[str, Any] = {}
+def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the items of a dict, and those of each nested dict in its place."""
     for name, value in settings.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return flat
+        yield from value.items() if isinstance(value, dict) else [(name, value)]

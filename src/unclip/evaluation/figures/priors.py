@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from unclip.bundle import train_command
-from unclip.cascade import PRIORS, stage_of_prior
 from unclip.contact_sheet import Tile
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.figures.figure import Figure, judge_images, judge_texts, sheet
 from unclip.evaluation.measurement import Result, Table
+from unclip.text_to_image import PRIORS, stage_of_prior
 
 
 @dataclass(frozen=True, kw_only=True)
