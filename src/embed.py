@@ -29,10 +29,11 @@ def main(cfg: DictConfig) -> None:
         data = training.build(config["data"])()
         started = time.perf_counter()
         done = embed_shards(embedder, data, rank=ranks.rank, world_size=ranks.world)
-        rate = done.images / (time.perf_counter() - started)
+        speed = done.images / (time.perf_counter() - started)
+        rate = f", {speed:.0f} images/s" if done.images else ""
         print(
             f"rank {ranks.rank}: embedded {done.shards} shards of {data.root} with CLIP "
-            f"{embedder.fingerprint}, {rate:.0f} images/s"
+            f"{embedder.fingerprint}{rate}"
         )
         ranks.wait()
 
