@@ -16,7 +16,6 @@ from unclip.training import optim
 from unclip.training.callbacks.checkpoint import RunCheckpoint
 from unclip.training.callbacks.ema import EMA
 from unclip.training.callbacks.guard import NonFiniteGuard
-from unclip.training.callbacks.seeding import Seeding
 from unclip.training.modules import StageModule
 
 
@@ -130,7 +129,6 @@ class Kit:
         folder = folder or self.folder
         return [
             EMA(decay),
-            Seeding(0),
             NonFiniteGuard(folder),
             RunCheckpoint(folder, every_steps=every_steps),
         ]

@@ -28,7 +28,7 @@ from unclip.stages import (
     Stage,
     UpsamplerStage,
 )
-from unclip.training.lightning_compat import is_logged_step
+from unclip.training.lightning_compat import batches_started, is_logged_step
 from unclip.training.optim import gradient_norm, parameter_groups
 from unclip.training.sharding import ShardedStrategy, is_sharded, reshard, shard, unshard
 
@@ -58,7 +58,7 @@ class StageModule(LightningModule):
             it is not moved, saved, averaged or wrapped with the module.
         statistics_loaded: the stage's statistics came with its initial weights; do not fit them.
         name: name of the run; None for the stage's name. A judge is a "clip" stage.
-        seed: seed of the noise of validation samples.
+        seed: seed of the noise and the timesteps.
 
     Attributes:
         last_loss: detached loss of the last training batch.
@@ -205,8 +205,20 @@ class StageModule(LightningModule):
         return self._gradient_norm
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Forget the gradient norm of the last step."""
+        """Seed noise and timesteps, and forget the gradient norm of the last step.
+
+        The seed depends on the rank and on the number of batches since the run began, so a resumed
+        run samples the same as an unbroken one without a saved generator state.
+        """
+        self._reseed(batches_started(self.trainer))
         self._gradient_norm = None
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed from the index in the validation, so that losses are comparable over time."""
+        self._reseed("validation", batch_idx)
+
+    def _reseed(self, *parts: str | int) -> None:
+        torch.manual_seed(seed_of(self.seed, self.name, *parts, self.global_rank))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the gradient norm and the learning rate."""
