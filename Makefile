@@ -40,10 +40,11 @@ setup-dev: .venv/installed-dev ## Also install what tests, lint and benchmarks n
 demo: setup ## Generate and edit images with the trained bundle in models/demo, in two minutes
 	$(RUN) src/demo.py
 
-lint: setup-dev ## Check style, formatting and import layers
+lint: setup-dev ## Check style, formatting, import layers and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/basedpyright
 
 doctor: setup ## Check the environment, packages, data and bundles, and suggest fixes
 	$(RUN) src/doctor.py

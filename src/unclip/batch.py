@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Batch(TypedDict):
-    """A batch of N samples; which keys it has depends on the stage.
+    """A batch of N samples; each stage needs and gets only some of these keys.
 
     Attributes:
         key: names of the samples.
