@@ -185,12 +185,11 @@ def open_image_file(path: Path) -> Image.Image:
     """Open an image file as RGB.
 
     Raises:
-        ValueError: it is damaged, or not a PNG, JPEG or WebP.
+        ValueError: it is damaged, or in a format that is not read.
     """
-    extension = path.suffix.lower().lstrip(".")
     try:
-        return decode_image(path.read_bytes(), extension, minimum_size=1)
-    except (BadSample, KeyError) as error:
+        return decode_image(path.read_bytes(), minimum_size=1)
+    except BadSample as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
@@ -222,8 +221,7 @@ def _decode(
 
 
 def _image(raw: RawSample) -> Image.Image:
-    extension, content = find_image(raw.members)
-    return decode_image(content, extension)
+    return decode_image(find_image(raw.members))
 
 
 def _item(raw: RawSample) -> Item:
