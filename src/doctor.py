@@ -92,8 +92,8 @@ def _fault(requirement: Requirement) -> str | None:
 
 def check_data(folder: Path) -> Iterator[Finding]:
     """Compare the shards of each data set in a folder with their checksums, and count samples."""
-    from unclip.data.shards import open_shards
-    from unclip.files import sha256_of
+    from unclip.data.shards import count_samples, open_shards
+    from unclip.files import read_json, sha256_of
 
     again = "run its prepare.py command again"
     roots = sorted({path.parents[2] for path in folder.glob("*/train/*/*.tar")})
@@ -106,7 +106,7 @@ def check_data(folder: Path) -> Iterator[Finding]:
             yield Finding("error", f"{root.name} is not finished", again)
             continue
         record = root / "dataset.json"
-        sums = json.loads(record.read_text())["sha256"] if record.is_file() else {}
+        sums = read_json(record)["sha256"] if record.is_file() else {}
         for name, expected in sums.items():
             path = root / name
             if not path.is_file() or sha256_of(path) != expected:
@@ -114,8 +114,12 @@ def check_data(folder: Path) -> Iterator[Finding]:
                 yield Finding("error", f"{root.name}: {name} {fault}", again)
         for path in sorted({path.parent for path in root.glob("*/*/*.tar")}):
             try:
-                count = sum(shard.samples for shard in open_shards(path))
+                shards = open_shards(path)
+                count = sum(shard.samples for shard in shards)
                 yield Finding("ok", f"{path.relative_to(folder)}: {count} samples")
+                for shard in shards:
+                    if damage := count_samples(shard.path).damage:
+                        yield Finding("error", f"{shard.path.relative_to(folder)}: {damage}", again)
             except (OSError, ValueError) as error:
                 yield Finding("error", f"{path.relative_to(folder)}: {error}", again)
 

@@ -15,7 +15,8 @@ from unclip import images
 from unclip.data.bad_samples import BadSample
 from unclip.data.degradations import DEGRADATIONS, downsize
 from unclip.data.order import rng
-from unclip.data.shards import IMAGE_EXTENSIONS, RawSample
+from unclip.data.shards import RawSample
+from unclip.data.tar_headers import IMAGE_EXTENSIONS
 from unclip.files import decode_text, parse_json, split_lines
 from unclip.images import fit, to_tensor
 

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from unclip.data.bad_samples import BadSample
 from unclip.data.prepare.inspection import Listing, Record, Rejected
 from unclip.data.reader import decode_captions, decode_metadata
-from unclip.data.shards import IMAGE_EXTENSIONS, MAX_TEXT_BYTES
+from unclip.data.shards import MAX_TEXT_BYTES
+from unclip.data.tar_headers import IMAGE_EXTENSIONS
 
 OTHER_FORMATS = ("avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "svg", "tif", "tiff")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
