@@ -1,7 +1,6 @@
 """Check the environment, packages, data and bundles, and suggest fixes."""
 
 import argparse
-import json
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -69,7 +68,8 @@ def check_environment() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """Compare the installed packages with the requirements and extras in pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
     for extra, wanted in {"": project["dependencies"], **project["optional-dependencies"]}.items():
         faults = list(filter(None, map(_fault, map(Requirement, wanted))))
         name = f"extra {extra}" if extra else "required packages"

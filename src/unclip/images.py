@@ -26,7 +26,7 @@ FORMATS = {
     "JPEG": rb"\xff\xd8\xff",  # also MPO, a JPEG with several images
     "WEBP": rb"RIFF.{4}WEBP",
     "GIF": rb"GIF8[79]a",
-    "BMP": rb"BM",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}",
     "TIFF": rb"II[*+]\0|MM\0[*+]",
     "AVIF": rb".{4}ftyp(.{4}){0,16}avi[fs]",
 }

@@ -114,7 +114,7 @@ def find_captions(metadata: Mapping, keys: Sequence[str] = CAPTION_KEYS) -> list
         raise BadSample("bad caption", "a caption is a string or a list of strings")
     if found or any(metadata.get(key) is not None for key in keys):
         raise BadSample("empty captions")
-    raise BadSample("missing caption", f"none of {', '.join(keys)} in {sorted(metadata)}"[:200])
+    raise BadSample("missing caption", f"none of {', '.join(keys)} in {list(metadata)}"[:200])
 
 
 @dataclass(frozen=True, kw_only=True)
