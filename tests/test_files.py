@@ -1,5 +1,7 @@
+import ast
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -79,7 +81,47 @@ def test_files_without_end_and_oversize_files_are_refused(tmp_path):
         read_bytes(tmp_path / "pipe")
     (tmp_path / "big").write_bytes(b"12345")
     assert read_bytes(tmp_path / "big", 5) == b"12345"
-    with pytest.raises(ValueError, match="big has more than 4 bytes"):
+    with pytest.raises(ValueError, match="big has 5 bytes, the limit is 4"):
         read_bytes(tmp_path / "big", 4)
     with pytest.raises(FileNotFoundError):
         read_bytes(tmp_path / "none")
+
+
+READERS = {"unclip/files.py", "unclip/images.py"}
+EXCEPTIONS = {
+    "unclip/provenance.py": "reads the text of a PNG",
+    "unclip/emoji/render.py": "keeps the transparency of its own renders",
+    "hydra_plugins/unclip_sweeps/jobs.py": "must not import torch",
+}
+UNCONVERTED = ("unclip/evaluation/", "unclip/training/", "cli/")
+
+
+def reads_otherwise(call: ast.Call) -> bool:
+    """Whether a call reads a text file or an image, or splits lines as `str.splitlines` does."""
+    source = ast.unparse(call.func)
+    if source in ("os.open", "tarfile.open", "zipfile.ZipFile.open", "webbrowser.open"):
+        return False
+    if source == "open" or source.endswith(".open"):
+        if source.startswith("Image"):
+            return True
+        values = [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
+        nodes = [node for value in values for node in ast.walk(value)]
+        modes = [node.value for node in nodes if isinstance(node, ast.Constant)]
+        return not any(set(str(mode)) & set("bwax") for mode in modes)
+    if source.endswith(".splitlines"):
+        return "error" not in source
+    return source.endswith(".read_text") or source == "json.load"
+
+
+def test_text_and_images_are_read_in_one_way():
+    root = Path(__file__).parents[1] / "src"
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        found[name] = [f"{name}:{call.lineno}" for call in calls if reads_otherwise(call)]
+    assert all(found[name] for name in EXCEPTIONS)
+    allowed = READERS | EXCEPTIONS.keys()
+    others = [n for n in found if n not in allowed and not n.startswith(UNCONVERTED)]
+    assert [place for name in others for place in found[name]] == []

@@ -45,10 +45,9 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     if path.exists() and not path.is_file():  # reading a pipe could wait forever
         raise OSError(f"{path} is not a file")
     with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"{path} has more than {limit} bytes")
-    return content
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise ValueError(f"{path} has {size} bytes, the limit is {limit}")
+        return file.read()
 
 
 def decode_text(content: bytes, name: object) -> str:

@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 def load_objective(folder: Path) -> float | None:
     """Load the objective from a run folder."""
     try:
-        value: Any = json.loads((folder / RESULT).read_text())["value"]
+        value: Any = json.loads((folder / RESULT).read_text(encoding="utf-8"))["value"]
     except FileNotFoundError:
         return None
     return None if value is None else float(value)
