@@ -79,7 +79,7 @@ def open_image(
     if isinstance(image, Tensor):
         return to_rgb(_from_tensor(image), background)
     if isinstance(image, Image.Image):
-        return to_rgb(upright(image), background)
+        return _without_info(to_rgb(upright(image), background))
     try:
         return decode_image(read_bytes(Path(image)), background=background)
     except FileNotFoundError:
@@ -129,7 +129,11 @@ def decode_image(
         raise ImageError("image too large", str(error)) from None
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise ImageError("corrupt image", f"{type(error).__name__}: {error}") from None
-    image.info = {}  # without the ICC profile, which would be saved with the image
+    return _without_info(image)
+
+
+def _without_info(image: Image.Image) -> Image.Image:
+    image.info = {}  # it holds the ICC profile, which would be saved with the image
     return image
 
 

@@ -322,6 +322,8 @@ def test_unusual_files_are_read_or_listed(tmp_path):
     for name in ("gone", "pipe"):
         (root / f"{name}.txt").write_text("never")
     (root / "alone\udce9.png").write_bytes(b"")
+    os.mkfifo(root / "pipe\udce9.png")
+    (root / "pipe\udce9.txt").write_text("never")
     run(root, tmp_path / "out", val=0)
     content = members(tmp_path / "out" / "train" / "16" / "00000.tar")
     assert all(name.isascii() for name in content)
@@ -333,6 +335,7 @@ def test_unusual_files_are_read_or_listed(tmp_path):
     assert reasons == {
         "gone.png": "unreadable file",
         "pipe.png": "unreadable file",
+        "pipe\\xe9.png": "unreadable file",
         "alone\\xe9.png": "missing caption",
     }
 

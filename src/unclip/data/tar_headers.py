@@ -58,7 +58,7 @@ def _members(file: BinaryIO, gaps: list[range]) -> Iterator[tuple[str, str, tarf
     _check_is_tar(file, size)
     # `tarfile.open(fileobj=file)` would fail at once if the second header is damaged.
     empty = io.BytesIO(bytes(2 * tarfile.BLOCKSIZE))
-    archive = tarfile.open(fileobj=empty, mode="r:", ignore_zeros=True)  # noqa: SIM115
+    archive = tarfile.open(fileobj=empty, mode="r:", encoding="utf-8", ignore_zeros=True)  # noqa: SIM115
     archive.fileobj, archive.offset = file, 0  # pyright: ignore[reportAttributeAccessIssue]
     end = failures = file.seek(0)
     while archive.offset < size and failures < MAX_FAILURES:
@@ -78,7 +78,8 @@ def _members(file: BinaryIO, gaps: list[range]) -> Iterator[tuple[str, str, tarf
         if member.offset > end:
             gaps.append(range(end, member.offset))
         end = archive.offset
-        key, extensions = base_plus_ext(member.name)
+        name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        key, extensions = base_plus_ext(name)
         extensions = (extensions or "").lower()
         if key and member.isreg() and extensions.rpartition(".")[2] in EXTENSIONS:
             yield key, extensions, member
@@ -106,7 +107,7 @@ def describe_damage(gaps: Sequence[range], samples: int, size: int) -> str:
     """Describe the unreadable parts of a shard, and estimate how many samples they held."""
     if not gaps:
         return ""
-    if gaps == [range(size, size)]:
+    if len(gaps) == 1 and gaps[0].start == size:
         return "it has no end-of-archive mark, so samples at its end may be missing"
     unreadable = sum(map(len, gaps))
     mean = max(size - unreadable, tarfile.BLOCKSIZE) / max(samples, 1)

@@ -167,7 +167,7 @@ def _write_report(root: Path, shards: Sequence[ShardPlan], rejected: Sequence[Re
     write_text(root / "report.json", json.dumps(content, indent=1) + "\n")
     with (
         atomic_write(root / "rejected.csv") as path,
-        open(path, "w", newline="", encoding="utf-8") as file,
+        open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         csv.writer(file).writerows([Rejected._fields, *rejected])
     lines = [f"{root}:"]
