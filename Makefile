@@ -28,10 +28,11 @@ setup: .venv/installed ## Create .venv and install unclip with all dependencies
 	$(BIN)/pip install -q -c constraints.txt -e '.[emoji,evaluation,dev]'
 	touch $@
 
-lint: setup ## Check style, formatting and import layers
+lint: setup ## Check style, formatting, import layers and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/basedpyright
 
 doctor: setup ## Check the environment, packages, data and bundles, and suggest fixes
 	$(RUN) src/doctor.py

@@ -10,7 +10,7 @@ from torch import Tensor
 from unclip.diffusion import GaussianDiffusion, ddpm
 from unclip.networks import PriorTransformer, UNet
 from unclip.stages import PriorStage
-from unclip.training.optim import adamw, parameter_groups
+from unclip.training.optim import parameter_groups
 from unclip.training.trainer import tune_malloc
 
 
@@ -44,7 +44,7 @@ def decoder(task: Task) -> Contender:
         prepared = task.compiled(network.bind(**problem.condition))
         return lambda: prepared(x_t, problem.t)
 
-    optimizer = adamw(parameter_groups(network), lr=1e-4)
+    optimizer = torch.optim.AdamW(parameter_groups(network), lr=1e-4, fused=True)
     return Contender(task, problem, network, optimizer, predict, prepare)
 
 
@@ -82,5 +82,5 @@ def prior(task: Task) -> Contender:
         condition = stage.condition({**problem.condition, "caption": ["a caption"]})
         return stage.sample(condition, generators=[torch.Generator().manual_seed(0)])
 
-    optimizer = adamw(parameter_groups(network), lr=1e-4)
+    optimizer = torch.optim.AdamW(parameter_groups(network), lr=1e-4, fused=True)
     return Contender(task, problem, network, optimizer, predict, prepare, guided, NOISES)

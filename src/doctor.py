@@ -37,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for title, findings in checks.items():
         print(title)
         for state, message, fix in findings:
-            print(f"  {state:5}  {message}")
-            if fix:
-                print(f"         fix: {fix}")
+            print(f"  {state:5}  {message}" + (f"\n         fix: {fix}" if fix else ""))
             failed |= state == "error"
         if failed and title == "packages":
             break  # the other checks import them
@@ -98,9 +96,8 @@ def check_data(folder: Path) -> Iterator[Finding]:
     again = "run its prepare.py command again"
     roots = sorted({path.parents[2] for path in folder.glob("*/train/*/*.tar")})
     if not roots:
-        yield Finding(
-            "info", f"no data set in {folder}", "make data-emoji, or see docs/own_data.md"
-        )
+        fix = "make data-emoji, or see docs/own_data.md"
+        yield Finding("info", f"no data set in {folder}", fix)
     for root in roots:
         if (root / "building.json").is_file():
             yield Finding("error", f"{root.name} is not finished", again)

@@ -23,10 +23,8 @@ from unclip.training.cost import StepCost, measure_step
 def main(cfg: DictConfig) -> None:
     """Print the cost of the run that the command line composes."""
     config = _to_dict(cfg)
-    rows = describe(config, measure(config))
-    width = max(map(len, rows)) + 2
-    for name, value in rows.items():
-        print(f"{name:{width}}{value}".rstrip())
+    for name, value in describe(config, measure(config)).items():
+        print(f"{name:42}{value}".rstrip())
 
 
 def measure(config: dict[str, Any]) -> StepCost:
@@ -37,14 +35,12 @@ def measure(config: dict[str, Any]) -> StepCost:
         if config["needs_clip"]:
             overrides = ["stage=clip", f"scale={config['scale']}"]
             clip = bundle.build(_to_dict(hydra.compose("plan", overrides))["model"])
-        return measure_step(
-            stage,
-            example_batch(config, stage),
-            hydra.utils.instantiate(config["optimizer"]),
-            bf16=config["trainer"]["precision"] == "bf16-mixed",
-            clip=clip,
-            encode_images=not config["precompute_embeddings"],
-        )
+        optimizer = hydra.utils.instantiate(config["optimizer"])
+        settings = {
+            "bf16": config["trainer"]["precision"] == "bf16-mixed",
+            "encode_images": not config["precompute_embeddings"],
+        }
+        return measure_step(stage, example_batch(config, stage), optimizer, clip=clip, **settings)
 
 
 def example_batch(config: dict[str, Any], stage: Stage) -> dict[str, Any]:
@@ -85,13 +81,13 @@ def describe(config: dict[str, Any], step: StepCost) -> dict[str, str]:
     memory = {f"  {name}": value / shards for name, value in states.items()}
     memory |= {"  frozen CLIP": step.clip, "  activations": step.activations}
     flops = {
-        "GFLOPs per sample, forward": step.forward_flops,
-        "GFLOPs per sample, forward and backward": step.training_flops,
-        "GFLOPs per sample, frozen CLIP": step.clip_flops,
+        "forward": step.forward_flops,
+        "forward and backward": step.training_flops,
+        "frozen CLIP": step.clip_flops,
     }
     return {
         f"{config['stage']} at scale {config['scale']}, {trainer['precision']}": "",
-        **{name: f"{count / size / 1e9:,.1f}" for name, count in flops.items()},
+        **{f"GFLOPs per sample, {k}": f"{n / size / 1e9:,.1f}" for k, n in flops.items()},
         f"GiB per device, {size} samples": f"{sum(memory.values()) / 2**30:,.2f}",
         **{name: f"{value / 2**30:,.2f}" for name, value in memory.items()},
         "devices": f"{devices}",

@@ -50,10 +50,10 @@ def train(config: dict[str, Any], identity: dict[str, Any]) -> float | None:
     metadata = {
         "config": identity,
         "data_set": data.fingerprint(),
-        "clip": embedder and embedder.fingerprint,
+        "clip": module.clip_fingerprint,
         "decay": decay._asdict(),
     }
-    trainer = training.build_trainer(config, metadata, checkpoint, max_steps=decay.end)
+    trainer = training.open_trainer(config, metadata, checkpoint, decay.end)
 
     if precomputed:
         ensure_embeddings(embedder, data, trainer.strategy.root_device)
@@ -70,7 +70,6 @@ def train(config: dict[str, Any], identity: dict[str, Any]) -> float | None:
     return objective
 
 
-training.register_run_folder()
 if __name__ == "__main__":
     check_command_line("train")
     main()

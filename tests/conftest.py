@@ -1,24 +1,25 @@
-import unclip  # isort: skip  # noqa: F401 (first: it lets torchvision be imported beside a CPU torch)
+import unclip  # isort: skip  # noqa: F401 (first: it makes torchvision work with a CPU torch)
 
 import signal
+from collections.abc import Callable
 
 import pytest
 import torch
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so what they start.
+# A shell that starts the tests in the background makes them and their processes ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-torch.set_num_threads(1)  # tests are many small tensors: threads would only wait for each other
+torch.set_num_threads(1)  # the tensors of the tests are too small for more threads
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded() -> None:
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def generators():
-    """One CPU generator a sample, as samplers take them."""
+def generators() -> Callable[..., list[torch.Generator]]:
+    """Return a function that makes one CPU generator per sample, as samplers take them."""
 
     def make(count: int, first_seed: int = 0) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(first_seed + k) for k in range(count)]

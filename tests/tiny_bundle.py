@@ -12,6 +12,7 @@ NAMES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
 ON_CLIP = ("prior", "prior_ar", "decoder")
 _SAMPLER = {"_target_": "unclip.diffusion.ddim", "_partial_": True, "steps": 2, "eta": 1.0}
 _DIFFUSION = {"_target_": "unclip.diffusion.GaussianDiffusion", "prediction": "x0"}
+_TEXT = {"text_width": TEXT_WIDTH, "context_length": CONTEXT_LENGTH}
 _UNET = {
     "_target_": "unclip.networks.UNet",
     "channels": 8,
@@ -52,8 +53,7 @@ _RECIPES = {
         "network": {
             "_target_": "unclip.networks.PriorTransformer",
             "embedding_dim": EMBEDDING_DIM,
-            "text_width": TEXT_WIDTH,
-            "context_length": CONTEXT_LENGTH,
+            **_TEXT,
             "width": 16,
             "layers": 1,
             "heads": 2,
@@ -68,8 +68,7 @@ _RECIPES = {
         "network": {
             "_target_": "unclip.networks.ARTransformer",
             "embedding_dim": EMBEDDING_DIM,
-            "text_width": TEXT_WIDTH,
-            "context_length": CONTEXT_LENGTH,
+            **_TEXT,
             "components": EMBEDDING_DIM,
             "buckets": 16,
             "width": 16,
@@ -111,12 +110,12 @@ _RECIPES = {
 
 
 def recipe(name: str) -> dict:
-    """A stage's recipe, a copy that may be changed."""
+    """Return a copy of a stage's recipe."""
     return copy.deepcopy(_RECIPES[name])
 
 
 def stage(name: str):
-    """A stage with random weights throughout, also where training starts from zero."""
+    """Return a stage with noise on all weights, also on those that start at zero."""
     built = bundle.build(recipe(name))
     if name == "prior_ar":
         shape = (100, EMBEDDING_DIM)
@@ -129,7 +128,7 @@ def stage(name: str):
 
 
 def write(folder: Path, names=NAMES) -> Path:
-    """A bundle of these stages."""
+    """Write a bundle of these stages and return its folder."""
     torch.manual_seed(0)
     clip_fingerprint = None
     for name in names:
@@ -141,13 +140,13 @@ def write(folder: Path, names=NAMES) -> Path:
             clip_fingerprint=clip_fingerprint if name in ON_CLIP else None,
         )
         if name == "clip":
-            written = bundle.read_metadata(bundle.stage_file(folder, name))
-            clip_fingerprint = written.clip_fingerprint
+            metadata = bundle.read_metadata(bundle.stage_file(folder, name))
+            clip_fingerprint = metadata.clip_fingerprint
     return folder
 
 
 def write_judge(folder: Path, *, steps: int = 1, extra: dict | None = None) -> None:
-    """Add a judge, a second CLIP with random weights, to a bundle."""
+    """Add a judge to a bundle: a second CLIP with random weights."""
     bundle.save_stage(
         bundle.stage_file(folder, "judge"),
         stage("clip"),

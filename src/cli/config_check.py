@@ -9,16 +9,16 @@ import difflib
 import inspect
 import re
 import sys
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +27,7 @@ CONF = Path(__file__).parents[2] / "conf"
 SECRET = re.compile(r"oc\.env:\s*['\"]?\w*(KEY|TOKEN|SECRET|PASSWORD)\w*['\"]?", re.IGNORECASE)
 HYDRA_KEY = re.compile("_[a-z]+_")  # _target_ and the like
 FORWARDS_TO = {"unclip.training.trainer.build_trainer": "lightning.pytorch.Trainer"}
+BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
 
 
 class ConfigurationError(ValueError):
@@ -41,10 +42,9 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
         arguments: command line; None for the program's own.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if any(word in ("--help", "-h", "--hydra-help", "--version") for word in words):
+    # --help needs no check, and with --config-dir the configuration is from elsewhere.
+    if any(re.match("--help|-h$|--hydra-help|--version|--config-|-c[dnp]", word) for word in words):
         return
-    if any(word.startswith(("--config-", "-cd", "-cn", "-cp")) for word in words):
-        return  # a configuration from elsewhere
     try:
         overrides = [w for w in words if not w.startswith("-") and ("=" in w or w.startswith("~"))]
         compose_strictly(config_name, overrides)
@@ -55,25 +55,33 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
 def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:
     """Compose the configuration of a command line, or of the first job of a sweep.
 
-    Raises:
-        ConfigurationError: a word is wrong; the message names it and the nearest valid one.
+    A wrong word raises a ConfigurationError with the nearest valid one.
     """
+    groups = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             overrides = OverridesParser.create().parse_overrides(list(words))
-            chosen = {_first_choice(override): override for override in overrides}
-            _check_choices(chosen)
-            structure = [word for word, override in chosen.items() if _is_structural(override)]
+            values, structure = {}, []  # structure: choices of groups, and additions of keys
+            for override in overrides:
+                key, word = override.key_or_group, _first_choice(override)
+                if "/" in key or key in groups or override.is_add() or override.is_force_add():
+                    structure.append(word)
+                else:
+                    values[key] = word
             usual = compose(config_name, structure, return_hydra_config=True)
-            values = {o.key_or_group: w for w, o in chosen.items() if not _is_structural(o)}
-            _check_keys(values, usual)
-            cfg = compose(config_name, list(chosen), return_hydra_config=True)
+            known = _keys(OmegaConf.to_container(usual, resolve=False))
+            for key in values:
+                if key not in known:
+                    raise ConfigurationError(f"there is no key {key}{_nearest(key, known)}")
+            cfg = compose(config_name, [*structure, *values.values()], return_hydra_config=True)
+        except MissingConfigException as error:
+            raise _unknown_choice(error) from None
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigurationError(str(error).strip().splitlines()[0]) from None
     _check_types(values, usual, cfg)
     _check_preset(cfg)
     for override in overrides:
-        if override.is_add() and override.key_or_group not in _groups():
+        if override.is_add() and override.key_or_group not in groups:
             _check_added(override.key_or_group, cfg)
     for text in _texts(OmegaConf.to_container(cfg, resolve=False)):
         if found := SECRET.search(text):
@@ -93,36 +101,11 @@ def _first_choice(override: Override) -> str:
     return f"{override.get_key_element()}={override.value().start}"
 
 
-@lru_cache
-def _groups() -> set[str]:
-    return {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()}
-
-
-def _is_structural(override: Override) -> bool:
-    """Return whether an override decides which keys exist: a group's choice, or an added key."""
-    key = override.key_or_group
-    return "/" in key or key in _groups() or override.is_add() or override.is_force_add()
-
-
-def _check_choices(chosen: Mapping[str, Override]) -> None:
-    for word, override in chosen.items():
-        group, choice = override.key_or_group, word.partition("=")[2]
-        if group not in _groups() or choice in ("", "null") or override.package is not None:
-            continue
-        if not (CONF / group / f"{choice}.yaml").is_file():
-            paths = [path.relative_to(CONF / group) for path in (CONF / group).rglob("*.yaml")]
-            choices = sorted(path.with_suffix("").as_posix() for path in paths)
-            raise ConfigurationError(
-                f"there is no {group}={choice}{_nearest(choice, choices)} "
-                f"(choices: {', '.join(choices)})"
-            )
-
-
-def _check_keys(values: Mapping[str, str], usual: DictConfig) -> None:
-    keys = _keys(OmegaConf.to_container(usual, resolve=False))
-    for key in values:
-        if key not in keys:
-            raise ConfigurationError(f"there is no key {key}{_nearest(key, keys)}")
+def _unknown_choice(error: MissingConfigException) -> ConfigurationError:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    options = error.options or ()
+    near, choices = _nearest(choice, options), ", ".join(options)
+    return ConfigurationError(f"there is no {group}={choice}{near} (choices: {choices})")
 
 
 def _check_types(values: Mapping[str, str], usual: DictConfig, cfg: DictConfig) -> None:
@@ -168,13 +151,11 @@ def _select(cfg: DictConfig, key: str) -> Any:
     return OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
 
 
-def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in config.items():
-        found.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            found += _keys(value, f"{prefix}{key}.")
-    return found
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    if not isinstance(config, dict):
+        return []
+    inner = (_keys(value, f"{prefix}{key}.") for key, value in config.items())
+    return [f"{prefix}{key}" for key in config] + [key for keys in inner for key in keys]
 
 
 def _texts(node: Any) -> Iterator[str]:
@@ -195,16 +176,14 @@ def _nearest(word: str, options: Sequence[str]) -> str:
 
 
 def check_targets(config: Any, key: str = "") -> None:
-    """Compare all arguments in a configuration with the signatures of their `_target_`.
-
-    Raises:
-        ConfigurationError: an argument is unknown, or its value has a wrong type.
-    """
+    """Compare all arguments in a configuration with the signatures of their `_target_`."""
     if isinstance(config, list):
         config = {f"[{number}]": part for number, part in enumerate(config)}
     if not isinstance(config, dict):
         return
     target = config.get("_target_")
+    if target is not None and not target.startswith(BUILDABLE):
+        raise ConfigurationError(f"_target_ {target} is not in {', '.join(BUILDABLE)}")
     for name, value in config.items():
         where = f"{key}.{name}".lstrip(".")
         if target is not None and not HYDRA_KEY.fullmatch(name):
@@ -216,13 +195,10 @@ def check_targets(config: Any, key: str = "") -> None:
 
 
 def _check_name(key: str, target: str) -> None:
-    parameters, _ = _signature(target)
-    name = key.rpartition(".")[2]
-    if parameters is not None and name not in parameters:
+    names, name = _signature(target)[0], key.rpartition(".")[2]
+    if names is not None and name not in names:
         owner = target.rpartition(".")[2]
-        raise ConfigurationError(
-            f"{key}: {owner} has no argument {name}{_nearest(name, parameters)}"
-        )
+        raise ConfigurationError(f"{key}: {owner} has no argument {name}{_nearest(name, names)}")
 
 
 @lru_cache
@@ -250,7 +226,7 @@ def _signature(target: str) -> tuple[list[str] | None, dict[str, Any]]:
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether a plain value has a type; types that are not plain accept everything."""
     origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
+    if origin in (Union, UnionType):
         return any(_fits(value, part) for part in get_args(hint))
     if origin is Literal:
         return value in get_args(hint)
@@ -264,7 +240,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _describe(hint: Any) -> str:
     """Return the name of a type in plain English."""
-    if get_origin(hint) in (Union, types.UnionType):
+    if get_origin(hint) in (Union, UnionType):
         return " or ".join(_describe(part) for part in get_args(hint))
     if get_origin(hint) is Literal:
         return " or ".join(repr(choice) for choice in get_args(hint))

@@ -15,24 +15,17 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cli.config_check import ConfigurationError, check_targets
 
-BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
-
 # Keys that may change when a run resumes.
-RESUMABLE_KEYS = ("hydra", "run_folder", "resume", "resume_strict", "upstream", "logger")
+RESUMABLE_KEYS = ("run_folder", "resume", "resume_strict", "upstream", "logger")
 
 
 def config_identity(cfg: DictConfig) -> dict[str, Any]:
     """Return the part of a configuration that distinguishes its run from others."""
-    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    plain.run_folder = ""
-    config = OmegaConf.to_container(plain, resolve=True)
+    fixed = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    fixed.run_folder = ""
+    config = OmegaConf.to_container(fixed, resolve=True)
     config["schedule"].pop("decay_steps", None)  # a decay starts when a run resumes
     return {key: value for key, value in config.items() if key not in RESUMABLE_KEYS}
-
-
-def register_run_folder() -> None:
-    """Register the resolver run_folder_of, which conf/train.yaml uses."""
-    OmegaConf.register_new_resolver("run_folder_of", _run_folder, replace=True)
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
@@ -47,6 +40,9 @@ def _run_folder(*, _root_: DictConfig) -> str:
         return str(parent / "incomplete")
 
 
+OmegaConf.register_new_resolver("run_folder_of", _run_folder, replace=True)  # for conf/train.yaml
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with one line instead of a traceback if the message says how to fix the error."""
@@ -56,42 +52,31 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except MissingMandatoryValue as error:
-        raise SystemExit(
-            f"{program}: {error.full_key} has no value: add {error.full_key}=VALUE"
-        ) from None
+        key = error.full_key
+        raise SystemExit(f"{program}: {key} has no value: add {key}=VALUE") from None
     except (ConfigurationError, ResumeError, OSError) as error:
         raise SystemExit(f"{program}: {error}") from None
 
 
 def build(config: Any) -> Any:
-    """Instantiate a part of the configuration; its targets must be in `BUILDABLE`."""
-    pending = [config]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, dict):
-            target = part.get("_target_")
-            if target is not None and not target.startswith(BUILDABLE):
-                raise ConfigurationError(f"_target_ {target} is not in {', '.join(BUILDABLE)}")
-            pending += part.values()
-        elif isinstance(part, list):
-            pending += part
+    """Instantiate a part of a configuration that `check_targets` has accepted."""
     return instantiate(config, _convert_="all")
 
 
 def check(config: dict[str, Any]) -> None:
-    """Refuse, in seconds, what cannot work: keys, types, sizes that do not fit, a full disk.
+    """Refuse within seconds a run that cannot work: wrong keys, types and sizes, a full disk.
 
     Raises:
         ConfigurationError: the message says what to change.
         FileNotFoundError: a folder has no shards, and no command is known that makes them.
     """
+    check_targets(config)
     import torch
 
     from unclip import bundle
     from unclip.data.shards import list_shards
     from unclip.training import run, sharding
 
-    check_targets(config)
     name, recipe, folders = config["stage"], config["model"], config["folders"]
     try:
         with torch.device("meta"):
@@ -117,23 +102,20 @@ def ensure_inputs(config: dict[str, Any], overrides: list[str]) -> None:
     Args:
         config: resolved configuration.
         overrides: command line, from which an upstream run inherits.
-
-    Raises:
-        FileNotFoundError: a file is missing; the message has the command that makes it.
-        ChildProcessError: an upstream run fails.
     """
     from unclip.training import run
     from unclip.training.resume import AUTO
 
-    if config["resume"] not in (None, AUTO) and not Path(config["resume"]).is_file():
-        raise FileNotFoundError(f"resume={config['resume']}: there is no such file")
+    resume, init, prepare = config["resume"], config["init"], config["prepare"]
+    if resume not in (None, AUTO) and not Path(resume).is_file():
+        raise FileNotFoundError(f"resume={resume}: there is no such file")
     bundle = Path(config["folders"]["models"]) / config["bundle"]
     needs = config["embedder"]["needs"] if config["needs_clip"] else []
-    if config["init"] is not None:
-        init = run.resolve_init(config["init"], config["stage"])
-        run.copy_upstream(needs, init.parent, bundle)
+    if init is not None:
+        run.copy_upstream(needs, run.resolve_init(init, config["stage"]).parent, bundle)
     run.ensure_upstream(needs, bundle, overrides, train=config["upstream"] == "train")
-    run.ensure_data(build(config["prepare"]["build"]), config["prepare"]["done"])
+    if prepare["build"] is not None:
+        run.ensure_data(build(prepare["build"]), prepare["done"])
 
 
 def set_up_process(seed: int) -> None:
@@ -152,12 +134,7 @@ def set_up_process(seed: int) -> None:
 
 
 def build_embedder(config: dict[str, Any]) -> Any:
-    """Build the CLIP embedder, or return None for a stage that needs none.
-
-    Raises:
-        ConfigurationError: the CLIP has other sizes than the stage is configured for; the message
-            names the override that fixes it.
-    """
+    """Build the CLIP embedder, or return None for a stage that needs none."""
     if not config["needs_clip"]:
         return None
     embedder = build(config["embedder"]["build"])
@@ -172,11 +149,7 @@ def build_embedder(config: dict[str, Any]) -> Any:
 
 
 def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
-    """Build the stage in its LightningModule; a new run starts from the weights of `init`.
-
-    Raises:
-        ConfigurationError: the weights of `init` belong to another stage.
-    """
+    """Build the stage in its LightningModule; a new run starts from the weights of `init`."""
     from unclip import bundle
     from unclip.training.acceleration import optimize
     from unclip.training.run import resolve_init
@@ -201,23 +174,16 @@ def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
     )
 
 
-def build_trainer(
-    config: dict[str, Any],
-    metadata: dict[str, Any],
-    checkpoint: Path | None,
-    *,
-    max_steps: int | None = None,
+def open_trainer(
+    config: dict[str, Any], metadata: dict[str, Any], checkpoint: Path | None, max_steps: int | None
 ) -> Any:
-    """Build the trainer with its callbacks and loggers.
+    """Build the trainer with its callbacks and loggers, and check the run that it resumes.
 
     Args:
         config: resolved configuration.
         metadata: description of the run; the number of ranks is added.
         checkpoint: checkpoint that the run resumes from; None for a new run.
         max_steps: number of steps; None for that of the configuration.
-
-    Raises:
-        ResumeError: the checkpoint belongs to another run.
     """
     from unclip.provenance import code_version
     from unclip.training.callbacks.checkpoint import RunMetadata

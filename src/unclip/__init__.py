@@ -1,9 +1,12 @@
 """Train, run and evaluate a hierarchical text-to-image model (DALL·E 2), and edit with it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unclip import _torchvision as _torchvision  # first: other modules import torchvision
 from unclip._version import __version__
+
+if TYPE_CHECKING:
+    from unclip.cascade import Cascade
 
 __all__ = ["Cascade", "__version__"]
 

@@ -5,14 +5,13 @@ from typing import TypedDict
 from torch import Tensor
 
 
-class Batch(TypedDict, total=False):
-    """A batch of N samples; which keys it has depends on the stage.
+class Batch(TypedDict):
+    """A batch of N samples; each stage needs and gets only some of these keys.
 
     Attributes:
         key: names of the samples.
         valid: `N` bool, False for padding that makes the last batches of all ranks equally long.
         caption: raw text.
-        captions: all captions of each sample, if the reader keeps them.
         image: `N 3 H W`, uint8 from a loader, float in [-1, 1] for a stage.
         low_res: `N 3 h w`, input of an upsampler, as `image`.
         image_embedding: `N D`, z_i.
@@ -25,7 +24,6 @@ class Batch(TypedDict, total=False):
     key: list[str]
     valid: Tensor
     caption: list[str]
-    captions: list[list[str]]
     image: Tensor
     low_res: Tensor
     image_embedding: Tensor

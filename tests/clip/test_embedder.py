@@ -31,7 +31,7 @@ def embedder():
     return _embedder()
 
 
-def test_it_says_its_sizes(embedder):
+def test_it_is_frozen_and_has_its_models_sizes(embedder):
     sizes = (embedder.embedding_dim, embedder.text_width, embedder.context_length)
     assert sizes == (20, 24, 12) and embedder.image_size == 32
     assert not embedder.model.training
@@ -40,7 +40,7 @@ def test_it_says_its_sizes(embedder):
 
 
 @pytest.mark.parametrize("normalized", [True, False])
-def test_features_are_open_clips(normalized):
+def test_features_equal_open_clips(normalized):
     embedder = _embedder(normalize=normalized)
     features = embedder.text(CAPTIONS)
     expected = embedder.model.encode_text(embedder.tokenizer(CAPTIONS).tokens, normalize=normalized)
@@ -54,16 +54,15 @@ def test_features_are_open_clips(normalized):
     torch.testing.assert_close(embedder.image(image * 2 - 1), expected)
 
 
-def test_images_of_any_size_and_type(embedder):
+def test_images_may_have_any_size_and_be_uint8_or_float(embedder):
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     torch.testing.assert_close(embedder.image(pixels), embedder.image(pixels.float() / 127.5 - 1))
 
 
-def test_the_cache_changes_nothing(embedder, monkeypatch):
+def test_cached_features_equal_fresh_ones(embedder, monkeypatch):
     fresh = embedder._encode_text(CAPTIONS)
     first = embedder.text(CAPTIONS)
-    encoded = []
-    encode = embedder._encode_text
+    encoded, encode = [], embedder._encode_text
     monkeypatch.setattr(embedder, "_encode_text", lambda new: encoded.append(new) or encode(new))
     second = embedder.text([*reversed(CAPTIONS), "three cats"])
     assert encoded == [["three cats"]]
@@ -72,7 +71,7 @@ def test_the_cache_changes_nothing(embedder, monkeypatch):
         assert torch.equal(b, c[:4].flip(0))
 
 
-def test_the_cache_is_bounded(embedder):
+def test_the_cache_drops_the_least_recent_captions(embedder):
     embedder._cache_size = 2
     features = embedder.text(["a", "b", "c"])
     assert list(embedder._cache) == ["b", "c"]
@@ -84,7 +83,7 @@ def test_the_cache_is_bounded(embedder):
     )
 
 
-def test_features_seen_in_inference_mode_can_be_trained_on(embedder):
+def test_features_cached_in_inference_mode_can_be_trained_on(embedder):
     with torch.inference_mode():
         embedder.text(["a red apple"])
         embedder.image(torch.zeros(1, 3, 32, 32))
@@ -94,7 +93,7 @@ def test_features_seen_in_inference_mode_can_be_trained_on(embedder):
     torch.testing.assert_close(weight.grad, states.sum((0, 1)))
 
 
-def test_autocast_around_it_changes_nothing(embedder):
+def test_autocast_does_not_change_the_features(embedder):
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = (embedder._encode_text(CAPTIONS).text_states, embedder.image(image))
@@ -103,29 +102,23 @@ def test_autocast_around_it_changes_nothing(embedder):
     assert torch.equal(inside[1], embedder.image(image))
 
 
-def test_half_precision_inside_is_float32_outside(embedder):
+def test_a_half_precision_model_has_float32_outputs(embedder):
     half = _embedder(dtype=torch.bfloat16)
     half.model.load_state_dict(embedder.model.state_dict())
     features, image = half.text(CAPTIONS), half.image(torch.rand(2, 3, 32, 32))
-    assert {features.text_states.dtype, features.text_embedding.dtype, image.dtype} == {
-        torch.float32
-    }
+    for part in (features.text_states, features.text_embedding, image):
+        assert part.dtype == torch.float32
     similarity = F.cosine_similarity(
         features.text_embedding, embedder.text(CAPTIONS).text_embedding
     )
     assert similarity.min() > 0.99
 
 
-def test_a_batch_gains_the_features(embedder):
+def test_a_copy_of_a_batch_gets_the_features(embedder):
     image = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    batch = {
-        "key": list("abcd"),
-        "caption": CAPTIONS,
-        "image": image,
-        "low_res": image[..., ::4, ::4],
-    }
+    batch = {"caption": CAPTIONS, "image": image, "low_res": image[..., ::4, ::4]}
     embedded = embedder(batch)
-    assert batch.keys() == {"key", "caption", "image", "low_res"} and batch["image"] is image
+    assert batch.keys() == {"caption", "image", "low_res"} and batch["image"] is image
     added = {"tokens", "text_states", "text_mask", "text_embedding", "image_embedding"}
     assert embedded.keys() == batch.keys() | added
     assert embedded["image"] is image and embedded["low_res"] is batch["low_res"]
@@ -140,7 +133,7 @@ def test_a_stored_image_embedding_is_kept(embedder, monkeypatch):
     assert "image_embedding" not in embedder({"caption": CAPTIONS})
 
 
-def test_embedding_a_data_set(embedder):
+def test_images_of_a_data_set_are_embedded_batch_by_batch(embedder):
     batches = [{"key": ["a"], "image": torch.rand(1, 3, 32, 32)} for _ in range(2)]
     rows = list(embed_images(embedder, iter(batches)))
     assert [keys for keys, _ in rows] == [["a"], ["a"]]

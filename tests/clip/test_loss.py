@@ -16,7 +16,7 @@ def _pairs(count=6, dim=5):
     return image, text, torch.arange(count)[:, None].expand(-1, 3)
 
 
-def test_it_is_the_mean_of_two_cross_entropies():
+def test_the_loss_is_the_mean_of_two_cross_entropies():
     image, text, tokens = _pairs()
     contrast = contrastive_loss(image, text, torch.tensor(10.0), tokens)
     logits = 10 * image @ text.T
@@ -29,7 +29,7 @@ def test_it_is_the_mean_of_two_cross_entropies():
     assert contrast.text_to_image == (logits.argmax(0) == own).float().mean()
 
 
-def test_a_repeated_caption_is_no_negative():
+def test_a_repeated_caption_is_not_a_negative():
     image, text, tokens = _pairs(4)
     tokens = tokens.clone()
     tokens[2] = tokens[0]
@@ -37,17 +37,15 @@ def test_a_repeated_caption_is_no_negative():
     logits = 10 * image @ text.T
     expected = 0.0
     for i in range(4):
-        others = [j for j in range(4) if j == i or {i, j} != {0, 2}]
-        expected += (
-            logits[i, others].logsumexp(0) + logits[others, i].logsumexp(0) - 2 * logits[i, i]
-        )
+        rest = [j for j in range(4) if {i, j} != {0, 2}]
+        expected += logits[i, rest].logsumexp(0) + logits[rest, i].logsumexp(0) - 2 * logits[i, i]
     contrast = contrastive_loss(image, text, torch.tensor(10.0), tokens)
     torch.testing.assert_close(contrast.loss, expected / 8)
     contrast.loss.backward()
     assert image.grad.isfinite().all()
 
 
-def test_a_batch_of_one_caption_has_nothing_to_learn():
+def test_a_batch_with_a_single_caption_has_zero_loss():
     image, text, tokens = _pairs()
     contrast = contrastive_loss(image, text, torch.tensor(10.0), torch.zeros_like(tokens))
     assert contrast.loss == 0 and contrast.image_to_text == 1
@@ -88,11 +86,11 @@ PROCESS = """
 
 
 @pytest.mark.slow
-def test_two_processes_average_to_the_whole_batch(tmp_path):
-    done = subprocess.run(
+def test_gradients_of_two_processes_average_to_those_of_the_whole_batch(tmp_path):
+    finished = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROCESS), str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=280,
     )
-    assert done.returncode == 0, done.stderr
+    assert finished.returncode == 0, finished.stderr

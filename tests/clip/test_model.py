@@ -8,19 +8,25 @@ VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_wi
 TEXT = {"context_length": 12, "vocab_size": 600, "width": 24, "heads": 2, "layers": 2}
 
 
-def _tokens(count=5):
-    tokens = torch.randint(1, 598, (count, 12))
+@pytest.fixture
+def tokens():
+    """Return captions of different lengths, which end with 599."""
+    tokens = torch.randint(1, 598, (5, 12))
     tokens[:, 0] = 598
-    for row in range(count):
+    for row in range(5):
         tokens[row, 3 + row :] = 0
         tokens[row, 3 + row] = 599
     return tokens
 
 
+@pytest.fixture
+def model():
+    return build_clip(embed_dim=20, vision=VISION, text=TEXT)
+
+
 @pytest.mark.parametrize("train", [True, False])
-def test_the_embedding_is_open_clips_own(train):
-    model = build_clip(embed_dim=20, vision=VISION, text=TEXT).train(train)
-    tokens = _tokens()
+def test_the_embedding_equals_open_clips(train, model, tokens):
+    model.train(train)
     states, embedding = encode_text(model, tokens)
     torch.testing.assert_close(embedding, model.encode_text(tokens))
     assert states.shape == (5, 12, 24) and embedding.shape == (5, 20)
@@ -31,57 +37,53 @@ def test_the_embedding_is_open_clips_own(train):
     [{}, {"pool_type": "eos", "eos_id": 599}, {"pool_type": "last", "no_causal_mask": True},
      {"proj_bias": True}, {"proj_type": "none"}],
 )  # fmt: skip
-def test_custom_text_towers_too(settings):
+def test_the_embedding_of_a_custom_text_tower_equals_open_clips(settings, tokens):
     model = open_clip.model.CustomTextCLIP(24, VISION, TEXT | settings).eval()
-    tokens = _tokens()
     torch.testing.assert_close(encode_text(model, tokens).text_embedding, model.encode_text(tokens))
 
 
-def test_states_are_those_after_the_final_norm_and_project_to_the_embedding():
-    model = build_clip(embed_dim=20, vision=VISION, text=TEXT)
-    tokens = _tokens()
+def test_text_states_are_normalized_and_the_last_one_projects_to_the_embedding(model, tokens):
     states, embedding = encode_text(model, tokens)
     torch.testing.assert_close(states.mean(-1), torch.zeros(5, 12), atol=1e-5, rtol=0)
     end = states[torch.arange(5), 3 + torch.arange(5)]
     torch.testing.assert_close(end @ model.text_projection, embedding)
 
 
-def test_causal_text_may_be_shortened_behind_the_end_tokens():
-    model = build_clip(embed_dim=20, vision=VISION, text=TEXT)
-    tokens = _tokens()
+def test_causal_text_may_be_cut_behind_the_end_tokens(model, tokens):
     whole, short = encode_text(model, tokens), encode_text(model, tokens[:, :8])
     torch.testing.assert_close(short.text_embedding, whole.text_embedding)
     torch.testing.assert_close(short.text_states, whole.text_states[:, :8])
 
 
-def test_quick_gelu_is_another_activation():
-    torch.manual_seed(0)
-    plain = build_clip(embed_dim=20, vision=VISION, text=TEXT)
+def test_quick_gelu_is_a_different_activation(model, tokens):
     quick = build_clip(embed_dim=20, vision=VISION, text=TEXT, quick_gelu=True)
-    quick.load_state_dict(plain.state_dict())
-    tokens = _tokens()
-    assert not torch.allclose(plain.encode_text(tokens), quick.encode_text(tokens))
+    quick.load_state_dict(model.state_dict())
+    assert not torch.allclose(model.encode_text(tokens), quick.encode_text(tokens))
 
 
 @pytest.mark.parametrize(
-    "change", [{"width": 33}, {"image_size": 40}, {"layers": [1, 1, 1, 1], "image_size": 48}]
+    ("vision", "text"),
+    [
+        ({"width": 33}, {}),
+        ({"image_size": 40}, {}),
+        ({"layers": [1, 1, 1, 1], "image_size": 48}, {}),
+        ({}, {"heads": 5}),
+    ],
 )
-def test_sizes_that_do_not_divide_are_refused(change):
+def test_sizes_that_do_not_divide_are_errors(vision, text):
     with pytest.raises(ValueError, match="must divide"):
-        build_clip(embed_dim=20, vision=VISION | change, text=TEXT)
-    with pytest.raises(ValueError, match="must divide"):
-        build_clip(embed_dim=20, vision=VISION, text=TEXT | {"heads": 5})
+        build_clip(embed_dim=20, vision=VISION | vision, text=TEXT | text)
 
 
-def test_prepared_images_have_clips_mean_and_size():
+def test_prepared_images_have_clips_normalization_and_size():
     mean, std = (0.5, 0.25, 0.75), (0.5, 0.25, 0.125)
-    grey = torch.full((2, 3, 40, 40), 0.0)  # 0.5 in [0, 1]
-    prepared = prepare_image(grey, size=16, mean=mean, std=std)
+    gray = torch.zeros(2, 3, 40, 40)  # 0.5 in [0, 1]
+    prepared = prepare_image(gray, size=16, mean=mean, std=std)
     expected = torch.tensor([0.0, 1.0, -2.0]).view(1, 3, 1, 1).expand(2, 3, 16, 16)
     torch.testing.assert_close(prepared, expected)
 
 
-def test_uint8_and_float_images_are_one():
+def test_uint8_and_float_images_are_prepared_equally():
     pixels = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
     settings = {"size": 24, "mean": (0.0,) * 3, "std": (1.0,) * 3}
     expected = pixels.float() / 255
@@ -89,29 +91,34 @@ def test_uint8_and_float_images_are_one():
     torch.testing.assert_close(prepare_image(pixels.float() / 127.5 - 1, **settings), expected)
 
 
-def test_shrinking_is_antialiased_and_takes_the_middle():
-    settings = {"size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+SMALL = {"size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+def test_shrinking_an_image_is_antialiased():
     lines = torch.ones(1, 3, 128, 128)
-    lines[..., ::2] = -1  # without antialiasing every eighth column would do: black or white
-    inner = prepare_image(lines, **settings)[..., 2:-2]
+    lines[..., ::2] = -1  # without antialiasing the result would be black or white
+    inner = prepare_image(lines, **SMALL)[..., 2:-2]
     torch.testing.assert_close(inner, torch.full_like(inner, 0.5), atol=0.02, rtol=0)
+
+
+def test_a_wide_image_is_cropped_to_its_center():
     wide = torch.full((1, 3, 16, 32), -1.0)
     wide[..., 8:24] = 1.0
-    torch.testing.assert_close(prepare_image(wide, **settings), torch.ones(1, 3, 16, 16))
+    torch.testing.assert_close(prepare_image(wide, **SMALL), torch.ones(1, 3, 16, 16))
 
 
-def test_the_fingerprint_sees_values_names_types_and_shapes():
+def test_the_fingerprint_depends_on_values_names_types_and_shapes():
     weights = {"b": torch.zeros(2, 3), "a": torch.tensor(1.0), "c": torch.arange(3)}
     first = fingerprint(weights)
     assert len(first) == 16 and int(first, 16) >= 0
     assert first == fingerprint(dict(reversed(weights.items())))
-    assert first == fingerprint(weights | {"b": torch.zeros(3, 2).T})  # layout in memory
-    others = [
+    assert first == fingerprint(weights | {"b": torch.zeros(3, 2).T})  # another layout in memory
+    changed = [
         weights | {"a": torch.tensor(1.0 + 2**-20)},
         weights | {"b": torch.zeros(3, 2)},
         weights | {"b": torch.zeros(2, 3, dtype=torch.int32)},
         weights | {"c": torch.arange(3, dtype=torch.int32)},
         {"b": weights["b"], "a": weights["a"], "d": weights["c"]},
     ]
-    assert len({first, *map(fingerprint, others)}) == 6
+    assert len({first, *map(fingerprint, changed)}) == 6
     assert fingerprint({"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.empty(0)})

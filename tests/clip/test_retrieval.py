@@ -4,12 +4,12 @@ import torch
 from unclip.clip import recall_at
 
 
-def test_a_permutation_by_hand():
-    # Image 0 is nearest to its own text, 1 and 2 are nearer to each other's; 3 nearly fails.
+def test_recall_equals_a_result_by_hand():
+    # images 0 and 3 are nearest to their own texts, 1 and 2 to each other's
     image = torch.eye(4)
     text = torch.tensor([[1, 0, 0, 0], [0, 0.5, 1, 0], [0, 1, 0.5, 0], [0.9, 0, 0, 1.0]])
     recall = recall_at(image, text, k=(1, 2), among=4)
-    assert recall["image_to_text_at_1"] == 0.5  # 0 and 3
+    assert recall["image_to_text_at_1"] == 0.5
     assert recall["image_to_text_at_2"] == 1
     assert recall["text_to_image_at_1"] == 0.5
     assert recall["text_to_image_at_2"] == 1
@@ -22,22 +22,24 @@ def test_the_scale_of_an_embedding_does_not_matter():
         assert scaled[name] == value
 
 
-def test_chance_and_perfection():
-    image = torch.randn(64 * 40, 64)
-    perfect = recall_at(image, image)
-    assert all(value == 1 for value in perfect.values())
-    chance = recall_at(image, torch.randn(64 * 40, 64))
+def test_identical_embeddings_have_recall_one():
+    image = torch.randn(128, 64)
+    assert all(value == 1 for value in recall_at(image, image).values())
+
+
+def test_unrelated_embeddings_score_chance():
+    chance = recall_at(torch.randn(64 * 40, 64), torch.randn(64 * 40, 64))
     assert chance["image_to_text_at_1"] == pytest.approx(1 / 64, abs=0.01)
     assert chance["text_to_image_at_5"] == pytest.approx(5 / 64, abs=0.02)
 
 
-def test_a_collapsed_model_scores_chance():
+def test_constant_embeddings_score_chance():
     recall = recall_at(torch.ones(64, 4), torch.ones(64, 4))
     assert recall["image_to_text_at_1"] == pytest.approx(1 / 64)
     assert recall["text_to_image_at_5"] == pytest.approx(5 / 64)
 
 
-def test_groups_are_consecutive_and_the_last_is_left_out_if_incomplete():
+def test_groups_are_consecutive_and_an_incomplete_one_is_left_out():
     image = torch.eye(10)
     text = image.clone()
     text[8:] = text[[9, 8]]

@@ -34,14 +34,15 @@ def test_the_whole_vocabulary_equals_open_clip(length):
         assert not any(row[count:])
 
 
-def test_an_empty_caption_is_start_and_end(small):
-    for tokenizer in (Tokenizer(8), Tokenizer(8, small)):
-        tokens, mask = tokenizer([""])
-        assert tokens.tolist() == [[tokenizer.start, tokenizer.end] + [0] * 6]
-        assert mask.sum() == 2
+@pytest.mark.parametrize("fitted", [False, True])
+def test_an_empty_caption_is_start_and_end(fitted, small):
+    tokenizer = Tokenizer(8, small if fitted else None)
+    tokens, mask = tokenizer([""])
+    assert tokens.tolist() == [[tokenizer.start, tokenizer.end] + [0] * 6]
+    assert mask.sum() == 2
 
 
-def test_no_captions_make_no_rows():
+def test_an_empty_list_has_no_rows():
     tokens, mask = Tokenizer(8)([])
     assert tokens.shape == mask.shape == (0, 8)
 
@@ -51,11 +52,11 @@ def test_a_fitted_vocabulary_has_the_size_the_bytes_and_the_frequent_words(small
     assert small[:512] == list(range(512)) and small[-2:] == [49406, 49407]
     words = open_clip.tokenize("red apple blue")[0, 1:4].tolist()
     assert set(words) < set(small)
-    # Three words; the other three of six places go to CLIP's first merges.
+    # three words, and CLIP's first merges in the other three places
     assert set(small[512:-2]) - set(words) == {512, 513, 514}
 
 
-def test_frequency_decides_and_ties_go_to_the_lower_id():
+def test_frequent_ids_are_kept_and_in_ties_the_lower_id():
     red, blue, apple = open_clip.tokenize("red blue apple")[0, 1:4].tolist()
     assert fit_vocabulary(["blue apple", "blue"], 515)[512] == blue
     assert fit_vocabulary(["apple red"], 515)[512] == min(red, apple)
@@ -63,12 +64,12 @@ def test_frequency_decides_and_ties_go_to_the_lower_id():
 
 
 @pytest.mark.parametrize("size", [513, 49409])
-def test_an_impossible_size_is_refused(size):
+def test_an_impossible_size_is_an_error(size):
     with pytest.raises(ValueError, match="514 to 49408"):
         fit_vocabulary([], size)
 
 
-def test_a_small_vocabulary_loses_nothing(small):
+def test_a_small_vocabulary_encodes_every_text(small):
     full, compact = Tokenizer(4000), Tokenizer(4000, small)
     tokens = compact(CAPTIONS).tokens
     assert tokens.max() == 519
@@ -77,31 +78,31 @@ def test_a_small_vocabulary_loses_nothing(small):
     assert compact.decode(tokens[0]) == CAPTIONS[0]
 
 
-def test_kept_words_stay_one_token_and_others_are_spelled(small):
+def test_words_of_the_vocabulary_are_one_token_and_others_are_split(small):
     tokenizer = Tokenizer(32, small)
     words = open_clip.tokenize("red apple")[0, 1:3].tolist()
     tokens, mask = tokenizer(["red apple", "zebra"])
     assert [small[index] for index in tokens[0, 1:3]] == words
-    assert mask.sum(1).tolist()[0] == 4 and mask.sum(1).tolist()[1] > 3
+    assert mask[0].sum() == 4 and mask[1].sum() > 3
 
 
-def test_the_whole_vocabulary_given_explicitly_changes_nothing():
+def test_the_whole_vocabulary_may_be_given_explicitly():
     explicit = Tokenizer(32, range(49408))
     assert torch.equal(explicit(CAPTIONS).tokens, Tokenizer(32)(CAPTIONS).tokens)
 
 
-def test_end_is_the_greatest_id_so_that_argmax_finds_it(small):
+def test_the_end_token_has_the_largest_id_for_argmax_pooling(small):
     tokens, mask = Tokenizer(16, small)([caption for caption in CAPTIONS if "<end" not in caption])
     assert torch.equal(tokens.argmax(1), mask.sum(1) - 1)
     assert (tokens[:, 0] == 518).all()
 
 
-def test_over_long_text_keeps_its_end_token(small):
+def test_truncated_text_keeps_its_end_token(small):
     tokens, mask = Tokenizer(10, small)(["apple " * 30])
     assert mask.all() and tokens[0, -1] == 519 and (tokens[0] == 519).sum() == 1
 
 
-def test_cut_is_what_did_not_fit():
+def test_cut_returns_the_truncated_part():
     tokenizer = Tokenizer(7)  # five words
     assert tokenizer.cut("a red apple on grass") == ""
     assert tokenizer.cut("a red apple on grass, Far   away") == ", far away"
@@ -111,7 +112,7 @@ def test_cut_is_what_did_not_fit():
     assert torch.equal(tokenizer([fits]).tokens, tokenizer([caption]).tokens)
 
 
-def test_cut_names_the_whole_word_that_was_split(small):
+def test_cut_returns_the_whole_word_that_was_split(small):
     assert Tokenizer(5, small).cut("apple xylophone") == "xylophone"
 
 
@@ -119,19 +120,22 @@ def test_cut_names_the_whole_word_that_was_split(small):
     "vocabulary",
     [range(512), [*range(511), 600, 49406, 49407], [*range(512), 900, 800, 49406, 49407]],
 )
-def test_a_vocabulary_that_cannot_spell_is_refused(vocabulary):
+def test_a_vocabulary_that_cannot_encode_every_text_is_an_error(vocabulary):
     with pytest.raises(ValueError, match="fit_vocabulary"):
         Tokenizer(8, vocabulary)
 
 
-def test_wrong_arguments_are_refused():
+def test_a_context_without_room_for_text_is_an_error():
     with pytest.raises(ValueError, match="at least 3"):
         Tokenizer(2)
+
+
+def test_a_single_string_is_an_error():
     with pytest.raises(ValueError, match="list of captions"):
         Tokenizer(8)("a red apple")
 
 
-def test_pickles(small):
+def test_a_tokenizer_can_be_pickled(small):
     tokenizer = pickle.loads(pickle.dumps(Tokenizer(12, small)))
     assert tokenizer.context_length == 12
     assert torch.equal(tokenizer(CAPTIONS).tokens, Tokenizer(12, small)(CAPTIONS).tokens)

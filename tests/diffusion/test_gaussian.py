@@ -12,39 +12,67 @@ from unclip.diffusion.gaussian import GaussianDiffusion, discretized_log_likelih
 PREDICTIONS = ["x0", "eps", "v"]
 
 
-def test_unknown_choices_name_the_known_ones():
-    with pytest.raises(ValueError, match="cosine, linear"):
-        GaussianDiffusion(schedule="cosin")
-    with pytest.raises(ValueError, match="steps is 0"):
-        GaussianDiffusion().sampling_timesteps("linspace", 0)
-    with pytest.raises(ValueError, match="log_snr"):
-        GaussianDiffusion().sampling_timesteps("logsnr", 4)
+@pytest.fixture
+def diffusion():
+    return GaussianDiffusion()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"schedule": "cosin"}, "cosine, linear"),
+        ({"prediction": "noise"}, "x0, eps, v"),
+        ({"variance": "learned"}, "fixed_small, learned_range, analytic"),
+        ({"loss_weight": "snr"}, "simple, velocity, min_snr"),
+        ({"huber": 0.0}, "huber is 0.0; it must be positive"),
+    ],
+)
+def test_unknown_values_of_an_argument_are_errors(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianDiffusion(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "message"),
+    [
+        ("linspace", 0, "steps is 0"),
+        ("logsnr", 4, "linspace, log_snr"),
+        ([3, 997, 500], 8, "steps is 8, but there are 3 timesteps"),
+        ([1000, 3], 2, "from 0 to 999"),
+    ],
+)
+def test_impossible_sampling_timesteps_are_errors(spacing, steps, message, diffusion):
+    with pytest.raises(ValueError, match=message):
+        diffusion.sampling_timesteps(spacing, steps)
+
+
+def test_sampling_timesteps_may_be_a_list_in_any_order(diffusion):
+    assert diffusion.sampling_timesteps([3, 997, 500], 3) == [997, 500, 3]
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_reading_the_target_gives_back_x0_and_eps(prediction):
+def test_the_target_is_converted_back_to_x0_and_eps(prediction):
     diffusion = GaussianDiffusion(prediction=prediction)
     x0, noise = torch.randn(64, 3), torch.randn(64, 3)
     t = torch.linspace(10, 950, 64).long()
     x_t = diffusion.add_noise(x0, noise, t)
-    read = diffusion.predict(diffusion.target(x0, noise, t), x_t, t)
-    torch.testing.assert_close(read.x0, x0, atol=2e-3, rtol=1e-3)
-    torch.testing.assert_close(read.eps, noise, atol=2e-3, rtol=1e-3)
+    predicted = diffusion.predict(diffusion.target(x0, noise, t), x_t, t)
+    torch.testing.assert_close(predicted.x0, x0, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(predicted.eps, noise, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_clipping_keeps_x0_and_eps_consistent(prediction):
     diffusion = GaussianDiffusion(prediction=prediction)
     x_t, t = torch.randn(16, 3), torch.full((16,), 700)
-    read = diffusion.predict(torch.randn(16, 3), x_t, t, clip_range=0.5)
-    assert read.x0.abs().max() <= 0.5
-    torch.testing.assert_close(diffusion.add_noise(read.x0, read.eps, t), x_t)
+    predicted = diffusion.predict(torch.randn(16, 3), x_t, t, clip_range=0.5)
+    assert predicted.x0.abs().max() <= 0.5
+    torch.testing.assert_close(diffusion.add_noise(predicted.x0, predicted.eps, t), x_t)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("loss_weight", ["velocity", "min_snr"])
-def test_weighted_loss_is_the_same_for_every_prediction(prediction, loss_weight):
-    """One error of x0 costs the same, in whatever form the network states it."""
+def test_an_error_of_x0_has_the_same_weighted_loss_for_every_prediction(prediction, loss_weight):
     diffusion = GaussianDiffusion(prediction=prediction, loss_weight=loss_weight)
     x0, noise, error = torch.randn(4, 8), torch.randn(4, 8), torch.randn(4, 8)
     t = torch.tensor([50, 300, 600, 900])
@@ -59,7 +87,7 @@ def test_weighted_loss_is_the_same_for_every_prediction(prediction, loss_weight)
     torch.testing.assert_close(loss, weight * error.square().mean(dim=1), rtol=1e-3, atol=1e-5)
 
 
-def test_pseudo_huber_is_a_square_near_zero_and_a_hyperbola_beyond():
+def test_the_pseudo_huber_loss_equals_its_formula():
     """Errors of 4/3 δ and 12/5 δ complete Pythagorean triples: the loss is 4/3 δ² and 16/5 δ²."""
     delta, t = 0.3, torch.tensor([500, 500, 500])
     diffusion = GaussianDiffusion(prediction="x0", huber=delta)
@@ -69,26 +97,24 @@ def test_pseudo_huber_is_a_square_near_zero_and_a_hyperbola_beyond():
     expected = delta**2 * torch.tensor([4 / 3, 16 / 5, 1e-4])
     torch.testing.assert_close(losses["loss"], expected, rtol=2e-3, atol=0)
     torch.testing.assert_close(losses["mse"], error.square().mean(dim=1))
-    with pytest.raises(ValueError, match="huber"):
-        GaussianDiffusion(huber=0.0)
 
 
-def test_posterior_is_bayes_rule():
-    """q(x_{t-1} | x_t, x0) ∝ q(x_t | x_{t-1}) q(x_{t-1} | x0), multiplied out as Gaussians."""
-    diffusion = GaussianDiffusion()
+def test_the_posterior_follows_bayes_rule(diffusion):
+    """q(x_{t-1} | x_t, x0) ∝ q(x_t | x_{t-1}) q(x_{t-1} | x0) is a product of two Gaussians."""
     x0, x_t, t = torch.tensor([[0.3]]), torch.tensor([[-1.1]]), torch.tensor([400])
-    now, before = diffusion.alpha_bar[400].item(), diffusion.alpha_bar[399].item()
-    alpha = now / before
-    precision = alpha / (1 - alpha) + 1 / (1 - before)
-    mean = (
-        math.sqrt(alpha) * -1.1 / (1 - alpha) + math.sqrt(before) * 0.3 / (1 - before)
-    ) / precision
+    alpha_bar_t, alpha_bar_s = diffusion.alpha_bar[[400, 399]].tolist()
+    alpha = alpha_bar_t / alpha_bar_s
+    precision = alpha / (1 - alpha) + 1 / (1 - alpha_bar_s)
+    weighted = math.sqrt(alpha) * -1.1 / (1 - alpha) + math.sqrt(alpha_bar_s) * 0.3 / (
+        1 - alpha_bar_s
+    )
+    mean = weighted / precision
     posterior = diffusion.posterior(x0, x_t, t)
     assert posterior.mean.item() == pytest.approx(mean, rel=1e-5)
     assert posterior.log_variance.item() == pytest.approx(-math.log(precision), rel=1e-5)
 
 
-def test_normal_kl_equals_quadrature():
+def test_the_kl_divergence_of_normals_equals_quadrature():
     p, q = scipy.stats.norm(0.3, math.exp(0.1)), scipy.stats.norm(-0.4, math.exp(-0.35))
     x = np.linspace(-15, 15, 200_001)
     expected = np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x)
@@ -96,14 +122,14 @@ def test_normal_kl_equals_quadrature():
     assert normal_kl(*arguments).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_discretized_likelihood_equals_scipy_and_sums_to_one():
+def test_the_discretized_likelihood_equals_scipys_and_sums_to_one():
     levels = torch.arange(256).float() / 127.5 - 1
     mean, scale = 0.13, 0.07
     ours = discretized_log_likelihood(levels, torch.tensor(mean), torch.tensor(math.log(scale)))
     normal = scipy.stats.norm(mean, scale)
     upper, lower = normal.cdf(levels + 1 / 255), normal.cdf(levels - 1 / 255)
     upper[-1], lower[0] = 1, 0
-    likely = (upper - lower) > 1e-4  # beyond it float32 subtracts nearly equal tails
+    likely = (upper - lower) > 1e-4  # below it, float32 subtracts nearly equal tails
     expected = np.log((upper - lower)[likely])
     np.testing.assert_allclose(ours.numpy()[likely], expected, atol=1e-3)
     assert ours.exp().sum().item() == pytest.approx(1, abs=1e-4)
@@ -111,7 +137,7 @@ def test_discretized_likelihood_equals_scipy_and_sums_to_one():
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bound_is_finite_at_both_ends_and_trains_the_variance_alone(prediction, dtype):
+def test_the_bound_is_finite_at_both_ends_and_trains_only_the_variance(prediction, dtype):
     diffusion = GaussianDiffusion(prediction=prediction, variance="learned_range")
     x0, noise = torch.rand(4, 3, 4, 4) * 2 - 1, torch.randn(4, 3, 4, 4)
     t = torch.tensor([0, 1, 998, 999])
@@ -125,7 +151,7 @@ def test_bound_is_finite_at_both_ends_and_trains_the_variance_alone(prediction, 
     assert (output.grad[:, 3:] != 0).any()
 
 
-def test_bound_is_zero_for_the_true_posterior():
+def test_the_bound_is_zero_for_the_true_posterior():
     diffusion = GaussianDiffusion(prediction="x0", variance="learned_range")
     x0, t = torch.rand(2, 3, 4, 4), torch.tensor([300, 800])
     x_t = diffusion.add_noise(x0, torch.randn_like(x0), t)
@@ -133,17 +159,16 @@ def test_bound_is_zero_for_the_true_posterior():
     torch.testing.assert_close(diffusion.variational_bound(output, x0, x_t, t), torch.zeros(2))
 
 
-def test_sampled_timesteps_cover_the_range_and_are_uniform():
-    diffusion = GaussianDiffusion()
+def test_training_timesteps_cover_the_range_and_are_uniform(diffusion):
     sampled = torch.stack([diffusion.sample_timesteps(8, "cpu") for _ in range(2000)])
     assert (sampled.sort(dim=1).values // 125).unique(dim=0).shape[0] <= 9
     histogram = torch.histc(sampled[:, 0].float(), bins=10, min=0, max=1000)
     assert scipy.stats.chisquare(histogram.numpy()).pvalue > 1e-4
 
 
-def test_uniform_timesteps_of_a_seed_stay_the_same():
+def test_the_training_timesteps_of_a_seed_stay_the_same(diffusion):
     torch.manual_seed(0)
-    sampled = GaussianDiffusion().sample_timesteps(8, "cpu")
+    sampled = diffusion.sample_timesteps(8, "cpu")
     assert sampled.tolist() == [371, 621, 746, 246, 496, 871, 996, 121]
 
 
@@ -162,34 +187,27 @@ def test_logit_normal_timesteps_follow_the_closed_form(mean, std):
     np.testing.assert_allclose(gaps, 1 / 8, atol=0.01)  # one timestep in each of eight strata
 
 
-def test_logit_normal_timesteps_stay_in_range():
-    """The ends of the unit interval are infinite in the logit."""
+def test_logit_normal_timesteps_stay_in_range_although_the_logit_is_infinite_at_its_ends():
     ends = LogitNormal(mean=0.6, std=1.0).quantile(torch.tensor([0.0, 0.5, 1.0]))
     torch.testing.assert_close(ends, torch.tensor([0.0, 1 / (1 + math.exp(-0.6)), 1.0]))
     diffusion = GaussianDiffusion(timestep_density=LogitNormal(mean=9.0, std=3.0))
     sampled = diffusion.sample_timesteps(4000, "cpu")
     assert sampled.min() >= 0
     assert sampled.max() == 999
+
+
+def test_a_logit_normal_density_without_spread_is_an_error():
     with pytest.raises(ValueError, match="must be positive"):
         LogitNormal(mean=0.0, std=0.0)
 
 
-def test_the_table_keeps_its_precision():
-    diffusion = GaussianDiffusion().to(torch.bfloat16)
+def test_the_table_stays_float64_and_is_not_saved(diffusion):
+    diffusion = diffusion.to(torch.bfloat16)
     assert diffusion.alpha_bar.dtype == torch.float64
     assert not diffusion.state_dict()
 
 
-def test_sampling_timesteps_may_be_a_list():
-    diffusion = GaussianDiffusion()
-    assert diffusion.sampling_timesteps([3, 997, 500], 3) == [997, 500, 3]
-    with pytest.raises(ValueError, match="steps is 8, but there are 3 timesteps"):
-        diffusion.sampling_timesteps([3, 997, 500], 8)
-    with pytest.raises(ValueError, match="from 0 to 999"):
-        diffusion.sampling_timesteps([1000, 3], 2)
-
-
-def test_an_analytic_variance_s_error_is_measured_by_timestep_and_kept():
+def test_the_error_of_an_analytic_variance_is_fitted_by_timestep_and_saved():
     diffusion = GaussianDiffusion(variance="analytic")
     t = torch.randint(0, 1000, (50_000,))
     diffusion.fit_error(t, t.float() / 1000 + 0.1 * torch.randn(50_000))

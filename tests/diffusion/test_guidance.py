@@ -3,49 +3,45 @@ import torch
 
 from unclip.diffusion import guided
 
-
-def bind(calls):
-    """Bind a network whose output is its condition and whose variance is ten times that."""
-
-    def make(value):
-        def network(x_t, t):
-            calls.append(len(x_t))
-            mean = value[:, None, None, None].expand(-1, 3, 4, 4) * (1 + x_t)
-            return torch.cat([mean, 10 * mean], dim=1)
-
-        return network
-
-    return make
-
-
 X, T = torch.randn(2, 3, 4, 4), torch.tensor([7, 7])
 COND, NULL = {"value": torch.tensor([2.0, 3.0])}, {"value": torch.tensor([1.0, 1.0])}
 
 
-def test_guidance_extrapolates_the_mean_and_leaves_the_variance():
-    calls = []
-    out = guided(bind(calls), [(3.0, COND), (-2.0, NULL)], channels=3)(X, T)
+def bind_into(batches):
+    """Bind a network whose mean is proportional to its condition, and its variance ten times that.
+
+    The network appends the size of each batch to `batches`.
+    """
+
+    def bind(value):
+        def network(x_t, t):
+            batches.append(len(x_t))
+            mean = value[:, None, None, None] * (1 + x_t)
+            return torch.cat([mean, 10 * mean], dim=1)
+
+        return network
+
+    return bind
+
+
+def test_guidance_extrapolates_the_mean_and_not_the_variance():
+    batches = []
+    out = guided(bind_into(batches), COND, NULL, 3.0, channels=3)(X, T)
     mean = (1 + 3 * (COND["value"] - 1))[:, None, None, None] * (1 + X)
     torch.testing.assert_close(out[:, :3], mean)
     torch.testing.assert_close(out[:, 3:], 10 * COND["value"][:, None, None, None] * (1 + X))
-    assert calls == [4]  # both halves in one batch
+    assert batches == [4]  # both halves in one batch
+
+
+def test_guidance_of_all_channels():
+    out = guided(bind_into([]), COND, NULL, 3.0)(X, T)
+    cond, uncond = (bind_into([])(**condition)(X, T) for condition in (COND, NULL))
+    torch.testing.assert_close(out, uncond + 3 * (cond - uncond))
 
 
 @pytest.mark.parametrize(("scale", "kept"), [(1.0, COND), (0.0, NULL)])
 def test_a_half_of_weight_zero_is_not_computed(scale, kept):
-    calls = []
-    out = guided(bind(calls), [(scale, COND), (1 - scale, NULL)])(X, T)
-    torch.testing.assert_close(out, bind([])(**kept)(X, T))
-    assert calls == [2]
-
-
-def test_three_branches_run_in_one_batch():
-    """null + s_image (image - null) + s_text (full - image), Brooks et al. 2023, eq. 3."""
-    image = {"value": torch.tensor([1.5, 2.5])}
-    branches = [(4.0, COND), (2.0 - 4.0, image), (1 - 2.0, NULL)]
-    calls = []
-    out = guided(bind(calls), branches, channels=3)(X, T)[:, :3]
-    value = NULL["value"] + 2 * (image["value"] - NULL["value"])
-    value = value + 4 * (COND["value"] - image["value"])
-    torch.testing.assert_close(out, value[:, None, None, None] * (1 + X))
-    assert calls == [6]
+    batches = []
+    out = guided(bind_into(batches), COND, NULL, scale)(X, T)
+    torch.testing.assert_close(out, bind_into([])(**kept)(X, T))
+    assert batches == [2]

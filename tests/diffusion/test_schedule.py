@@ -13,16 +13,17 @@ from unclip.diffusion.schedule import (
 )
 
 
-def test_schedules_equal_diffusers():
-    for ours, name in ((cosine_alpha_bar, "squaredcos_cap_v2"), (linear_alpha_bar, "linear")):
-        theirs = DDPMScheduler(num_train_timesteps=1000, beta_schedule=name).alphas_cumprod
-        # theirs is a float32 product of a thousand factors
-        torch.testing.assert_close(ours(1000), theirs.double(), rtol=1e-4, atol=1e-8)
+@pytest.mark.parametrize(
+    ("ours", "name"), [(cosine_alpha_bar, "squaredcos_cap_v2"), (linear_alpha_bar, "linear")]
+)
+def test_schedules_equal_diffusers(ours, name):
+    theirs = DDPMScheduler(num_train_timesteps=1000, beta_schedule=name).alphas_cumprod
+    # theirs is a float32 product of a thousand factors
+    torch.testing.assert_close(ours(1000), theirs.double(), rtol=1e-4, atol=1e-8)
 
 
-def test_cosine_follows_its_formula_away_from_the_cap():
-    alpha_bar = cosine_alpha_bar(1000)
-    t = 499
+def test_the_cosine_schedule_follows_its_formula_where_beta_is_not_capped():
+    alpha_bar, t = cosine_alpha_bar(1000), 499
     f = math.cos(((t + 1) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
     f0 = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     assert alpha_bar[t].item() == pytest.approx(f / f0, rel=1e-9)
@@ -38,13 +39,12 @@ def test_spacings_descend_from_the_last_timestep(spacing, steps):
     assert len(timesteps) <= steps
 
 
-def test_linspace_timesteps_equal_karlo_s_for_seven_steps():
+def test_seven_linspace_timesteps_equal_karlos():
     assert linspace_timesteps(cosine_alpha_bar(1000), 7) == [999, 832, 666, 500, 333, 166, 0]
 
 
-def test_log_snr_timesteps_is_even_in_log_snr():
+def test_log_snr_timesteps_are_evenly_spaced_in_log_snr():
     alpha_bar = cosine_alpha_bar(1000)
     timesteps = log_snr_timesteps(alpha_bar, 10)
-    log_snr = torch.log(alpha_bar / (1 - alpha_bar))[timesteps[1:]]
-    gaps = log_snr.diff()
+    gaps = torch.log(alpha_bar / (1 - alpha_bar))[timesteps[1:]].diff()
     assert gaps.max() / gaps.min() < 1.2

@@ -28,4 +28,4 @@ def test_sheet_prompts_cover_the_set_and_the_held_out_cells():
     cells = [(p.concept, p.color) for p in kinds["held out"]]
     assert 0 < len(set(cells)) == len(cells) <= 24
     few = sheet_prompts("M", most=5)
-    assert [len(prompts) for prompts in few.values()] == [5, 4, 5]  # a monkey is never recoloured
+    assert [len(prompts) for prompts in few.values()] == [5, 4, 5]  # a monkey is never recolored

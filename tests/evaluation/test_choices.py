@@ -9,15 +9,15 @@ def test_choices_on_constructed_embeddings():
     texts = torch.eye(3)
     images = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.5, 0.0], [0.0, 0.2, 0.9]])
     answer = torch.tensor([0, 1, 2])
-    assert choose(images, texts, answer).tolist() == [True, False, True]
-    own = texts[None].expand(3, -1, -1).clone()
+    own = texts.repeat(3, 1, 1)
+    assert choose(images, own, answer).tolist() == [True, False, True]
     own[1] = own[1].flip(0)  # the second image's choices in another order
     assert choose(images, own, torch.tensor([0, 2, 2])).tolist() == [True, True, True]
 
 
 @pytest.mark.parametrize("value", [1.0, torch.nan])
 def test_a_collapsed_or_broken_clip_is_never_right(value):
-    texts = torch.full((4, 2), value)
+    texts = torch.full((5, 4, 2), value)
     assert not choose(torch.ones(5, 2), texts, torch.zeros(5, dtype=torch.int64)).any()
 
 

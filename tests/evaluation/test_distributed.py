@@ -79,7 +79,7 @@ for job in range(3):  # of a sweep: the processes meet once
     assert ranks.share(f"folder of {ranks.rank}") == "folder of 0"
     found = ranks.gather((job, ranks.rank))
     ranks.wait()
-    assert found == ([(job, 0), (job, 1)] if ranks.first else None)
+    assert found == ([(job, 0), (job, 1)] if ranks.first else [])
 """
 
 

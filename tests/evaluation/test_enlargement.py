@@ -29,6 +29,6 @@ def test_the_distance_of_crops_sees_detail_that_a_small_copy_loses():
 def test_bicubic_itself_gains_nothing():
     true = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
     low_res = bicubic(true, 64)
-    numbers = compare_enlargements(bicubic(low_res, 256), true, low_res)
+    numbers = compare_enlargements(bicubic(low_res, 256), true, low_res, resamples=2)
     assert numbers["psnr_gain"] == numbers["psnr_gain_worst"] == 0
-    assert compare_enlargements(true, true, low_res)["psnr"] == 100
+    assert compare_enlargements(true, true, low_res, resamples=2)["psnr"] == 100

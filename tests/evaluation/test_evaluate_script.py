@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from tiny_shards import write_shards
 
-from unclip.evaluation.metrics import Frechet, Kernel
+from unclip.evaluation.metrics.distances import Frechet, Kernel
 from unclip.evaluation.sampling import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from tiny_shards import write_shards
 from unclip.bundle import load_embedder
 from unclip.cascade import Cascade
 from unclip.evaluation.measurement import Measurement, Result, mean_score, run
-from unclip.evaluation.metrics import Frechet
+from unclip.evaluation.metrics.distances import Frechet
 from unclip.evaluation.networks import ClipNetwork, Inception, weights_of
 from unclip.evaluation.report.publish import write_samples
 from unclip.evaluation.report.results import collect
@@ -108,7 +107,7 @@ def test_a_folder_of_images_gets_the_same_numbers_as_the_bundle(
     evaluated, tiny_model, squares, tmp_path
 ):
     ours, found = evaluated
-    theirs = context_of(tiny_model, squares, tmp_path, generated=ours.folder.path)
+    theirs = context_of(tiny_model, squares, tmp_path, images=ours.folder.path)
     again = measure(theirs)
     assert values(again) == values(found)
     results = report_of(theirs, again).results
@@ -122,7 +121,7 @@ def test_a_folder_without_a_manifest_gets_the_numbers_that_need_no_captions(
     strange = shutil.copytree(ours.folder.path, tmp_path / "strange")
     (strange / "settings.json").unlink()
     (strange / "manifest.jsonl").unlink()
-    again = measure(context_of(tiny_model, squares, tmp_path, generated=strange))
+    again = measure(context_of(tiny_model, squares, tmp_path, images=strange))
     assert values(again)["fd_patches"] == pytest.approx(values(found)["fd_patches"])
     assert again.not_available.keys() == {"clip_score", "retrieval"}
     assert "manifest.jsonl" in again.not_available["clip_score"]
@@ -137,7 +136,7 @@ def test_images_with_known_ids_but_other_captions_have_no_real_images(
     (other / "settings.json").unlink()
     manifest = other / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace("square", "circle"))
-    again = measure(context_of(tiny_model, squares, tmp_path, generated=other))
+    again = measure(context_of(tiny_model, squares, tmp_path, images=other))
     assert found.scores["clip_score_judge"].baseline is not None
     assert again.scores["clip_score_judge"].baseline is None
 
@@ -147,12 +146,12 @@ def test_images_of_another_protocol_or_other_data_are_refused(
 ):
     folder = evaluated[0].folder.path
     other = replace(PROTOCOL, split="val")
-    context = context_of(tiny_model, squares, tmp_path, protocol=other, generated=folder)
+    context = context_of(tiny_model, squares, tmp_path, protocol=other, images=folder)
     with pytest.raises(ValueError, match="another protocol"):
         measure(context)
     elsewhere = write_shards(tmp_path / "x", splits=("val", "test_seen"), images=COUNT)
     with pytest.raises(ValueError, match="another data"):
-        measure(context_of(tiny_model, elsewhere, tmp_path, generated=folder))
+        measure(context_of(tiny_model, elsewhere, tmp_path, images=folder))
 
 
 def test_missing_data_are_an_error(tiny_model, tmp_path):
@@ -194,7 +193,7 @@ def test_a_metric_without_its_weights_says_what_to_download_and_the_rest_is_meas
 def test_the_models_own_clip_never_judges(evaluated, tiny_model, squares, tmp_path):
     own = {"judge": lambda: ClipNetwork(load_embedder(tiny_model / "clip.safetensors"), "judge")}
     for generated in (None, evaluated[0].folder.path):  # nor a folder that says who sampled it
-        context = context_of(tiny_model, squares, tmp_path, networks=own, generated=generated)
+        context = context_of(tiny_model, squares, tmp_path, networks=own, images=generated)
         found = measure(context, {"clip_score": METRICS["clip_score"]})
         assert "model's own" in found.not_available["clip_score"] and not found.scores
         with pytest.raises(ValueError, match="model's own"):
@@ -210,12 +209,11 @@ def test_an_unknown_network_is_an_error(tiny_model, squares, tmp_path):
 def test_a_damaged_image_of_a_folder_is_an_error(tiny_model, squares, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG broken")
-    context = context_of(tiny_model, squares, tmp_path, generated=tmp_path / "images")
+    context = context_of(tiny_model, squares, tmp_path, images=tmp_path / "images")
     with pytest.raises(ValueError, match=r"a\.png"):
         measure(context)
 
 
-@dataclass(frozen=True, kw_only=True)
 class KnownShare(Measurement):
     """A measurement of the images themselves."""
 
@@ -224,7 +222,7 @@ class KnownShare(Measurement):
         captions = [context.source.items[item].captions[0] for item in context.items]
         assert len(images) == len(context.prompts) and captions == context.prompts
         rows = torch.tensor([float("red" in text) for text in context.prompts])
-        return Result({"share": mean_score(rows, seed=0, better="higher")})
+        return Result({"share": mean_score(rows, seed=0)})
 
 
 def test_a_new_measurement_sees_images_captions_and_metadata(tiny_model, squares, tmp_path):
@@ -232,18 +230,17 @@ def test_a_new_measurement_sees_images_captions_and_metadata(tiny_model, squares
     assert values(found) == {"share": 6 / 20}  # of the first shard, half
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lacking(Measurement):
     """A measurement whose file is missing, or whose bundle lacks a stage."""
 
-    stages: ClassVar[tuple[str, ...]] = ("clip",)
+    stages = ("clip",)
 
     def __call__(self, context):
         raise FileNotFoundError("words.txt is missing")
 
 
 class NeedsUnknownStage(Lacking):
-    stages: ClassVar[tuple[str, ...]] = ("clip", "upsampler_4096")
+    stages = ("clip", "upsampler_4096")
 
 
 def test_a_measurement_that_lacks_something_is_listed_with_the_reason(
@@ -254,15 +251,14 @@ def test_a_measurement_that_lacks_something_is_listed_with_the_reason(
     assert found.not_available["lacking"] == "words.txt is missing"
     assert "upsampler_4096.safetensors is missing" in found.not_available["stage"]
     assert "fd_patches" in values(found)
-    folder = context_of(tiny_model, squares, tmp_path, generated=evaluated[0].folder.path)
+    folder = context_of(tiny_model, squares, tmp_path, images=evaluated[0].folder.path)
     assert "model=" in run({"lacking": Lacking()}, folder).not_available["lacking"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class NeedsPrior(Measurement):
     """A measurement of the prior that is chosen."""
 
-    stages: ClassVar[tuple[str, ...]] = ("prior",)
+    stages = ("prior",)
 
     def __call__(self, context):
         return Result(values={"prior": {"rows": len(context.predicted("val"))}})

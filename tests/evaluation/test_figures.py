@@ -10,8 +10,8 @@ from tiny_context import configured, context_of, write_model
 from unclip.cascade import Cascade
 from unclip.emoji.caption_pairs import caption_pairs
 from unclip.emoji.scene_shards import description
-from unclip.evaluation.figures.guidance_tradeoff import diversity
-from unclip.evaluation.figures.typographic_attack import write_word
+from unclip.evaluation.figures.edit_scores import write_word
+from unclip.evaluation.figures.priors import diversity
 from unclip.evaluation.measurement import run
 from unclip.evaluation.sources import Real
 
@@ -90,9 +90,9 @@ def test_a_figure_without_the_judge_is_not_available(model, tmp_path):
 
 
 def test_diversity_is_one_minus_the_mean_cosine_between_images_of_a_caption():
-    alike, orthogonal = torch.ones(2, 4), torch.eye(4)[:2]
-    assert diversity(alike, 2) == pytest.approx(0, abs=1e-6)
-    assert diversity(torch.cat([alike, 3 * orthogonal]), 2) == pytest.approx(0.5)
+    same, orthogonal = torch.ones(2, 4), torch.eye(4)[:2]
+    assert diversity(same, 2) == pytest.approx(0, abs=1e-6)
+    assert diversity(torch.cat([same, 3 * orthogonal]), 2) == pytest.approx(0.5)
 
 
 def test_a_word_is_written_on_a_slip():

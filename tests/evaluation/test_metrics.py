@@ -11,15 +11,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from unclip.evaluation.measurement import mean_score
-from unclip.evaluation.metrics import (
-    ClipScore,
-    Cmmd,
-    Frechet,
-    InceptionScore,
-    Kernel,
-    Manifold,
-    RetrievalPrecision,
-)
+from unclip.evaluation.metrics.agreement import ClipScore, RetrievalPrecision
+from unclip.evaluation.metrics.distances import Cmmd, Frechet, Kernel
+from unclip.evaluation.metrics.diversity import InceptionScore, Manifold
 
 
 def two_sets(count=300, dim=24, shift=0.3):
@@ -181,7 +175,7 @@ def test_r_precision_counts_a_caption_among_others():
 
 def test_a_mean_has_its_bootstrap_interval():
     rows = torch.randn(4000)
-    score = mean_score(rows, seed=0, better="higher")
+    score = mean_score(rows, seed=0)
     assert score.error == pytest.approx(float(rows.std()) / 4000**0.5, rel=0.1)
     low, high = score.interval
     assert high - low == pytest.approx(2 * 1.96 * score.error, rel=0.1)

@@ -15,6 +15,7 @@ from unclip.evaluation.networks import (
     ClipNetwork,
     Inception,
     TimmNetwork,
+    encode_texts,
     judge,
     public_clip,
     weights_of,
@@ -163,7 +164,7 @@ def test_any_network_of_timm_from_a_local_file(tmp_path):
 def test_clip_score_is_torchmetrics_with_the_same_model(clip):
     from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 
-    from unclip.evaluation.metrics import ClipScore
+    from unclip.evaluation.metrics.agreement import ClipScore
 
     captions = ["a red square", "a blue star", "two dogs"]
 
@@ -176,7 +177,7 @@ def test_clip_score_is_torchmetrics_with_the_same_model(clip):
             return clip(pixel_values)
 
         def get_text_features(self, input_ids, attention_mask):
-            return clip.texts([captions[int(row[0])] for row in input_ids])
+            return encode_texts(clip.embedder, [captions[int(row[0])] for row in input_ids])
 
     def processor(*, text=None, images=None, **_):
         if images is not None:
@@ -185,7 +186,7 @@ def test_clip_score_is_torchmetrics_with_the_same_model(clip):
         return {"input_ids": places, "attention_mask": places}
 
     theirs, count = _clip_score_update(list(images(3)), captions, Model(), processor)
-    context = Given(clip(images(3)), texts=clip.texts(captions))
+    context = Given(clip(images(3)), texts=encode_texts(clip.embedder, captions))
     score = ClipScore(network="judge")(context).scores["clip_score_judge"]
     assert count == 3 and score.value == pytest.approx(float(theirs.mean()), abs=1e-4)
     assert score.rows.tolist() == pytest.approx(theirs.tolist(), abs=1e-4)

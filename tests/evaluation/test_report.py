@@ -12,8 +12,7 @@ from PIL import Image
 from unclip.evaluation.generation import ImageFolder
 from unclip.evaluation.measurement import Result, Results, Score, Table, mean_score
 from unclip.evaluation.protocol import Prompt, Protocol
-from unclip.evaluation.report.html import render_report
-from unclip.evaluation.report.publish import log_report, publish, summarize
+from unclip.evaluation.report.publish import log_report, publish, render_report, summarize
 from unclip.evaluation.report.results import Report, _merge, main_score, write_results
 from unclip.evaluation.report.sweep_plot import (
     axes,
@@ -23,7 +22,7 @@ from unclip.evaluation.report.sweep_plot import (
     read_points,
     write_curves,
 )
-from unclip.evaluation.report.tables import by_reason, format_table
+from unclip.evaluation.report.tables import format_table, not_available
 
 PROTOCOL = Protocol(
     name="coco14-30k",
@@ -52,7 +51,7 @@ def report_of(folder, *, guidance=None, fid=20.0, data="d", count=30, steps=8) -
     made = ImageFolder.create(folder / "samples", prompts, {"x": 1}, seed=0)
     for k in range(count):
         made.write(k, torch.full((3, 8, 8), k, dtype=torch.uint8))
-    clip = mean_score(torch.linspace(10, 30, count), seed=0, better="higher", baseline=31.5)
+    clip = mean_score(torch.linspace(10, 30, count), seed=0, real=torch.tensor([31.5]))
     scores = {
         "fid": Score(fid, 0.5, (fid - 1, fid + 1), count, "lower", 40504, 3.5, 20252),
         "fd_effnet_lite0": Score(90.0, None, None, count, "lower", 40504),
@@ -75,7 +74,7 @@ def report_of(folder, *, guidance=None, fid=20.0, data="d", count=30, steps=8) -
         "device": "cpu",
     }
     found = Results({"metrics": Result(scores)}, {"cmmd": "download <it>"})
-    return Report(results, found, {"metrics": "Metrics"}, made)
+    return Report(results, found, made)
 
 
 class Reader(HTMLParser):
@@ -143,15 +142,18 @@ def test_columns_of_a_text_table_are_aligned():
 
 def test_a_reason_is_given_once():
     missing = dict.fromkeys(("fid", "kid"), "download the weights") | {"cmmd": "download a CLIP"}
-    expected = {"download the weights": "fid, kid", "download a CLIP": "cmmd"}
-    assert by_reason(missing) == expected
+    assert not_available(missing) == [
+        "not available: fid, kid: download the weights",
+        "not available: cmmd: download a CLIP",
+    ]
 
 
 def with_table(report: Report) -> Report:
     """Add a measurement with a table and a note."""
     table = Table(["stage", "M parameters"], [["decoder", 5.5]])
-    report.found.results["stages"] = Result(tables={"Stages": table}, note="Small <stages>.")
-    report.titles["stages"] = "The bundle"
+    report.found.results["stages"] = Result(
+        tables={"Stages": table}, note="Small <stages>.", title="The bundle"
+    )
     return report
 
 
@@ -164,7 +166,7 @@ def test_the_summary_has_all_tables_and_what_is_missing(tmp_path):
         "Stages\nstage    M parameters",
         "not available: cmmd: download <it>",
         "models/x/images/single_objects.png",
-        "1 min 01 s",
+        "0:01:01",
     ):
         assert words in text
 
@@ -173,7 +175,7 @@ def test_the_page_needs_no_other_file_and_escapes_all_text(tmp_path, capsys):
     publish(with_table(report_of(tmp_path)), tmp_path)
     page = read((tmp_path / "report.html").read_text())
     assert page.sources and all(s.startswith("data:image/png;base64,") for s in page.sources)
-    assert "b" not in page.tags[page.tags.index("figure") :]  # no markup of a prompt
+    assert "it" not in page.tags and "stages" not in page.tags  # no markup of a text
     text = " ".join(page.words)
     for words in ("fid", "20.0", "download <it>", "coco14-30k", "highest clip_score_judge"):
         assert words in text
@@ -184,12 +186,10 @@ def test_the_page_needs_no_other_file_and_escapes_all_text(tmp_path, capsys):
 
 def test_the_page_embeds_images_but_not_those_in_folders(tmp_path):
     name = 'x"><b>y'
-    for path in (tmp_path / f"images/{name}.png", tmp_path / "images/full_size/0.png"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(path)
     report = with_table(report_of(tmp_path))
     report.folder = None
-    report.images["stages"] = sorted((tmp_path / "images").rglob("*.png"))
+    image = Image.new("RGB", (4, 4))
+    report.found.results["stages"].images = {name: image, "full_size/0": image}
     html = render_report(report)
     assert name not in html and len(read(html).sources) == 1
 
@@ -249,9 +249,10 @@ def test_a_sweep_has_a_curve_and_a_table_for_each_key(sweep):
     assert sorted(len(group) for group in groups.values()) == [1, 3]
     group = max(groups.values(), key=len)
     assert [point.guidance for point in group] == [1.0, 1.5, 2.0]
-    assert axes(group) == ("fid", "clip_score_judge")
-    written = {path.name for path in write_curves(sweep)}
+    assert axes(group) == ["fid", "clip_score_judge"]
     keys = {PROTOCOL.key("d", 30), PROTOCOL.key("other", 30)}
+    assert {section.title for section in write_curves(sweep)} == keys
+    written = {path.name for path in sweep.glob("curve-*")}
     assert written == {f"curve-{key}.csv" for key in keys} | {f"curve-{group[0].key}.png"}
     with Image.open(sweep / f"curve-{group[0].key}.png") as image:
         assert image.width > 3 * 300
@@ -313,8 +314,7 @@ class Recorder:
         assert all(len(row) == len(columns) for row in data)
         self.tables[key] = data
 
-    def log_image(self, key, images, caption):
-        assert len(images) == len(caption)
+    def log_image(self, key, images):
         self.images[key] = images
 
     def save(self):
@@ -328,6 +328,6 @@ def test_a_logger_gets_numbers_tables_and_images_by_their_key(tmp_path):
     report, logger = with_table(report_of(tmp_path)), Recorder()
     log_report(logger, report)
     assert logger.metrics[f"{report.key}/fid"] == 20.0 and logger.done == "success"
-    assert len(logger.tables[f"{report.key}/scores"]) == 3
+    assert len(logger.tables[f"{report.key}/{report.key}"]) == 3
     assert logger.tables[f"{report.key}/Stages"] == [["decoder", 5.5]]
     assert logger.images.keys() == {f"{report.key}/{t}" for t in report.best_and_worst()}

@@ -28,7 +28,7 @@ def test_what_has_no_bytes_is_refused(image):
         to_uint8(image)
 
 
-def test_psnr_is_each_pictures_own():
+def test_psnr_is_each_images_own():
     """20 log10(255 / d) where every pixel is off by d; a batch's mean error would say otherwise."""
     target = torch.full((3, 3, 16, 16), 100, dtype=torch.uint8)
     image = target.clone()
@@ -38,7 +38,7 @@ def test_psnr_is_each_pictures_own():
     torch.testing.assert_close(psnr(image, target), torch.tensor(expected))
 
 
-def test_ssim_of_flat_pictures_is_its_luminance_term():
+def test_ssim_of_flat_images_is_its_luminance_term():
     """(2ab + c) / (a² + b² + c), c = 0.01²: without variance nothing else is left."""
     first = torch.full((2, 3, 32, 32), 51, dtype=torch.uint8)
     second = torch.full((2, 3, 32, 32), 204, dtype=torch.uint8)
@@ -48,7 +48,7 @@ def test_ssim_of_flat_pictures_is_its_luminance_term():
     torch.testing.assert_close(ssim(first, second), expected, atol=1e-4, rtol=0)
 
 
-def test_one_picture_alone_keeps_its_batch_dimension():
+def test_one_image_alone_keeps_its_batch_dimension():
     image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     assert psnr(image, image).shape == ssim(image, image).shape == (1,)
 

@@ -7,7 +7,9 @@ from torch import nn
 from unclip.evaluation.context import Context
 from unclip.evaluation.features import resize
 from unclip.evaluation.measurement import run
-from unclip.evaluation.metrics import ClipScore, Frechet, Kernel, Manifold, RetrievalPrecision
+from unclip.evaluation.metrics.agreement import ClipScore, RetrievalPrecision
+from unclip.evaluation.metrics.distances import Frechet, Kernel
+from unclip.evaluation.metrics.diversity import Manifold
 from unclip.evaluation.networks import judge
 from unclip.evaluation.protocol import Protocol
 from unclip.evaluation.sampling import Settings
@@ -29,7 +31,6 @@ METRICS = {
     "manifold": Manifold(network="patches"),
     "clip_score": ClipScore(network="judge"),
     "retrieval": RetrievalPrecision(network="judge"),
-    "left_out": None,
 }
 
 

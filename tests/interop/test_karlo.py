@@ -102,7 +102,7 @@ def test_upsampler_networks_equal_diffusers(cascade, karlo, name):
 
 def test_the_last_network_is_used_for_the_last_step_only(cascade):
     stage = cascade.stage("upsampler_256")
-    network = stage._bind(torch.zeros(1, 3, 8, 8))
+    network = stage.bind({"low_res": torch.zeros(1, 3, 8, 8)})
     x_t, enlarged = torch.randn(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
     for t, expected in ((999, stage.network), (1, stage.network), (0, stage.last_network)):
         t = torch.tensor([t])

@@ -1,116 +1,108 @@
 import pytest
-import tiny_bundle
 import torch
+from tiny_stages import decoder, embedded_batch, randomized
 
-from unclip.clip.embedder import TextFeatures
-from unclip.stages import decoder_edits as editing
+from unclip.stages import decoder_edits
+
+MEAN, STD = 0.2, 0.3
 
 
-@pytest.fixture(scope="module")
+class OptimalNetwork(torch.nn.Module):
+    """A network that predicts E[x0 | x_t] of normal data."""
+
+    def __init__(self, diffusion):
+        super().__init__()
+        self.diffusion = diffusion
+
+    def bind(self, **condition):
+        return self
+
+    def forward(self, x_t, t):
+        alpha_bar = self.diffusion.alpha_bar[t].float().reshape(-1, 1, 1, 1)
+        gain = alpha_bar.sqrt() * STD**2 / (alpha_bar * STD**2 + 1 - alpha_bar)
+        return MEAN + gain * (x_t - alpha_bar.sqrt() * MEAN)
+
+
+@pytest.fixture
 def stage():
-    torch.manual_seed(0)
-    return tiny_bundle.stage("decoder").eval()
+    return randomized(decoder(feature_maps=True))
 
 
-def smooth(stage):
-    """The tiny decoder with an exact denoiser in its network's place: data N(0.2, 0.3²)."""
-    diffusion = stage.diffusion
-
-    class Exact(torch.nn.Module):
-        def bind(self, **condition):
-            return self
-
-        def forward(self, x_t, t):
-            alpha_bar = diffusion.alpha_bar[t].float().reshape(-1, 1, 1, 1)
-            gain = alpha_bar.sqrt() * 0.09 / (alpha_bar * 0.09 + 1 - alpha_bar)
-            return 0.2 + gain * (x_t - alpha_bar.sqrt() * 0.2)
-
-    exact = tiny_bundle.stage("decoder").eval()
-    exact.network = Exact()
-    return exact
-
-
-def clip_features(rows):
-    states = torch.randn(rows, tiny_bundle.CONTEXT_LENGTH, tiny_bundle.TEXT_WIDTH)
-    mask = torch.ones(states.shape[:2], dtype=torch.bool)
-    text = TextFeatures(None, states, mask, torch.randn(rows, tiny_bundle.EMBEDDING_DIM))
-    return {"image_embedding": torch.randn(rows, tiny_bundle.EMBEDDING_DIM), **text._asdict()}
-
-
-def condition(stage, rows):
-    return stage.condition(clip_features(rows))
+@pytest.fixture
+def condition(stage):
+    return stage.condition(embedded_batch(2))
 
 
 def test_timesteps_end_above_zero(stage):
-    assert editing.timesteps(stage.diffusion, 4) == [999, 699, 400, 100]
-    assert editing.timesteps(stage.diffusion, 1) == [999]
-    assert editing.timesteps(stage.diffusion, 900) == list(range(999, 99, -1))
+    assert decoder_edits.timesteps(stage.diffusion, 4) == [999, 699, 400, 100]
+    assert decoder_edits.timesteps(stage.diffusion, 1) == [999]
+    assert decoder_edits.timesteps(stage.diffusion, 900) == list(range(999, 99, -1))
     with pytest.raises(ValueError, match="steps of the decoder is 901; it can be 1 to 900"):
-        editing.timesteps(stage.diffusion, 901)
+        decoder_edits.timesteps(stage.diffusion, 901)
 
 
-def test_the_way_back_is_closer_with_more_steps(stage, generators, monkeypatch):
-    exact = smooth(stage)
-    image = (0.2 + 0.3 * torch.randn(2, 3, 64, 64)).clamp(-1, 1)
-    text = condition(exact, 2)
-    errors = {}
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_reconstruction_improves_with_the_steps(
+    stage, condition, iterations, generators, monkeypatch
+):
+    monkeypatch.setattr(decoder_edits, "ITERATIONS", iterations)
+    errors = reconstruction_errors(stage, condition, generators(2))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.3 * errors[0]
+
+
+def test_reconstruction_improves_with_the_iterations(stage, condition, generators, monkeypatch):
+    errors = []
     for iterations in (1, 4):
-        monkeypatch.setattr(editing, "ITERATIONS", iterations)
-        for steps in (5, 10, 20, 40):
-            noise = editing.invert(exact, text, image, steps=steps)
-            back = editing.render(exact, text, noise, generators=generators(2), steps=steps)
-            errors[iterations, steps] = (back - image).square().mean().sqrt().item()
-    for iterations in (1, 4):
-        falling = [errors[iterations, steps] for steps in (5, 10, 20, 40)]
-        assert falling == sorted(falling, reverse=True)
-    assert errors[1, 40] < 0.3 * errors[1, 5]
-    assert all(errors[4, steps] < errors[1, steps] for steps in (5, 10, 20, 40))
+        monkeypatch.setattr(decoder_edits, "ITERATIONS", iterations)
+        errors.append(reconstruction_errors(stage, condition, generators(2)))
+    assert all(four < one for one, four in zip(*errors, strict=True))
 
 
-def test_eta_draws_and_zero_does_not(stage, generators):
-    text, noise = condition(stage, 2), torch.randn(2, 3, 64, 64)
+def reconstruction_errors(stage, condition, generators) -> list[float]:
+    """Return the error of inverted and rendered normal data at 5, 10, 20 and 40 steps."""
+    torch.manual_seed(0)
+    stage.network = OptimalNetwork(stage.diffusion)
+    image = (MEAN + STD * torch.randn(2, 3, 8, 8)).clamp(-1, 1)
+    errors = []
+    for steps in (5, 10, 20, 40):
+        noise = decoder_edits.invert(stage, condition, image, steps=steps)
+        back = decoder_edits.render(stage, condition, noise, generators=generators, steps=steps)
+        errors.append((back - image).square().mean().sqrt().item())
+    return errors
 
-    def made(eta, seed):
-        return editing.render(stage, text, noise, generators=generators(2, seed), eta=eta, steps=3)
 
-    assert torch.equal(made(0.0, 0), made(0.0, 9))
-    assert not torch.equal(made(0.5, 0), made(0.5, 9))
-
-
-def test_completing_keeps_the_rest_to_the_bit(stage, generators):
-    image, mask = torch.rand(2, 3, 64, 64), torch.zeros(2, 1, 64, 64, dtype=torch.bool)
-    mask[:, :, 10:30] = True
-    made = editing.complete(
-        stage, condition(stage, 2), image, mask, generators=generators(2), steps=6
+@pytest.mark.parametrize(("eta", "same"), [(0.0, True), (0.5, False)])
+def test_the_generators_matter_only_if_eta_is_above_zero(stage, condition, eta, same, generators):
+    noise = torch.randn(2, 3, 8, 8)
+    first, second = (
+        decoder_edits.render(
+            stage, condition, noise, generators=generators(2, seed), eta=eta, steps=3
+        )
+        for seed in (0, 9)
     )
-    kept = ~mask.expand_as(made)
-    assert torch.equal(made[kept], image[kept])
-    assert not torch.equal(made, image)
+    assert torch.equal(first, second) == same
 
 
-def test_edits_clip_x0_as_the_stage_does(stage, generators, monkeypatch):
-    text, image, seeds = condition(stage, 1), torch.rand(1, 3, 64, 64), generators(1)
-    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool)
-    given, denoiser = [], stage.diffusion.denoiser
+def test_inpainting_keeps_the_rest_bit_for_bit(stage, condition, generators):
+    image, mask = torch.rand(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    mask[:, :, 2:5] = True
+    out = decoder_edits.complete(stage, condition, image, mask, generators=generators(2), steps=6)
+    mask = mask.expand_as(out)
+    assert torch.equal(out[~mask], image[~mask])
+    assert (out[mask] != image[mask]).all()
+
+
+def test_edits_clip_x0_as_sampling_does(stage, condition, generators, monkeypatch):
+    image, own, ranges = torch.rand(2, 3, 8, 8), generators(2), []
+    mask, denoiser = torch.ones(2, 1, 8, 8, dtype=torch.bool), stage.diffusion.denoiser
     monkeypatch.setattr(
         stage.diffusion,
         "denoiser",
-        lambda network, clip_range: given.append(clip_range) or denoiser(network, clip_range),
+        lambda network, clip_range: ranges.append(clip_range) or denoiser(network, clip_range),
     )
-    editing.invert(stage, text, image, steps=1)
-    editing.render(stage, text, image, generators=seeds, steps=1)
-    editing.complete(stage, text, image, mask, generators=seeds, steps=1)
-    stage.sample(text, generators=seeds)
-    assert given == [1.0] * 4
-
-
-def test_a_missing_input_is_replaced_by_the_null_of_the_stage(stage):
-    batch = clip_features(2)
-    full = stage.condition(batch)
-    null = stage.null(full)
-    no_text = stage.condition({key: batch[key] for key in ("image_embedding", "text_mask")})
-    no_image = stage.condition({key: batch[key] for key in batch.keys() - {"image_embedding"}})
-    for name in full:
-        of_image = name == "image_embedding"
-        assert torch.equal(no_text[name], (full if of_image else null)[name])
-        assert torch.equal(no_image[name], (null if of_image else full)[name])
+    decoder_edits.invert(stage, condition, image, steps=1)
+    decoder_edits.render(stage, condition, image, generators=own, steps=1)
+    decoder_edits.complete(stage, condition, image, mask, generators=own, steps=1)
+    stage.sample(condition, generators=own)
+    assert ranges == [1.0] * 4

@@ -5,7 +5,7 @@ from unclip.stages.linear_prior import LinearPrior, ridge_regression
 
 
 def test_ridge_regression_equals_least_squares_on_padded_data():
-    """Ridge is least squares with √ridge · identity as further samples that the bias ignores."""
+    """Ridge regression is least squares with √ridge · identity as additional rows without bias."""
     x, y = torch.randn(50, 4) + 1, torch.randn(50, 3)
     extra = np.concatenate([np.sqrt(7.0) * np.eye(4), np.zeros((4, 1))], axis=1)
     inputs = np.concatenate([np.concatenate([x.numpy(), np.ones((50, 1))], axis=1), extra])
@@ -15,7 +15,7 @@ def test_ridge_regression_equals_least_squares_on_padded_data():
 
 
 def test_moments_are_summed_in_float64(monkeypatch):
-    """Of data far from zero as exact as float32's own weights, whatever the chunks."""
+    """The weights are exact to float32 for data far from zero, with any size of the chunks."""
     x, y = torch.randn(5000, 4) + 100, torch.randn(5000, 3) + 100
     inputs = np.pad(x.double().numpy(), [(0, 0), (0, 1)], constant_values=1.0)
     gram = inputs.T @ inputs + np.diag([7.0] * 4 + [0.0])
@@ -25,10 +25,10 @@ def test_moments_are_summed_in_float64(monkeypatch):
         np.testing.assert_allclose(ridge_regression(x, y, 7.0).numpy(), expected, rtol=1e-6)
 
 
-def test_a_linear_world_is_recovered():
-    world, z_t = torch.randn(6, 6), torch.randn(4000, 6)
+def test_the_linear_prior_recovers_a_linear_map():
+    matrix, z_t = torch.randn(6, 6), torch.randn(4000, 6)
     prior = LinearPrior(6, normalize=False, ridge=0.1)
-    prior.fit(z_t, z_t @ world + 2)
-    torch.testing.assert_close(prior(z_t[:5]), z_t[:5] @ world + 2, atol=1e-2, rtol=1e-3)
+    prior.fit(z_t, z_t @ matrix + 2)
+    torch.testing.assert_close(prior(z_t[:5]), z_t[:5] @ matrix + 2, atol=1e-2, rtol=1e-3)
     prior.normalize = True
     torch.testing.assert_close(prior(z_t).norm(dim=1), torch.ones(4000))

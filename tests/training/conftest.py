@@ -16,7 +16,6 @@ from unclip.training import optim
 from unclip.training.callbacks.checkpoint import RunCheckpoint
 from unclip.training.callbacks.ema import EMA
 from unclip.training.callbacks.guard import NonFiniteGuard
-from unclip.training.callbacks.seeding import Seeding
 from unclip.training.modules import StageModule
 
 
@@ -107,7 +106,7 @@ class Kit:
         torch.manual_seed(0)
         defaults = {
             "recipe": {"_target_": "tiny"},
-            "optimizer": functools.partial(optim.adamw, lr=1e-2),
+            "optimizer": functools.partial(torch.optim.AdamW, lr=1e-2, fused=True),
             "schedule": functools.partial(optim.cosine, warm_up_steps=2),
         }
         return cls(stage(), **(defaults | settings))
@@ -118,7 +117,6 @@ class Kit:
             "accelerator": "cpu",
             "devices": 1,
             "loggers": [],
-            "enable_progress_bar": False,
             "gradient_clip_val": 1.0,
             "validate_every_steps": 1000,
             "num_sanity_val_steps": 0,
@@ -131,7 +129,6 @@ class Kit:
         folder = folder or self.folder
         return [
             EMA(decay),
-            Seeding(0),
             NonFiniteGuard(folder),
             RunCheckpoint(folder, every_steps=every_steps),
         ]

@@ -12,7 +12,6 @@ from unclip.training.callbacks.export import Export
 from unclip.training.callbacks.logs import CsvLogger
 from unclip.training.callbacks.progress import StepProgress, Throughput
 from unclip.training.callbacks.samples import SampleGrid, grid_of
-from unclip.training.callbacks.seeding import Seeding
 from unclip.training.modules import StageModule, sample_generators, seed_of
 from unclip.training.trainer import resolve_precision
 
@@ -47,7 +46,7 @@ def test_noise_does_not_depend_on_earlier_random_numbers(kit):
 
     frugal, wasteful = kit.module(), kit.module(Wasteful)
     for module in (frugal, wasteful):
-        kit.trainer(3, Seeding(0)).fit(module, kit.ImageData())
+        kit.trainer(3).fit(module, kit.ImageData())
     assert frugal.stage.noises == wasteful.stage.noises
     assert len(set(frugal.stage.noises)) == 3
 
@@ -104,7 +103,7 @@ def test_throughput_does_not_count_validation(kit, tmp_path):
 
 def test_progress_prints_lines_when_stderr_is_not_a_terminal(kit, capsys):
     progress = StepProgress(every_seconds=0.0)
-    trainer = kit.trainer(3, Throughput(), progress, enable_progress_bar=True)
+    trainer = kit.trainer(3, Throughput(), progress)
     trainer.fit(kit.module(), kit.ImageData())
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("tiny: step 3/3 · loss 0.")
@@ -114,7 +113,7 @@ def test_progress_prints_lines_when_stderr_is_not_a_terminal(kit, capsys):
 def test_progress_prints_the_step_that_a_run_resumes_from(kit, capsys):
     for steps, path in ((2, None), (4, kit.folder / "last.ckpt")):
         progress = StepProgress(every_seconds=0.0)
-        trainer = kit.trainer(steps, *kit.callbacks(), progress, enable_progress_bar=True)
+        trainer = kit.trainer(steps, *kit.callbacks(), progress)
         trainer.fit(kit.module(), kit.ImageData(), ckpt_path=path)
         lines = capsys.readouterr().err.splitlines()
         assert ("tiny: resumed after step 2" in lines) == (path is not None)
@@ -123,7 +122,7 @@ def test_progress_prints_the_step_that_a_run_resumes_from(kit, capsys):
 def test_progress_is_a_bar_on_a_terminal(kit, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = StepProgress(every_seconds=0.0)
-    trainer = kit.trainer(3, progress, enable_progress_bar=True)
+    trainer = kit.trainer(3, progress)
     trainer.fit(kit.module(), kit.ImageData())
     assert "tiny: 100%" in capsys.readouterr().err
 

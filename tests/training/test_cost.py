@@ -16,7 +16,7 @@ from unclip import bundle
 from unclip.training import cost
 from unclip.training.acceleration import optimize
 from unclip.training.muon import Muon
-from unclip.training.optim import adamw, parameter_groups
+from unclip.training.optim import parameter_groups
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIG = {
@@ -27,7 +27,7 @@ CONFIG = {
     },
     "data": {"batch_size": 8, "image_size": 64},
 }
-ADAMW = partial(adamw, lr=1e-3)
+ADAMW = partial(torch.optim.AdamW, lr=1e-3, fused=True)
 MUON = partial(
     Muon,
     **{"lr": 1e-3, "muon_lr": 1e-3, "momentum": 0.9, "betas": (0.9, 0.99)},
@@ -61,7 +61,7 @@ def measured(name, *, checkpointing=False, with_clip=False, **options):
 def test_live_bytes_are_counted_and_forgotten():
     with FakeTensorMode():
         outside = torch.empty(100)
-        with cost.LiveBytes([outside, "not a tensor"]) as live:
+        with cost.StepMeter([outside, "not a tensor"]) as live:
             outside.view(10, 10)
             assert live.now == 0
             first = outside * 2
@@ -80,13 +80,13 @@ def test_attention_is_fused_and_its_flops_are_counted(masked):
     with FakeTensorMode():
         q, k = (torch.empty(2, 3, length, 8, requires_grad=True) for length in (n, m))
         mask = torch.ones(2, 1, 1, m, dtype=torch.bool) if masked else None
-        with cost._count_flops() as flops, cost.LiveBytes([q, k, mask]) as live:
+        with cost.StepMeter([q, k, mask]) as meter:
             out = F.scaled_dot_product_attention(q, k, k, attn_mask=mask)
-            forward = flops.get_total_flops()
+            forward = meter.flops
             out.sum().backward()
     assert forward == 2 * (2 * 2 * 3 * n * m * 8)
-    assert flops.get_total_flops() == 3.5 * forward  # backward: four products and one repeated
-    assert live.peak < 4 * 2 * 3 * n * m
+    assert meter.flops == 3.5 * forward  # backward: four products and one repeated
+    assert meter.peak < 4 * 2 * 3 * n * m
 
 
 class TwoLayers(nn.Module):

@@ -1,23 +1,17 @@
-"""Stored CLIP embeddings: computed once, on several devices, and used in training."""
+"""Stored CLIP embeddings: computed once, by several ranks, and used in training."""
 
 import unclip  # isort: skip # noqa: F401
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from tiny_shards import write_shards
 
 from unclip.data.embeddings import embeddings_path, read_embeddings
 from unclip.data.module import ShardDataModule
 from unclip.training import embeddings as embedding
-from unclip.training.embeddings import (
-    ShardEmbedding,
-    embed_shards,
-    ensure_embeddings,
-)
+from unclip.training.embeddings import embed_shards, ensure_embeddings
 
 
 class MeanColor:
@@ -56,32 +50,12 @@ def test_ranks_embed_disjoint_shards_that_cover_the_data(tmp_path):
     alone = tmp_path / "alone"
     shutil.copytree(root, alone)
     embedder = MeanColor()
-    embed_shards(embedder, [alone / "train" / "64", alone / "val" / "64"])
-    parts = []
+    assert embed_shards(embedder, ShardDataModule(alone, workers=0)) == (6, 48)
+    data = ShardDataModule(root, workers=0)
     for rank in range(2):
-        module = ShardEmbedding(embedder, [root / "train" / "64", root / "val" / "64"])
-        module._trainer = SimpleNamespace(global_rank=rank, world_size=2)
-        parts.append([path.parent.parent.name + path.name for path in module.predict_dataloader()])
-        for shard in module.predict_dataloader():
-            module.predict_step(shard, 0)
-        assert not list(module.predict_dataloader())  # nothing is embedded twice
-    assert len(parts[0]) == len(parts[1]) == 3 and not set(parts[0]) & set(parts[1])
+        assert embed_shards(embedder, data, rank=rank, world_size=2) == (3, 24)
+        assert embed_shards(embedder, data, rank=rank, world_size=2) == (0, 0)
     assert stored(root, embedder) == stored(alone, embedder)
-
-
-def test_a_trainer_embeds(tmp_path, monkeypatch):
-    root = write_shards(tmp_path / "data")
-    module = ShardEmbedding(MeanColor(), [root / "train" / "64"], batch_size=5)
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
-    )
-    trainer.predict(module, return_predictions=False)
-    assert module.images == 24 and module.shards == 2
-    # The second time nothing is left on this rank, and perhaps on another one.
-    for elsewhere in (0, 1):
-        monkeypatch.setattr(trainer.strategy, "reduce", lambda own, *_, n=elsewhere, **__: own + n)
-        trainer.predict(module, return_predictions=False)
-        assert module.images == 24 and module.shards == 2
 
 
 def test_embedding_accepts_the_same_samples_as_training(tmp_path):
@@ -111,7 +85,7 @@ def test_stored_embeddings_equal_those_computed_in_training(tmp_path):
     """Except for the rounding to float16."""
     root = write_shards(tmp_path / "data")
     embedder = MeanColor()
-    embed_shards(embedder, [root / "train" / "64", root / "val" / "64"])
+    embed_shards(embedder, ShardDataModule(root, workers=0))
     batches = []
     for embeddings in (embedder.fingerprint, None):
         data = ShardDataModule(root, batch_size=24, workers=0, embeddings=embeddings)
@@ -124,13 +98,13 @@ def test_stored_embeddings_equal_those_computed_in_training(tmp_path):
 
 def test_embeddings_are_computed_once_and_stored_next_to_their_shards(tmp_path):
     root = write_shards(tmp_path / "data", images=12)
-    folders = [root / "train" / "64", root / "val" / "64"]
-    embedder = MeanColor()
-    assert embed_shards(embedder, folders, batch_size=4) == 4
+    data, embedder = ShardDataModule(root, workers=0), MeanColor()
+    train, val = data.sources()
+    assert embed_shards(embedder, data) == (4, 24)
     assert embedder.images == 24
-    assert embed_shards(embedder, folders) == 0
-    rows, embeddings = read_embeddings(folders[0] / "00001.tar", embedder.fingerprint)
+    assert embed_shards(embedder, data).shards == 0
+    rows, embeddings = read_embeddings(train / "00001.tar", embedder.fingerprint)
     assert list(rows) == [f"{index:08d}" for index in range(1, 12, 2)]
     assert embeddings[rows["00000005"]].argmax() == 1  # green
-    embeddings_path(folders[1] / "00000.tar", embedder.fingerprint).unlink()
-    assert embed_shards(embedder, folders) == 1
+    embeddings_path(val / "00000.tar", embedder.fingerprint).unlink()
+    assert embed_shards(embedder, data).shards == 1

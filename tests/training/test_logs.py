@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 from unclip.training.callbacks.checkpoint import RunCheckpoint
 from unclip.training.callbacks.logs import CsvLogger, TruncateLogsOnResume, wandb_logger
-from unclip.training.callbacks.progress import MemoryUse, peak_memory
+from unclip.training.callbacks.progress import Throughput, peak_memory
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -69,7 +69,7 @@ def test_a_resumed_training_has_the_log_of_an_unbroken_one(kit, tmp_path):
     def train(folder, steps, ckpt_path=None):
         logger = CsvLogger(folder)
         checkpoint = RunCheckpoint(folder, every_steps=2)
-        callbacks = (TruncateLogsOnResume(), MemoryUse(), checkpoint)
+        callbacks = (TruncateLogsOnResume(), Throughput(), checkpoint)
         settings = {"log_every_n_steps": 1, "validate_every_steps": 2, "limit_val_batches": 1}
         trainer = kit.trainer(steps, *callbacks, loggers=[logger], **settings)
         trainer.fit(kit.module(), kit.ImageData(), ckpt_path=ckpt_path)

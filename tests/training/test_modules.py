@@ -29,7 +29,7 @@ SAMPLER = functools.partial(ddim, steps=2)
 DIFFUSION = GaussianDiffusion(prediction="x0")
 TRAINING = {
     "recipe": {},
-    "optimizer": functools.partial(optim.adamw, lr=1e-3),
+    "optimizer": functools.partial(torch.optim.AdamW, lr=1e-3),
     "schedule": optim.warmup_stable_decay,
 }
 

@@ -24,7 +24,7 @@ def test_norms_biases_embeddings_and_positions_are_not_decayed():
     assert plain["weight_decay"] == 0.0
     trainable = [p for p in net.parameters() if p.requires_grad]
     assert len(decayed["params"]) + len(plain["params"]) == len(trainable)
-    optimizer = optim.adamw([decayed, plain], lr=1e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([decayed, plain], lr=1e-3, weight_decay=0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 

@@ -21,7 +21,6 @@ def test_existing_stages_and_data_are_not_made_again(tmp_path, monkeypatch):
     run.ensure_upstream([], tmp_path, [], train=False)
     (tmp_path / "done").touch()
     run.ensure_data(pytest.fail, tmp_path / "done")
-    run.ensure_data(None, None)
 
 
 def test_a_missing_stage_is_named_with_its_command(tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
-"""Jobs of a sweep and their outcomes."""
+"""Jobs of a sweep, their outcomes, and the table of them: printed, and written to summary.csv."""
 
+import csv
 import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
@@ -39,6 +40,16 @@ class Job(NamedTuple):
         added = (word.replace("{folder}", str(self.folder)) for word in (*overrides, *last))
         return [sys.executable, os.path.abspath(sys.argv[0]), *self.overrides, *added]
 
+    def settings(self) -> dict[str, str]:
+        """Return the overrides as a dict."""
+        return dict(word.partition("=")[::2] for word in self.overrides)
+
+    def objective(self) -> float | None:
+        """Load the objective that the job wrote into its run folder, if it did."""
+        path = self.folder / RESULT
+        value = json.loads(path.read_text())["value"] if path.exists() else None
+        return None if value is None else float(value)
+
 
 class Outcome(NamedTuple):
     """Exit code, duration and objective of a job; `value` is None if it was not measured."""
@@ -50,30 +61,42 @@ class Outcome(NamedTuple):
 
     def as_return(self) -> JobReturn:
         """Convert to Hydra's type, which raises an error when the value of a failed job is read."""
-        returned = JobReturn(
-            overrides=list(self.job.overrides),
-            cfg=self.job.config,
-            working_dir=str(self.job.folder),
-        )
+        number, overrides, folder, config = self.job
+        returned = JobReturn(overrides=list(overrides), cfg=config, working_dir=str(folder))
         returned.status = JobStatus.FAILED if self.code else JobStatus.COMPLETED
         returned.return_value = self.value
         if self.code:
             returned.return_value = ChildProcessError(
-                f"job {self.job.number} of the sweep failed with exit code {self.code}: "
-                f"{shlex.join(self.job.overrides)} (in {self.job.folder})"
+                f"job {number} of the sweep failed with exit code {self.code}: "
+                f"{shlex.join(overrides)} (in {folder})"
             )
         return returned
 
 
-def load_objective(folder: Path) -> float | None:
-    """Load the objective from a run folder."""
-    try:
-        value: Any = json.loads((folder / RESULT).read_text(encoding="utf-8"))["value"]
-    except FileNotFoundError:
-        return None
-    return None if value is None else float(value)
+def write_table(folder: Path, outcomes: Sequence[Outcome]) -> str:
+    """Write FOLDER/summary.csv, best job first, and return the same table as text.
 
-
-def select(config: DictConfig, key: str, default: Any = None) -> Any:
-    """Return a value of a job's configuration, or the default."""
-    return OmegaConf.select(config, key, default=default)
+    There is a column for each setting that differs between jobs. The column after them is named by
+    the `objective` of the jobs, whose `direction` decides the order.
+    """
+    config = outcomes[0].job.config
+    objective = OmegaConf.select(config, "objective") or "objective"
+    sign = 1 if OmegaConf.select(config, "direction") == "minimize" else -1
+    settings = [outcome.job.settings() for outcome in outcomes]
+    keys = dict.fromkeys(key for one in settings for key in one)
+    varying = [key for key in keys if len({one.get(key) for one in settings}) > 1] or list(keys)
+    rows = [["job", *varying, objective, "minutes", "state"]]
+    order = lambda o: (o.value is None, sign * (o.value or 0.0), o.job.number)  # noqa: E731
+    for job, code, seconds, value in sorted(outcomes, key=order):
+        measured = "" if value is None else f"{value:.6g}"
+        state = f"failed ({code})" if code else "done"
+        chosen = [job.settings().get(key, "") for key in varying]
+        rows.append([str(job.number), *chosen, measured, f"{seconds / 60:.2f}", state])
+    with open(folder / "summary.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, f"(also in {folder / 'summary.csv'})"])

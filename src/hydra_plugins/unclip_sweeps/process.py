@@ -11,7 +11,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, load_objective, select
-from hydra_plugins.unclip_sweeps.table import write_table
+from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, write_table
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class ProcessLauncherConf:
-    """Keys of `hydra.launcher`."""
-
-    _target_: str = "hydra_plugins.unclip_sweeps.process.ProcessLauncher"
-    n_jobs: int = 1
-    overrides: list[str] = field(default_factory=list)
 
 
 class ProcessLauncher(Launcher):
@@ -46,7 +35,7 @@ class ProcessLauncher(Launcher):
         overrides: overrides that are added to every job; {folder} is replaced by its run folder.
     """
 
-    def __init__(self, n_jobs: int = 1, overrides: Sequence[str] = ()):
+    def __init__(self, n_jobs: int, overrides: Sequence[str]):
         if n_jobs < 1:
             raise ValueError(f"hydra.launcher.n_jobs is {n_jobs}; it must be at least 1")
         self.n_jobs = n_jobs
@@ -63,11 +52,7 @@ class ProcessLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """Run a batch of jobs.
-
-        Raises:
-            ValueError: under torchrun or srun, because the jobs start their ranks themselves.
-        """
+        """Run a batch of jobs; under torchrun or srun, raise ValueError."""
         if "LOCAL_RANK" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
             raise ValueError(
                 "the jobs of a sweep start their ranks themselves: run the sweep without torchrun "
@@ -91,26 +76,24 @@ class ProcessLauncher(Launcher):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-        subfolder = str(select(config, "hydra.sweep.subdir"))
         own = filter_overrides(list(overrides))  # without those of hydra.*
-        return Job(number, tuple(own), folder / subfolder, config)
+        return Job(number, tuple(own), folder / str(config.hydra.sweep.subdir), config)
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Run the jobs, `n_jobs` at a time. Ctrl-C and SIGTERM end them and start no others."""
-        waiting, free = list(jobs), list(range(self.n_jobs))
+        waiting, slots = list(jobs), list(range(self.n_jobs))
         running: dict[int, tuple[Job, subprocess.Popen, float]] = {}
-        done: dict[int, Outcome] = {}
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while waiting or running:
-                while waiting and free:
-                    slot, job = free.pop(0), waiting.pop(0)
+                while waiting and slots:
+                    slot, job = slots.pop(0), waiting.pop(0)
                     running[slot] = (job, self._start(job, slot), time.monotonic())
                 time.sleep(0.05)
                 for slot, (job, process, started) in list(running.items()):
                     if process.poll() is not None:
-                        done[job.number] = self._note(job, process.returncode, started)
-                        free.append(slot)
+                        self._note(job, process.returncode, started)
+                        slots.append(slot)
                         del running[slot]
         finally:
             for _, process, _ in running.values():
@@ -118,7 +101,7 @@ class ProcessLauncher(Launcher):
             for job, process, started in running.values():
                 self._note(job, process.wait(), started)
             signal.signal(signal.SIGTERM, previous)
-        return [done[job.number] for job in jobs]
+        return sorted(self.outcomes[-len(jobs) :], key=lambda outcome: outcome.job.number)
 
     def _start(self, job: Job, slot: int) -> subprocess.Popen:
         log.info("#%d: %s", job.number, shlex.join(job.overrides))
@@ -136,11 +119,9 @@ class ProcessLauncher(Launcher):
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(share or [gpus[slot % len(gpus)]])
         return subprocess.Popen(job.command(self.overrides), env=environment, **settings)
 
-    def _note(self, job: Job, code: int, started: float) -> Outcome:
-        value = load_objective(job.folder) if code == 0 else None
-        outcome = Outcome(job, code, time.monotonic() - started, value)
-        self.outcomes.append(outcome)
-        return outcome
+    def _note(self, job: Job, code: int, started: float) -> None:
+        value = None if code else job.objective()
+        self.outcomes.append(Outcome(job, code, time.monotonic() - started, value))
 
 
 def visible_gpus() -> list[str]:
@@ -157,6 +138,5 @@ def _interrupt(number: int, frame: Any) -> None:
     raise SystemExit(128 + number)
 
 
-ConfigStore.instance().store(
-    group="hydra/launcher", name="process", node=ProcessLauncherConf, provider="unclip"
-)
+DEFAULTS = {"_target_": f"{__name__}.ProcessLauncher", "n_jobs": 1, "overrides": []}
+ConfigStore.instance().store("process", DEFAULTS, group="hydra/launcher", provider="unclip")

@@ -4,7 +4,7 @@ Its keys are those of hydra-optuna-sweeper, which itself still needs optuna < 3.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 Suggester = Callable[[Any], Any]  # asks an Optuna trial for a value
 
 
-def _tpe() -> dict[str, Any]:
-    return {"_target_": "optuna.samplers.TPESampler", "seed": 0}
-
-
-@dataclass
-class OptunaSweeperConf:
-    """Keys of `hydra.sweeper`."""
-
-    _target_: str = "hydra_plugins.unclip_sweeps.search.OptunaSweeper"
-    _recursive_: bool = (
-        False  # the sampler is built later, with a better error if Optuna is missing
-    )
-    sampler: dict[str, Any] = field(default_factory=_tpe)
-    direction: str | None = None
-    storage: str | None = None
-    study_name: str | None = None
-    n_trials: int = 20
-    n_jobs: int = 1
-    params: dict[str, Any] = field(default_factory=dict)
-
-
+@dataclass(kw_only=True)
 class OptunaSweeper(Sweeper):
     """Search with an Optuna sampler.
 
@@ -65,29 +45,18 @@ class OptunaSweeper(Sweeper):
         params: search space; the command line overrides it.
     """
 
-    def __init__(
-        self,
-        *,
-        sampler: Mapping[str, Any],
-        direction: str | None,
-        storage: str | None,
-        study_name: str | None,
-        n_trials: int,
-        n_jobs: int,
-        params: Mapping[str, Any],
-    ):
-        if n_trials < 1 or n_jobs < 1:
-            raise ValueError(
-                f"hydra.sweeper: n_trials is {n_trials} and n_jobs is {n_jobs}; both must be at "
-                "least 1"
-            )
-        self.sampler = sampler
-        self.direction = direction
-        self.storage = storage
-        self.study_name = study_name
-        self.n_trials = n_trials
-        self.n_jobs = n_jobs
-        self.params = params
+    sampler: Mapping[str, Any]
+    direction: str | None
+    storage: str | None
+    study_name: str | None
+    n_trials: int
+    n_jobs: int
+    params: Mapping[str, Any]
+
+    def __post_init__(self):
+        if self.n_trials < 1 or self.n_jobs < 1:
+            counts = f"n_trials is {self.n_trials} and n_jobs is {self.n_jobs}"
+            raise ValueError(f"hydra.sweeper: {counts}; both must be at least 1")
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -100,26 +69,16 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run jobs until there are `n_trials`.
-
-        Raises:
-            ValueError: if Optuna is missing or the search space is empty.
-            ChildProcessError: if all jobs failed.
-        """
+        """Run jobs until there are `n_trials`."""
         words = [f"{key}={value}" for key, value in self.params.items()] + arguments
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = {word.get_key_element(): word for word in parser.parse_overrides(words)}
         space = {key: suggester(o) for key, o in overrides.items() if o.is_sweep_override()}
         if not space:
-            raise ValueError(
-                "the search space is empty: add, for example, "
-                "optimizer.lr=tag(log,interval(1e-5,1e-2))"
-            )
-        fixed = [
-            f"{key}={override.get_value_element_as_str()}"
-            for key, override in overrides.items()
-            if key not in space
-        ]
+            example = "optimizer.lr=tag(log,interval(1e-5,1e-2))"
+            raise ValueError(f"the search space is empty: add, for example, {example}")
+        others = {key: o for key, o in overrides.items() if key not in space}
+        fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in others.items()]
         folder = Path(str(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
@@ -158,20 +117,15 @@ class OptunaSweeper(Sweeper):
         self.validate_batch_is_legal(jobs)
         returns = self.launcher.launch(jobs, initial_job_idx=first)
         for trial, returned in zip(trials, returns, strict=True):
-            if returned.status == JobStatus.COMPLETED and returned._return_value is not None:
-                study.tell(trial, returned._return_value)
-            else:
-                study.tell(trial, state=TrialState.FAIL)
+            done = returned.status == JobStatus.COMPLETED and returned._return_value is not None
+            result = {"values": returned._return_value} if done else {"state": TrialState.FAIL}
+            study.tell(trial, **result)
         if all(trial.state == TrialState.FAIL for trial in study.trials):
             raise ChildProcessError("all jobs of the search have failed: see their output above")
 
 
 def suggester(override: Override) -> Suggester:
-    """Return a function that asks an Optuna trial for the value of an override.
-
-    Raises:
-        ValueError: if the override is not a choice, range or interval.
-    """
+    """Return a function that asks an Optuna trial for the value of an override."""
     key, sweep = override.get_key_element(), override.value()
     if isinstance(sweep, IntervalSweep):
         log = "log" in sweep.tags
@@ -184,6 +138,11 @@ def suggester(override: Override) -> Suggester:
     raise ValueError(f"{key}: use a choice, a range or an interval")
 
 
-ConfigStore.instance().store(
-    group="hydra/sweeper", name="optuna", node=OptunaSweeperConf, provider="unclip"
-)
+DEFAULTS = {
+    "_target_": f"{__name__}.OptunaSweeper",
+    "_recursive_": False,  # the sampler is built later, with a better error if Optuna is missing
+    "sampler": {"_target_": "optuna.samplers.TPESampler", "seed": 0},
+    **dict.fromkeys(["direction", "storage", "study_name"]),
+    **{"n_trials": 20, "n_jobs": 1, "params": {}},
+}
+ConfigStore.instance().store("optuna", DEFAULTS, group="hydra/sweeper", provider="unclip")

@@ -68,7 +68,8 @@ class ClipEmbedder:
         dtype: torch.dtype = torch.float32,
     ):
         tower = text_tower(model)
-        height, width = _pair(cast(Any, model).visual.image_size)
+        size = cast(Any, model).visual.image_size
+        height, width = (size, size) if isinstance(size, int) else size
         if height != width:
             raise ValueError(
                 f"this CLIP takes {height}×{width} pixels; unclip needs a square input"
@@ -101,7 +102,7 @@ class ClipEmbedder:
 
     @torch.inference_mode(False)  # cached features may be used under autograd later
     def text(self, captions: Sequence[str]) -> TextFeatures:
-        """Encode captions; longer ones are truncated (`tokenizer.cut` returns the rest)."""
+        """Encode captions; those longer than the context are truncated (see `tokenizer.cut`)."""
         if self.device.type != "cpu":
             return self._encode_text(captions)
         distinct = list(dict.fromkeys(captions))
@@ -133,8 +134,8 @@ class ClipEmbedder:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of the batch with CLIP's features.
 
-        `caption` adds `tokens`, `text_states`, `text_mask` and `text_embedding`; `image` adds
-        `image_embedding`, unless the loader has already loaded it.
+        The key `caption` adds `tokens`, `text_states`, `text_mask` and `text_embedding`. The key
+        `image` adds `image_embedding`, unless the loader has already loaded it.
         """
         batch = dict(batch)
         if "caption" in batch:
@@ -162,10 +163,6 @@ def embed_images(
     """Yield each batch's keys and image embeddings on the CPU."""
     for batch in batches:
         yield batch["key"], embedder.image(batch["image"]).cpu()
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _embedding_dim(tower: Any) -> int:

@@ -42,14 +42,14 @@ def contrastive_loss(
         gather: also use the batches of the other processes, of equal size, as negatives. The mean
             of the gradients over processes is then that of the whole batch.
     """
-    process = {}
+    ranks = {}
     if gather:
-        process = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
-    loss = _PairLoss(tokens, local_loss=gather, gather_with_grad=gather, **process)
+        ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    loss = _PairLoss(tokens, local_loss=gather, gather_with_grad=gather, **ranks)
     value = loss(image_embedding, text_embedding, logit_scale)
     own = loss.get_ground_truth(tokens.device, len(tokens))
-    right = [(logits.argmax(1) == own).float().mean() for logits in loss.logits]
-    return Contrast(value, *right)
+    accuracies = [(logits.argmax(1) == own).float().mean() for logits in loss.logits]
+    return Contrast(value, *accuracies)
 
 
 class _PairLoss(ClipLoss):
@@ -67,13 +67,13 @@ class _PairLoss(ClipLoss):
         self.logits = tuple(part.detach() for part in logits)
         return logits
 
-    def _repeated(self) -> Bool[Tensor, "batch everyone"]:
-        """Return where another row, of any process, has the same caption."""
-        everyone = [self.tokens]
+    def _repeated(self) -> Bool[Tensor, "batch rows"]:
+        """Return the mask of the other rows, of all processes, with the same caption."""
+        tokens = [self.tokens]
         if self.world_size > 1:
-            everyone = [torch.empty_like(self.tokens) for _ in range(self.world_size)]
-            dist.all_gather(everyone, self.tokens.contiguous())
-        _, caption = torch.unique(torch.cat(everyone), dim=0, return_inverse=True)
+            tokens = [torch.empty_like(self.tokens) for _ in range(self.world_size)]
+            dist.all_gather(tokens, self.tokens.contiguous())
+        _, caption = torch.unique(torch.cat(tokens), dim=0, return_inverse=True)
         own = self.get_ground_truth(self.tokens.device, len(self.tokens))
         same = caption[own][:, None] == caption
         return same.scatter(1, own[:, None], False)  # a caption stays its own positive

@@ -12,6 +12,8 @@ from open_clip.modified_resnet import Bottleneck
 from open_clip.transformer import ResidualAttentionBlock, text_global_pool
 from torch import Tensor, nn
 
+from unclip.images import to_float
+
 BLOCKS = (ResidualAttentionBlock, Bottleneck)  # residual blocks of the towers
 
 
@@ -81,11 +83,6 @@ def encode_text(model: nn.Module, tokens: Int64[Tensor, "batch length"]) -> Text
     return TextOutput(states, pooled)
 
 
-def to_float(image: Shaped[Tensor, "batch 3 height width"]) -> Tensor:
-    """Convert uint8 pixels to floats in [-1, 1]; floats are unchanged."""
-    return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
-
-
 def prepare_image(
     image: Shaped[Tensor, "batch 3 height width"],
     *,
@@ -101,7 +98,7 @@ def prepare_image(
         mean: mean of each channel in [0, 1].
         std: standard deviation of each channel.
     """
-    image = to_float(image).float() / 2 + 0.5
+    image = (to_float(image) if image.dtype == torch.uint8 else image.float()) / 2 + 0.5
     height, width = image.shape[-2:]
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2

@@ -14,9 +14,9 @@ def recall_at(
     k: Sequence[int] = (1, 5),
     among: int = 64,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Return the share of rows whose partner is among the k nearest by cosine, in groups.
+    """Return the share of rows whose partner is among the k nearest rows of its group by cosine.
 
-    Consecutive rows form groups of `among`; an incomplete last group is left out. If others are
+    Consecutive rows form groups of `among`; an incomplete last group is left out. If other rows are
     exactly as near as the partner, the row counts with the probability that a random order puts the
     partner among the first k, so identical embeddings score k / among.
 
@@ -41,8 +41,8 @@ def recall_at(
     ):
         own = scores.diagonal(dim1=1, dim2=2)[..., None]  # (G, N, 1)
         nearer = (scores > own).sum(-1)
-        level = (scores == own).sum(-1)  # including the partner
-        for best in k:
-            hit = ((best - nearer) / level).clamp(0, 1)
-            recall[f"{name}_at_{best}"] = hit.to(torch.float64).mean().float()
+        tied = (scores == own).sum(-1)  # including the partner
+        for K in k:
+            hit = ((K - nearer) / tied).clamp(0, 1)
+            recall[f"{name}_at_{K}"] = hit.to(torch.float64).mean().float()
     return recall

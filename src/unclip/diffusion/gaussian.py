@@ -1,7 +1,7 @@
 """The Gaussian diffusion process: targets, predictions and losses. It has no parameters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -54,7 +54,7 @@ class GaussianDiffusion(nn.Module):
             prediction type.
         gamma: γ, the largest weight (Hang et al. 2023).
         huber: δ of the pseudo-Huber loss 2δ(√(e² + δ²) - δ) instead of the squared error e². It is
-            quadratic for errors below δ and 2δ|e| above, so edges weigh less against flat areas.
+            about e² for errors below δ and 2δ|e| above, so edges weigh less than flat areas.
         timestep_density: density of the training timesteps over [0, T); None is uniform.
 
     Raises:
@@ -152,21 +152,19 @@ class GaussianDiffusion(nn.Module):
             fraction = self.timestep_density.quantile(fraction)
         return (fraction * self.timesteps).long().clamp(max=self.timesteps - 1)
 
-    def _at(self, table: Tensor, t: Int64[Tensor, " batch"], like: Tensor) -> Tensor:
-        return table[t].float().reshape(-1, *([1] * (like.ndim - 1)))
-
     def signal(self, t: Int64[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch ..."]:
         """Return √ᾱ_t, shaped to multiply with `like`."""
-        return self._at(self.alpha_bar.sqrt(), t, like)
+        return _at(self.alpha_bar.sqrt(), t, like)
+
+    def sigma(self, t: Int64[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch ..."]:
+        """Return √(1 - ᾱ_t), shaped to multiply with `like`."""
+        return _at((1 - self.alpha_bar).sqrt(), t, like)
 
     def add_noise(
         self, x0: Float[Tensor, "batch ..."], noise: Float[Tensor, "batch ..."], t: Tensor
     ) -> Float[Tensor, "batch ..."]:
         """Return x_t = √ᾱ_t x0 + √(1 - ᾱ_t) noise."""
-        return (
-            self._at(self.alpha_bar.sqrt(), t, x0) * x0
-            + self._at((1 - self.alpha_bar).sqrt(), t, x0) * noise
-        )
+        return self.signal(t, x0) * x0 + self.sigma(t, x0) * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the training target of the prediction type."""
@@ -174,20 +172,15 @@ class GaussianDiffusion(nn.Module):
             return x0
         if self.prediction == "eps":
             return noise
-        signal, sigma = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
-        return self._at(signal, t, x0) * noise - self._at(sigma, t, x0) * x0
+        return self.signal(t, x0) * noise - self.sigma(t, x0) * x0
 
     def predict(
-        self,
-        output: Tensor,
-        x_t: Tensor,
-        t: Tensor,
-        clip_range: float | None = None,
+        self, output: Tensor, x_t: Tensor, t: Tensor, clip_range: float | None = None
     ) -> Prediction:
         """Convert the network's output to x0, eps and the variance fraction, in float32.
 
         Args:
-            output: shaped as `x_t`, with twice its channels (dimension 1) for a learned variance.
+            output: output of the network, with twice the channels of x_t for a learned variance.
             x_t: the noisy sample.
             t: timestep of each sample.
             clip_range: bound on |x0|; eps is then computed from the clipped x0.
@@ -196,8 +189,7 @@ class GaussianDiffusion(nn.Module):
         if self.learns_variance:
             output, raw = output.chunk(2, dim=1)
             fraction = (raw + 1) / 2
-        signal = self._at(self.alpha_bar.sqrt(), t, x_t)
-        sigma = self._at((1 - self.alpha_bar).sqrt(), t, x_t)
+        signal, sigma = self.signal(t, x_t), self.sigma(t, x_t)
         if self.prediction == "x0":
             x0 = output
         elif self.prediction == "eps":
@@ -214,7 +206,9 @@ class GaussianDiffusion(nn.Module):
             eps = (x_t - signal * x0) / sigma
         return Prediction(x0, eps, fraction)
 
-    def denoiser(self, network, clip_range: float | None = None):
+    def denoiser(
+        self, network: Callable[[Tensor, Tensor], Tensor], clip_range: float | None = None
+    ) -> Callable[[Tensor, int], Prediction]:
         """Wrap `network(x_t, timesteps)` as `denoise(x_t, t) -> Prediction` for a sampler."""
 
         def denoise(x_t: Tensor, t: int) -> Prediction:
@@ -228,34 +222,29 @@ class GaussianDiffusion(nn.Module):
         """Store the mean squared error of x0 at each timestep, for the analytic variance.
 
         Args:
-            t: timesteps at which `error` was measured, in any number and order.
-            error: mean squared error of x0 of each sample.
+            t: timesteps of the samples, in any number and order.
+            error: mean squared error of each sample's x0.
 
         Raises:
             ValueError: a hundredth of the timesteps, over which the table is smoothed, has no
                 measurement.
         """
+        assert self.x0_error is not None, "the variance is not analytic"
         bins = min(100, self.timesteps)
-        where = t * bins // self.timesteps
-        count = torch.bincount(where, minlength=bins).to(self.alpha_bar.device)
-        total = torch.bincount(where, error.double(), minlength=bins).to(self.alpha_bar.device)
+        index = t * bins // self.timesteps
+        count = torch.bincount(index, minlength=bins)
+        total = torch.bincount(index, error.double(), minlength=bins)
         if not count.all():
             raise ValueError("fit_error needs errors from every hundredth of the timesteps")
-        center = (torch.arange(bins) + 0.5) * self.timesteps / bins
-        table = np.interp(np.arange(self.timesteps) + 0.5, center, (total / count).cpu())
-        assert self.x0_error is not None, "the variance is not analytic"
+        centers = (torch.arange(bins) + 0.5) * self.timesteps / bins
+        table = np.interp(np.arange(self.timesteps) + 0.5, centers, (total / count).cpu())
         self.x0_error.copy_(torch.from_numpy(table))
-
-    def x0_error_at(self, t: int) -> float:
-        """Return the mean squared error of x0 at timestep t, as `fit_error` stored it."""
-        assert self.x0_error is not None, "the variance is not analytic"
-        return self.x0_error[t].item()
 
     def weight(self, t: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the factor on the mean squared error of the network's prediction.
 
-        An error of x0 is one of eps times 1/√SNR and one of v times 1/√(SNR + 1). Dividing the
-        target weight of x0's squared error by these gives one rule for all three predictions.
+        The squared error of eps is SNR times that of x0, and the squared error of v is SNR + 1
+        times that of x0, so one weight on the error of x0 serves all three predictions.
         """
         if self.loss_weight == "simple":
             return torch.ones(len(t), device=t.device)
@@ -291,14 +280,14 @@ class GaussianDiffusion(nn.Module):
         previous, beta = self._steps()
         small = beta * (1 - previous) / (1 - self.alpha_bar)
         small = torch.cat([small[1:2], small[1:]])
-        return self._at(small.log(), t, like), self._at(beta.log(), t, like)
+        return _at(small.log(), t, like), _at(beta.log(), t, like)
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
         """Return q(x_{t-1} | x_t, x0) (Ho et al. 2020, eq. 6-7)."""
         previous, beta = self._steps()
         from_x0 = beta * previous.sqrt() / (1 - self.alpha_bar)
         from_x_t = (1 - previous) * (1 - beta).sqrt() / (1 - self.alpha_bar)
-        mean = self._at(from_x0, t, x_t) * x0 + self._at(from_x_t, t, x_t) * x_t
+        mean = _at(from_x0, t, x_t) * x0 + _at(from_x_t, t, x_t) * x_t
         return Posterior(mean, self.log_variance_bounds(t, x_t)[0].expand_as(mean))
 
     def variational_bound(
@@ -319,8 +308,13 @@ class GaussianDiffusion(nn.Module):
         mean = self.posterior(prediction.x0, x_t.float(), t).mean
         kl = normal_kl(true.mean, true.log_variance, mean, log_variance)
         nll = -discretized_log_likelihood(x0, mean, 0.5 * log_variance)
-        bound = torch.where((t == 0).reshape(-1, *([1] * (kl.ndim - 1))), nll, kl)
-        return bound.flatten(1).mean(dim=1) / math.log(2)
+        nats = torch.where(t == 0, nll.flatten(1).mean(dim=1), kl.flatten(1).mean(dim=1))
+        return nats / math.log(2)
+
+
+def _at(table: Tensor, t: Int64[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch ..."]:
+    """Return the table's values at t, shaped to broadcast with `like`."""
+    return table[t].float().reshape(-1, *([1] * (like.ndim - 1)))
 
 
 def normal_kl(

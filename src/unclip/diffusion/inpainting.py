@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unclip.diffusion.gaussian import GaussianDiffusion
-from unclip.diffusion.samplers import Callback, Denoise, Generators, ddim_step, randn, report
+from unclip.diffusion.samplers import Callback, Denoise, Generators, ddim_step, randn, with_callback
 
 
 def inpaint(
@@ -34,16 +34,16 @@ def inpaint(
 
     Args:
         denoise: the denoiser.
-        x_T: noise.
+        x_T: the noise that sampling starts from.
         diffusion: the diffusion process.
         known: the clean image; only its known part is used.
         mask: true where to sample; broadcasts to `known`.
         steps: number of timesteps; there are up to `jump_n_sample` times as many evaluations.
         generators: one generator per sample.
-        timestep_spacing: timestep spacing, as in `ddim`.
-        eta: noise of the steps, as in `ddim`; 1 is ancestral.
+        timestep_spacing: name of the spacing, or the timesteps.
+        eta: noise of the steps, from 0 (deterministic) to 1 (ancestral).
         jump_length: number of steps that are repeated together.
-        jump_n_sample: times that each step is sampled, except for those after the last jump.
+        jump_n_sample: number of times that each step is sampled, except those after the last jump.
         callback: `callback(evaluation, evaluations, x0)`.
 
     Returns:
@@ -59,42 +59,37 @@ def inpaint(
     alpha_bar = diffusion.alpha_bar.tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     schedule = jump_schedule(len(timesteps), jump_length, jump_n_sample)
-    evaluations = 1 + sum(after > before for before, after in pairwise(schedule))
+    evaluations = 1 + sum(j > i for i, j in pairwise(schedule))
+    denoise = with_callback(denoise, callback, evaluations)
 
     def noised(clean: Tensor, signal: float) -> Tensor:
         noise = randn(clean.shape[1:], generators, clean.device)
         return math.sqrt(signal) * clean + math.sqrt(1 - signal) * noise
 
     x = torch.where(mask, x_T, noised(known, alpha_bar[timesteps[0]]))
-    evaluation = 0
     for i, j in pairwise(schedule):
         alpha_bar_t, alpha_bar_s = alpha_bar[timesteps[i]], alpha_bar[timesteps[j]]
         if j < i:  # back to a noisier timestep
             x = noised(x, alpha_bar_s / alpha_bar_t)
             continue
-        prediction = denoise(x, timesteps[i])
-        report(callback, evaluation, evaluations, prediction.x0)
-        evaluation += 1
-        x, std = ddim_step(prediction, alpha_bar_t, alpha_bar_s, eta)
+        x, std = ddim_step(denoise(x, timesteps[i]), alpha_bar_t, alpha_bar_s, eta)
         x = x + std * randn(x.shape[1:], generators, x.device)
         x = torch.where(mask, x, noised(known, alpha_bar_s))
-    x0 = denoise(x, timesteps[-1]).x0
-    x0 = torch.where(mask, x0, known)
-    report(callback, evaluation, evaluations, x0)
-    return x0
+    return torch.where(mask, denoise(x, timesteps[-1]).x0, known)
 
 
 def jump_schedule(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
     """Return the indices of `steps` timesteps in the order in which RePaint visits them.
 
-    After every `jump_length` steps it goes back by as many, until they were sampled
-    `jump_n_sample` times.
+    After every `jump_length` steps, RePaint goes back to the first of them, until they were
+    sampled `jump_n_sample` times.
     """
-    jumps = {index: jump_n_sample - 1 for index in range(jump_length, steps, jump_length)}
+    jumps_left = {i: jump_n_sample - 1 for i in range(jump_length, steps, jump_length)}
     visited = [0]
     while visited[-1] < steps - 1:
-        visited.append(visited[-1] + 1)
-        if jumps.get(visited[-1], 0):
-            jumps[visited[-1]] -= 1
-            visited.append(visited[-1] - jump_length)
+        i = visited[-1] + 1
+        visited.append(i)
+        if jumps_left.get(i, 0):
+            jumps_left[i] -= 1
+            visited.append(i - jump_length)
     return visited

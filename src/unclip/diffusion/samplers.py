@@ -3,12 +3,12 @@
 Each sampler takes `denoise(x_t, t) -> Prediction` and knows nothing of text, guidance or prediction
 types. Every sampler returns the x0 of the last evaluation. `timestep_spacing` is a name or a list
 of timesteps (`GaussianDiffusion.sampling_timesteps`). `callback(step, steps, x0)` is called after
-each evaluation; an exception that it raises ends the sampling. In the code, ᾱ_t belongs to the
-current timestep t and ᾱ_s to the next one, s < t.
+each evaluation; an exception that it raises ends the sampling. A step goes from t to s < t.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor
@@ -32,10 +32,18 @@ def randn(
     return torch.stack(rows).to(device)
 
 
-def report(callback: Callback | None, step: int, steps: int, x0: Tensor) -> None:
-    """Call the callback, if there is one, after evaluation `step` (counted from 0)."""
-    if callback is not None:
-        callback(step + 1, steps, x0)
+def with_callback(denoise: Denoise, callback: Callback | None, steps: int) -> Denoise:
+    """Return a denoiser that calls `callback(step, steps, x0)` after each evaluation."""
+    if callback is None:
+        return denoise
+    numbers = count(1)
+
+    def denoise_and_call(x_t: Tensor, t: int) -> Prediction:
+        prediction = denoise(x_t, t)
+        callback(next(numbers), steps, prediction.x0)
+        return prediction
+
+    return denoise_and_call
 
 
 def ddpm(
@@ -55,13 +63,11 @@ def ddpm(
     """
     alpha_bar = diffusion.alpha_bar.tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
+    denoise = with_callback(denoise, callback, len(timesteps))
     x = x_T
-    for i, t in enumerate(timesteps):
+    for t, s in pairwise(timesteps):
         prediction = denoise(x, t)
-        report(callback, i, len(timesteps), prediction.x0)
-        if i + 1 == len(timesteps):
-            return prediction.x0
-        alpha_bar_t, alpha_bar_s = alpha_bar[t], alpha_bar[timesteps[i + 1]]
+        alpha_bar_t, alpha_bar_s = alpha_bar[t], alpha_bar[s]
         beta = 1 - alpha_bar_t / alpha_bar_s
         beta_tilde = beta * (1 - alpha_bar_s) / (1 - alpha_bar_t)
         from_x0 = beta * math.sqrt(alpha_bar_s) / (1 - alpha_bar_t)
@@ -71,12 +77,12 @@ def ddpm(
             fraction = prediction.variance_fraction
             log_variance = fraction * math.log(beta) + (1 - fraction) * math.log(beta_tilde)
             std = torch.exp(0.5 * log_variance)
-        elif diffusion.variance == "analytic":
-            std = math.sqrt(beta_tilde + from_x0**2 * diffusion.x0_error_at(t))
+        elif diffusion.x0_error is not None:
+            std = math.sqrt(beta_tilde + from_x0**2 * diffusion.x0_error[t].item())
         else:
             std = math.sqrt(beta_tilde)
         x = mean + std * randn(x.shape[1:], generators, x.device)
-    return x
+    return denoise(x, timesteps[-1]).x0
 
 
 def ddim(
@@ -97,16 +103,13 @@ def ddim(
     """
     alpha_bar = diffusion.alpha_bar.tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
+    denoise = with_callback(denoise, callback, len(timesteps))
     x = x_T
-    for i, t in enumerate(timesteps):
-        prediction = denoise(x, t)
-        report(callback, i, len(timesteps), prediction.x0)
-        if i + 1 == len(timesteps):
-            return prediction.x0
-        x, std = ddim_step(prediction, alpha_bar[t], alpha_bar[timesteps[i + 1]], eta)
+    for t, s in pairwise(timesteps):
+        x, std = ddim_step(denoise(x, t), alpha_bar[t], alpha_bar[s], eta)
         if std > 0:
             x = x + std * randn(x.shape[1:], generators, x.device)
-    return x
+    return denoise(x, timesteps[-1]).x0
 
 
 def ddim_step(
@@ -152,15 +155,14 @@ def ddim_invert(
     """
     alpha_bar = diffusion.alpha_bar.tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)[::-1]
+    denoise = with_callback(denoise, callback, len(timesteps) * iterations)
     x_s, alpha_bar_s = x0, 1.0
-    for i, t in enumerate(timesteps):
+    for t in timesteps:
         alpha_bar_t = alpha_bar[t]
         r = math.sqrt(alpha_bar_t / alpha_bar_s)
         noise_scale = math.sqrt(1 - alpha_bar_t) - r * math.sqrt(1 - alpha_bar_s)
         x_t = x_s
-        for k in range(iterations):
-            prediction = denoise(x_t, t)
-            x_t = r * x_s + noise_scale * prediction.eps
-            report(callback, i * iterations + k, len(timesteps) * iterations, prediction.x0)
+        for _ in range(iterations):
+            x_t = r * x_s + noise_scale * denoise(x_t, t).eps
         x_s, alpha_bar_s = x_t, alpha_bar_t
     return x_s

@@ -8,15 +8,18 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+MAX_BETA = 0.999
+LOG_SNR_RANGE = (-7.0, 7.0)  # outside it, log-SNR diverges and samples hardly change
 
-def cosine_alpha_bar(timesteps: int, max_beta: float = 0.999) -> Float64[Tensor, " timesteps"]:
-    """Return ᾱ_t of the cosine schedule (Nichol & Dhariwal 2021, eq. 17), β at most `max_beta`."""
+
+def cosine_alpha_bar(timesteps: int) -> Float64[Tensor, " timesteps"]:
+    """Return ᾱ_t of the cosine schedule (Nichol & Dhariwal 2021, eq. 17) with capped β."""
 
     def alpha_bar(fraction: float) -> float:
         return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
 
     betas = [
-        min(1 - alpha_bar((t + 1) / timesteps) / alpha_bar(t / timesteps), max_beta)
+        min(1 - alpha_bar((t + 1) / timesteps) / alpha_bar(t / timesteps), MAX_BETA)
         for t in range(timesteps)
     ]
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), dim=0)
@@ -40,40 +43,25 @@ def log_snr(alpha_bar: Tensor) -> Tensor:
     return torch.log(alpha_bar) - torch.log1p(-alpha_bar)
 
 
-def _descending(timesteps: list[int]) -> list[int]:
-    """Keep only strictly decreasing timesteps."""
-    kept = timesteps[:1]
-    for t in timesteps[1:]:
-        if t < kept[-1]:
-            kept.append(t)
-    return kept
-
-
 def linspace_timesteps(alpha_bar: Tensor, steps: int) -> list[int]:
     """Return timesteps evenly spaced from T-1 to 0, both included, rounded to integers."""
     last = len(alpha_bar) - 1
-    if steps == 1:
-        return [last]
-    return _descending([round(last * (1 - k / (steps - 1))) for k in range(steps)])
+    timesteps = {round(last * (1 - k / max(steps - 1, 1))) for k in range(steps)}
+    return sorted(timesteps, reverse=True)
 
 
-def _nearest(alpha_bar: Tensor, targets: Tensor) -> list[int]:
-    """Return T-1, then the timesteps whose log-SNR is nearest to each target after the first."""
-    distance = (log_snr(alpha_bar)[None, :] - targets[:, None]).abs()
-    return _descending([len(alpha_bar) - 1, *distance.argmin(dim=1).tolist()[1:]])
+def log_snr_timesteps(alpha_bar: Tensor, steps: int) -> list[int]:
+    """Return T-1, then timesteps evenly spaced in log-SNR, as multistep solvers need them.
 
-
-def log_snr_timesteps(
-    alpha_bar: Tensor, steps: int, lowest: float = -7.0, highest: float = 7.0
-) -> list[int]:
-    """Return timesteps evenly spaced in log-SNR, where solvers need them (Lu et al. 2022).
-
-    The ends of a schedule, where log-SNR diverges and nothing happens, are cut off at `lowest` and
-    `highest`. The first timestep is still T-1, since sampling starts from pure noise.
+    The ends of the schedule are cut off at `LOG_SNR_RANGE`, except for T-1, since sampling starts
+    from pure noise (Lu et al. 2022).
     """
-    ends = log_snr(alpha_bar[[-1, 0]])
-    low, high = max(ends[0].item(), lowest), min(ends[1].item(), highest)
-    return _nearest(alpha_bar, torch.linspace(low, high, steps, dtype=alpha_bar.dtype))
+    levels = log_snr(alpha_bar)
+    low = max(levels[-1].item(), LOG_SNR_RANGE[0])
+    high = min(levels[0].item(), LOG_SNR_RANGE[1])
+    targets = torch.linspace(low, high, steps, dtype=alpha_bar.dtype)[1:]
+    nearest = (levels - targets[:, None]).abs().argmin(dim=1)
+    return sorted({len(alpha_bar) - 1, *nearest.tolist()}, reverse=True)
 
 
 TIMESTEP_SPACINGS: dict[str, Callable[[Tensor, int], list[int]]] = {

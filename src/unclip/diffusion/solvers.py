@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from unclip.diffusion.gaussian import GaussianDiffusion
-from unclip.diffusion.samplers import Callback, Denoise, Generators, randn, report
+from unclip.diffusion.samplers import Callback, Denoise, Generators, randn, with_callback
 
 FEW_STEPS = 15  # below this many, the last step is first order (Lu et al. 2022, section 5)
 
@@ -57,17 +57,15 @@ def dpm_solver_pp_2m(
     """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, deterministic."""
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     alpha, sigma, lam = _levels(diffusion, timesteps)
+    denoise = with_callback(denoise, callback, len(timesteps))
     x, previous = x_T, None
-    for i, t in enumerate(timesteps):
+    for i, t in enumerate(timesteps[:-1]):
         x0 = denoise(x, t).x0
-        report(callback, i, len(timesteps), x0)
-        if i + 1 == len(timesteps):
-            return x0
         h = lam[i + 1] - lam[i]
         D = _extrapolated(x0, previous, lam, i)
         x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * D
         previous = x0
-    return x
+    return denoise(x, timesteps[-1]).x0
 
 
 def dpm_solver_pp_2m_sde(
@@ -83,19 +81,17 @@ def dpm_solver_pp_2m_sde(
     """Sample by SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5.1): second order, fresh noise."""
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     alpha, sigma, lam = _levels(diffusion, timesteps)
+    denoise = with_callback(denoise, callback, len(timesteps))
     x, previous = x_T, None
-    for i, t in enumerate(timesteps):
+    for i, t in enumerate(timesteps[:-1]):
         x0 = denoise(x, t).x0
-        report(callback, i, len(timesteps), x0)
-        if i + 1 == len(timesteps):
-            return x0
         h = lam[i + 1] - lam[i]
         D = _extrapolated(x0, previous, lam, i)
         x = sigma[i + 1] / sigma[i] * math.exp(-h) * x - alpha[i + 1] * math.expm1(-2 * h) * D
         std = sigma[i + 1] * math.sqrt(-math.expm1(-2 * h))
         x = x + std * randn(x.shape[1:], generators, x.device)
         previous = x0
-    return x
+    return denoise(x, timesteps[-1]).x0
 
 
 def unipc(
@@ -115,13 +111,11 @@ def unipc(
     """
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     alpha, sigma, lam = _levels(diffusion, timesteps)
+    denoise = with_callback(denoise, callback, len(timesteps))
     x = x_last = x_T
     x0_1 = x0_2 = None  # x0 of one and two evaluations ago
-    for i, t in enumerate(timesteps):
+    for i, t in enumerate(timesteps[:-1]):
         x0 = denoise(x, t).x0
-        report(callback, i, len(timesteps), x0)
-        if i + 1 == len(timesteps):
-            return x0
         if x0_1 is not None:
             h = lam[i] - lam[i - 1]
             node = None
@@ -133,7 +127,7 @@ def unipc(
         h = lam[i + 1] - lam[i]
         D = _extrapolated(x0, x0_2, lam, i)
         x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * D
-    return x
+    return denoise(x, timesteps[-1]).x0
 
 
 def _corrected(x0: Tensor, x0_end: Tensor, node: tuple[Tensor, float] | None, h: float) -> Tensor:
@@ -142,9 +136,9 @@ def _corrected(x0: Tensor, x0_end: Tensor, node: tuple[Tensor, float] | None, h:
     Args:
         x0: x0 at the step's start.
         x0_end: x0 at the step's end.
-        node: difference of the previous evaluation's x0 to `x0`, and its position r in units of
-            the step.
-        h: the step in λ.
+        node: difference between the previous evaluation's x0 and `x0`, and the position r of that
+            evaluation in units of the step; None for first order.
+        h: size of the step in λ.
     """
     if node is None:
         return x0 + 0.5 * (x0_end - x0)

@@ -9,19 +9,12 @@ from unclip.emoji.catalog import BACKGROUNDS, COLORS
 
 
 class CaptionPair(NamedTuple):
-    """One text diff.
+    """One text diff."""
 
-    Attributes:
-        row: index of the image.
-        source: caption of the image.
-        target: caption that the edited image should match.
-        changed: part of the caption that differs: "object", "color" or "background".
-    """
-
-    row: int
-    source: str
-    target: str
-    changed: str
+    row: int  # index of the image
+    source: str  # caption of the image
+    target: str  # caption that the edited image should match
+    changed: str  # part of the caption that differs: "object", "color" or "background"
 
 
 def caption_pairs(

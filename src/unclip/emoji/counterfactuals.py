@@ -53,20 +53,20 @@ def exchange_places(caption: str) -> str:
 def exchange_colors(caption: str, objects: Sequence[Mapping[str, Any]]) -> str:
     """Exchange the colors of two recolored objects."""
     parts = PairCaption.parse(caption)
-    first, second = _in_caption_order(parts, objects)
-    return str(
-        parts._replace(
-            first=article(f"{second['colour']} {_noun(parts.first, first)}"),
-            second=article(f"{first['colour']} {_noun(parts.second, second)}"),
-        )
-    )
+    first, second = (item["colour"] for item in _in_caption_order(parts, objects))
+    swapped = {
+        "first": article(f"{second} {_noun(parts.first, first)}"),
+        "second": article(f"{first} {_noun(parts.second, second)}"),
+    }
+    return str(parts._replace(**swapped))
 
 
 def replace_concept(caption: str, objects: Sequence[Mapping[str, Any]], row: int, name: str) -> str:
     """Replace the concept of object `row` by the one called `name`; its color stays."""
     parts = PairCaption.parse(caption)
     item = objects[row]
-    phrase = article(f"{item['colour']} {name}" if item["colour"] else name)
+    color = item["colour"]
+    phrase = article(f"{color} {name}" if color else name)
     place = "first" if _in_caption_order(parts, objects)[0] is item else "second"
     return str(parts._replace(**{place: phrase}))
 
@@ -116,6 +116,6 @@ def _in_caption_order(parts: PairCaption, objects: Sequence[Mapping[str, Any]]) 
     return objects[::-1] if parts.relation in _INVERSE else objects
 
 
-def _noun(phrase: str, item: Mapping[str, Any]) -> str:
+def _noun(phrase: str, color: str) -> str:
     """Return a noun phrase without its article and color."""
-    return phrase.split(" ", 1)[1].removeprefix(f"{item['colour']} ")
+    return phrase.split(" ", 1)[1].removeprefix(f"{color} ")

@@ -11,17 +11,12 @@ from unclip.files import read_json
 
 
 class Probe(NamedTuple):
-    """One kind of question, asked of the images that it applies to.
+    """One kind of question, asked of the images that it applies to."""
 
-    Attributes:
-        rows: index of each image.
-        choices: captions that each image's nearest is chosen from, the same number for each.
-        answers: index of the true caption among the choices.
-    """
-
-    rows: list[int]
+    rows: list[int]  # index of each image
+    # captions that each image's nearest is chosen from, the same number for each
     choices: list[list[str]]
-    answers: list[int]
+    answers: list[int]  # index of the true caption among the choices
 
     def add(self, row: int, choices: list[str], answer: int = 0) -> None:
         """Ask the question of one more image."""
@@ -43,7 +38,7 @@ def object_probes(metadata: Sequence[Mapping[str, Any]], name: str) -> dict[str,
 
     `concept`: which concept of set `name` an object in its natural colors is ("an apple").
     `concept_recoloured`: which concept a recolored object is, given its color ("a blue apple");
-    without the color, a judge may rightly reject a blue apple. `colour`: which color a recolored
+    without the color, a judge may rightly reject a blue apple. "colour": which color a recolored
     object has, given its concept. All held-out single objects are recolored.
     """
     known, colors = concepts(name), list(COLORS)

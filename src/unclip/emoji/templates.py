@@ -85,15 +85,10 @@ def main_colors(images: Images, regions: Regions) -> Int64[Tensor, " count"]:
 
 
 class Templates(NamedTuple):
-    """Crops of real single objects.
+    """Crops of real single objects."""
 
-    Attributes:
-        crops: descriptions of the crops, see `describe`.
-        concepts: OpenMoji code of the concept of each crop.
-    """
-
-    crops: Float[Tensor, "templates features"]
-    concepts: list[str]
+    crops: Float[Tensor, "templates features"]  # descriptions of the crops, see `describe`
+    concepts: list[str]  # OpenMoji code of the concept of each crop
 
     @classmethod
     def cut(cls, images: Images, metadata: Scenes, name: str, *, each: int = 2) -> Self:

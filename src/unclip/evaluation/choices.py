@@ -2,21 +2,20 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unclip.clip import ClipEmbedder
 from unclip.emoji.counterfactuals import counterfactual_probes
 from unclip.emoji.probes import Probe, concept_set, object_probes
 from unclip.evaluation.context import HELD_OUT, SEEN, Context
-from unclip.evaluation.measurement import Z95, Measurement, Result, Table
+from unclip.evaluation.features import Features, Images
+from unclip.evaluation.measurement import Z95, Measurement, Numbers, Result, Table
+from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.evaluation.sources import Real
-
-Numbers = dict[str, Any]
 
 MEASURABLE = 0.9  # least share of real images on which a judge must be right
 _PROBES = {
@@ -31,38 +30,30 @@ _PROBES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class JudgeChoices(Measurement):
     """How often a judge CLIP chooses the true caption of a generated image among false ones.
 
     Binding, counting and position are the choices among counterfactual captions. The same share
     for real images is the ceiling; below 90% the judge cannot measure that category.
-
-    Args:
-        among: number of captions of other images that an image's own caption is chosen from.
     """
 
-    among: int = 16
+    among: int = 16  # number of captions of other images that an image's own caption is chosen from
 
-    title: ClassVar[str] = "The judge's choices"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder", "judge")
+    title = "The judge's choices"
+    stages = ("clip", "prior", "decoder", "judge")
 
     def __call__(self, context: Context) -> Result:
         """Measure generated and real images of seen and held-out compositions."""
-        found = {}
+        found, judge = {}, context.judge
+        options = {"among": self.among, "seed": context.seed}
         for split in (SEEN, HELD_OUT):
             real = context.real(split)
-            images = {"generated": context.generated(split), "real": real.images}
+            captions, probes = real.captions, scene_probes(context, real)
             found[split] = {
-                source: judge_choices(
-                    context.judge,
-                    shown,
-                    real.captions,
-                    scene_probes(context, real),
-                    among=self.among,
-                    seed=context.seed,
-                )
-                for source, shown in images.items()
+                "generated": judge_choices(
+                    judge, context.generated(split), captions, probes, **options
+                ),
+                "real": judge_choices(judge, real.images, captions, probes, **options),
             }
         return Result(tables={self.title: _table(found)}, values={"judge": found})
 
@@ -102,49 +93,40 @@ def _table(found: Mapping[str, Mapping[str, Mapping[str, Numbers]]]) -> Table:
     return Table([*head, "generated / real", "n", "note"], rows)
 
 
-def encode_images(
-    clip: ClipEmbedder, images: UInt8[Tensor, "count 3 height width"], batch_size: int = 64
-) -> Float[Tensor, "count dim"]:
-    """Return a CLIP's embeddings of images, on the CPU."""
-    return torch.cat([clip.image(batch).cpu() for batch in images.split(batch_size)])
-
-
-def encode_texts(
-    clip: ClipEmbedder, texts: Sequence[str], batch_size: int = 64
-) -> Float[Tensor, "count dim"]:
-    """Return a CLIP's embeddings of texts, on the CPU."""
-    starts = range(0, len(texts), batch_size)
-    parts = [clip.text(texts[start : start + batch_size]) for start in starts]
-    return torch.cat([part.text_embedding.cpu() for part in parts])
-
-
 def choose(
-    image_embedding: Float[Tensor, "count dim"],
-    text_embedding: Float[Tensor, "count choices dim"] | Float[Tensor, "choices dim"],
+    image_embedding: Features,
+    text_embedding: Float[Tensor, "count choices dim"],
     answer: Int[Tensor, " count"],
 ) -> Bool[Tensor, " count"]:
-    """Return whether each image is nearer to its answer than to every other choice.
+    """Return whether each image is nearer to the text at `answer` than to its other choices.
 
     A tie counts as wrong, so a CLIP that has collapsed to one point is never right.
-
-    Args:
-        image_embedding: one row per image.
-        text_embedding: choices of each image, or one list for all images.
-        answer: index of the right choice.
     """
-    images, texts = image_embedding.double(), text_embedding.double()
-    pattern = "nd,kd->nk" if texts.ndim == 2 else "nd,nkd->nk"
-    scores = torch.einsum(pattern, images, texts)
+    scores = torch.einsum("nd,nkd->nk", image_embedding.double(), text_embedding.double())
     right = scores.gather(1, answer[:, None])  # (N, 1)
     return (right > scores).sum(dim=1) == scores.shape[1] - 1
 
 
-def distractors(captions: Sequence[str], *, count: int, seed: int = 0) -> Int[Tensor, "rows count"]:
-    """Return the indices of `count` other captions for each caption, all with different texts.
+def choose_own(
+    image_embedding: Features,
+    text_embedding: Features,
+    captions: Sequence[str],
+    *,
+    among: int,
+    seed: int,
+) -> Bool[Tensor, " count"]:
+    """Return whether each image is nearest to its own caption among `among` of the captions."""
+    own = torch.arange(len(captions))[:, None]
+    rows = torch.cat([own, distractors(captions, count=among - 1, seed=seed)], dim=1)
+    batches = zip(image_embedding.split(256), rows.split(256), strict=True)
+    first = torch.zeros(len(captions), dtype=torch.int64)
+    return torch.cat(
+        [choose(images, text_embedding[row], first[: len(row)]) for images, row in batches]
+    )
 
-    Raises:
-        ValueError: there are fewer than `count` + 1 different captions.
-    """
+
+def distractors(captions: Sequence[str], *, count: int, seed: int = 0) -> Int[Tensor, "rows count"]:
+    """Return the indices of `count` other captions for each caption, all with different texts."""
     first = {caption: index for index, caption in reversed(list(enumerate(captions)))}
     texts = sorted(first)
     if len(texts) <= count:
@@ -161,7 +143,7 @@ def distractors(captions: Sequence[str], *, count: int, seed: int = 0) -> Int[Te
 
 def judge_choices(
     judge: ClipEmbedder,
-    images: UInt8[Tensor, "count 3 height width"],
+    images: Images,
     captions: Sequence[str],
     probes: Mapping[str, Probe],
     *,
@@ -172,26 +154,18 @@ def judge_choices(
 
     The distractors of a caption are other captions of the same list.
     """
-    image_embedding = encode_images(judge, images)
-    text_embedding = encode_texts(judge, captions)
     among = min(among, len(set(captions)))
-    own = torch.arange(len(captions))[:, None]
-    rows = torch.cat([own, distractors(captions, count=among - 1, seed=seed)], dim=1)
-    first = torch.zeros(len(captions), dtype=torch.int64)
-    right = choose(image_embedding, text_embedding[rows], first)
-    shares = {"caption": {**share(right), "among": among}}
-    return shares | probe_choices(judge, image_embedding, probes)
+    z, texts = encode_images(judge, images), encode_texts(judge, captions)
+    right = choose_own(z, texts, captions, among=among, seed=seed)
+    return {"caption": {**share(right), "among": among}} | probe_choices(judge, z, probes)
 
 
 def probe_choices(
-    clip: ClipEmbedder, image_embedding: Float[Tensor, "count dim"], probes: Mapping[str, Probe]
+    clip: ClipEmbedder, image_embedding: Features, probes: Mapping[str, Probe]
 ) -> dict[str, Numbers]:
     """Measure how often a CLIP is right on each probe that applies to at least one image.
 
-    Args:
-        clip: CLIP that embeds the choices.
-        image_embedding: the same CLIP's embeddings of the images.
-        probes: questions by name.
+    The images are given by the same CLIP's embeddings.
     """
     shares = {}
     for name, probe in probes.items():
@@ -200,11 +174,8 @@ def probe_choices(
         texts = sorted({text for choices in probe.choices for text in choices})
         index = {text: row for row, text in enumerate(texts)}
         indices = torch.tensor([[index[text] for text in choices] for choices in probe.choices])
-        right = choose(
-            image_embedding[probe.rows],
-            encode_texts(clip, texts)[indices],
-            torch.tensor(probe.answers),
-        )
+        embedded, answers = encode_texts(clip, texts)[indices], torch.tensor(probe.answers)
+        right = choose(image_embedding[probe.rows], embedded, answers)
         shares[name] = {**share(right), "among": indices.shape[1]}
     return shares
 

@@ -1,54 +1,109 @@
 """The context of all measurements: the protocol's images, and the bundle stage by stage."""
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, replace
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from jaxtyping import Float, UInt8
-from torch import Tensor
+import torch
 
+from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder
-from unclip.evaluation.features import extract
-from unclip.evaluation.generation import generate
+from unclip.evaluation.distributed import Ranks
+from unclip.evaluation.features import (
+    FeatureNetwork,
+    Features,
+    Images,
+    compute_features,
+    extract,
+    real_features,
+)
+from unclip.evaluation.generation import ImageFolder, generate
+from unclip.evaluation.networks import ClipNetwork, encode_texts, weights_of
 from unclip.evaluation.protocol import Prompt, Protocol
-from unclip.evaluation.protocol_images import ProtocolImages
-from unclip.evaluation.sampling import Sampling
-from unclip.evaluation.sources import Real, read_real
+from unclip.evaluation.sampling import Sampling, Settings
+from unclip.evaluation.sources import Real, Source, open_source, read_real
 
 SPLITS = VALIDATION, SEEN, HELD_OUT = "val", "test_seen", "test_held_out"
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-class Context(ProtocolImages):
+
+def kept(method: Callable[Concatenate["Context", P], T]) -> Callable[Concatenate["Context", P], T]:
+    """Cache the results of a method by its arguments, as `Context.cached` does."""
+
+    @wraps(method)
+    def cached(self: "Context", *args: P.args, **options: P.kwargs) -> T:
+        key = (method.__name__, *args, *options.items())
+        return self.cached(key, lambda: method(self, *args, **options))
+
+    return cached
+
+
+@dataclass(kw_only=True, eq=False)
+class Context:
     """Everything that measurements share.
 
-    Besides the protocol's images it has, split by split, real images, predicted embeddings and
-    generated images. Results are cached, so measurements can run in any order.
+    It has the protocol's images, sampled from a bundle or taken from a folder, the real images they
+    are compared with, and the features of both. Besides, it has real images, predicted embeddings
+    and generated images of each split. Everything is sampled, loaded and computed when it is first
+    needed and then kept, so measurements can run in any order.
 
-    Args:
-        counts: number of 64 px images of a split that the bundle's stages are measured on; all of
-            a split that is not named.
-        common: arguments of `ProtocolImages`.
+    Raises:
+        FileNotFoundError: the bundle or the folder of images is missing.
+        ValueError: one of their files is damaged.
     """
 
-    def __init__(self, *, counts: Mapping[str, int] | None = None, **common: Any) -> None:
-        super().__init__(**common)
-        self.counts = dict(counts or {})
+    protocol: Protocol
+    settings: Settings  # how images are sampled; its seed is also that of every bootstrap
+    networks: dict[str, Callable[[], FeatureNetwork]]  # constructors of feature networks by name
+    data: Path
+    out: Path  # folder of the results; sampled images are written to OUT/samples
+    cache: Path  # folder of the features of real images
+    model: InitVar[str | Path] = ""  # the bundle's folder
+    images: InitVar[str | Path | None] = None  # a folder of images to measure instead of a bundle
+    # number of 64 px images of a split that the bundle's stages are measured on; all of a split
+    # that is not named
+    counts: Mapping[str, int] = field(default_factory=dict)
+    device: Any = None  # device of all networks; None is a GPU if there is one
+    ranks: Ranks = field(default_factory=Ranks)  # the processes that share the work
+
+    def __post_init__(self, model: str | Path, images: str | Path | None) -> None:
+        self.data, self.out, self.cache = Path(self.data), Path(self.out), Path(self.cache)
+        self.device = self.ranks.device(self.device)
+        self.given = ImageFolder.read(Path(images)) if images else None
+        self._cascade = None if images else Cascade.load(model, device=self.device)
+        self._kept: dict[Any, Any] = {}
+
+    def cached(self, key: Any, function: Callable[[], T]) -> T:
+        """Return `function()`, called once for each key; an error is also kept and raised again."""
+        if key not in self._kept:
+            try:
+                self._kept[key] = function()
+            except (FileNotFoundError, ValueError) as error:
+                self._kept[key] = error
+        if isinstance(self._kept[key], Exception):
+            raise self._kept[key]
+        return self._kept[key]
+
+    @property
+    def seed(self) -> int:
+        """Seed of all samples and bootstraps."""
+        return self.settings.seed
+
+    @property
+    def cascade(self) -> Cascade:
+        """The bundle."""
+        if self._cascade is None:
+            raise ValueError("it measures a bundle: give model= instead of generated=")
+        return self._cascade
 
     @property
     def embedder(self) -> ClipEmbedder:
         """The bundle's CLIP."""
         return self.cascade.embedder
-
-    @property
-    def judge(self) -> ClipEmbedder:
-        """A CLIP that no other stage has seen.
-
-        Raises:
-            FileNotFoundError: the bundle has none; the message has the command that trains it.
-            ValueError: it is the model's own CLIP.
-        """
-        return self.network("judge").embedder
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -58,49 +113,33 @@ class Context(ProtocolImages):
     def real(self, split: str, size: int = 64, *, count: int | None = None) -> Real:
         """Load the first images of DATA/SPLIT/SIZE with their captions and metadata.
 
-        Args:
-            split: such as "val".
-            size: width and height in pixels.
-            count: number of images; None is `counts[split]` at 64 px, else all of them.
-
-        Raises:
-            FileNotFoundError: there are no such shards.
+        Without a count it loads `counts[split]` images of 64 px, and all larger ones.
         """
         if count is None and size == 64:
             count = self.counts.get(split)
-        return self.cached(
-            ("real", split, size, count), lambda: read_real(self.data, split, size, count=count)
-        )
+        key = ("real", split, size, count)
+        return self.cached(key, lambda: read_real(self.data, split, size, count=count))
 
-    def predicted(self, split: str) -> Float[Tensor, "count dim"]:
+    @kept
+    def predicted(self, split: str) -> Features:
         """Predict the image embeddings of `real(split)`'s captions with the chosen prior."""
-        return self.cached(
-            ("predicted", split), lambda: self.sampling.predict(self.real(split).captions)
-        )
+        return self.sampling.predict(self.real(split).captions)
 
-    def generated(self, split: str) -> UInt8[Tensor, "count 3 64 64"]:
+    @kept
+    def generated(self, split: str) -> Images:
         """Sample 64 px images of `real(split)`'s captions; caption k has the seed `seed` + k.
 
         Images that the protocol has already sampled from the same captions are reused.
         """
+        captions = self.real(split).captions
+        if self._protocol_has(captions):
+            return self.folder.load(range(len(captions)), self.protocol)
+        return self.sampling.decode(self.predicted(split), captions)
 
-        def sample() -> Tensor:
-            captions = self.real(split).captions
-            if self._protocol_has(captions):
-                return self.folder.load(range(len(captions)), self.protocol)
-            return self.sampling.decode(self.predicted(split), captions)
+    def samples(self, name: str, captions: Sequence[str], size: int) -> tuple[Images, Path]:
+        """Sample images into OUT/samples/NAME-HASH; return them and the folder.
 
-        return self.cached(("generated", split), sample)
-
-    def samples(
-        self, name: str, captions: Sequence[str], size: int
-    ) -> tuple[UInt8[Tensor, "count 3 size size"], Path]:
-        """Sample an image of each caption into OUT/samples; return the images and the folder.
-
-        Args:
-            name: name of the folder, to which a hash of all settings is added.
-            captions: caption k has the seed `seed` + k.
-            size: 64, 256 or 1024 pixels.
+        Caption k has the seed `seed` + k.
         """
         prompts = [Prompt(f"{k:05d}", text, k) for k, text in enumerate(captions)]
         protocol = Protocol(
@@ -114,50 +153,218 @@ class Context(ProtocolImages):
             network="none",
         )
         data = " ".join(f"{prompt.id}:{prompt.text}" for prompt in prompts)
-        folder = generate(
-            self.cascade, prompts, protocol, self.settings, self.out / "samples", data=data
-        )
+        out = self.out / "samples"
+        folder = generate(self.cascade, prompts, protocol, self.settings, out, data=data)
         return folder.load(range(len(prompts)), protocol), folder.path
 
-    def split_features(self, name: str, kind: str, split: str) -> Float[Tensor, "n features"]:
-        """Compute a network's features of `real(split)` or `generated(split)`.
-
-        Features that the protocol has already computed of the same images are reused.
-
-        Args:
-            name: name of the network.
-            kind: "real" or "generated".
-            split: such as "val".
-        """
-        real, protocol = self.real(split), self.protocol
-        known = self.opened_folder and ("features", name, "generated") in self._kept
-        if known and self._at_64_px:
-            if split == protocol.split and self._protocol_has(real.captions):
-                of = "generated" if kind == "generated" else "paired"
-                return self.features(name, of)[: len(real)]
-            if kind == "real" and split == protocol.reference and len(real) <= len(self.reference):
-                return self.features(name, "reference")[: len(real)]
-        images = real.images if kind == "real" else self.generated(split)
-        return self.features_of(name, (kind, split), images)
-
-    def features_of(
-        self, name: str, key: Any, images: UInt8[Tensor, "n 3 height width"]
-    ) -> Float[Tensor, "n features"]:
-        """Compute a network's features of any images, once for each key."""
-        progress = self.settings.progress
-        return self.cached(
-            ("features of", name, key),
-            lambda: extract(self.network(name), images, progress=progress),
-        )
+    @property
+    def source(self) -> Source:
+        """The split whose captions the protocol samples."""
+        return self._source(self.protocol.split, self.protocol)
 
     @property
-    def _at_64_px(self) -> bool:
-        """Whether the protocol's images are the bundle's own, of the size of `generated`."""
-        protocol = self.protocol
-        return self.cascade is not None and (protocol.format, protocol.resolution) == ("shards", 64)
+    def reference_source(self) -> Source:
+        """The split that the protocol's images are compared with; may be `source` itself."""
+        return self._source(self.protocol.reference, self.protocol)
+
+    @property
+    def reference(self) -> tuple[int, ...]:
+        """Indices of the reference images in `reference_source`."""
+        return tuple(range(len(self.reference_source.items)))[: self.protocol.reference_count]
+
+    @cached_property
+    def drawn(self) -> list[Prompt]:
+        """The prompts that the protocol draws from `source`."""
+        return self.protocol.draw(self.source.items)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data behind the protocol's numbers."""
+        return f"{self.source.fingerprint}{self.reference_source.fingerprint}"
+
+    @property
+    @kept
+    def folder(self) -> ImageFolder:
+        """The protocol's images, sampled by all ranks when first needed, or the given ones."""
+        if self.given is None:
+            return generate(
+                self.cascade,
+                self.drawn,
+                self.protocol,
+                self.settings,
+                self.out / "samples",
+                data=self.fingerprint,
+                ranks=self.ranks,
+            )
+        wanted = {"protocol": self.protocol.describe(), "data": self.fingerprint}
+        for name, value in wanted.items():
+            if self.given.settings.get(name, value) != value:
+                raise ValueError(
+                    f"{self.given.path} was made for another {name}: use the one in its "
+                    "settings.json, or sample again"
+                )
+        return self.given
+
+    @property
+    def opened_folder(self) -> ImageFolder | None:
+        """The protocol's images if a measurement has asked for them."""
+        folder = self._kept.get(("folder",))
+        return folder if isinstance(folder, ImageFolder) else None
+
+    @property
+    def prompts(self) -> list[str]:
+        """The caption of each of the protocol's images."""
+        if self.folder.prompts is None:
+            raise ValueError(
+                "the captions are not known: put a manifest.jsonl next to the images, with one "
+                'line {"id": …, "prompt": …} per image'
+            )
+        return self.folder.prompts
+
+    @property
+    def items(self) -> list[int] | None:
+        """The item of `source` behind each image, found by id and caption; None if one has none."""
+        place = {(prompt.id, prompt.text): prompt.item for prompt in self.drawn}
+        keys = [(row.id, row.prompt or "") for row in self.folder.rows]
+        return [place[key] for key in keys] if set(keys) <= place.keys() else None
+
+    @kept
+    def network(self, name: str) -> FeatureNetwork:
+        """Load a feature network."""
+        network = self.networks[name]()
+        if isinstance(network, ClipNetwork) and weights_of(network.embedder) == self._own_clip:
+            raise ValueError(
+                f"the CLIP of the network {name} is the model's own, which overrates what was "
+                "trained on it: use another one"
+            )
+        return network.to(self.device)
+
+    @property
+    def judge(self) -> ClipEmbedder:
+        """A CLIP that no other stage has seen."""
+        return cast(ClipNetwork, self.network("judge")).embedder
+
+    @property
+    def used_networks(self) -> dict[str, str]:
+        """Fingerprint of each feature network that was loaded."""
+        loaded = {key[1]: one for key, one in self._kept.items() if key[0] == "network"}
+        return {k: one.fingerprint for k, one in loaded.items() if not isinstance(one, Exception)}
+
+    def gather_features(self, name: str) -> None:
+        """Compute all of a network's features on all ranks together; rank 0 gets them.
+
+        Missing data, an unknown network and a folder of another protocol are errors. For a missing
+        stage or file of weights, the measurement that needs it raises the error.
+        """
+        if name not in self.networks:
+            raise ValueError(f"there is no network {name!r}; there are {', '.join(self.networks)}")
+        if self.given is not None:
+            _ = self.folder
+        _ = self.source, self.reference_source
+        try:
+            _ = self.network(name), self.folder
+        except (FileNotFoundError, ValueError):
+            return
+        self.features(name)
+        self.reference_features(name)
+        self._drawn_features(name)
+
+    @kept
+    def features(self, name: str) -> Features:
+        """Compute a network's features of the protocol's images.
+
+        On several ranks, `gather_features` has to come first.
+        """
+        folder, progress = self.folder, self.settings.progress
+
+        def load(rows: range) -> Images:
+            return folder.load(rows, self.protocol)
+
+        count, network = len(folder.rows), self.network(name)
+        return compute_features(network, load, count, ranks=self.ranks, progress=progress)
+
+    def reference_features(self, name: str) -> Features:
+        """Compute a network's features of the reference images."""
+        return self._real_features(name, self.reference_source, self.reference, self.protocol)
+
+    def paired_features(self, name: str) -> Features | None:
+        """Compute features of the real image behind each generated one; None if one is unknown."""
+        if (items := self.items) is None:
+            return None
+        row = {item: k for k, item in enumerate(self._drawn_items)}
+        return self._drawn_features(name)[[row[item] for item in items]]
+
+    def real_pair(self, name: str) -> tuple[Features, Features] | None:
+        """Return two sets of real features that share no image; None if there are too few.
+
+        The first has as many rows as there are generated images, if possible. A distance between
+        them is the floor of the generated images' distance.
+        """
+        reference, count = self.reference_features(name), len(self.folder.rows)
+        if self.source is not self.reference_source:
+            return self._drawn_features(name)[:count], reference
+        if len(reference) < 4:
+            return None
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(reference), generator=generator)
+        first = min(count, len(reference) // 2)
+        return reference[order[:first]], reference[order[first:]]
+
+    @kept
+    def texts(self, name: str) -> Features:
+        """Compute a CLIP network's embeddings of the protocol's captions."""
+        return encode_texts(cast(ClipNetwork, self.network(name)).embedder, self.prompts)
+
+    def split_features(self, name: str, kind: str, split: str) -> Features:
+        """Compute a network's features of `real(split)` or `generated(split)`, as `kind` says."""
+        real = self.real(split)
+        if kind == "real":
+            at_64 = replace(self.protocol, format="shards", resolution=64)
+            rows = tuple(range(len(real)))
+            return self._real_features(name, self._source(split, at_64), rows, at_64)
+        if self._protocol_has(real.captions):
+            return self.features(name)[: len(real)]
+        return self.features_of(name, (kind, split), self.generated(split))
+
+    def features_of(self, name: str, key: Any, images: Images) -> Features:
+        """Compute a network's features of any images, once for each key."""
+        network, progress = self.network(name), self.settings.progress
+        key = ("features_of", name, key)
+        return self.cached(key, lambda: extract(network, images, progress=progress))
+
+    @kept
+    def _source(self, split: str, protocol: Protocol) -> Source:
+        return open_source(self.data, split, protocol)
+
+    @cached_property
+    def _own_clip(self) -> str | None:
+        """Fingerprint of the CLIP that the images were made with, if it is known."""
+        if self.given is not None:
+            return self.given.settings.get("clip")
+        return weights_of(self.embedder) if "clip" in self.cascade.metadata else None
 
     def _protocol_has(self, captions: Sequence[str]) -> bool:
-        """Return whether the protocol's first images are 64 px images of these captions."""
-        if not self._at_64_px:
+        """Return whether the protocol's first images are the bundle's 64 px images of captions."""
+        protocol = self.protocol
+        if self.given is not None or (protocol.format, protocol.resolution) != ("shards", 64):
             return False
         return [prompt.text for prompt in self.drawn[: len(captions)]] == list(captions)
+
+    @kept
+    def _real_features(
+        self, name: str, source: Source, indices: tuple[int, ...], protocol: Protocol
+    ) -> Features:
+        """Compute features of some real images."""
+        how = {"ranks": self.ranks, "progress": self.settings.progress}
+        return real_features(self.network(name), source, indices, protocol, self.cache, **how)
+
+    def _drawn_features(self, name: str) -> Features:
+        """Compute the features of all real images behind the prompts."""
+        return self._real_features(name, self.source, self._drawn_items, self.protocol)
+
+    @cached_property
+    def _drawn_items(self) -> tuple[int, ...]:
+        """Items of `source` behind the prompts, or all reference items if they include them."""
+        items = sorted({prompt.item for prompt in self.drawn})
+        within = self.source is self.reference_source and items[-1] < len(self.reference)
+        return self.reference if within else tuple(items)

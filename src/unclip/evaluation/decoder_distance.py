@@ -2,19 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from unclip.bundle import StageMetadata, build, stage_file
-from unclip.evaluation.choices import Numbers, encode_images, encode_texts, judge_choices
+from unclip.evaluation.choices import judge_choices
 from unclip.evaluation.context import SEEN, VALIDATION, Context
-from unclip.evaluation.frechet import bootstrap_error, frechet
-from unclip.evaluation.measurement import Measurement, Result, Table
-from unclip.evaluation.metrics.distances import kernel_distance
+from unclip.evaluation.features import EfficientNetLite0, Features, Images
+from unclip.evaluation.frechet import bootstrap_error, frechet, kernel_distance, seeded
+from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
+from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.images import to_uint8
 from unclip.stages import Stage
 
@@ -29,76 +27,61 @@ _SOURCES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class DecoderDistance(Measurement):
-    """Fréchet distance of the decoder's images of seen compositions to the validation images.
+    """Fréchet distance of the decoder's images of seen compositions to the validation images."""
 
-    Args:
-        untrained_steps: sampler steps of the untrained decoder, whose output is nearly constant.
-        resamples: number of bootstrap resamples.
-    """
-
+    # sampler steps of the untrained decoder, whose output is nearly constant
     untrained_steps: int = 2
-    resamples: int = 10
+    resamples: int = 10  # number of bootstrap resamples
 
-    title: ClassVar[str] = "The decoder's Fréchet distance"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "The decoder's Fréchet distance"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Compare generated, real and untrained images, all at the same n."""
-        real, reference = context.real(SEEN), context.real(VALIDATION)
-        n = min(len(real), len(reference))
+        captions, steps = context.real(SEEN).captions, self.untrained_steps
+        images = untrained(context, captions, steps)
         features = {
             "real": context.split_features(NETWORK, "real", SEEN),
             "prior": context.split_features(NETWORK, "generated", SEEN),
-            "untrained": context.features_of(
-                NETWORK, "untrained", untrained(context, real.captions, self.untrained_steps)
-            ),
+            "untrained": context.features_of(NETWORK, "untrained", images),
         }
+        reference = context.split_features(NETWORK, "real", VALIDATION)
+        n = min(len(captions), len(reference))
         distances = frechet_distances(
             {name: rows[:n] for name, rows in features.items()},
-            context.split_features(NETWORK, "real", VALIDATION)[:n],
+            reference[:n],
             resamples=self.resamples,
             seed=context.seed,
         )
-        rows = [
-            [_SOURCES[name], found["distance"], found["error"], n]
-            for name, found in distances.items()
-        ]
-        table = Table(["decoder from", f"fd_{NETWORK}", "±", "n"], rows)
+        table = _table(distances, n, {})
         values = {
             f"fd_{NETWORK}": {**distances, "n": n},
             "reference": VALIDATION,
             "captions": SEEN,
-            "feature_size": context.network(NETWORK).size,
+            "feature_size": cast(EfficientNetLite0, context.network(NETWORK)).size,
         }
         return Result(tables={"Decoder": table}, values={"decoder": values})
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorGap(Measurement):
     """Quality of the decoder's images from the true z_i, the prior's z_i, z_t and the caption.
 
     "The caption alone" is GLIDE: no image embedding. All sources have the same captions and noise,
     and the same number of images, because distances depend on it.
-
-    Args:
-        count: number of images per source.
-        among: number of captions that the judge chooses from.
-        resamples: number of bootstrap resamples.
     """
 
-    count: int = 66
-    among: int = 16
-    resamples: int = 10
+    count: int = 66  # number of images per source
+    among: int = 16  # number of captions that the judge chooses from
+    resamples: int = 10  # number of bootstrap resamples
 
-    title: ClassVar[str] = "The prior gap"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "decoder")
+    title = "The prior gap"
+    stages = ("clip", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Measure each source; the prior's is left out if the bundle has no prior."""
         real, few = context.real(SEEN), min(self.count, len(context.real(SEEN)))
-        captions = real.captions[:few]
+        captions, seed = real.captions[:few], context.seed
         starts = {
             "true_embedding": encode_images(context.embedder, real.images[:few]),
             "text_embedding": encode_texts(context.embedder, captions),
@@ -113,39 +96,31 @@ class PriorGap(Measurement):
             images[name] = context.sampling.decode(z, captions)
             features[name] = context.features_of(NETWORK, ("prior gap", name), images[name])
         reference = context.split_features(NETWORK, "real", VALIDATION)[: len(real)]
-        seed, judge = context.seed, stage_file(context.cascade.folder, "judge").is_file()
         gap = frechet_distances(features, reference[:few], resamples=self.resamples, seed=seed)
+        has_judge = stage_file(context.cascade.folder, "judge").is_file()
         for name, numbers in gap.items():
             numbers["kid"] = kernel_distance(features[name], reference, seed=seed)[0]
-            if judge:
-                chosen = judge_choices(
-                    context.judge, images[name], captions, {}, among=self.among, seed=seed
-                )
+            if has_judge:
+                options = {"among": self.among, "seed": seed}
+                chosen = judge_choices(context.judge, images[name], captions, {}, **options)
                 numbers["judge"] = chosen["caption"]["share"]
-        columns = ("distance", "error", "kid", "judge")
-        rows = [
-            [words, *(gap[name].get(column) for column in columns), few]
-            for name, words in _SOURCES.items()
-            if name in gap
-        ]
-        head = ["decoder from", f"fd_{NETWORK}", "±", "kid", "judge chooses the caption", "n"]
-        table = Table(head, rows)
+        extra = {"kid": "kid", "judge": "judge chooses the caption"}
+        table = _table(gap, few, extra)
         values = {"decoder": {"prior_gap": {**gap, "n": few}}}
         return Result(tables={"Prior gap": table}, values=values)
 
 
-def frechet_distances(
-    features: Mapping[str, Float[Tensor, "count features"]],
-    reference: Float[Tensor, "count features"],
-    *,
-    resamples: int = 10,
-    seed: int = 0,
-) -> dict[str, Numbers]:
-    """Return each set's Fréchet distance to a reference of the same size, with bootstrap error.
+def _table(found: Mapping[str, Numbers], n: int, extra: Mapping[str, str]) -> Table:
+    """Return a row per source of the embedding, with `extra` columns."""
+    named = {words: {**found[k], "n": n} for k, words in _SOURCES.items() if k in found}
+    columns = {"distance": f"fd_{NETWORK}", "error": "±", **extra, "n": "n"}
+    return Table.of("decoder from", named, columns)
 
-    Raises:
-        ValueError: the sets differ in size, so their distances are not comparable.
-    """
+
+def frechet_distances(
+    features: Mapping[str, Features], reference: Features, *, resamples: int = 10, seed: int = 0
+) -> dict[str, Numbers]:
+    """Return each set's Fréchet distance to a reference of the same size, with bootstrap error."""
     if sizes := {len(rows) for rows in features.values()} - {len(reference)}:
         raise ValueError(
             f"distances at n={len(reference)} and n={min(sizes)} are not comparable: use the same n"
@@ -160,12 +135,11 @@ def frechet_distances(
 
 
 @torch.inference_mode()
-def untrained(
-    context: Context, captions: Sequence[str], steps: int
-) -> UInt8[Tensor, "batch 3 height width"]:
+def untrained(context: Context, captions: Sequence[str], steps: int) -> Images:
     """Sample images of the prior's embeddings from the decoder as it was before training."""
     cascade, size = context.cascade, context.settings.batch_size
-    stage = build_untrained(cascade.metadata["decoder"], seed=context.seed).to(context.device)
+    stage: Any = build_untrained(cascade.metadata["decoder"], seed=context.seed)
+    stage.to(context.device)
     images = []
     for start in range(0, len(captions), size):
         part = slice(start, start + size)
@@ -184,7 +158,5 @@ def untrained(
 
 def build_untrained(metadata: StageMetadata, *, seed: int) -> Stage:
     """Build a stage from its recipe with the initial weights of `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        stage = build(metadata.recipe)
-    return stage.requires_grad_(False).eval()
+    with seeded(seed):
+        return build(metadata.recipe).requires_grad_(False).eval()

@@ -11,19 +11,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 LONGEST_WAIT = timedelta(days=7)  # ranks finish their samples hours apart
 
 
 class Ranks:
-    """This process's rank and world size, and the exchange between ranks.
+    """This process's rank and world size, and the exchange between ranks."""
 
-    Args:
-        fabric: a launched Fabric; None for a single process.
-    """
-
-    def __init__(self, fabric: Any = None) -> None:
+    def __init__(self, fabric: Any = None) -> None:  # None: a single process
         self.fabric = fabric
         self.rank = 0 if fabric is None else fabric.global_rank
         self.world = 1 if fabric is None else fabric.world_size
@@ -38,13 +33,13 @@ class Ranks:
         starts = range(self.rank * size, count, self.world * size)
         return [range(start, min(start + size, count)) for start in starts]
 
-    def gather(self, value: Any) -> list[Any] | None:
-        """Return every rank's value on rank 0, None on the others."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value on rank 0, an empty list on the others."""
         if self.world == 1:
             return [value]
         gathered = [None] * self.world if self.first else None
         dist.gather_object(value, gathered)
-        return gathered
+        return gathered or []
 
     def wait(self) -> None:
         """Wait until every rank is here."""
@@ -66,13 +61,7 @@ class Ranks:
 
 @cache  # the processes of a sweep's jobs meet once and stay together until the program ends
 def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) -> Ranks:
-    """Start one process per device, or join those that torchrun or Slurm started.
-
-    Args:
-        devices: number of processes on each node; "auto" for one per GPU.
-        accelerator: "cpu", "gpu" or "auto".
-        nodes: number of machines.
-    """
+    """Start `devices` processes per node, or join those that torchrun or Slurm started."""
     if local := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun
         devices, nodes = int(local), int(os.environ["WORLD_SIZE"]) // int(local)
     if devices == "auto":
@@ -80,7 +69,7 @@ def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) ->
     if int(devices) * nodes == 1:
         return Ranks()
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     strategy = DDPStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT)
     fabric = Fabric(
@@ -88,16 +77,3 @@ def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) ->
     )
     fabric.launch()
     return Ranks(fabric)
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Return all ranks' rows in rank order, on every rank's CPU; without ranks, the rows.
-
-    A distance is biased by the number of images: measured on each rank and averaged, it would
-    grow with the number of ranks.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    parts = [rows] * dist.get_world_size()
-    dist.all_gather_object(parts, rows.cpu())
-    return torch.cat(parts)

@@ -1,42 +1,27 @@
 """Measure an upsampler alone: enlarge reduced real images and compare with bicubic enlargement."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from unclip.contact_sheet import Tile, contact_sheet
-from unclip.evaluation.choices import Numbers
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.decoder_distance import frechet_distances
-from unclip.evaluation.features import EfficientNetLite0, extract
-from unclip.evaluation.measurement import Measurement, Result, Table
+from unclip.evaluation.features import EfficientNetLite0, Images, extract
+from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
 from unclip.evaluation.similarity import psnr, ssim
 from unclip.images import bicubic
 
 CROP = 224  # side of the images that EfficientNet-Lite0 was trained with
 
-Images = UInt8[Tensor, "count 3 height width"]
 
-
-@dataclass(frozen=True, kw_only=True)
 class Enlargement(Measurement):
-    """PSNR, SSIM and Fréchet distance of an upsampler's images, next to bicubic enlargement.
+    """PSNR, SSIM and Fréchet distance of an upsampler's images, next to bicubic enlargement."""
 
-    Args:
-        size: side of the enlarged images, 256 or 1024 pixels.
-        count: number of images.
-        resamples: number of bootstrap resamples.
-    """
-
-    size: int
+    size: int  # side of the enlarged images, 256 or 1024 pixels
     count: int
-    resamples: int = 10
+    resamples: int = 10  # number of bootstrap resamples
 
-    title: ClassVar[str] = "An upsampler alone"
+    title = "An upsampler alone"
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -49,14 +34,8 @@ class Enlargement(Measurement):
         true = context.real(SEEN, self.size, count=self.count).images
         low_res = bicubic(true, self.size // 4)
         enlarged = context.sampling.enlarge(low_res, self.size)
-        numbers = compare_enlargements(
-            enlarged,
-            true,
-            low_res,
-            device=context.device,
-            resamples=self.resamples,
-            seed=context.seed,
-        )
+        options = {"resamples": self.resamples, "seed": context.seed}
+        numbers = compare_enlargements(enlarged, true, low_res, device=context.device, **options)
         distances = numbers.get("fd_crops", {})
         rows = []
         for name, suffix in (("upsampler", ""), ("bicubic", "_bicubic")):
@@ -75,7 +54,7 @@ def compare_enlargements(
     low_res: Images,
     *,
     device: torch.device | str = "cpu",
-    resamples: int = 10,
+    resamples: int,
     seed: int = 0,
 ) -> Numbers:
     """Compute PSNR, SSIM and the Fréchet distance to the true images, also of bicubic enlargement.
@@ -96,18 +75,19 @@ def compare_enlargements(
         "n": len(true),
     }
     network = EfficientNetLite0(size=CROP).to(device)
-    features = [
-        torch.cat([extract(network, crops(part)) for part in images.split(4)])
-        for images in (enlarged, baseline, true)
-    ]
-    if len(features[-1]) > 1:
-        named = dict(zip(("upsampler", "bicubic"), features, strict=False))
-        distances = frechet_distances(named, features[-1], resamples=resamples, seed=seed)
-        numbers["fd_crops"] = {**distances, "n": len(features[-1])}
+    compared = {"upsampler": enlarged, "bicubic": baseline, "true": true}
+    features = {
+        name: torch.cat([extract(network, crops(part)) for part in images.split(4)])
+        for name, images in compared.items()
+    }
+    reference = features.pop("true")
+    if len(reference) > 1:
+        distances = frechet_distances(features, reference, resamples=resamples, seed=seed)
+        numbers["fd_crops"] = {**distances, "n": len(reference)}
     return numbers
 
 
-def crops(images: Images, side: int = CROP) -> UInt8[Tensor, "crops 3 side side"]:
+def crops(images: Images, side: int = CROP) -> Images:
     """Cut the largest centered grid of whole squares out of each image."""
     rows, columns = (edge // side for edge in images.shape[-2:])
     top, left = (images.shape[-2] - rows * side) // 2, (images.shape[-1] - columns * side) // 2
@@ -123,16 +103,17 @@ def comparison_sheet(
 
     Images larger than `crop` pixels are cropped at their center, so that differences stay visible.
     """
-    baseline = bicubic(low_res[:rows], true.shape[-1])
-    ours, theirs = psnr(enlarged[:rows], true[:rows]), psnr(baseline, true[:rows])
-    first = (true.shape[-1] - crop) // 2 if true.shape[-1] > crop else 0
-    middle = slice(first, first + crop)
+    size = true.shape[-1]
+    enlarged, true, baseline = enlarged[:rows], true[:rows], bicubic(low_res[:rows], size)
+    ours, theirs = psnr(enlarged, true), psnr(baseline, true)
+    first = max(size - crop, 0) // 2
+    middle = (..., slice(first, first + crop), slice(first, first + crop))
     tiles = []
-    for row in range(len(baseline)):
+    for row in range(len(true)):
         tiles += [
-            Tile(baseline[row, :, middle, middle], f"bicubic, {theirs[row]:.1f} dB"),
-            Tile(enlarged[row, :, middle, middle], f"{stage}, {ours[row]:.1f} dB"),
-            Tile(true[row, :, middle, middle], "true render"),
+            Tile(baseline[row][middle], f"bicubic, {theirs[row]:.1f} dB"),
+            Tile(enlarged[row][middle], f"{stage}, {ours[row]:.1f} dB"),
+            Tile(true[row][middle], "true render"),
         ]
-    title = f"{stage}: {low_res.shape[-1]} to {true.shape[-1]} px"
+    title = f"{stage}: {low_res.shape[-1]} to {size} px"
     return contact_sheet(tiles, columns=3, size=crop, title=title, lines=1)

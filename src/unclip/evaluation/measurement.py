@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 import torch
 from jaxtyping import Float
@@ -18,41 +18,34 @@ from tqdm import tqdm
 
 from unclip.evaluation.context import Context
 from unclip.evaluation.distributed import Ranks
+from unclip.evaluation.frechet import resample
 from unclip.evaluation.generation import require_stages
 from unclip.text_to_image import stage_of_prior
 
 Z95 = 1.96  # standard errors in half a 95% interval
+INTERVAL = torch.tensor([0.025, 0.975], dtype=torch.float64)  # quantiles of a 95% interval
+
+Numbers = dict[str, Any]
 
 
 class Score(NamedTuple):
-    """A number and its uncertainty.
-
-    Attributes:
-        value: the number.
-        error: its standard error, by the bootstrap.
-        interval: its 95% interval.
-        n: number of generated images.
-        better: "lower", "higher" or "nearest 0".
-        n_reference: number of real images they are compared with; None if there are none.
-        baseline: the same number with real images in place of the generated ones: the floor of a
-            distance, the ceiling of an agreement; None if unknown.
-        n_real: number of images behind `baseline`.
-        rows: the number of each image if the score is their mean.
-        about: settings that belong to the number.
-    """
+    """A number and its uncertainty."""
 
     value: float
-    error: float | None
-    interval: tuple[float, float] | None
-    n: int
-    better: str
+    error: float | None  # its standard error, by the bootstrap
+    interval: tuple[float, float] | None  # its 95% interval
+    n: int  # number of generated images
+    better: str  # "lower", "higher" or "nearest 0"
+    # number of real images that the generated ones are compared with; None if there are none
     n_reference: int | None = None
+    # the same number with real images in place of the generated ones: the floor of a distance, the
+    # ceiling of an agreement; None if unknown
     baseline: float | None = None
-    n_real: int | None = None
-    rows: Tensor | None = None
-    about: Mapping[str, Any] = {}
+    n_real: int | None = None  # number of images behind `baseline`
+    rows: Tensor | None = None  # the number of each image if the score is their mean
+    about: Mapping[str, Any] = {}  # settings that belong to the number
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Numbers:
         """Return the score for results.json, without its rows."""
         values = self._asdict()
         del values["rows"]
@@ -67,66 +60,67 @@ class Table(NamedTuple):
     head: list[str]
     rows: list[list[Any]]
 
+    @classmethod
+    def of(cls, first: str, found: Mapping[str, Any], columns: Mapping[str, str]) -> Self:
+        """Return a row for each name, with None where a number is unknown.
+
+        Columns are headings by key; "a/b" is the key "b" of the numbers at "a".
+        """
+        rows = [[name, *(_look_up(one, key) for key in columns)] for name, one in found.items()]
+        return cls([first, *columns.values()], rows)
+
 
 @dataclass
 class Result:
-    """The outcome of one measurement.
+    """The outcome of one measurement."""
 
-    Attributes:
-        scores: scores of the protocol's images by name.
-        tables: tables by title, for the report.
-        images: Pillow images by file stem, written to OUT/images/STEM.png. A stem with a folder,
-            such as "held_out_256/0", is written and not shown in the report.
-        values: plain numbers, merged into results.json key by key.
-        note: a sentence or two for the report, about how to read the numbers.
-    """
-
+    # scores of the protocol's images by name
     scores: dict[str, Score] = field(default_factory=dict)
-    tables: dict[str, Table] = field(default_factory=dict)
-    images: dict[str, Image.Image | Path] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
+    tables: dict[str, Table] = field(default_factory=dict)  # tables by title, for the report
+    # images by file stem, written to OUT/images/STEM.png. A stem with a folder, such as
+    # "held_out_256/0", is written and not shown in the report.
+    images: Mapping[str, Image.Image | Path] = field(default_factory=dict)
+    # plain numbers, merged into results.json key by key
+    values: Numbers = field(default_factory=dict)
+    note: str = ""  # a sentence or two for the report, about how to read the numbers
+    title: str = ""  # heading in the report, which `run` sets
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 class Measurement(ABC):
     """One or more numbers, tables or images about a bundle or about a folder of images.
 
-    Subclasses are frozen dataclasses; their fields are the keys in conf/measure.
-
-    Attributes:
-        title: heading in the report.
-        stages: stages that the bundle needs, "prior" for the prior of the settings; () for a
-            measurement of any folder of images.
-        network: name of the feature network whose features of the protocol's images it uses. Its
-            features are computed by all ranks together.
+    Every subclass is a frozen dataclass; its fields are the keys in conf/measure.
     """
 
-    title: ClassVar[str] = ""
+    title: ClassVar[str] = ""  # heading in the report
+    # stages that the bundle needs, "prior" for the prior of the settings; () for a measurement of
+    # any folder of images
     stages: ClassVar[tuple[str, ...]] = ()
-    network: str | None = None
+    # name of the feature network whose features of the protocol's images it uses. Its features are
+    # computed by all ranks together.
+    network: ClassVar[str | None] = None
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     @abstractmethod
     def __call__(self, context: Context) -> Result:
         """Measure.
 
         Raises:
-            FileNotFoundError: a stage, a package or data is missing; the message says how to get
-                it.
+            FileNotFoundError: a package or data is missing; the message says how to get it.
             ValueError: the data do not fit, or there are too few images.
         """
 
 
 @dataclass
 class Results:
-    """What all measurements found; only rank 0 has one.
+    """What all measurements found; only rank 0 has one."""
 
-    Attributes:
-        results: results by the measurement's name in the configuration.
-        not_available: the reason why a measurement has no result, by its name.
-        seconds: duration of each measurement.
-    """
-
+    # results by the measurement's name in the configuration
     results: dict[str, Result] = field(default_factory=dict)
+    # the reason why a measurement has no result, by its name
     not_available: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -136,37 +130,29 @@ class Results:
         return {k: score for one in self.results.values() for k, score in one.scores.items()}
 
 
-def run(measurements: Mapping[str, Measurement | None], context: Context) -> Results | None:
+def run(measurements: Mapping[str, Measurement], context: Context) -> Results | None:
     """Run all measurements; one that lacks something is listed with the reason.
 
-    Args:
-        measurements: by name; None leaves one out.
-        context: what is measured. Its ranks share the protocol's images and their features; then
-            rank 0 continues alone.
+    The context's ranks share the protocol's images and their features; then rank 0 continues alone.
 
     Raises:
         ValueError: a measurement names a network that has no constructor, or an image is damaged.
     """
-    chosen = {name: one for name, one in measurements.items() if one is not None}
     found, started = Results(), time.perf_counter()
-    for network in dict.fromkeys(one.network for one in chosen.values() if one.network):
+    for network in dict.fromkeys(one.network for one in measurements.values() if one.network):
         context.gather_features(network)
     found.seconds["features"] = time.perf_counter() - started
     if not context.ranks.first:
         return None
     context.ranks = Ranks()
-    for name, measurement in chosen.items():
+    for name, measurement in measurements.items():
         started = time.perf_counter()
         try:
-            _check_stages(measurement, context)
-            result = measurement(context)
+            result = _measure(measurement, context)
         except (FileNotFoundError, ValueError) as error:
             found.not_available[name] = str(error)
             continue
-        if measurement.network is not None:
-            about = {"network": context.network(measurement.network).fingerprint}
-            for key, score in result.scores.items():
-                result.scores[key] = score._replace(about={**score.about, **about})
+        result.title = measurement.title or name
         found.results[name] = result
         found.seconds[name] = time.perf_counter() - started
         if context.settings.progress:
@@ -174,45 +160,55 @@ def run(measurements: Mapping[str, Measurement | None], context: Context) -> Res
     return found
 
 
-def _check_stages(measurement: Measurement, context: Context) -> None:
-    """Check that the bundle has the stages that a measurement needs."""
-    if measurement.stages and context.cascade is None:
-        raise ValueError("it measures a bundle: give model= instead of generated=")
-    prior = stage_of_prior(context.settings.prior)
-    needed = [prior if stage == "prior" else stage for stage in measurement.stages]
-    require_stages(context.cascade, needed)
+def _measure(measurement: Measurement, context: Context) -> Result:
+    """Check that the bundle has the stages, measure, and add the network to the scores."""
+    if measurement.stages:
+        prior = stage_of_prior(context.settings.prior)
+        needed = (prior if stage == "prior" else stage for stage in measurement.stages)
+        require_stages(context.cascade, needed)
+    result = measurement(context)
+    if measurement.network is not None:
+        about = {"network": context.network(measurement.network).fingerprint}
+        for key, score in result.scores.items():
+            result.scores[key] = score._replace(about={**score.about, **about})
+    return result
 
 
 def mean_score(
-    rows: Float[Tensor, " n"], *, seed: int, resamples: int = 1000, **about: Any
+    rows: Float[Tensor, " n"],
+    *,
+    seed: int,
+    better: str = "higher",
+    real: Float[Tensor, " m"] | None = None,
+    **others: Any,
 ) -> Score:
     """Average a number that each image has, with its percentile bootstrap interval.
 
-    Args:
-        rows: the number of each image.
-        seed: seed of the bootstrap.
-        resamples: number of bootstrap resamples.
-        about: other fields of the score.
+    The baseline is the mean over `real` images; `others` are other fields of the score.
     """
-    values = rows.double()
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [
-            values[torch.randint(len(values), (len(values),), generator=generator)].mean()
-            for _ in range(resamples)
-        ]
-    )
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    values, generator = rows.double(), torch.Generator().manual_seed(seed)
+    means = torch.stack([resample(values, generator).mean() for _ in range(1000)])
+    low, high = means.quantile(INTERVAL).tolist()
     return Score(
         value=float(values.mean()),
         error=float(means.std()),
         interval=(low, high),
         n=len(values),
+        better=better,
+        baseline=None if real is None else float(real.double().mean()),
+        n_real=None if real is None else len(real),
         rows=values,
-        **about,
+        **others,
     )
 
 
 def around(value: float, error: float) -> tuple[float, float]:
     """Return the 95% interval of a number with a normal error."""
     return value - Z95 * error, value + Z95 * error
+
+
+def _look_up(numbers: Any, key: str) -> Any:
+    """Return the number at a key whose slashes separate the levels; None if there is none."""
+    for part in key.split("/"):
+        numbers = numbers.get(part) if isinstance(numbers, Mapping) else None
+    return numbers

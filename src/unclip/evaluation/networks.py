@@ -5,18 +5,17 @@ Nothing is downloaded: the error for a missing file says what to download and wh
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from unclip.bundle import load_embedder
 from unclip.clip import ClipEmbedder, fingerprint
 from unclip.clip.public import load_public
-from unclip.evaluation.features import FeatureNetwork, resize
+from unclip.evaluation.features import FeatureNetwork, Features, Images, check_weights, resize
 from unclip.files import sha256_of
 
-INCEPTION_FILE = "weights/weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -29,35 +28,17 @@ class Inception(FeatureNetwork):
 
     Images are resized to 299 px by TensorFlow 1's bilinear rule (no antialiasing, no half-pixel
     offset), as in the FIDs that papers report.
-
-    Args:
-        weights: torch-fidelity's file, 96 MB.
-        sha256: hash of that file.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: it is a different file.
     """
 
     name = "inception"
     num_features = 2048
 
-    def __init__(
-        self, *, weights: str | Path = INCEPTION_FILE, sha256: str = INCEPTION_SHA256
-    ) -> None:
+    def __init__(self, *, weights: str | Path, sha256: str = INCEPTION_SHA256) -> None:
         super().__init__()
         path = Path(weights)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}, the weights of Inception, is missing: "
-                f"`curl -L --create-dirs -o {path} {_INCEPTION_URL}`"
-            )
-        digest = sha256_of(path)
-        if digest != sha256:
-            raise ValueError(
-                f"{path} is not TensorFlow's Inception (sha256 {digest[:16]}…, expected "
-                f"{sha256[:16]}…): remove it and download it again"
-            )
+        download = f"`curl -L --create-dirs -o {path} {_INCEPTION_URL}`"
+        repair = "remove it and download it again"
+        check_weights(path, sha256, name="Inception", download=download, repair=repair)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError as error:
@@ -66,27 +47,22 @@ class Inception(FeatureNetwork):
             ) from error
         torch.load(path, map_location="cpu", weights_only=True)  # the extractor would unpickle it
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
-        self.fingerprint = digest[:8]
+        self.fingerprint = sha256[:8]
         self.freeze()
 
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Compute the 2048 features before the classifier."""
         return self.network(images)[0]
 
-    def logits(self, features: Float[Tensor, "count features"]) -> Float[Tensor, "count classes"]:
+    def logits(self, features: Features) -> Features:
         """Compute the classifier's logits without its bias, as the Inception Score does."""
         return features @ self.network.fc.weight.T.to(features)
 
 
 class ClipNetwork(FeatureNetwork):
-    """A CLIP's image embeddings as features, and its text embeddings.
+    """A frozen CLIP's image embeddings as features; the embedder stays a plain object."""
 
-    Args:
-        embedder: a frozen CLIP; it stays a plain object.
-        name: its name inside the names of scores.
-    """
+    embedder: ClipEmbedder
 
     def __init__(self, embedder: ClipEmbedder, name: str) -> None:
         super().__init__()
@@ -97,27 +73,26 @@ class ClipNetwork(FeatureNetwork):
         self.model = embedder.model  # so that .to(device) moves it
         self.freeze()
 
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Compute image embeddings."""
         return self.embedder.image(images)
 
-    def texts(
-        self, captions: Sequence[str], batch_size: int = 64
-    ) -> Float[Tensor, "count features"]:
-        """Compute text embeddings in batches; return them on the CPU."""
-        starts = range(0, len(captions), batch_size)
-        parts = [self.embedder.text(captions[start : start + batch_size]) for start in starts]
-        return torch.cat([part.text_embedding.cpu() for part in parts])
+
+def encode_images(clip: ClipEmbedder, images: Images, batch_size: int = 64) -> Features:
+    """Return a CLIP's embeddings of images, on the CPU."""
+    batches = images.split(batch_size)
+    return torch.cat([clip.image(batch).cpu() for batch in batches])
+
+
+def encode_texts(clip: ClipEmbedder, texts: Sequence[str], batch_size: int = 64) -> Features:
+    """Return a CLIP's embeddings of texts, on the CPU."""
+    starts = range(0, len(texts), batch_size)
+    parts = [clip.text(texts[start : start + batch_size]) for start in starts]
+    return torch.cat([part.text_embedding.cpu() for part in parts])
 
 
 def judge(*, file: str | Path) -> ClipNetwork:
-    """Load a bundle's second CLIP, which no other stage has seen.
-
-    Raises:
-        FileNotFoundError: it is missing; the message has the command that trains it.
-    """
+    """Load a bundle's second CLIP, which no other stage has seen."""
     return ClipNetwork(load_embedder(file), "judge")
 
 
@@ -127,28 +102,18 @@ def weights_of(embedder: ClipEmbedder) -> str:
 
 
 def public_clip(*, model: str, pretrained: str | Path, name: str) -> ClipNetwork:
-    """Load a public CLIP of open_clip from a file of weights (a tag would be downloaded).
-
-    Raises:
-        FileNotFoundError: the file is missing; the message has the command that downloads it.
-        ValueError: it is not a file of this model's weights.
-    """
+    """Load a public CLIP of open_clip from a file of weights (a tag would be downloaded)."""
     return ClipNetwork(load_public(model, Path(pretrained)), name)
 
 
 class TimmNetwork(FeatureNetwork):
     """A network of timm, such as DINOv2: distances in its features agree better with people.
 
-    Args:
-        model: name in timm, such as "vit_large_patch14_dinov2".
-        weights: a .safetensors file of its weights.
-        name: its name inside the names of scores.
-        size: width and height of its input in pixels; learned positions are interpolated to it.
-
-    Raises:
-        FileNotFoundError: the weights are missing.
-        ValueError: they belong to a different network.
+    Learned positions are interpolated to `size`, the width and height of its input.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, *, model: str, weights: str | Path, name: str, size: int = 224) -> None:
         super().__init__()
@@ -162,9 +127,9 @@ class TimmNetwork(FeatureNetwork):
                 f"{path}, the weights of {model}, is missing: "
                 f"`hf download timm/{model} model.safetensors --local-dir {path.parent}`"
             )
-        settings = {"img_size": size} if model.startswith("vit") else {}
+        settings: dict[str, Any] = {"img_size": size} if model.startswith("vit") else {}
         self.network = timm.create_model(model, pretrained=False, num_classes=0, **settings)
-        stored = load_file(path)
+        stored: dict[str, Any] = load_file(path)
         try:
             if isinstance(self.network, vision_transformer.VisionTransformer):
                 stored = vision_transformer.checkpoint_filter_fn(stored, self.network)
@@ -176,13 +141,11 @@ class TimmNetwork(FeatureNetwork):
         self.name, self.size = name, size
         self.num_features = self.network.num_features
         self.fingerprint = f"{sha256_of(path)[:8]}-{size}"
-        config = self.network.pretrained_cfg
+        config: Any = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"])[:, None, None])
         self.register_buffer("std", torch.tensor(config["std"])[:, None, None])
         self.freeze()
 
-    def encode(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch features"]:
+    def encode(self, images: Images) -> Features:
         """Compute the features before the classifier."""
         return self.network((resize(images, self.size) - self.mean) / self.std)

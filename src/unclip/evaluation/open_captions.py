@@ -6,75 +6,61 @@ each, so only the decoder's noise can vary the images; a prior should sample the
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from unclip.emoji import BACKGROUNDS, COLORS, Concept, concepts
 from unclip.emoji.captions import article
 from unclip.emoji.compositions import cells
 from unclip.emoji.probes import concept_set
-from unclip.emoji.templates import (
-    Images,
-    Templates,
-    background_names,
-    everywhere,
-    main_colors,
-)
-from unclip.evaluation.choices import Numbers, encode_images, share
+from unclip.emoji.templates import Templates, background_names, everywhere, main_colors
+from unclip.evaluation.choices import share
 from unclip.evaluation.context import Context
-from unclip.evaluation.measurement import Measurement, Result, Table
+from unclip.evaluation.features import Features, Images
+from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
+from unclip.evaluation.networks import encode_images
 from unclip.evaluation.sampling import Sampling
 from unclip.evaluation.sources import Real
+from unclip.evaluation.stages import has_linear_map
 from unclip.evaluation.two_objects import scene_singles, scene_templates
 
 
-@dataclass(frozen=True, kw_only=True)
 class OpenCaptions(Measurement):
-    """Spread of each prior's samples for captions that leave the background open.
-
-    Args:
-        captions: number of captions.
-        seeds: number of samples per caption.
-    """
+    """Spread of each prior's samples for captions that leave the background open."""
 
     captions: int = 12
-    seeds: int = 8
+    seeds: int = 8  # number of samples per caption
 
-    title: ClassVar[str] = "Captions that leave the background open"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "Captions that leave the background open"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Measure every prior that the bundle has, and the data."""
-        singles, templates = scene_singles(context), scene_templates(context)
-        known = context.cascade.metadata
-        linear = "prior" in known and context.cascade.stage("prior").linear is not None
+        known, linear = context.cascade.metadata, has_linear_map(context.cascade)
         priors = {"diffusion": "prior" in known, "linear": linear, "ar": "prior_ar" in known}
+        singles, name = scene_singles(context), cast(str, concept_set(context.data))
         found = measure_open(
             context.sampling,
-            [name for name, available in priors.items() if available],
-            choose_captions(concept_set(context.data), self.captions, seed=context.seed),
+            [prior for prior, available in priors.items() if available],
+            choose_captions(name, self.captions, seed=context.seed),
             singles,
-            templates,
+            scene_templates(context),
             seeds=self.seeds,
         )
-        keys = ("embedding_spread", "backgrounds")
-        rows = [
-            [
-                "(real images)" if source == "data" else source,
-                *(numbers[key] for key in keys),
-                *(numbers["right"][key] for key in ("share", "error")),
-                numbers["captions"],
-                numbers["seeds"],
-            ]
-            for source, numbers in found.items()
-        ]
-        head = ["prior", "cosine distance in a caption", "different backgrounds", "object right"]
-        table = Table([*head, "±", "captions", "seeds"], rows)
+        columns = {
+            "embedding_spread": "cosine distance in a caption",
+            "backgrounds": "different backgrounds",
+            "right/share": "object right",
+            "right/error": "±",
+            "captions": "captions",
+            "seeds": "seeds",
+        }
+        named = {"(real images)" if name == "data" else name: one for name, one in found.items()}
+        table = Table.of("prior", named, columns)
         return Result(tables={self.title: table}, values={"open_captions": found})
 
 
@@ -120,71 +106,50 @@ def measure_open(
 
     `embedding_spread` is the mean cosine distance between two embeddings of one caption,
     `backgrounds` the mean number of different backgrounds among its images, and `right` the share
-    of images whose concept and stated color the network-free probes find.
-
-    Args:
-        sampling: the bundle's samplers.
-        priors: names of `Cascade.prior`.
-        captions: captions from `choose_captions`.
-        singles: real images of one object.
-        templates: templates that name the concepts.
-        seeds: number of samples per caption.
+    of images whose concept and stated color the network-free probes find. The data have at most
+    `seeds` real images of each caption; their number of backgrounds is the expectation of as many
+    uniform samples.
     """
-    texts = [caption.text for caption in captions for _ in range(seeds)]
+    groups = _real_rows(captions, singles, most=seeds)
+    images = singles.images[[row for group in groups for row in group]]
+    shown = [one for one, group in zip(captions, groups, strict=True) for _ in group]
+    parts = encode_images(sampling.cascade.embedder, images).split(list(map(len, groups)))
+    expected = [one.backgrounds * (1 - (1 - 1 / one.backgrounds) ** seeds) for one in captions]
+
+    def numbers(parts: Sequence[Features], backgrounds: Sequence[float], right: Tensor) -> Numbers:
+        return {
+            "embedding_spread": _mean([_spread(part) for part in parts if len(part) > 1]),
+            "backgrounds": _mean(backgrounds),
+            "right": share(right),
+            "captions": len(captions),
+            "seeds": seeds,
+        }
+
+    found = {"data": numbers(parts, expected, _right(images, shown, templates))}
     repeated = [caption for caption in captions for _ in range(seeds)]
-    found = {"data": _measure_data(sampling, captions, singles, templates, seeds=seeds)}
+    texts = [caption.text for caption in repeated]
     for prior in priors:
         z = sampling.predict(texts, prior=prior)
         images = sampling.decode(z, texts)
         names = background_names(images)
-        groups = [names[start : start + seeds] for start in range(0, len(names), seeds)]
-        found[prior] = {
-            "embedding_spread": _mean([_spread(rows) for rows in z.split(seeds)]),
-            "backgrounds": _mean([len(set(group)) for group in groups]),
-            "right": share(_right(images, repeated, templates)),
-            "captions": len(captions),
-            "seeds": seeds,
-        }
+        counts = [len(set(names[k : k + seeds])) for k in range(0, len(names), seeds)]
+        found[prior] = numbers(z.split(seeds), counts, _right(images, repeated, templates))
     return found
 
 
-def _measure_data(
-    sampling: Sampling,
-    captions: Sequence[OpenCaption],
-    singles: Real,
-    templates: Templates,
-    *,
-    seeds: int,
-) -> Numbers:
-    """Measure at most `seeds` real images of each caption.
-
-    The number of backgrounds is the expectation of as many uniform samples.
-
-    Raises:
-        FileNotFoundError: no caption has a real image.
-    """
+def _real_rows(captions: Sequence[OpenCaption], singles: Real, *, most: int) -> list[list[int]]:
+    """Return the rows of at most `most` real images of each caption."""
     rows: dict[tuple[str, str | None], list[int]] = {}
     for row, scene in enumerate(singles.metadata):
         (item,) = scene["objects"]
         rows.setdefault((item["concept"], item["colour"]), []).append(row)
-    groups = [rows.get((one.concept.hexcode, one.color), [])[:seeds] for one in captions]
+    groups = [rows.get((one.concept.hexcode, one.color), [])[:most] for one in captions]
     if not any(groups):
         raise FileNotFoundError("no training image of any open caption: prepare a larger data set")
-    images = singles.images[[row for group in groups for row in group]]
-    shown = [one for one, group in zip(captions, groups, strict=True) for _ in group]
-    counts = [len(group) for group in groups]
-    parts = encode_images(sampling.cascade.embedder, images).split(counts)
-    expected = [one.backgrounds * (1 - (1 - 1 / one.backgrounds) ** seeds) for one in captions]
-    return {
-        "embedding_spread": _mean([_spread(part) for part in parts if len(part) > 1]),
-        "backgrounds": _mean(expected),
-        "right": share(_right(images, shown, templates)),
-        "captions": len(captions),
-        "seeds": seeds,
-    }
+    return groups
 
 
-def _spread(z: Float[Tensor, "count dim"]) -> float:
+def _spread(z: Features) -> float:
     """Return the mean cosine distance over all pairs of different rows."""
     z, count = F.normalize(z.double(), dim=1), len(z)
     return float((count**2 - z.sum(dim=0).square().sum()) / max(count * (count - 1), 1))

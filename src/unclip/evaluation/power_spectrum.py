@@ -1,17 +1,18 @@
 """Detail (section 7): the power spectrum of generated images compared with that of real ones."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import field
+from io import BytesIO
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from unclip.evaluation.context import SEEN, Context
-from unclip.evaluation.measurement import Measurement, Result, Score
+from unclip.evaluation.features import Images
+from unclip.evaluation.frechet import resample
+from unclip.evaluation.measurement import INTERVAL, Measurement, Result, Score
 from unclip.evaluation.report.tables import score_table
 
 BANDS = {"low": (1 / 32, 1 / 8), "middle": (1 / 8, 1 / 4), "high": (1 / 4, 1 / 2)}
@@ -20,20 +21,15 @@ _DECIBELS = 10 / torch.log(torch.tensor(10.0)).item()
 _FLOOR = 1e-9  # power of pixels in [0, 1], below what eight bits can represent
 
 
-@dataclass(frozen=True, kw_only=True)
 class PowerSpectrum(Measurement):
-    """Power of each band of spatial frequencies in decibels relative to real images.
+    """Power of each band of spatial frequencies in decibels relative to real images."""
 
-    Args:
-        images: number of images for each side in pixels; sizes above the bundle's are skipped.
-        resamples: number of bootstrap resamples, of both sets of images.
-    """
-
+    # number of images for each side in pixels; sizes above the bundle's are skipped
     images: Mapping[str, int] = field(default_factory=lambda: {"64": 96, "256": 32, "1024": 8})
-    resamples: int = 500
+    resamples: int = 500  # number of bootstrap resamples, of both sets of images
 
-    title: ClassVar[str] = "Detail: power spectrum relative to real images (section 7)"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "Detail: power spectrum relative to real images (section 7)"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Compare each band at each size; the baseline compares two halves of the real images."""
@@ -61,7 +57,7 @@ class PowerSpectrum(Measurement):
         )
 
 
-def radial_power(images: UInt8[Tensor, "count 3 size size"]) -> Float[Tensor, "count radii"]:
+def radial_power(images: Images) -> Float[Tensor, "count radii"]:
     """Compute the power of each image's luminance at each radius of the frequency plane.
 
     It is the squared modulus of the Fourier transform, averaged over rings of width one; ring k is
@@ -100,16 +96,12 @@ def compare(
     generated: Float[Tensor, "n radii"],
     real: Float[Tensor, "m radii"],
     *,
-    resamples: int = 500,
+    resamples: int,
     seed: int = 0,
 ) -> dict[str, Score]:
     """Return each band's power relative to real images, in decibels.
 
-    Args:
-        generated: radial power of generated images.
-        real: radial power of real images.
-        resamples: number of bootstrap resamples.
-        seed: seed of the bootstrap and of the split into halves.
+    The baseline compares two random halves of the real images.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(real), generator=generator)
@@ -117,18 +109,16 @@ def compare(
     scores = {}
     for name, band in BANDS.items():
         ours, theirs = band_power(generated, band), band_power(real, band)
-        resampled = torch.stack(
-            [
-                ratio(_resampled(ours, generator), _resampled(theirs, generator))
-                for _ in range(resamples)
-            ]
-        )
-        interval = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        ratios = [
+            ratio(resample(ours, generator), resample(theirs, generator)) for _ in range(resamples)
+        ]
+        resampled = torch.stack(ratios)
+        low, high = resampled.quantile(INTERVAL).tolist()
         floor = float(ratio(theirs[order[:half]], theirs[order[half:]])) if half else None
         scores[name] = Score(
             float(ratio(ours, theirs)),
             float(resampled.std()),
-            tuple(interval),
+            (low, high),
             len(ours),
             "nearest 0",
             len(theirs),
@@ -146,34 +136,28 @@ def ratio(power: Float[Tensor, " n"], reference: Float[Tensor, " m"]) -> Float[T
 
 def plot(spectra: Mapping[int, tuple[Tensor, Tensor]]) -> Image.Image:
     """Plot the spectra of generated and real images of each size, and their ratio below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(4.4 * len(spectra), 5.2), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(
-        2, len(spectra), squeeze=False, sharex="col", height_ratios=(3, 2), sharey="row"
-    )
+    shared = {"sharex": "col", "sharey": "row", "height_ratios": (3, 2)}
+    axes = figure.subplots(2, len(spectra), squeeze=False, **shared)
     for (size, (generated, real)), (upper, lower) in zip(spectra.items(), axes.T, strict=True):
         frequency = torch.arange(1, generated.shape[1]) / size
         ours, theirs = (power.mean(dim=0)[1:] + _FLOOR for power in (generated, real))
         upper.loglog(frequency, theirs, color="black", label=f"real, n = {len(real)}")
         upper.loglog(frequency, ours, color="C3", label=f"generated, n = {len(generated)}")
-        upper.set(title=f"{size} px", ylabel="power of luminance" if upper is axes[0, 0] else "")
+        upper.set(title=f"{size} px")
         upper.legend()
         lower.semilogx(frequency, _DECIBELS * (ours / theirs).log(), color="C3")
         lower.axhline(0, color="black", linewidth=0.8)
         for low, high in BANDS.values():
             lower.axvspan(low, high, color="gray", alpha=0.06 + 0.2 * low)
-        label = "generated / real, dB" if lower is axes[1, 0] else ""
-        lower.set(xlabel="cycles per pixel", ylabel=label)
-        lower.xaxis.set_minor_formatter(NullFormatter())
-        for axis in (upper, lower):
-            axis.grid(alpha=0.3)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def _resampled(rows: Tensor, generator: torch.Generator) -> Tensor:
-    return rows[torch.randint(len(rows), (len(rows),), generator=generator)]
+        lower.set(xlabel="cycles per pixel")
+        lower.xaxis.set_minor_formatter("")
+    axes[0, 0].set(ylabel="power of luminance")
+    axes[1, 0].set(ylabel="generated / real, dB")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    return Image.open(content).convert("RGB")

@@ -6,22 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from unclip.data.order import rng
 
 
 class Item(NamedTuple):
-    """A real image as a source lists it.
-
-    Attributes:
-        id: its name.
-        captions: at least one caption.
-        about: other metadata of the image, such as the objects in the scene.
-    """
+    """A real image as a source lists it."""
 
     id: str
-    captions: tuple[str, ...]
+    captions: tuple[str, ...]  # at least one caption
+    # other metadata of the image, such as the objects in the scene
     about: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -39,56 +34,38 @@ class Protocol:
 
     Two numbers are comparable only if their protocols, their data and their counts are equal:
     `key` says so in a few letters. All field names and values are hashed, so they never change.
-
-    Args:
-        name: name of the protocol, such as "coco14-30k".
-        format: layout of the data: "shards" (ROOT/SPLIT/SIZE/*.tar), "coco" (MS-COCO's folders),
-            or "prompts" (captions without real images, for samples outside the data).
-        split: split of the captions, such as "val2014".
-        captions: "one_per_image" draws `count` different images and one caption of each; "any"
-            draws `count` of all captions, so an image may occur twice; "first" takes the first
-            caption of the first `count` images, without drawing.
-        count: number of prompts; all of them if there are fewer.
-        resolution: width and height in pixels; upsamplers beyond it are not used.
-        crop: "centre" crops the central square of a real image, "none" squashes it.
-        filter: filter of the antialiased resizing.
-        reference: split of the real images to compare with.
-        reference_count: number of its first images; None is the whole split.
-        network: feature network of the main number.
-        repeats: number of images of each prompt, each with its own noise.
-        seed: seed of the draw.
     """
 
-    name: str
+    name: str  # name of the protocol, such as "coco14-30k"
+    # layout of the data: "shards" (ROOT/SPLIT/SIZE/*.tar), "coco" (MS-COCO's folders), or "prompts"
+    # (captions without real images, for samples outside the data)
     format: Literal["shards", "coco", "prompts"]
-    split: str
+    split: str  # split of the captions, such as "val2014"
+    # "one_per_image" draws `count` different images and one caption of each; "any" draws `count` of
+    # all captions, so an image may occur twice; "first" takes the first caption of the first
+    # `count` images, without drawing
     captions: Literal["one_per_image", "any", "first"]
-    count: int
-    resolution: int
+    count: int  # number of prompts; all of them if there are fewer
+    resolution: int  # width and height in pixels; upsamplers beyond it are not used
+    # "centre" crops the central square of a real image, "none" squashes it
     crop: Literal["centre", "none"] = "centre"
-    filter: Literal["lanczos", "bicubic"] = "lanczos"
-    reference: str
-    reference_count: int | None = None
-    network: str
-    repeats: int = 1
-    seed: int = 0
+    filter: Literal["lanczos", "bicubic"] = "lanczos"  # filter of the antialiased resizing
+    reference: str  # split of the real images to compare with
+    reference_count: int | None = None  # number of the split's first images; None is all of them
+    network: str  # feature network of the main number
+    repeats: int = 1  # number of images of each prompt, each with its own noise
+    seed: int = 0  # seed of the draw
 
     def __post_init__(self) -> None:
-        choices = {
-            "format": ("shards", "coco", "prompts"),
-            "captions": ("one_per_image", "any", "first"),
-            "crop": ("centre", "none"),
-            "filter": ("lanczos", "bicubic"),
-        }
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(
                 f"protocol.name is {self.name!r}; it names files: letters, digits, '_', '.' and '-'"
             )
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(
-                    f"protocol.{name} is {value!r}; it must be one of {', '.join(known)}"
-                )
+        for name, kind in get_type_hints(type(self)).items():
+            value, known = getattr(self, name), get_args(kind)
+            if get_origin(kind) is Literal and value not in known:
+                choices = ", ".join(known)
+                raise ValueError(f"protocol.{name} is {value!r}; it must be one of {choices}")
         for name in ("count", "resolution", "reference_count", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -104,16 +81,10 @@ class Protocol:
         return f"{self.name}-{self.resolution}-n{count}-{digest}"
 
     def draw(self, items: Sequence[Item]) -> list[Prompt]:
-        """Draw the prompts in the order of their numbers; a smaller count gives a prefix.
-
-        Raises:
-            ValueError: there are no captions.
-        """
+        """Draw the prompts in the order of their numbers; a smaller count gives a prefix."""
         if not items:
             raise ValueError(f"the split {self.split} has no image with a caption")
-        if self.captions == "first":
-            chosen = [Prompt(item.id, item.captions[0], k) for k, item in enumerate(items)]
-        elif self.captions == "any":
+        if self.captions == "any":
             chosen = [
                 Prompt(f"{item.id}-{number}", text, k)
                 for k, item in enumerate(items)
@@ -133,6 +104,9 @@ class Protocol:
         ]
 
     def _one(self, item: Item) -> str:
+        """Return the first caption of an image, or draw one."""
+        if self.captions == "first":
+            return item.captions[0]
         choice = rng("protocol", self.seed, self.split, item.id)
         return item.captions[choice.randrange(len(item.captions))]
 

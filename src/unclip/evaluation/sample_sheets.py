@@ -1,8 +1,5 @@
 """Contact sheets of generated images: single objects and held-out compositions."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.emoji.probes import concept_set, sheet_prompts
 from unclip.evaluation.context import HELD_OUT, Context
@@ -11,22 +8,15 @@ from unclip.evaluation.sources import Real
 from unclip.images import to_pil
 
 
-@dataclass(frozen=True, kw_only=True)
 class SampleSheets(Measurement):
-    """A sheet of single emoji in natural, seen and held-out colors, and one of held-out captions.
+    """Sheets of single emoji in natural, seen and held-out colors, and of held-out captions."""
 
-    Args:
-        single_objects: number of prompts of each kind on the first sheet.
-        held_out: number of held-out captions on the second sheet.
-        full_size: number of its images that are also written at full size.
-    """
+    single_objects: int = 18  # number of prompts of each kind on the first sheet
+    held_out: int = 9  # number of held-out captions on the second sheet
+    full_size: int = 4  # number of held-out images that are also written at full size
 
-    single_objects: int = 18
-    held_out: int = 9
-    full_size: int = 4
-
-    title: ClassVar[str] = "Samples"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "Samples"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Sample the images at the bundle's largest size; single objects at 256 px at most."""

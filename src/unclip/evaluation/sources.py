@@ -4,7 +4,6 @@ A source lists the images of one split without decoding them, and decodes those 
 """
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,30 +27,16 @@ DATA_COCO = "make data-coco"
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
 
-class Source(ABC):
-    """The images of one split.
-
-    Attributes:
-        items: every image, in the source's own order.
-        fingerprint: hash of ids, captions and file sizes; the same in another folder.
-        stamp: the same with the files' times; a cache keyed by it notices a change.
-    """
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The images of one split, in the source's own order."""
 
     items: list[Item]
-    fingerprint: str
-    stamp: str
-
-    @abstractmethod
-    def images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        """Decode the images of some items as RGB.
-
-        Args:
-            indices: positions in `items`, ascending.
-
-        Raises:
-            ValueError: an image is damaged. Nothing is skipped: measured on other images, a number
-                would mean something else.
-        """
+    fingerprint: str  # hash of ids, captions and file sizes; the same in another folder
+    stamp: str  # hash of the same and of the files' times; a cache keyed by it notices a change
+    # function that decodes the images of items at ascending indices as RGB; a damaged image is an
+    # error, because measured on other images, a number would mean something else
+    images: Callable[[Sequence[int]], Iterator[Image.Image]]
 
 
 def open_source(root: str | Path, split: str, protocol: Protocol) -> Source:
@@ -62,8 +47,50 @@ def open_source(root: str | Path, split: str, protocol: Protocol) -> Source:
         ValueError: its annotations are damaged.
     """
     if protocol.format == "coco":
-        return CocoSource(Path(root), split)
-    return ShardSource(Path(root) / split / str(protocol.resolution))
+        return _open_coco(Path(root), split)
+    return _open_shards(Path(root) / split / str(protocol.resolution))
+
+
+def _open_coco(root: Path, split: str) -> Source:
+    """Open ROOT/annotations/captions_SPLIT.json and ROOT/SPLIT: the images with a caption."""
+    file, folder = root / "annotations" / f"captions_{split}.json", root / split
+    for path in (file, folder):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: download MS-COCO with `{DATA_COCO}`, or set COCO_ROOT to "
+                "a folder with annotations/ and the images"
+            )
+    listed = [image for image in read_coco_captions(file) if image.captions]
+    paths = [folder / image.file_name for image in listed]
+    items = [Item(f"{image.id:012d}", image.captions) for image in listed]
+    try:
+        stats = [_stat(path) for path in paths]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error.filename} is listed in {file.name} and missing: run `{DATA_COCO}` again"
+        ) from error
+
+    def images(indices: Sequence[int]) -> Iterator[Image.Image]:
+        return (open_image_file(paths[index]) for index in indices)
+
+    return Source(
+        items, _digest(items, [stat[:2] for stat in stats]), _digest(items, stats), images
+    )
+
+
+def _open_shards(folder: Path) -> Source:
+    """Open a folder ROOT/SPLIT/SIZE of shards."""
+    shards = open_shards(folder)
+    stats = [_stat(shard.path) for shard in shards]
+    every = range(sum(shard.samples for shard in shards))
+    items = list(_decode(shards, every, _item, with_images=False))
+    captions = [item[:2] for item in items]
+
+    def images(indices: Sequence[int]) -> Iterator[Image.Image]:
+        return _decode(shards, indices, _image)
+
+    fingerprint = _digest(folder.name, captions, [stat[:2] for stat in stats])
+    return Source(items, fingerprint, _digest(folder.name, captions, stats), images)
 
 
 def crop_and_resize(image: Image.Image, protocol: Protocol) -> UInt8[Tensor, "3 size size"]:
@@ -85,72 +112,13 @@ def load_images(
     return torch.stack([crop_and_resize(image, protocol) for image in source.images(indices)])
 
 
-class CocoSource(Source):
-    """ROOT/annotations/captions_SPLIT.json and the images of ROOT/SPLIT.
-
-    Images are ordered by id; those without a caption are left out.
-    """
-
-    def __init__(self, root: Path, split: str) -> None:
-        file, folder = root / "annotations" / f"captions_{split}.json", root / split
-        for path in (file, folder):
-            if not path.exists():
-                raise FileNotFoundError(
-                    f"{path} is missing: download MS-COCO with `{DATA_COCO}`, or set COCO_ROOT to "
-                    "a folder with annotations/ and the images"
-                )
-        listed = [image for image in read_coco_captions(file) if image.captions]
-        self._paths = [folder / image.file_name for image in listed]
-        self.items = [Item(f"{image.id:012d}", image.captions) for image in listed]
-        try:
-            stats = [_stat(path) for path in self._paths]
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{error.filename} is listed in {file.name} and missing: run `{DATA_COCO}` again"
-            ) from error
-        self.fingerprint = _digest(self.items, [stat[:2] for stat in stats])
-        self.stamp = _digest(self.items, stats)
-
-    def images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        """Decode the images of some items."""
-        for index in indices:
-            yield open_image_file(self._paths[index])
-
-
-class ShardSource(Source):
-    """A folder ROOT/SPLIT/SIZE of shards, in their order.
-
-    Raises:
-        FileNotFoundError: there are no such shards.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._shards = open_shards(folder)
-        stats = [_stat(shard.path) for shard in self._shards]
-        every = range(sum(shard.samples for shard in self._shards))
-        self.items = list(_decode(self._shards, every, _item, with_images=False))
-        captions = [item[:2] for item in self.items]
-        self.fingerprint = _digest(folder.name, captions, [stat[:2] for stat in stats])
-        self.stamp = _digest(folder.name, captions, stats)
-
-    def images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        """Decode the images of some items."""
-        yield from _decode(self._shards, indices, _image)
-
-
 @dataclass(frozen=True)
 class Real:
-    """Real images of one size, in the order of their shards.
+    """Real images of one size, in the order of their shards."""
 
-    Attributes:
-        images: the images.
-        captions: the first caption of each image.
-        metadata: the JSON of each image; {} if it has none.
-    """
-
-    images: UInt8[Tensor, "count 3 size size"]
-    captions: list[str]
-    metadata: list[dict[str, Any]]
+    images: UInt8[Tensor, "count 3 size size"]  # the images
+    captions: list[str]  # the first caption of each image
+    metadata: list[dict[str, Any]]  # the JSON of each image; {} if it has none
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -162,12 +130,7 @@ class Real:
 
 
 def read_real(root: str | Path, split: str, size: int, *, count: int | None = None) -> Real:
-    """Load the first `count` samples of ROOT/SPLIT/SIZE, or all of them.
-
-    Raises:
-        FileNotFoundError: there are no such shards.
-        ValueError: a sample is damaged.
-    """
+    """Load the first `count` samples of ROOT/SPLIT/SIZE, or all of them."""
     shards = open_shards(Path(root) / split / str(size))
     total = sum(shard.samples for shard in shards)
     wanted = range(total if count is None else min(count, total))
@@ -182,11 +145,7 @@ def read_real(root: str | Path, split: str, size: int, *, count: int | None = No
 
 
 def open_image_file(path: Path) -> Image.Image:
-    """Open an image file as RGB.
-
-    Raises:
-        ValueError: it is damaged, or in a format that is not read.
-    """
+    """Open an image file as RGB."""
     try:
         return decode_image(path.read_bytes(), minimum_size=1)
     except BadSample as error:
@@ -200,11 +159,7 @@ def _decode(
     *,
     with_images: bool = True,
 ) -> Iterator[T]:
-    """Read and decode the samples at ascending positions.
-
-    Raises:
-        ValueError: a sample is damaged.
-    """
+    """Read and decode the samples at ascending positions."""
     if not len(indices):
         return
     wanted, line = set(indices), range(indices[0], indices[-1] + 1)

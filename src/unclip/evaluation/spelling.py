@@ -1,10 +1,11 @@
 """Spelling (section 7, figure 16): words that an image should show, read by an OCR program."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -24,27 +25,20 @@ _PARTS = ("Det", "Cls", "Rec")  # text detection, orientation, recognition
 Read = Callable[[UInt8[Tensor, "3 height width"]], str]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Spelling(Measurement):
     """1 - normalized edit distance between the requested words and those that OCR reads.
 
     Case and spaces are ignored, because OCR itself is unreliable there. The baseline is the same
     number for the words drawn by a font in black on white, at the same size.
-
-    Args:
-        words: words to spell.
-        prompt: prompt with {} in place of the words.
-        each: number of images per prompt.
-        size: side of the images in pixels; the bundle's largest size if that is smaller.
     """
 
-    words: Sequence[str] = field(default_factory=WORDS.copy)
-    prompt: str = 'a sign that says "{}"'
-    each: int = 2
-    size: int = 256
+    words: Sequence[str] = field(default_factory=WORDS.copy)  # words to spell
+    prompt: str = 'a sign that says "{}"'  # prompt with {} in place of the words
+    each: int = 2  # number of images per prompt
+    size: int = 256  # side of the images in pixels; the bundle's largest size if that is smaller
 
-    title: ClassVar[str] = "Spelling (section 7, figure 16)"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "Spelling (section 7, figure 16)"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Return the mean over images, and the share of images with every letter right."""
@@ -55,27 +49,13 @@ class Spelling(Measurement):
         signs = torch.stack([sign(word, size) for word in self.words])
         texts, sign_texts = ([read(image) for image in images] for images in (generated, signs))
         ours, ceiling = similarity(texts, wanted), similarity(sign_texts, self.words)
+        pairs = {"similarity": (ours, ceiling), "right": (ours == 1, ceiling == 1)}
         scores = {
-            name: mean_score(
-                rows,
-                seed=context.seed,
-                better="higher",
-                baseline=float(baseline.mean()),
-                n_real=len(baseline),
-            ).plain()
-            for name, rows, baseline in (
-                ("similarity", ours, ceiling),
-                ("right", (ours == 1).double(), (ceiling == 1).double()),
-            )
+            name: mean_score(rows, seed=context.seed, real=real).plain()
+            for name, (rows, real) in pairs.items()
         }
-        tiles = [
-            Tile(image, f"“{word}”: read “{text}”")
-            for images, words, read_texts in (
-                (signs, self.words, sign_texts),
-                (generated, wanted, texts),
-            )
-            for image, word, text in zip(images, words, read_texts, strict=True)
-        ]
+        shown = zip([*signs, *generated], [*self.words, *wanted], sign_texts + texts, strict=True)
+        tiles = [Tile(image, f"“{word}”: read “{text}”") for image, word, text in shown]
         title = "Words drawn by a font, then generated."
         about = {"size": size, "read": texts, "samples": str(folder)}
         return Result(
@@ -87,16 +67,11 @@ class Spelling(Measurement):
 
 
 def load_reader() -> Read:
-    """Load RapidOCR with the networks in its package; nothing is downloaded.
-
-    Raises:
-        FileNotFoundError: the package, or a network in it, is missing.
-    """
+    """Load RapidOCR with the networks in its package; nothing is downloaded."""
     fix = "pip install -e '.[text]'"
     if find_spec("rapidocr") is None or find_spec("onnxruntime") is None:
         raise FileNotFoundError(f"reading words needs rapidocr and onnxruntime: {fix}")
-    import rapidocr
-
+    rapidocr: Any = import_module("rapidocr")
     folder, files = Path(rapidocr.__file__).parent / "models", {}
     for part in _PARTS:
         found = sorted(folder.glob(f"*_{part.lower()}_*.onnx"))

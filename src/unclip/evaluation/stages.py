@@ -1,135 +1,107 @@
 """Measure a bundle's CLIP and prior on the captions and images of a data set."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, cast
 
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
 
 from unclip.bundle import read_metadata, stage_file
+from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder, recall_at
-from unclip.evaluation.choices import (
-    Numbers,
-    choice_rows,
-    distractors,
-    encode_images,
-    encode_texts,
-    probe_choices,
-    scene_probes,
-)
+from unclip.evaluation.choices import choice_rows, distractors, probe_choices, scene_probes
 from unclip.evaluation.context import HELD_OUT, SEEN, SPLITS, VALIDATION, Context
-from unclip.evaluation.measurement import Measurement, Result, Table
+from unclip.evaluation.features import Features
+from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
+from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.evaluation.sources import Real
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stages(Measurement):
     """Size and training of each stage of a bundle."""
 
-    title: ClassVar[str] = "The bundle"
-    stages: ClassVar[tuple[str, ...]] = ("clip",)
+    title = "The bundle"
+    stages = ("clip",)
 
     def __call__(self, context: Context) -> Result:
         """Read the metadata of each stage's file."""
-        stages = {}
+        stages, rows, columns = {}, [], ("steps", "images", "seconds", "version")
         for name in ("clip", "judge", "prior", "prior_ar", "decoder", *_UPSAMPLERS):
             file = stage_file(context.cascade.folder, name)
             if not file.is_file():
                 continue
-            metadata = read_metadata(file)
+            metadata, count = read_metadata(file), _parameters(context, name)
             stages[name] = {
-                "parameters": _parameters(context, name),
+                "parameters": count,
                 "steps": metadata.steps,
                 "images": metadata.extra.get("images"),
                 "seconds": metadata.extra.get("seconds"),
                 "version": metadata.version,
                 "clip_fingerprint": metadata.clip_fingerprint,
             }
-        columns = ("steps", "images", "seconds", "version")
-        rows = [
-            [name, stage["parameters"] / 1e6, *(stage[column] for column in columns)]
-            for name, stage in stages.items()
-        ]
-        table = Table(["stage", "M parameters", "steps", "images", "seconds", "version"], rows)
+            rows.append([name, count / 1e6, *(stages[name][column] for column in columns)])
+        table = Table(["stage", "M parameters", *columns], rows)
         return Result(tables={"Stages": table}, values={"stages": stages})
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClipRecall(Measurement):
-    """Retrieval recall of the bundle's CLIP and of the judge, and their choices for real images.
+    """Retrieval recall of the bundle's CLIP and of the judge, and their choices for real images."""
 
-    Args:
-        among: number of candidates of the recall.
-    """
+    among: int = 64  # number of candidates of the recall
 
-    among: int = 64
-
-    title: ClassVar[str] = "CLIP and judge on real images"
-    stages: ClassVar[tuple[str, ...]] = ("clip",)
+    title = "CLIP and judge on real images"
+    stages = ("clip",)
 
     def __call__(self, context: Context) -> Result:
         """Measure recall on the validation split, and choices on all splits of emoji scenes."""
         clips = {"clip": context.embedder}
         if stage_file(context.cascade.folder, "judge").is_file():
             clips["judge"] = context.judge
-        found, real = {}, {}
-        for name, clip in clips.items():
-            found[name] = clip_recall(clip, context.real(VALIDATION), among=self.among)
-        if scene_probes(context, context.real(VALIDATION)):
-            real = {split: context.real(split) for split in SPLITS}
+        validation = context.real(VALIDATION)
+        found = {
+            name: clip_recall(clip, validation, among=self.among) for name, clip in clips.items()
+        }
+        columns = {
+            "recall_at_1": "text → image recall@1",
+            "recall_at_5": "recall@5",
+            "among": "among",
+            "n": "n",
+        }
+        tables = {"Retrieval recall": Table.of("CLIP", found, columns)}
+        if scene_probes(context, validation):
+            head, rows = ["CLIP", "chooses", "among"], []
             for name, clip in clips.items():
-                found[name]["choices"] = {
-                    split: probe_choices(
-                        clip, encode_images(clip, shown.images), scene_probes(context, shown)
-                    )
-                    for split, shown in real.items()
-                }
-        keys = ("recall_at_1", "recall_at_5", "among", "n")
-        rows = [[name, *(numbers[key] for key in keys)] for name, numbers in found.items()]
-        recall = Table(["CLIP", "text → image recall@1", "recall@5", "among", "n"], rows)
-        tables = {"Retrieval recall": recall}
-        if real:
-            columns = [column for split in real for column in (split, "n")]
-            head = ["CLIP", "chooses", "among", *columns]
-            rows = [
-                [name, *row]
-                for name, numbers in found.items()
-                for row in choice_rows(numbers["choices"])
-            ]
+                found[name]["choices"] = choices = {}
+                for split in SPLITS:
+                    real = context.real(split)
+                    z, probes = encode_images(clip, real.images), scene_probes(context, real)
+                    choices[split] = probe_choices(clip, z, probes)
+                rows += [[name, *row] for row in choice_rows(choices)]
+            head += [column for split in SPLITS for column in (split, "n")]
             tables["Choices for real images"] = Table(head, rows)
         return Result(tables=tables, values={"clip": found})
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorCosines(Measurement):
-    """Cosines of predicted to true image embeddings.
+    """Cosines of predicted to true image embeddings."""
 
-    Args:
-        among: number of candidates of the retrieval recall.
-    """
+    among: int = 64  # number of candidates of the retrieval recall
 
-    among: int = 64
-
-    title: ClassVar[str] = "The prior's embeddings"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior")
+    title = "The prior's embeddings"
+    stages = ("clip", "prior")
 
     def __call__(self, context: Context) -> Result:
         """Measure held-out and seen compositions, none of whose images are in training."""
-        found, cascade = {}, context.cascade
-        linear = "prior" in cascade.metadata and cascade.stage("prior").linear is not None
+        found, linear = {}, None
         for split in (HELD_OUT, SEEN):
-            real = context.real(split)
-            seeds = range(len(real))
+            captions, images = context.real(split).captions, context.real(split).images
+            if has_linear_map(context.cascade):
+                linear = context.sampling.predict(captions, prior="linear")
             found[split] = prior_cosines(
                 context.predicted(split),
-                encode_images(context.embedder, real.images),
-                encode_texts(context.embedder, real.captions),
-                real.captions,
-                linear=cascade.prior(real.captions, seeds=seeds, prior="linear")
-                if linear
-                else None,
+                encode_images(context.embedder, images),
+                encode_texts(context.embedder, captions),
+                captions,
+                linear=linear,
                 among=self.among,
                 seed=context.seed,
             )
@@ -143,9 +115,13 @@ class PriorCosines(Measurement):
             "among": "among",
             "n": "n",
         }
-        rows = [[split, *(numbers.get(key) for key in columns)] for split, numbers in found.items()]
-        table = Table(["captions of", *columns.values()], rows)
+        table = Table.of("captions of", found, columns)
         return Result(tables={"Prior": table}, values={"prior": found})
+
+
+def has_linear_map(cascade: Cascade) -> bool:
+    """Return whether the bundle's prior has a linear map."""
+    return "prior" in cascade.metadata and cast(Any, cascade.stage("prior")).linear is not None
 
 
 def clip_recall(embedder: ClipEmbedder, real: Real, *, among: int = 64) -> Numbers:
@@ -173,12 +149,12 @@ def clip_recall(embedder: ClipEmbedder, real: Real, *, among: int = 64) -> Numbe
 
 
 def prior_cosines(
-    predicted: Float[Tensor, "count dim"],
-    true: Float[Tensor, "count dim"],
-    text_embedding: Float[Tensor, "count dim"],
+    predicted: Features,
+    true: Features,
+    text_embedding: Features,
     captions: Sequence[str],
     *,
-    linear: Float[Tensor, "count dim"] | None = None,
+    linear: Features | None = None,
     among: int = 64,
     seed: int = 0,
 ) -> Numbers:
@@ -188,16 +164,7 @@ def prior_cosines(
     a linear map's prediction. `cosine_shuffled` is the cosine of another caption's prediction: the
     part that all images share. `recall_at_1` is how often the true embedding is the nearest to the
     prediction among `among` images, `recall_text_at_1` how often it is the nearest to z_t; only the
-    first image of each caption counts.
-
-    Args:
-        predicted: the prior's embeddings.
-        true: embeddings of the real images.
-        text_embedding: the captions' z_t.
-        captions: caption of each row.
-        linear: the linear map's predictions.
-        among: number of candidates of the recall.
-        seed: seed that chooses the other captions.
+    first image of each caption counts. `seed` chooses the other captions.
     """
     first = sorted({text: row for row, text in reversed(list(enumerate(captions)))}.values())
     among = min(among, len(first))

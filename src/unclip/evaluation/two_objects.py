@@ -1,16 +1,17 @@
 """Measure scenes of two recolored objects by palettes and templates, without a network."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import cast
 
 from unclip.emoji import concepts
 from unclip.emoji.probes import concept_set
 from unclip.emoji.templates import Templates, pairs, verify_scenes
-from unclip.evaluation.choices import Numbers, encode_images, share
+from unclip.evaluation.choices import share
 from unclip.evaluation.context import SPLITS, VALIDATION, Context
-from unclip.evaluation.measurement import Measurement, Result, Table
+from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
+from unclip.evaluation.networks import encode_images
 from unclip.evaluation.sources import Real, read_real
 
 SINGLES = 100  # training images loaded per concept
@@ -21,12 +22,11 @@ _SOURCES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class TwoObjects(Measurement):
     """Share of scenes whose colors and concepts are in the stated places."""
 
-    title: ClassVar[str] = "Two recolored objects in a relation, by palettes and templates"
-    stages: ClassVar[tuple[str, ...]] = ("clip", "prior", "decoder")
+    title = "Two recolored objects in a relation, by palettes and templates"
+    stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
         """Measure images from the prior's and the true z_i; real images are the ceiling."""
@@ -37,7 +37,10 @@ class TwoObjects(Measurement):
             if split != VALIDATION:
                 shown["generated"] = replace(real, images=context.generated(split))
                 if rows := pairs(real.metadata):
-                    shown["true_embedding"] = _reconstructed(context, real.take(rows))
+                    taken = real.take(rows)
+                    z = encode_images(context.embedder, taken.images)
+                    images = context.sampling.decode(z, taken.captions)
+                    shown["true_embedding"] = replace(taken, images=images)
             found[split] = {
                 source: measure_scenes(scenes, templates) for source, scenes in shown.items()
             }
@@ -45,11 +48,7 @@ class TwoObjects(Measurement):
 
 
 def read_singles(root: str | Path) -> Real:
-    """Load 64 px training images of one object from a folder of emoji scenes.
-
-    Raises:
-        FileNotFoundError: the folder has no emoji scenes.
-    """
+    """Load 64 px training images of one object from a folder of emoji scenes."""
     if (name := concept_set(root)) is None:
         raise FileNotFoundError(f"{root} holds no emoji scenes")
     real = read_real(root, "train", 64, count=SINGLES * len(concepts(name)))
@@ -63,12 +62,9 @@ def scene_singles(context: Context) -> Real:
 
 def scene_templates(context: Context) -> Templates:
     """Return the templates of the context's concepts, cut once."""
-
-    def cut() -> Templates:
-        singles = scene_singles(context)
-        return Templates.cut(singles.images, singles.metadata, concept_set(context.data))
-
-    return context.cached("templates", cut)
+    singles, name = scene_singles(context), cast(str, concept_set(context.data))
+    cut = Templates.cut
+    return context.cached("templates", lambda: cut(singles.images, singles.metadata, name))
 
 
 def measure_scenes(shown: Real, templates: Templates) -> dict[str, Numbers]:
@@ -81,23 +77,16 @@ def measure_scenes(shown: Real, templates: Templates) -> dict[str, Numbers]:
     return {name: share(right) for name, right in verified.items()}
 
 
-def _reconstructed(context: Context, real: Real) -> Real:
-    """Return the decoder's images of the true embeddings."""
-    z = encode_images(context.embedder, real.images)
-    return replace(real, images=context.sampling.decode(z, real.captions))
-
-
 def _table(found: Mapping[str, Mapping[str, Mapping[str, Numbers]]]) -> Table:
-    rows = []
-    for split, sources in found.items():
-        for source, words in _SOURCES.items():
-            if not (shares := sources.get(source)):
-                continue
-            row = [words, split]
-            for name in ("colors", "concepts", "both"):
-                row += [shares.get(name, {}).get(key) for key in ("share", "error")]
-            row.append(shares.get("both", {}).get("n"))
-            rows.append(row + [shares.get("single", {}).get(key) for key in ("share", "n")])
+    """Return a row for each source of each split."""
+    parts = [(name, key) for name in ("colors", "concepts", "both") for key in ("share", "error")]
+    parts += [("both", "n"), ("single", "share"), ("single", "n")]
+    rows = [
+        [words, split, *(shares.get(name, {}).get(key) for name, key in parts)]
+        for split, sources in found.items()
+        for source, words in _SOURCES.items()
+        if (shares := sources.get(source))
+    ]
     head = ["decoder from", "captions of", "colors in place", "±", "concepts in place", "±"]
     head += ["both in place", "±", "n pairs", "single concept right", "n single"]
     return Table(head, rows)

@@ -27,6 +27,7 @@ class Cache:
 
     Attributes:
         length: number of tokens in the cache.
+        mask: true at visible tokens, one row per sequence.
     """
 
     def __init__(self, prefix: Prefix, copies: int, room: int):
@@ -102,21 +103,14 @@ class ARTransformer(CaptionPrefixTransformer):
         """Return the logits of every component's code given the earlier codes, in one pass."""
         inputs = [self.dot_product_in(dot_product)[:, None], self.component_in(codes[:, :-1])]
         x = torch.cat(inputs, dim=1) + self.positions[:, -self.components :]  # (B, K, W)
-        own = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-        visible = prefix.mask[:, None].expand(-1, x.shape[1], -1)
-        mask = torch.cat([visible, own.expand(len(x), -1, -1)], dim=2)[:, None]
-
-        def extend(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            keys, values = prefix.keys[layer], prefix.values[layer]
-            return torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-
-        return self._run(x, mask, extend)
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        return self._run(x, prefix.extend_mask(causal), prefix.extend)
 
     def decoder(self, prefix: Prefix, copies: int = 1) -> Callable[[Tensor], Tensor]:
-        """Return `next_logits(codes)`, to call with the dot product's codes, then each component's.
+        """Return `next_logits(codes)`, which runs one token and predicts the next component.
 
-        Each call runs one token and returns the next component's logits, `B·copies buckets`; a
-        caption's copies are consecutive rows.
+        Call it with the codes of the dot product, then with those of each component. The logits are
+        `B·copies buckets`; a caption's copies are consecutive rows.
         """
         cache = Cache(prefix, copies, self.components)
         first = cache.length
@@ -142,9 +136,9 @@ class ARTransformer(CaptionPrefixTransformer):
 
 
 def _smooth_rows(buckets: int, width: int) -> Float[Tensor, "buckets width"]:
-    """Return normal rows that vary smoothly over an eighth of the codes.
+    """Return normally distributed rows that vary smoothly over about an eighth of the codes.
 
-    Neighboring codes have neighboring values, which the network then need not learn first.
+    Neighboring codes have neighboring values, so the network need not learn this first.
     """
     place = torch.linspace(0, 1, buckets)
     kernel = torch.exp(-(8 * (place[:, None] - place)).square())

@@ -17,6 +17,17 @@ class Prefix(NamedTuple):
     values: list[Tensor]
     mask: Bool[Tensor, "batch length"]
 
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values, followed by those of later tokens."""
+        return torch.cat([self.keys[layer], k], dim=2), torch.cat([self.values[layer], v], dim=2)
+
+    def extend_mask(
+        self, mask: Bool[Tensor, "queries queries"]
+    ) -> Bool[Tensor, "batch 1 queries keys"]:
+        """Return the mask of later tokens, which see the prefix and each other by `mask`."""
+        seen = self.mask[:, None].expand(-1, len(mask), -1)
+        return torch.cat([seen, mask.expand(len(seen), -1, -1)], dim=2)[:, None]
+
 
 class Block(nn.Module):
     """A pre-norm transformer block that receives its keys and values."""

@@ -1,9 +1,9 @@
 """Spatial feature maps of the conditioning embeddings, and learned positions, for a U-Net.
 
-A U-Net learns only slowly to turn a vector into a layout. A small MLP from the embeddings to the
-feature maps of its low resolutions gives it the layout directly; low rank keeps the maps small. The
-hidden layer matters: the place of each color and concept is largely not linear in CLIP's embedding
-of two objects.
+A U-Net is slow to learn how to turn a vector into a layout. A small MLP from the embeddings to
+feature maps at low resolutions provides the layout directly; low rank keeps the maps small. The MLP
+needs its hidden layer, because the positions of colors and concepts are mostly not a linear
+function of CLIP's embedding of two objects.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class FeatureMap(nn.Module):
         self.coefficients = nn.Linear(width, rank * channels)
         self.basis = nn.Parameter(torch.empty(side**2, rank))
         self.position_embedding = nn.Parameter(torch.zeros(side**2, channels))
-        # together a full linear map whose entries have a standard deviation of 0.02
+        # the product is a linear map whose entries have a standard deviation of 0.02
         nn.init.normal_(self.coefficients.weight, std=0.02)
         nn.init.zeros_(self.coefficients.bias)
         nn.init.normal_(self.basis, std=rank**-0.5)
@@ -85,14 +85,10 @@ class FeatureMaps(nn.Module):
             )
         self.image_size, self.levels = image_size, tuple(levels)
         self.hidden = nn.Sequential(nn.Linear(2 * embedding_dim, hidden), nn.SiLU())
+        sides = [image_size // (patch * 2**level) for level in self.levels]
         self.maps = nn.ModuleList(
-            FeatureMap(
-                hidden,
-                channels=channels[level],
-                side=image_size // (patch * 2**level),
-                rank=rank,
-            )
-            for level in self.levels
+            FeatureMap(hidden, channels=channels[level], side=side, rank=rank)
+            for level, side in zip(self.levels, sides, strict=True)
         )
 
     def forward(
@@ -102,4 +98,4 @@ class FeatureMaps(nn.Module):
     ) -> dict[int, Tensor]:
         """Compute the feature map of each level in `levels`."""
         h = self.hidden(torch.cat([image_embedding, text_embedding], dim=1))
-        return {level: make(h) for level, make in zip(self.levels, self.maps, strict=True)}
+        return {level: to_map(h) for level, to_map in zip(self.levels, self.maps, strict=True)}

@@ -13,7 +13,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ModuleList(nn.ModuleList, Generic[M]):
-    """A `torch.nn.ModuleList` that type checkers know the element type of."""
+    """A `torch.nn.ModuleList` whose elements have a static type."""
 
     if TYPE_CHECKING:
 
@@ -30,14 +30,14 @@ def zero_(module: M) -> M:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm in float32 at any half precision, returned in the input's dtype (as in ADM).
+    """Group norm that computes half-precision inputs in float32, as in ADM.
 
-    The statistics of half-precision sums are poor, and PyTorch's CPU kernel for bfloat16 in
+    Half-precision sums give inaccurate statistics, and PyTorch's CPU kernel for bfloat16 in
     channels_last is several times slower than the one for float32.
     """
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Tensor:
-        """Normalize `x`; shape, dtype and memory format stay."""
+        """Normalize `x`; its shape, dtype and memory format stay."""
         if x.dtype not in (torch.bfloat16, torch.float16):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -45,33 +45,19 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
-def as_float(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert floating-point tensors to `dtype`; masks and ids are unchanged."""
-    return x.to(dtype) if x.is_floating_point() else x
-
-
-def timestep_embedding(
-    t: Float[Tensor, " batch"], width: int, max_period: float = 10_000.0
-) -> Float[Tensor, "batch width"]:
-    """Return sinusoids of the timestep, cosines first (Vaswani et al. 2017, in ADM's order)."""
-    half = width // 2
-    frequencies = torch.exp(
-        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
-    )
-    angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
 class TimestepMLP(nn.Sequential):
-    """Timestep → sinusoids → Linear, SiLU, Linear."""
+    """Timestep → sinusoids, cosines first (ADM) → Linear, SiLU, Linear."""
 
     def __init__(self, sinusoids: int, width: int):
         super().__init__(nn.Linear(sinusoids, width), nn.SiLU(), nn.Linear(width, width))
         self.sinusoids = sinusoids
 
-    def forward(self, t: Tensor) -> Float[Tensor, "batch width"]:
-        """Embed timesteps."""
-        embedding = timestep_embedding(t, self.sinusoids)
+    def forward(self, t: Float[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
+        """Embed timesteps, with wavelengths from 2π to 2π · 10,000."""
+        half = self.sinusoids // 2
+        k = torch.arange(half, dtype=torch.float32, device=t.device)
+        angles = t.float()[:, None] * torch.exp(-math.log(10_000) * k / half)
+        embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
         return super().forward(embedding.to(next(self.parameters()).dtype))
 
 

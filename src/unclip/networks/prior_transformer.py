@@ -57,26 +57,18 @@ class PriorTransformer(CaptionPrefixTransformer):
     ) -> Float[Tensor, "batch noises dim"]:
         """Return the prediction for each of a caption's noised embeddings, independently."""
         batch, noises, _ = x_t.shape
-        time = self.time(t.reshape(-1)).unflatten(0, (batch, noises))
-        tokens = [
-            time,
-            self.image_in(x_t.to(self.query.dtype)),
-            self.query.expand(batch, noises, -1),
-        ]
-        x = torch.stack(tokens, dim=2) + self.positions[:, None, -SUFFIX:]  # (B, N, 3, W)
-        x = x.flatten(1, 2)
+        time = self.time(t.reshape(-1)).unflatten(0, (batch, noises))  # (B, N, W)
+        image = self.image_in(x_t.to(self.query.dtype))
+        x = torch.stack([time, image, self.query.expand_as(time)], dim=2)  # (B, N, 3, W)
+        x = (x + self.positions[:, None, -SUFFIX:]).flatten(1, 2)  # (B, 3N, W)
         causal = torch.ones(SUFFIX, SUFFIX, device=x.device).tril()
-        own = torch.eye(noises, device=x.device).kron(causal).bool()
-        visible = prefix.mask[:, None].expand(-1, noises * SUFFIX, -1)
-        mask = torch.cat([visible, own.expand(batch, -1, -1)], dim=2)[:, None]
+        mask = prefix.extend_mask(torch.eye(noises, device=x.device).kron(causal).bool())
         for i, block in enumerate(self.blocks):
             q, k, v = block.project(x)
             if i + 1 == len(self.blocks):  # only the query's output is used
                 last = slice(SUFFIX - 1, None, SUFFIX)
                 x, q, mask = x[:, last], q[:, :, last], mask[:, :, last]
-            k = torch.cat([prefix.keys[i], k], dim=2)
-            v = torch.cat([prefix.values[i], v], dim=2)
-            x = block(x, q, k, v, mask)
+            x = block(x, q, *prefix.extend(i, k, v), mask)
         return self.out(self.norm_out(x))
 
     def forward(

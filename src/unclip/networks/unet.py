@@ -1,7 +1,7 @@
 """The ADM U-Net of the decoder and the upsamplers, with joint [context; image] attention.
 
 Layout and initialization follow ADM (Dhariwal & Nichol 2021) and GLIDE (Nichol et al. 2021). The
-image embedding enters in two ways (unCLIP paper, section 2.1). The network knows nothing of
+image embedding enters in two ways (unCLIP paper, section 2.1). The network is independent of
 diffusion.
 """
 
@@ -19,7 +19,6 @@ from unclip.networks.layers import (
     GroupNorm,
     ModuleList,
     TimestepMLP,
-    as_float,
     attend,
     split_heads,
     zero_,
@@ -150,9 +149,8 @@ class Level(nn.Module):
 class Conditioning(nn.Module):
     """Turn image embedding and caption into context tokens and a part of the time embedding.
 
-    The image embedding is projected to `image_tokens` tokens before the text's, and to the width of
-    the time embedding, to which it is added. The text embedding is added in the same way (section
-    2.1; GLIDE for the text).
+    The image embedding is projected to `image_tokens` context tokens before those of the text, and
+    also added to the time embedding (section 2.1), as is the text embedding (GLIDE).
 
     Args:
         image_embedding: D, width of the embeddings.
@@ -262,12 +260,9 @@ class UNet(nn.Module):
             )
 
         self.time = TimestepMLP(channels, embedding_width)
-        self.conditioning = (
-            None
-            if conditioning is None
-            else Conditioning(embedding_width=embedding_width, **conditioning)
-        )
-        self.feature_maps = None
+        self.conditioning = self.feature_maps = None
+        if conditioning is not None:
+            self.conditioning = Conditioning(embedding_width=embedding_width, **conditioning)
         if feature_maps is not None:
             if conditioning is None:
                 raise ValueError("feature_maps are computed from embeddings: set conditioning, too")
@@ -277,16 +272,12 @@ class UNet(nn.Module):
 
         down, skips, width = [], [channels], channels
         for i, out_width in enumerate(widths):
-            level = []
-            for _ in range(blocks):
-                level.append(block(width, out_width))
-                width = out_width
-                skips.append(width)
+            level = [block(w, out_width) for w in [width, *[out_width] * (blocks - 1)]]
+            width = out_width
             attentions = [attention(width) for _ in level] if i in attention_levels else []
-            last = i + 1 == len(widths)
-            down.append(Level(level, attentions, None if last else block(width, width, "down")))
-            if not last:
-                skips.append(width)
+            resampler = block(width, width, "down") if i + 1 < len(widths) else None
+            down.append(Level(level, attentions, resampler))
+            skips += [width] * (blocks if resampler is None else blocks + 1)
         self.down = ModuleList[Level](down)
 
         self.middle = ModuleList[ResBlock]([block(width, width), block(width, width)])
@@ -299,7 +290,7 @@ class UNet(nn.Module):
                 level.append(block(width + skips.pop(), out_width))
                 width = out_width
             attentions = [attention(width) for _ in level] if i in attention_levels else []
-            up.append(Level(level, attentions, None if i == 0 else block(width, width, "up")))
+            up.append(Level(level, attentions, block(width, width, "up") if i > 0 else None))
         self.up = ModuleList[Level](up)
 
         self.norm_out = GroupNorm(groups, width)
@@ -311,9 +302,9 @@ class UNet(nn.Module):
         concat: Float[Tensor, "batch concat_channels height width"] | None = None,
         **condition: Tensor,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return `network(x_t, t)`; everything that depends on neither is computed once.
+        """Return `network(x_t, t)`, and compute everything that depends on neither only once.
 
-        That is the conditioning, the context's keys and values in every attention block, the
+        This includes the conditioning, the context's keys and values in every attention block, the
         feature maps, and the first convolution of the concatenated channels.
 
         Args:
@@ -322,7 +313,10 @@ class UNet(nn.Module):
         """
         addition, contexts, maps, dtype = None, {}, {}, self.conv_in.weight.dtype
         if self.conditioning is not None:
-            condition = {name: as_float(value, dtype) for name, value in condition.items()}
+            condition = {
+                name: value.to(dtype) if value.is_floating_point() else value
+                for name, value in condition.items()
+            }
             addition, tokens, mask = self.conditioning(**condition)
             contexts = {
                 block: block.encode_context(tokens, mask) for block in self._attention_blocks()
@@ -385,7 +379,7 @@ class UNet(nn.Module):
         x_t = x_t.to(self.conv_in.weight.dtype)
         embedding = self.time(t) if addition is None else self.time(t) + addition
 
-        def through(level: Level, i: int, h: Tensor) -> Tensor:
+        def run_block(level: Level, i: int, h: Tensor) -> Tensor:
             h = level.blocks[i](h, embedding)
             if level.attention:
                 h = level.attention[i](h, contexts.get(level.attention[i]))
@@ -397,7 +391,7 @@ class UNet(nn.Module):
             if depth in maps:
                 h = h + maps[depth]
             for i in range(len(level.blocks)):
-                h = through(level, i, h)
+                h = run_block(level, i, h)
                 skips.append(h)
             if level.resampler is not None:
                 h = level.resampler(h, embedding)
@@ -408,7 +402,7 @@ class UNet(nn.Module):
         h = self.middle[1](h, embedding)
         for level in self.up:
             for i in range(len(level.blocks)):
-                h = through(level, i, torch.cat([h, skips.pop()], dim=1))
+                h = run_block(level, i, torch.cat([h, skips.pop()], dim=1))
             if level.resampler is not None:
                 h = level.resampler(h, embedding)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)

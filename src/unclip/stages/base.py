@@ -1,13 +1,15 @@
 """The interface of a stage: a torch module with a loss that can be sampled."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from unclip.batch import Batch
 from unclip.diffusion import GaussianDiffusion
-from unclip.diffusion.samplers import Callback
+from unclip.diffusion.samplers import Callback, Denoise
 
 
 class Stage(nn.Module):
@@ -59,6 +61,15 @@ class Stage(nn.Module):
         """Fit the sampling variance of the trained network; the default does nothing."""
 
 
+class Noised(NamedTuple):
+    """Training samples noised to random timesteps; each field has one row per sample."""
+
+    x0: Tensor
+    noise: Tensor
+    x_t: Tensor
+    t: Tensor
+
+
 class DiffusionStage(Stage):
     """A stage that joins a network, a diffusion process and a sampler.
 
@@ -66,7 +77,12 @@ class DiffusionStage(Stage):
         network: the trained network.
         diffusion: the diffusion process.
         sampler: a sampler of `unclip.diffusion` with its steps bound by `functools.partial`.
+
+    Attributes:
+        clip_range: bound on |x0| in sampling; None is no bound.
     """
+
+    clip_range: float | None = 1.0
 
     def __init__(
         self, network: nn.Module, diffusion: GaussianDiffusion, sampler: Callable[..., Tensor]
@@ -76,37 +92,63 @@ class DiffusionStage(Stage):
         self.diffusion = diffusion
         self.sampler = sampler
 
-    def _sample(
+    def bind(
+        self, condition: dict[str, Tensor], guidance_scale: float | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return `network(x_t, t)` under a condition; a scale of None is the stage's own."""
+        raise NotImplementedError
+
+    def noise(
+        self, condition: dict[str, Tensor], generators: Sequence[torch.Generator]
+    ) -> Float[Tensor, "batch ..."]:
+        """Return the noise x_T of each row of `condition`."""
+        raise NotImplementedError
+
+    def denoiser(
+        self, condition: dict[str, Tensor], guidance_scale: float | None = None
+    ) -> Denoise:
+        """Return `denoise(x_t, t)` for a sampler; a scale of None is the stage's own."""
+        return self.diffusion.denoiser(self.bind(condition, guidance_scale), self.clip_range)
+
+    @torch.no_grad()
+    def sample(
         self,
-        network: Callable[[Tensor, Tensor], Tensor],
-        noise: Tensor,
+        condition: dict[str, Tensor],
         *,
-        clip_range: float | None,
         generators: Sequence[torch.Generator],
-        steps: int | None,
-        callback: Callback | None,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        callback: Callback | None = None,
     ) -> Tensor:
+        """Return one sample per row of `condition` (see `Stage.sample`)."""
         override = {} if steps is None else {"steps": steps}
-        return self.sampler(
-            self.diffusion.denoiser(network, clip_range),
-            noise,
+        x0 = self.sampler(
+            self.denoiser(condition, guidance_scale),
+            self.noise(condition, generators),
             self.diffusion,
             generators=generators,
             callback=callback,
             **override,
         )
+        return self._finish(x0, condition)
 
+    def _finish(self, x0: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """Turn the sampler's x0 into the stage's output; the default returns it unchanged."""
+        return x0
 
-def mean_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Average per-sample losses; all except "loss" are detached."""
-    return {
-        name: value.mean() if name == "loss" else value.detach().mean()
-        for name, value in losses.items()
-    }
+    def _noised(self, x0: Float[Tensor, "batch ..."]) -> Noised:
+        noise = torch.randn_like(x0)
+        t = self.diffusion.sample_timesteps(len(x0), x0.device)
+        return Noised(x0, noise, self.diffusion.add_noise(x0, noise, t), t)
 
+    def _losses(self, output: Tensor, noised: Noised) -> dict[str, Tensor]:
+        """Return the mean loss, its detached parts, and the error in each quarter of the timesteps.
 
-def timestep_quartiles(loss: Tensor, t: Tensor, timesteps: int) -> dict[str, Tensor]:
-    """Return the mean loss in each quarter of the timesteps that has samples in the batch."""
-    quartile = 4 * t // timesteps
-    parts = {f"loss_q{k}": loss.detach()[quartile == k] for k in range(4)}
-    return {name: part.mean() for name, part in parts.items() if len(part)}
+        A quarter without samples in the batch is left out.
+        """
+        losses = self.diffusion.loss(output, *noised)
+        quarter = 4 * noised.t // self.diffusion.timesteps
+        quarters = {f"loss_q{k}": losses["mse"][quarter == k] for k in range(4)}
+        parts = {name: values for name, values in (losses | quarters).items() if len(values)}
+        logged = {name: values.detach().mean() for name, values in parts.items()}
+        return logged | {"loss": losses["loss"].mean()}

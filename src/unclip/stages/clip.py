@@ -2,13 +2,15 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
+from unclip.batch import Batch
 from unclip.clip import (
     ClipEmbedder,
     Tokenizer,
@@ -19,12 +21,10 @@ from unclip.clip import (
     fit_vocabulary,
     prepare_image,
 )
-from unclip.stages.base import Batch, Stage
+from unclip.stages.base import Stage
 
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-LARGEST_LOGIT_SCALE = math.log(100)
-LENGTH_STEP = 8
+MAX_LOG_SCALE = math.log(100)  # bound on the logarithm of the logit scale (Radford et al. 2021)
+LENGTH_STEP = 8  # captions are cut behind the batch's last end token, at a multiple of this
 
 
 class ClipStage(Stage):
@@ -48,14 +48,14 @@ class ClipStage(Stage):
             are truncated.
         vocabulary_size: size of a vocabulary fitted to the captions; None is all of CLIP's 49,408
             tokens.
-        image_mean: mean of each channel in [0, 1], for normalizing the input.
-        image_std: standard deviation of each channel, for normalizing the input.
         normalize: scale the embedder's outputs to unit length.
         quick_gelu: use OpenAI's activation, which its weights need.
     """
 
     name = "clip"
     needs_clip = False
+    image_mean = OPENAI_DATASET_MEAN
+    image_std = OPENAI_DATASET_STD
     vocabulary: Tensor | None
 
     def __init__(
@@ -72,14 +72,12 @@ class ClipStage(Stage):
         vision_head_width: int = 64,
         context_length: int = 77,
         vocabulary_size: int | None = None,
-        image_mean: Sequence[float] = OPENAI_MEAN,
-        image_std: Sequence[float] = OPENAI_STD,
         normalize: bool = True,
         quick_gelu: bool = False,
     ):
         super().__init__()
         vocabulary = None if vocabulary_size is None else fit_vocabulary((), vocabulary_size)
-        # CLIP's token ids. The tokenizer follows this buffer, also after loading a state dict.
+        # CLIP's token ids; `tokenizer` follows this buffer, also after loading a state dict
         self.register_buffer("vocabulary", None if vocabulary is None else torch.tensor(vocabulary))
         self._tokenizer = Tokenizer(context_length, vocabulary)
         self.model = build_clip(
@@ -101,8 +99,6 @@ class ClipStage(Stage):
             quick_gelu=quick_gelu,
         )
         self.image_size = image_size
-        self.image_mean = tuple(image_mean)
-        self.image_std = tuple(image_std)
         self.normalize = normalize
         self.quick_gelu = quick_gelu
 
@@ -122,9 +118,8 @@ class ClipStage(Stage):
             self.vocabulary.copy_(torch.tensor(kept))
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
-        """Fit the vocabulary to each batch's "captions" (all of an image) or else its "caption"."""
-        if self.vocabulary is not None:
-            self.fit_vocabulary(caption for batch in batches for caption in _captions(batch))
+        """Fit the vocabulary to the captions."""
+        self.fit_vocabulary(caption for batch in batches for caption in batch["caption"])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the contrastive loss of a batch's images and captions.
@@ -140,9 +135,9 @@ class ClipStage(Stage):
         tokens = tokens.to(image.device)
         if self.training:
             with torch.no_grad():
-                self.model.logit_scale.clamp_(max=LARGEST_LOGIT_SCALE)
+                self.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
         image_embedding = self.model.encode_image(image)
-        # Attention is causal, so tokens after the last end token need not be computed.
+        # attention is causal, so tokens after the last end token need not be computed
         text_embedding = encode_text(self.model, tokens[:, :length]).text_embedding
         with torch.autocast(image.device.type, enabled=False):
             scale = self.model.logit_scale.exp()
@@ -166,7 +161,7 @@ class ClipStage(Stage):
 
         Args:
             dtype: dtype that the embedder computes in.
-            share: share the weights instead of copying them; then later training changes them.
+            share: share the weights instead of copying them, so that later training changes them.
         """
         return ClipEmbedder(
             self.model if share else copy.deepcopy(self.model),
@@ -177,9 +172,3 @@ class ClipStage(Stage):
             normalize=self.normalize,
             dtype=dtype,
         )
-
-
-def _captions(batch: Batch) -> Iterator[str]:
-    """Yield a batch's captions, which are listed flat or per image."""
-    for item in batch["captions"] if "captions" in batch else batch["caption"]:
-        yield from (item,) if isinstance(item, str) else item

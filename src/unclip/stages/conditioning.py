@@ -1,13 +1,16 @@
 """Normalize embeddings, encode text, and drop conditions for classifier-free guidance."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from unclip.batch import Batch
 
 Scaling = Literal["statistics", "paper", "none"]
 
@@ -57,12 +60,12 @@ class Normalizer(nn.Module):
         return z * self.std + self.mean
 
 
-def collect(
-    batches: Iterable[dict[str, Any]], *getters: Callable[[dict[str, Any]], Tensor]
-) -> list[Tensor]:
-    """Concatenate the tensor that each getter returns, over the first batches of a data set."""
-    rows = [[get(batch) for get in getters] for batch in islice(batches, STATISTICS_BATCHES)]
-    return [torch.cat(column) for column in zip(*rows, strict=True)]
+def collect_embeddings(batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Return z_i and z_t of the first batches of a data set."""
+    first = islice(batches, STATISTICS_BATCHES)
+    pairs = [(batch["image_embedding"], batch["text_embedding"]) for batch in first]
+    z_i, z_t = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return z_i, z_t
 
 
 class NullText(nn.Module):
@@ -95,11 +98,11 @@ class NullText(nn.Module):
         self.states.copy_(empty["text_states"][:, : self.TOKENS])
         self.embedding.copy_(empty["text_embedding"])
 
-    def like(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the text tensors of missing captions, in the shape of `text_mask`."""
-        batch, length = condition["text_mask"].shape
+    def like(self, text_mask: Bool[Tensor, "batch length"]) -> dict[str, Tensor]:
+        """Return the text tensors of missing captions, in the shape of a batch's mask."""
+        batch, length = text_mask.shape
         mask = torch.arange(length, device=self.states.device) < self.TOKENS
-        states = nn.functional.pad(self.states, (0, 0, 0, length - self.TOKENS))
+        states = F.pad(self.states, (0, 0, 0, length - self.TOKENS))
         return {
             "text_states": states.expand(batch, -1, -1),
             "text_mask": mask.expand(batch, -1),
@@ -108,7 +111,7 @@ class NullText(nn.Module):
 
 
 def text_states(
-    batch: dict[str, Any], encoder: nn.Module | None
+    batch: Batch, encoder: nn.Module | None
 ) -> Float[Tensor, "batch length text_width"]:
     """Return CLIP's text states of a batch, or those of the stage's own encoder."""
     if encoder is None:
@@ -117,9 +120,11 @@ def text_states(
 
 
 def drop(
-    condition: dict[str, Tensor], null: dict[str, Tensor], dropped: Bool[Tensor, " batch"]
+    condition: dict[str, Tensor], null: dict[str, Tensor], probability: float
 ) -> dict[str, Tensor]:
-    """Replace the `dropped` rows by the null's; every parameter stays in the graph."""
+    """Replace random rows of the tensors that `null` has; every parameter stays in the graph."""
+    mask = condition["text_mask"]
+    dropped = torch.rand(len(mask), device=mask.device) < probability
     out = dict(condition)
     for name, value in null.items():
         rows = dropped.reshape(-1, *([1] * (value.ndim - 1)))

@@ -1,21 +1,20 @@
 """The decoder P(x | z_i, caption) (section 2.1)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from unclip.batch import Batch
 from unclip.diffusion import GaussianDiffusion, guided, randn
-from unclip.diffusion.samplers import Callback
 from unclip.networks import TextTransformer, UNet
-from unclip.stages.base import Batch, DiffusionStage, mean_losses, timestep_quartiles
+from unclip.stages.base import DiffusionStage
 from unclip.stages.conditioning import (
     Normalizer,
     NullText,
     Scaling,
-    collect,
+    collect_embeddings,
     drop,
     text_states,
 )
@@ -76,9 +75,9 @@ class DecoderStage(DiffusionStage):
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit mean and standard deviation of the embeddings."""
-        image, text = collect(batches, itemgetter("image_embedding"), itemgetter("text_embedding"))
-        self.image_scaling.fit(image)
-        self.text_scaling.fit(text)
+        z_i, z_t = collect_embeddings(batches)
+        self.image_scaling.fit(z_i)
+        self.text_scaling.fit(z_t)
 
     def fit_null_text(self, empty: Batch) -> None:
         """Store CLIP's empty caption as the null caption, unless the null is learned."""
@@ -95,70 +94,45 @@ class DecoderStage(DiffusionStage):
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """Return the normalized embeddings, text states and mask, with nulls for missing inputs.
 
-        The image embedding may be missing, and the text embedding and states of the caption may be.
-        `text_mask` always has to be there, because it determines the shape.
+        The batch may have no image embedding, or no text embedding and states. It always needs
+        `text_mask`, which determines the shape.
         """
-        text = self._text(batch) if "text_embedding" in batch else self.null_text.like(batch)
+        condition = self._null(batch["text_mask"])
         if "image_embedding" in batch:
-            return {"image_embedding": self.image_scaling(batch["image_embedding"]), **text}
-        return {**self.null(batch), **text}
+            condition["image_embedding"] = self.image_scaling(batch["image_embedding"])
+        return condition | (self._text(batch) if "text_embedding" in batch else {})
 
     def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the condition without image embedding and caption."""
-        null_image = self.null_image_embedding.expand(len(condition["text_mask"]), -1)
-        return {"image_embedding": null_image, **self.null_text.like(condition)}
+        return self._null(condition["text_mask"])
 
-    def without_caption(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Replace the caption by the null caption."""
-        return {**condition, **self.null_text.like(condition)}
+    def _null(self, text_mask: Bool[Tensor, "batch length"]) -> dict[str, Tensor]:
+        null_image = self.null_image_embedding.expand(len(text_mask), -1)
+        return {"image_embedding": null_image, **self.null_text.like(text_mask)}
 
     def _dropped(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        null, batch = self.null(condition), len(condition["text_mask"])
-        device = condition["text_mask"].device
-        image = {"image_embedding": null.pop("image_embedding")}
-        condition = drop(
-            condition, image, torch.rand(batch, device=device) < self.drop_image_embedding
-        )
-        return drop(condition, null, torch.rand(batch, device=device) < self.drop_text)
+        null = self.null(condition)
+        null_image = {"image_embedding": null.pop("image_embedding")}
+        condition = drop(condition, null_image, self.drop_image_embedding)
+        return drop(condition, null, self.drop_text)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the diffusion loss on `image`; image embedding and caption drop independently."""
-        x0 = batch["image"]
-        noise = torch.randn_like(x0)
-        t = self.diffusion.sample_timesteps(len(x0), x0.device)
-        x_t = self.diffusion.add_noise(x0, noise, t)
+        noised = self._noised(batch["image"])
         condition = self._dropped(self.condition(batch))
-        output = self.network(x_t, t, **condition)
-        losses = self.diffusion.loss(output, x0, noise, x_t, t)
-        quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
-        return {**mean_losses(losses), **quartiles}
+        return self._losses(self.network(noised.x_t, noised.t, **condition), noised)
 
-    def guided(
+    def bind(
         self, condition: dict[str, Tensor], guidance_scale: float | None = None
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the guided `network(x_t, t)` under a condition; None is the stage's own scale."""
+        """Return the guided U-Net under a condition; a scale of None is the stage's own."""
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        branches = [(scale, condition), (1 - scale, self.null(condition))]
-        return guided(self.network.bind, branches, channels=CHANNELS)
+        null = self.null(condition)
+        return guided(self.network.bind, condition, null, scale, channels=CHANNELS)
 
-    @torch.no_grad()
-    def sample(
-        self,
-        condition: dict[str, Tensor],
-        *,
-        generators: Sequence[torch.Generator],
-        guidance_scale: float | None = None,
-        steps: int | None = None,
-        callback: Callback | None = None,
+    def noise(
+        self, condition: dict[str, Tensor], generators: Sequence[torch.Generator]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Sample images in [-1, 1]."""
-        device = condition["image_embedding"].device
-        noise = randn((CHANNELS, self.image_size, self.image_size), generators, device)
-        return self._sample(
-            self.guided(condition, guidance_scale),
-            noise.to(memory_format=torch.channels_last),
-            clip_range=1.0,
-            generators=generators,
-            steps=steps,
-            callback=callback,
-        )
+        """Return the noise x_T of each row of `condition`, in channels_last memory format."""
+        shape, device = (CHANNELS, self.image_size, self.image_size), condition["text_mask"].device
+        return randn(shape, generators, device).to(memory_format=torch.channels_last)

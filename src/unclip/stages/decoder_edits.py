@@ -1,10 +1,10 @@
 """Edit images with the decoder: DDIM inversion, reconstruction and inpainting (section 3).
 
-Inversion and reconstruction use the same denoiser and the same timesteps, whatever sampler the
-decoder samples with. These timesteps end above 0: near 0, inversion mistakes details that the
-network cannot predict for noise of many times the noise's own scale. With those steps an image is
-reconstructed slightly more exactly, but no longer follows its embedding (measured in the paper's
-inversion figure).
+Inversion and reconstruction use DDIM with the same denoiser and timesteps, whatever sampler the
+stage has. These timesteps end above 0: near 0, inversion turns details that the network cannot
+predict into noise of many times the scale of the true noise. Steps near 0 would reconstruct an
+image slightly more exactly, but the result would no longer follow its embedding (measured in the
+paper's inversion figure).
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unclip.diffusion import GaussianDiffusion, ddim, ddim_invert, inpaint, randn
-from unclip.diffusion.samplers import Callback, Denoise
-from unclip.stages.decoder import CHANNELS, DecoderStage
+from unclip.diffusion import GaussianDiffusion, ddim, ddim_invert, inpaint
+from unclip.diffusion.samplers import Callback
+from unclip.stages.decoder import DecoderStage
 
 STEPS = 25
 ITERATIONS = 2
 LOWEST = 0.1  # the last timestep, as a share of T
-GUIDANCE_SCALE = 1.0  # with guidance, a step does not undo the inversion's step
+GUIDANCE_SCALE = 1.0  # with guidance, a DDIM step does not undo the step of the inversion
 
 
 def timesteps(diffusion: GaussianDiffusion, steps: int) -> list[int]:
@@ -34,12 +34,6 @@ def timesteps(diffusion: GaussianDiffusion, steps: int) -> list[int]:
     if steps > last - lowest + 1:
         raise ValueError(f"steps of the decoder is {steps}; it can be 1 to {last - lowest + 1}")
     return [round(last - (last - lowest) * k / max(steps - 1, 1)) for k in range(steps)]
-
-
-def _denoiser(
-    stage: DecoderStage, condition: dict[str, Tensor], guidance_scale: float | None
-) -> Denoise:
-    return stage.diffusion.denoiser(stage.guided(condition, guidance_scale), clip_range=1.0)
 
 
 @torch.no_grad()
@@ -64,7 +58,7 @@ def invert(
     """
     steps = STEPS if steps is None else steps
     return ddim_invert(
-        _denoiser(stage, condition, GUIDANCE_SCALE if guidance_scale is None else guidance_scale),
+        stage.denoiser(condition, GUIDANCE_SCALE if guidance_scale is None else guidance_scale),
         image,
         stage.diffusion,
         steps=steps,
@@ -91,16 +85,16 @@ def render(
     Args:
         stage: the decoder.
         condition: result of `stage.condition`.
-        noise: x_T.
+        noise: the noise x_T, such as the result of `invert`.
         generators: generator of each image's fresh noise, used when eta > 0.
-        eta: share of fresh noise, from 0 (only `noise` decides) to 1.
+        eta: share of fresh noise, from 0 (the result depends only on `noise`) to 1.
         guidance_scale: guidance scale; None is `GUIDANCE_SCALE`.
         steps: number of DDIM steps; None is `STEPS`.
         callback: `callback(step, steps, x0)`.
     """
     steps = STEPS if steps is None else steps
     return ddim(
-        _denoiser(stage, condition, GUIDANCE_SCALE if guidance_scale is None else guidance_scale),
+        stage.denoiser(condition, GUIDANCE_SCALE if guidance_scale is None else guidance_scale),
         noise,
         stage.diffusion,
         steps=steps,
@@ -135,10 +129,9 @@ def complete(
         steps: number of DDIM steps; None is `STEPS`.
         callback: `callback(evaluation, evaluations, x0)`.
     """
-    noise = randn((CHANNELS, stage.image_size, stage.image_size), generators, image.device)
     return inpaint(
-        _denoiser(stage, condition, guidance_scale),
-        noise,
+        stage.denoiser(condition, guidance_scale),
+        stage.noise(condition, generators),
         stage.diffusion,
         known=image,
         mask=mask,

@@ -15,10 +15,10 @@ def ridge_regression(
     """Return the weights that predict `targets` from [inputs, 1] (normal equations, float64).
 
     Args:
-        inputs: regressors of about unit variance.
-        targets: regressands.
-        ridge: penalty added to the diagonal of the inputs' second moments, in samples; the bias,
-            the last row, is not penalized.
+        inputs: inputs of about unit variance.
+        targets: outputs to predict.
+        ridge: penalty on the squared weights, in samples; the bias, which is the last row of the
+            weights, is not penalized.
     """
     inputs = F.pad(inputs, (0, 1), value=1.0).double()
     penalty = torch.full((inputs.shape[1],), ridge, dtype=torch.float64, device=inputs.device)
@@ -32,9 +32,9 @@ def ridge_regression(
 
 
 class LinearPrior(nn.Module):
-    """One linear layer from z_t to z_i, which Kandinsky's ablation found hard for a prior to beat.
+    """A linear map from z_t to z_i, which was a strong prior in Kandinsky's ablation.
 
-    It returns the mean of the image embeddings of a caption; a prior samples from them.
+    It predicts the mean of a caption's image embeddings, from which a prior samples.
 
     Args:
         dim: D, width of the embeddings.

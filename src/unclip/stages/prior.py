@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from operator import itemgetter
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.diffusion import GaussianDiffusion, guided, randn
-from unclip.diffusion.samplers import Callback
+from unclip.batch import Batch
+from unclip.diffusion import GaussianDiffusion, randn
 from unclip.networks import PriorTransformer, TextTransformer
-from unclip.stages.base import Batch, DiffusionStage, mean_losses, timestep_quartiles
-from unclip.stages.conditioning import Normalizer, NullText, Scaling, collect, drop
+from unclip.stages.base import DiffusionStage, Noised
+from unclip.stages.conditioning import Normalizer, NullText, Scaling, collect_embeddings
 from unclip.stages.linear_prior import LinearPrior
 from unclip.stages.prior_base import PriorBase
 
@@ -39,7 +39,7 @@ class PriorStage(PriorBase, DiffusionStage):
         guidance_scale: guidance scale of sampling; 1 is no guidance.
         clip_range: bound on the normalized x0 in sampling; None is no bound.
         normalize: scale samples to unit length, as CLIP's embeddings are.
-        linear_baseline: also fit the linear prior, the baseline of a prior.
+        linear_baseline: also fit the linear prior, as a baseline.
     """
 
     name = "prior"
@@ -80,41 +80,27 @@ class PriorStage(PriorBase, DiffusionStage):
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit the normalization of the embeddings, and the linear prior."""
-        image, text = collect(batches, itemgetter("image_embedding"), itemgetter("text_embedding"))
-        self.image_scaling.fit(image)
-        self.text_scaling.fit(text)
+        z_i, z_t = collect_embeddings(batches)
+        self.image_scaling.fit(z_i)
+        self.text_scaling.fit(z_t)
         if self.linear is not None:
-            self.linear.fit(self.text_scaling(text), image)
-
-    def fit_null_text(self, empty: Batch) -> None:
-        """Store CLIP's empty caption as the null caption, unless the null is learned."""
-        if not self.null_text.learned:
-            self.null_text.fit(self.condition(empty))
+            self.linear.fit(self.text_scaling(z_t), z_i)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of the prediction, over several noises per caption."""
-        condition = self.condition(batch)
-        dropped = torch.rand(len(batch["caption"]), device=condition["text_mask"].device)
-        condition = drop(condition, self.null(condition), dropped < self.drop_text)
-        output, x0, noise, x_t, t = self._noised(batch, condition)
-        losses = self.diffusion.loss(output, x0, noise, x_t, t)
-        quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
-        return {**mean_losses(losses), **quartiles}
+        condition = self._dropped(self.condition(batch))
+        noised = self._noised_copies(batch)
+        return self._losses(self._predict(noised, condition), noised)
 
-    def _noised(
-        self, batch: Batch, condition: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return the network's output, x0, noise, x_t and t, with B · num_noise_samples rows."""
-        copies = self.num_noise_samples
-        x0 = self.image_scaling(batch["image_embedding"]).repeat_interleave(copies, dim=0)
-        noise = torch.randn_like(x0)
-        t = self.diffusion.sample_timesteps(len(x0), x0.device)
-        x_t = self.diffusion.add_noise(x0, noise, t)
-        prefix = self.network.prefix(**condition)
-        output = self.network.suffix(
-            prefix, x_t.unflatten(0, (-1, copies)), t.unflatten(0, (-1, copies))
-        )
-        return output.flatten(0, 1), x0, noise, x_t, t
+    def _noised_copies(self, batch: Batch) -> Noised:
+        """Return B · num_noise_samples noised embeddings; a caption's are consecutive rows."""
+        x0 = self.image_scaling(batch["image_embedding"])
+        return self._noised(x0.repeat_interleave(self.num_noise_samples, dim=0))
+
+    def _predict(self, noised: Noised, condition: dict[str, Tensor]) -> Tensor:
+        copies = (-1, self.num_noise_samples)
+        x_t, t = noised.x_t.unflatten(0, copies), noised.t.unflatten(0, copies)  # (B, N, …)
+        return self.network.suffix(self.network.prefix(**condition), x_t, t).flatten(0, 1)
 
     @torch.no_grad()
     def fit_variance(self, batches: Iterable[Batch]) -> None:
@@ -123,40 +109,27 @@ class PriorStage(PriorBase, DiffusionStage):
             return
         timesteps, errors = [], []
         for batch in islice(batches, VARIANCE_BATCHES):
-            output, x0, _, x_t, t = self._noised(batch, self.condition(batch))
-            predicted = self.diffusion.predict(output, x_t, t, self.clip_range).x0
-            timesteps.append(t)
-            errors.append((predicted - x0).square().mean(dim=1))
+            noised = self._noised_copies(batch)
+            output = self._predict(noised, self.condition(batch))
+            predicted = self.diffusion.predict(output, noised.x_t, noised.t, self.clip_range).x0
+            timesteps.append(noised.t)
+            errors.append((predicted - noised.x0).square().mean(dim=1))
         self.diffusion.fit_error(torch.cat(timesteps), torch.cat(errors))
 
     def _bind(self, **caption: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         prefix = self.network.prefix(**caption)
         return lambda x_t, t: self.network.suffix(prefix, x_t, t[:, None].expand(x_t.shape[:2]))
 
-    @torch.no_grad()
-    def sample(
-        self,
-        condition: dict[str, Tensor],
-        *,
-        generators: Sequence[torch.Generator],
-        guidance_scale: float | None = None,
-        steps: int | None = None,
-        callback: Callback | None = None,
-    ) -> Float[Tensor, "batch dim"]:
-        """Sample an image embedding per caption: the candidate with the largest z_i · z_t."""
+    def noise(
+        self, condition: dict[str, Tensor], generators: Sequence[torch.Generator]
+    ) -> Float[Tensor, "batch candidates dim"]:
+        """Return the noise x_T of each candidate."""
         shape = (self.candidates, self.network.embedding_dim)
-        noise = randn(shape, generators, condition["text_embedding"].device)
-        scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        branches = [(scale, condition), (1 - scale, self.null(condition))]
-        sampled = self._sample(
-            guided(self._bind, branches),
-            noise,
-            clip_range=self.clip_range,
-            generators=generators,
-            steps=steps,
-            callback=callback,
-        )
-        z = self.image_scaling.denormalize(sampled)
-        if self.normalize:
-            z = torch.nn.functional.normalize(z, dim=-1)
-        return self.best_candidate(z, condition)
+        return randn(shape, generators, condition["text_embedding"].device)
+
+    def _finish(
+        self, x0: Float[Tensor, "batch candidates dim"], condition: dict[str, Tensor]
+    ) -> Float[Tensor, "batch dim"]:
+        z = self.image_scaling.denormalize(x0)
+        z = F.normalize(z, dim=-1) if self.normalize else z
+        return self._best_candidate(z, condition)

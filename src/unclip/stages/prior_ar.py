@@ -2,18 +2,16 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from unclip.diffusion import guided
+from unclip.batch import Batch
 from unclip.diffusion.samplers import Callback
 from unclip.networks import ARTransformer, TextTransformer
-from unclip.stages.base import Batch
-from unclip.stages.conditioning import Normalizer, NullText, Scaling, collect, drop
+from unclip.stages.conditioning import Normalizer, NullText, Scaling, collect_embeddings
 from unclip.stages.linear_prior import LinearPrior
 from unclip.stages.prior_base import PriorBase
 from unclip.stages.quantization import PrincipalComponents, Quantizer
@@ -87,8 +85,8 @@ class AutoregressivePriorStage(PriorBase):
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit the principal components, the quantizers, the normalization and the linear prior."""
-        image, text = collect(batches, itemgetter("image_embedding"), itemgetter("text_embedding"))
-        explained = self.components.fit(image)
+        z_i, z_t = collect_embeddings(batches)
+        explained = self.components.fit(z_i)
         count, needed = self.network.components, int((explained < EXPLAINED_VARIANCE).sum()) + 1
         if count < needed:
             warnings.warn(
@@ -96,10 +94,10 @@ class AutoregressivePriorStage(PriorBase):
                 f"variance; network.components={needed} would explain {EXPLAINED_VARIANCE:.0%}",
                 stacklevel=2,
             )
-        self.quantizer.fit(self.components(image))
-        self.dot_product_quantizer.fit((image * text).sum(dim=1, keepdim=True))
-        self.text_scaling.fit(text)
-        self.linear.fit(self.text_scaling(text), image)
+        self.quantizer.fit(self.components(z_i))
+        self.dot_product_quantizer.fit((z_i * z_t).sum(dim=1, keepdim=True))
+        self.text_scaling.fit(z_t)
+        self.linear.fit(self.text_scaling(z_t), z_i)
 
     def encode(
         self, image_embedding: Float[Tensor, "batch dim"]
@@ -114,9 +112,7 @@ class AutoregressivePriorStage(PriorBase):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of the codes in nats per component, and of each quarter."""
-        condition = self.condition(batch)
-        dropped = torch.rand(len(batch["caption"]), device=condition["text_mask"].device)
-        condition = drop(condition, self.null(condition), dropped < self.drop_text)
+        condition = self._dropped(self.condition(batch))
         image = batch["image_embedding"]
         dot_product = (image * batch["text_embedding"]).sum(dim=1, keepdim=True)
         target_dot_product = self.dot_product_quantizer.encode(dot_product)[:, 0]
@@ -147,13 +143,11 @@ class AutoregressivePriorStage(PriorBase):
         shape = (self.candidates, 1 + self.network.components)
         rows = [torch.rand(shape, generator=g, dtype=torch.float64) for g in generators]
         uniform = torch.stack(rows).to(condition["text_embedding"].device)
-        scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        branches = [(scale, condition), (1 - scale, self.null(condition))]
-        z = self.decode(self._sample_codes(guided(self._bind, branches), uniform, callback))
-        return self.best_candidate(z, condition)
+        codes = self._sample_codes(self.bind(condition, guidance_scale), uniform, callback)
+        return self._best_candidate(self.decode(codes), condition)
 
     def _bind(self, **caption: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return `network(codes, codes)`: `guided` passes two tensors, x_t and t."""
+        """Return `network(codes, codes)`; `guided` passes two tensors, x_t and t."""
         decoder = self.network.decoder(self.network.prefix(**caption), self.candidates)
         return lambda codes, _: decoder(codes)
 

@@ -64,13 +64,13 @@ class PrincipalComponents(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Quantize K numbers, each into buckets with equally many training values.
+    """Quantize K values, each into buckets that contain equally many values of the training set.
 
-    A code is the index of a bucket, in increasing order; a bucket decodes to its median.
+    A code is the index of a bucket, in increasing order; it decodes to the bucket's median.
 
     Args:
-        rows: K, how many numbers are quantized.
-        buckets: number of codes per number.
+        rows: K, number of values per embedding.
+        buckets: number of buckets per value.
     """
 
     edges: Tensor
@@ -85,16 +85,16 @@ class Quantizer(nn.Module):
     def fit(self, values: Float[Tensor, "count rows"]) -> None:
         """Fit the buckets to the quantiles of each column."""
         steps = 2 * self.medians.shape[1] + 1
-        at = torch.linspace(0, 1, steps, device=values.device)
-        quantiles = torch.stack([column.quantile(at) for column in values.unbind(dim=1)])
+        q = torch.linspace(0, 1, steps, device=values.device)
+        quantiles = torch.stack([column.quantile(q) for column in values.unbind(dim=1)])
         self.edges.copy_(quantiles[:, ::2])
         self.medians.copy_(quantiles[:, 1::2])
 
     def encode(self, values: Float[Tensor, "batch rows"]) -> Int64[Tensor, "batch rows"]:
-        """Return the codes of numbers; values out of range get the outermost code."""
+        """Return the codes of values; those out of range get the outermost code."""
         inner = self.edges[:, 1:-1].contiguous()
         return torch.searchsorted(inner, values.T.contiguous()).T
 
     def decode(self, codes: Int64[Tensor, "... first"]) -> Float[Tensor, "... first"]:
-        """Return the median of each code's bucket; fewer codes than K are the first ones."""
+        """Return the median of each code's bucket; fewer than K codes belong to the first rows."""
         return self.medians[torch.arange(codes.shape[-1], device=codes.device), codes]

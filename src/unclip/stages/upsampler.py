@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from unclip.batch import Batch
 from unclip.diffusion import GaussianDiffusion, randn
-from unclip.diffusion.samplers import Callback
 from unclip.networks import UNet
-from unclip.stages.base import Batch, DiffusionStage, mean_losses, timestep_quartiles
+from unclip.stages.base import DiffusionStage
 
 
 class UpsamplerStage(DiffusionStage):
-    """Low-resolution image → image of `scale` times its size. It is convolutional: any size works.
+    """Low-resolution image → image of `scale` times its size, which may be any size.
 
     Args:
         network: a U-Net without conditioning and with six input channels.
@@ -22,14 +22,13 @@ class UpsamplerStage(DiffusionStage):
         sampler: a sampler of `unclip.diffusion` with its steps bound by `functools.partial`.
         name: "upsampler_256" or "upsampler_1024".
         scale: enlargement factor.
-        residual: the network predicts the difference of x0 to the enlarged low-resolution image.
-        scale_input: multiply x_t by √ᾱ_t in the network's input. At high noise x_t adds nothing to
-            `low_res`, and the noise appears as grain in the output of a network with little
-            training.
+        residual: let the network predict the difference between x0 and the enlarged `low_res`.
+        scale_input: multiply x_t by √ᾱ_t in the network's input. At high noise, x_t adds no
+            information to `low_res`, and a network with little training turns its noise into grain.
         antialias: enlarge with the antialiasing bicubic kernel and beyond [-1, 1], as Karlo does.
-        last_network: another, already trained network for the last step, at t = 0; Karlo did not
-            publish how it trained its own with adversarial and perceptual losses. None uses
-            `network` for every step.
+        last_network: another network for the last step, at t = 0, which is not trained. Karlo
+            trained its own with adversarial and perceptual losses and did not publish how. None
+            uses `network` for every step.
 
     Raises:
         ValueError: `residual` is combined with a prediction other than x0.
@@ -78,18 +77,34 @@ class UpsamplerStage(DiffusionStage):
         """Return the low-resolution image."""
         return {"low_res": batch["low_res"]}
 
-    def _bind(self, low_res: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        enlarged = self.enlarge(low_res)
-        network = self.network.bind(concat=enlarged)
-        last = None
-        if self.last_network is not None:
-            last = self.last_network.bind(concat=enlarged)
+    def bind(
+        self, condition: dict[str, Tensor], guidance_scale: float | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return `network(x_t, t)` for a low-resolution image.
 
-        def output(x_t: Tensor, t: Tensor) -> Tensor:
-            current = network if last is None or t[0] > 0 else last
+        Raises:
+            ValueError: a guidance scale other than 1 is given.
+        """
+        if guidance_scale not in (None, 1):
+            raise ValueError(f"{self.name} has no caption to guide by: it takes no guidance scale")
+        enlarged = self.enlarge(**condition)
+        network = last_network = self.network.bind(concat=enlarged)
+        if self.last_network is not None:
+            last_network = self.last_network.bind(concat=enlarged)
+
+        def bound(x_t: Tensor, t: Tensor) -> Tensor:
+            current = network if t[0] > 0 else last_network
             return self._output(current(self._input(x_t, t), t), enlarged)
 
-        return output
+        return bound
+
+    def noise(
+        self, condition: dict[str, Tensor], generators: Sequence[torch.Generator]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Return the noise x_T of each row of `condition`, in channels_last memory format."""
+        low_res = condition["low_res"]
+        shape = (3, *(self.scale * side for side in low_res.shape[2:]))
+        return randn(shape, generators, low_res.device).to(memory_format=torch.channels_last)
 
     def _input(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self.diffusion.signal(t, x_t) * x_t if self.scale_input else x_t
@@ -101,42 +116,7 @@ class UpsamplerStage(DiffusionStage):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the diffusion loss on `image`, given `low_res`."""
-        x0 = batch["image"]
-        noise = torch.randn_like(x0)
-        t = self.diffusion.sample_timesteps(len(x0), x0.device)
-        x_t = self.diffusion.add_noise(x0, noise, t)
+        noised = self._noised(batch["image"])
         enlarged = self.enlarge(**self.condition(batch))
-        output = self.network(self._input(x_t, t), t, concat=enlarged)
-        output = self._output(output, enlarged)
-        losses = self.diffusion.loss(output, x0, noise, x_t, t)
-        quartiles = timestep_quartiles(losses["mse"], t, self.diffusion.timesteps)
-        return {**mean_losses(losses), **quartiles}
-
-    @torch.no_grad()
-    def sample(
-        self,
-        condition: dict[str, Tensor],
-        *,
-        generators: Sequence[torch.Generator],
-        guidance_scale: float | None = None,
-        steps: int | None = None,
-        callback: Callback | None = None,
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """Sample images in [-1, 1].
-
-        Raises:
-            ValueError: a guidance scale other than 1 is given.
-        """
-        if guidance_scale not in (None, 1):
-            raise ValueError(f"{self.name} has no caption to guide by: it takes no guidance scale")
-        low_res = condition["low_res"]
-        height, width = (self.scale * side for side in low_res.shape[2:])
-        noise = randn((3, height, width), generators, low_res.device)
-        return self._sample(
-            self._bind(low_res),
-            noise.to(memory_format=torch.channels_last),
-            clip_range=1.0,
-            generators=generators,
-            steps=steps,
-            callback=callback,
-        )
+        output = self.network(self._input(noised.x_t, noised.t), noised.t, concat=enlarged)
+        return self._losses(self._output(output, enlarged), noised)

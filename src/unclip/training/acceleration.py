@@ -1,9 +1,10 @@
 """Gradient checkpointing and compilation of any stage; neither changes a weight's name."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unclip.networks import UNet
@@ -36,23 +37,18 @@ def optimize(stage: Stage, *, compile: bool = False, gradient_checkpointing: boo
     Raises:
         ValueError: the stage has no network that can be compiled.
     """
-    if gradient_checkpointing:
-        enable_gradient_checkpointing(stage)
-    if compile:
-        parts = [module for module in stage.modules() if isinstance(module, COMPILED)]
-        if not parts:
-            raise ValueError(f"compile: the stage {stage.name} has no network to compile")
-        for part in parts:
-            part.compile()
-
-
-def enable_gradient_checkpointing(stage: nn.Module) -> None:
-    """Recompute each block in the backward pass instead of keeping its activations; in place."""
-    for module in stage.modules():
+    modules: list[Any] = list(stage.modules())
+    for module in modules if gradient_checkpointing else ():
         if isinstance(module, BLOCKS):
             module.forward = _checkpointed(module.forward)
         elif hasattr(module, "set_grad_checkpointing"):  # open_clip's transformers
             module.set_grad_checkpointing()
+    if compile:
+        parts = [module for module in modules if isinstance(module, COMPILED)]
+        if not parts:
+            raise ValueError(f"compile: the stage {stage.name} has no network to compile")
+        for part in parts:
+            part.compile()
 
 
 def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -19,7 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    shape_wrapper,
+)
 
 from unclip.batch import Batch
 from unclip.clip import encode_text
@@ -28,38 +33,26 @@ from unclip.training.optim import parameter_groups
 
 aten = torch.ops.aten
 
-CPU_ATTENTION = {  # FlopCounterMode itself knows only the kernels of CUDA
-    aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
-    ),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
-    ),
+ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
+BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
+FLOPS = {  # torch's own registry knows only the attention kernels of CUDA
+    **flop_registry,
+    ATTENTION: shape_wrapper(lambda *shapes, **_: sdpa_flop_count(*shapes[:3])),
+    BACKWARD: shape_wrapper(lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])),
 }
 
 
 class StepCost(NamedTuple):
-    """Cost of one training step on one device.
-
-    Attributes:
-        forward_flops: FLOPs of the stage's forward pass over the batch.
-        training_flops: FLOPs of its forward and backward passes.
-        clip_flops: FLOPs of the frozen CLIP over the batch.
-        weights: bytes of the stage's parameters and buffers.
-        gradients: bytes of its gradients.
-        optimizer: bytes of the optimizer's state.
-        clip: bytes of the frozen CLIP's weights.
-        activations: bytes allocated on top of weights and gradients at the peak of the step.
-    """
+    """FLOPs of one training step over the batch, and bytes on one device."""
 
     forward_flops: int
-    training_flops: int
-    clip_flops: int
-    weights: int
+    training_flops: int  # of the forward and backward passes
+    clip_flops: int  # of the frozen CLIP
+    weights: int  # with buffers
     gradients: int
     optimizer: int
     clip: int
-    activations: int
+    activations: int  # on top of weights and gradients, at the peak of the step
 
 
 def measure_step(
@@ -84,22 +77,16 @@ def measure_step(
     states = [*stage.parameters(), *stage.buffers()]
     stage.train()
     precision = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-    with LiveBytes([*states, *batch.values()]) as live:
+    with StepMeter([*states, *batch.values()]) as meter:
         # As in Lightning, the last step's gradients live until the loss has been computed.
         gradients = [torch.empty_like(p) for p in stage.parameters() if p.requires_grad]
-        gradient_bytes = live.now
+        gradient_bytes = meter.now
         with precision:
             loss = _loss(stage, batch)
+        forward_flops = meter.flops
         del gradients
         loss.backward()
-    stage.zero_grad()
-    # A second pass: FlopCounterMode's hooks keep recomputed activations alive until a collection.
-    with _count_flops() as flops, LiveBytes([]):
-        with precision:
-            loss = _loss(stage, batch)
-        forward_flops = flops.get_total_flops()
-        loss.backward()
-    with torch.no_grad(), _count_flops() as clip_flops:
+    with torch.no_grad(), StepMeter([]) as clip_meter:
         if clip is not None:
             _encode_text(clip, batch)
             if encode_images:
@@ -107,46 +94,42 @@ def measure_step(
     stepped = optimizer(parameter_groups(stage))
     stepped.step()
     return StepCost(
-        forward_flops=forward_flops,
-        training_flops=flops.get_total_flops(),
-        clip_flops=clip_flops.get_total_flops(),
+        forward_flops,
+        meter.flops,
+        clip_meter.flops,
         weights=_bytes(states),
         gradients=gradient_bytes,
         optimizer=_bytes(value for state in stepped.state.values() for value in state.values()),
         clip=_bytes(() if clip is None else [*clip.parameters(), *clip.buffers()]),
-        activations=live.peak - gradient_bytes,
+        activations=meter.peak - gradient_bytes,
     )
 
 
-def _count_flops() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+class StepMeter(TorchDispatchMode):
+    """Count `flops`, and the bytes of the fake tensors allocated inside: alive `now`, and `peak`.
 
-
-class LiveBytes(TorchDispatchMode):
-    """Count the bytes of the fake tensors that are allocated inside and still alive.
-
-    Indexing with a mask, whose result has an unknown size, returns one element.
+    FlopCounterMode is not used: its hooks keep recomputed activations alive. Indexing with a mask,
+    whose result has an unknown size, returns one element.
 
     Args:
         outside: values whose tensors are not counted.
-
-    Attributes:
-        now: bytes alive at present.
-        peak: largest number of bytes alive so far.
     """
 
     def __init__(self, outside: Iterable[Any]):
         super().__init__()
-        self.now = self.peak = 0
+        self.flops = self.now = self.peak = 0
         tensors = filter(torch.is_tensor, outside)
         self._known = {tensor.untyped_storage()._cdata for tensor in tensors}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run an operation and count its outputs."""
+        """Run an operation and count its FLOPs and outputs."""
+        kwargs = kwargs or {}
         if func is aten.index.Tensor and args[1][0].dtype == torch.bool:
             out = args[0].new_empty((1, *args[0].shape[args[1][0].ndim :]))
         else:
-            out = func(*args, **(kwargs or {}))
+            out = func(*args, **kwargs)
+        if (count := FLOPS.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, FakeTensor):
                 self._count(tensor.untyped_storage())

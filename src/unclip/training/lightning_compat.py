@@ -3,12 +3,22 @@
 Review both when Lightning's version changes; pyproject.toml allows 2.6 only.
 """
 
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
 
-Counters = dict[str, int]
+C = TypeVar("C", bound=Callback)
+
+
+def find_callback(trainer: Trainer, kind: type[C]) -> C | None:
+    """Return the trainer's callback of a class, if it has one."""
+    return next((one for one in cast(Any, trainer).callbacks if isinstance(one, kind)), None)
+
+
+def is_logged_step(trainer: Trainer, step: int) -> bool:
+    """Return whether the loggers want a step; logging every step slows small stages."""
+    return step % cast(Any, trainer).log_every_n_steps == 0
 
 
 def batches_started(trainer: Trainer) -> int:
@@ -18,8 +28,8 @@ def batches_started(trainer: Trainer) -> int:
 
 def is_within_step(trainer: Trainer) -> bool:
     """Return whether some batches of an accumulated step are done and others are not."""
-    processed = trainer.fit_loop.epoch_loop.batch_progress.current.processed
-    return processed % trainer.accumulate_grad_batches > 0
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.current.processed % trainer.accumulate_grad_batches > 0
 
 
 def sync_logged_step(trainer: Trainer) -> None:
@@ -33,7 +43,7 @@ def validate_after_batch(trainer: Trainer) -> None:
         trainer.val_check_batch = trainer.fit_loop.total_batch_idx + 1
 
 
-def remove_deprecated_wandb_option(logger: Logger) -> None:
+def remove_deprecated_wandb_option(logger: WandbLogger) -> None:
     """Drop "anonymous" from a W&B logger: wandb warns about it, whatever its value."""
     logger._wandb_init.pop("anonymous", None)
 
@@ -52,20 +62,15 @@ def rewind_to_step(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     if batches >= trainer.num_training_batches:
         epoch, batches = epoch + 1, 0
     incomplete = batches % trainer.accumulate_grad_batches
-    batches, total = batches - incomplete, total - incomplete
-    _set_all(progress["current"], batches)
-    _set_all(progress["total"], total)
+    batches -= incomplete
+    progress["current"] = dict.fromkeys(progress["current"], batches)
+    progress["total"] = dict.fromkeys(progress["total"], total - incomplete)
     progress["is_last_batch"] = False
     for counters in (fit_loop["epoch_progress"]["current"], fit_loop["epoch_progress"]["total"]):
         counters |= {"ready": epoch + 1, "started": epoch + 1}
         counters |= {"processed": epoch, "completed": epoch}
-    validation = fit_loop["epoch_loop.val_loop.batch_progress"]["total"]
-    _set_all(validation, validation["completed"])
+    validation = fit_loop["epoch_loop.val_loop.batch_progress"]
+    validation["total"] = dict.fromkeys(validation["total"], validation["total"]["completed"])
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
     for loader in fit_loop["state_dict"].get("combined_loader", []):
         loader["batches"] = batches
-
-
-def _set_all(counters: Counters, value: int) -> None:
-    for name in counters:
-        counters[name] = value

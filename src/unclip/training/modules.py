@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import fmean
 from typing import Any, cast
@@ -13,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from torch import Tensor, distributed
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -28,7 +28,8 @@ from unclip.stages import (
     Stage,
     UpsamplerStage,
 )
-from unclip.training.optim import clip_gradients, gradient_norm, parameter_groups
+from unclip.training.lightning_compat import batches_started, is_logged_step
+from unclip.training.optim import gradient_norm, parameter_groups
 from unclip.training.sharding import ShardedStrategy, is_sharded, reshard, shard, unshard
 
 Scores = dict[str, Tensor | float]
@@ -50,14 +51,14 @@ class StageModule(LightningModule):
 
     Args:
         stage: stage to train.
-        recipe: plain dict that the stage was built from, saved in checkpoints and exported files.
+        recipe: plain dict that the stage was built from, saved in exported files.
         optimizer: function that takes parameter groups and returns an optimizer.
         schedule: function `factor(step, max_steps)` that multiplies the learning rate.
         embedder: frozen CLIP, required by stages with `needs_clip`. It is a plain object, so that
             it is not moved, saved, averaged or wrapped with the module.
         statistics_loaded: the stage's statistics came with its initial weights; do not fit them.
         name: name of the run; None for the stage's name. A judge is a "clip" stage.
-        seed: seed of the noise of validation samples.
+        seed: seed of the noise and the timesteps.
 
     Attributes:
         last_loss: detached loss of the last training batch.
@@ -78,7 +79,8 @@ class StageModule(LightningModule):
         super().__init__()
         if stage.needs_clip and embedder is None:
             raise ValueError(f"the stage {stage.name} needs CLIP's features: pass an embedder")
-        self.stage = stage.to(memory_format=torch.channels_last)
+        cast(Any, stage).to(memory_format=torch.channels_last)
+        self.stage = stage
         self.recipe = recipe
         self.embedder = embedder
         self.statistics_loaded = statistics_loaded
@@ -89,9 +91,14 @@ class StageModule(LightningModule):
         self._schedule = schedule
         self._gradient_norm: Tensor | None = None
 
+    @property
+    def clip_fingerprint(self) -> str | None:
+        """Fingerprint of the CLIP that the stage is trained with."""
+        return None if self.embedder is None else self.embedder.fingerprint
+
     def preprocess(self, batch: Batch) -> Batch:
         """Convert uint8 images to floats in [-1, 1] and add CLIP's features."""
-        converted = dict(batch)
+        converted: dict[str, Any] = {**batch}
         for name in ("image", "low_res"):
             if name in converted:
                 image = converted[name].to(self.device, memory_format=torch.channels_last)
@@ -107,30 +114,32 @@ class StageModule(LightningModule):
     @torch.no_grad()
     def training_batches(self) -> Iterator[Batch]:
         """Yield this rank's preprocessed training batches from the first on, to fit statistics."""
-        for batch in self.trainer.datamodule.train_dataloader():
+        for batch in cast(Any, self.trainer).datamodule.train_dataloader():
             yield self.preprocess(self.transfer_batch_to_device(batch, self.device, 0))
 
-    def generators(self, batch: Batch) -> list[torch.Generator]:
-        """Return a generator for each validation sample, the same in every validation."""
-        return sample_generators(batch["key"], self.seed)
+    def sample(self, batch: Batch) -> Tensor:
+        """Return the stage's sample of each row; its noise is the same in every validation."""
+        generators = sample_generators(batch["key"], self.seed)
+        return self.stage.sample(self.stage.condition(batch), generators=generators)
 
     def configure_model(self) -> None:
         """Shard the stage if the strategy is FSDP."""
-        if isinstance(self.trainer.strategy, ShardedStrategy) and not is_sharded(self.stage):
-            shard(self.stage, self.device_mesh["data_parallel"])
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy) and not is_sharded(self.stage):
+            shard(self.stage, strategy.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Fit the stage's statistics on rank 0 and broadcast them, unless they were loaded."""
         if self.trainer.ckpt_path is not None or self.statistics_loaded:
             return
-        has_statistics = type(self.stage).fit_statistics is not Stage.fit_statistics
-        if has_statistics and self.trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             self.stage.fit_statistics(self.training_batches())
         if self.trainer.world_size > 1:
             for buffer in self.stage.buffers():
                 distributed.broadcast(buffer, src=0)
         if self.embedder is not None:  # the statistics scale it, so it comes after them
-            self.stage.fit_null_text(self.embedder.to(self.device).text([""])._asdict())
+            empty = self.embedder.to(self.device).text([""])._asdict()
+            self.stage.fit_null_text(cast(Batch, empty))
 
     def on_train_start(self) -> None:
         """Give a checkpoint's optimizer states the strides of their parameters.
@@ -155,7 +164,7 @@ class StageModule(LightningModule):
         """Return the stage's loss and log its parts."""
         losses = self.stage.loss(batch)
         self.last_loss = losses["loss"].detach()
-        if self._logs_this_step():
+        if is_logged_step(self.trainer, self.global_step + 1):
             self._log_all("train", _mean_over_ranks(losses, self.trainer.world_size), batch)
         return losses["loss"]
 
@@ -172,14 +181,10 @@ class StageModule(LightningModule):
         """Return rows of images `B 3 H W` in [-1, 1] that show the stage's output, or nothing."""
         return {}
 
-    def _logs_this_step(self) -> bool:
-        """Return whether the loggers want this step; logging every step slows small stages."""
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
-
     def _log_all(self, prefix: str, values: Mapping[str, Tensor | float], batch: Batch) -> None:
         self.log_dict(
             {f"{prefix}/{name}": value for name, value in values.items()},
-            batch_size=float(batch["valid"].sum()),  # Lightning rounds an int over the ranks
+            batch_size=cast(int, float(batch["valid"].sum())),  # Lightning rounds ints over ranks
             sync_dist=prefix == "validation",
         )
 
@@ -200,12 +205,24 @@ class StageModule(LightningModule):
         return self._gradient_norm
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Forget the gradient norm of the last step."""
+        """Seed noise and timesteps, and forget the gradient norm of the last step.
+
+        The seed depends on the rank and on the number of batches since the run began, so a resumed
+        run samples the same as an unbroken one without a saved generator state.
+        """
+        self._reseed(batches_started(self.trainer))
         self._gradient_norm = None
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed from the index in the validation, so that losses are comparable over time."""
+        self._reseed("validation", batch_idx)
+
+    def _reseed(self, *parts: str | int) -> None:
+        torch.manual_seed(seed_of(self.seed, self.name, *parts, self.global_rank))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the gradient norm and the learning rate."""
-        if self._logs_this_step():
+        if is_logged_step(self.trainer, self.global_step + 1):
             lr = optimizer.param_groups[0]["lr"]
             self.log_dict({"train/gradient_norm": self.gradient_norm(), "train/learning_rate": lr})
 
@@ -217,13 +234,8 @@ class StageModule(LightningModule):
     ) -> None:
         """Clip by the norm that was computed for the guard and the log."""
         if gradient_clip_val:
-            clip_gradients(self.stage.parameters(), gradient_clip_val, self.gradient_norm())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the stage's name, recipe and CLIP as JSON, so that the file holds plain values."""
-        fingerprint = None if self.embedder is None else self.embedder.fingerprint
-        about = {"stage": self.stage.name, "recipe": self.recipe, "clip_fingerprint": fingerprint}
-        checkpoint["unclip"] = json.dumps(about)
+            norm = self.gradient_norm()
+            clip_grads_with_norm_(self.stage.parameters(), gradient_clip_val, norm)
 
 
 def _mean_over_ranks(losses: Mapping[str, Tensor], ranks: int) -> Mapping[str, Tensor | float]:
@@ -248,15 +260,15 @@ class PriorModule(StageModule):
         "cosine_linear" (the closed-form linear prior, if the stage has it) and "cosine_shuffled"
         (the prediction from another caption).
         """
-        true, condition = batch["image_embedding"], self.stage.condition(batch)
-        predicted = self.stage.sample(condition, generators=self.generators(batch))
+        true, predicted = batch["image_embedding"], self.sample(batch)
         predictions = {
             "cosine": predicted,
             "cosine_text": batch["text_embedding"],
             "cosine_shuffled": predicted.roll(1, dims=0),
         }
         if self.stage.linear is not None:
-            predictions["cosine_linear"] = self.stage.linear(condition["text_embedding"])
+            z_t = self.stage.text_scaling(batch["text_embedding"])
+            predictions["cosine_linear"] = self.stage.linear(z_t)
         return {name: F.cosine_similarity(z, true).mean() for name, z in predictions.items()}
 
 
@@ -280,8 +292,7 @@ class DecoderModule(StageModule):
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Return real images and samples from their embeddings and captions."""
-        samples = self.stage.sample(self.stage.condition(batch), generators=self.generators(batch))
-        return {"real": batch["image"], "decoded": samples}
+        return {"real": batch["image"], "decoded": self.sample(batch)}
 
 
 class UpsamplerModule(StageModule):
@@ -296,17 +307,14 @@ class UpsamplerModule(StageModule):
         plain background, and such crops would dominate a mean over crops.
         """
         true = _stack_vertically(batch["image"])
-        (sampled,) = psnr(_stack_vertically(self._sample(batch)), true)
+        (sampled,) = psnr(_stack_vertically(self.sample(batch)), true)
         (bicubic,) = psnr(_stack_vertically(self.stage.enlarge(batch["low_res"])), true)
         return {"psnr": sampled, "psnr_bicubic": bicubic, "psnr_gain": sampled - bicubic}
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Return bicubic upsampling, the upsampler's output and the real images."""
         bicubic = self.stage.enlarge(batch["low_res"])
-        return {"bicubic": bicubic, "upsampled": self._sample(batch), "real": batch["image"]}
-
-    def _sample(self, batch: Batch) -> Tensor:
-        return self.stage.sample(self.stage.condition(batch), generators=self.generators(batch))
+        return {"bicubic": bicubic, "upsampled": self.sample(batch), "real": batch["image"]}
 
 
 def _stack_vertically(
@@ -337,6 +345,7 @@ class ClipModule(StageModule):
 
     def measure(self, batch: Batch) -> Scores:
         """Keep the batch's embeddings until the validation ends."""
+        assert self._embedder is not None
         if batch["valid"].all():  # otherwise it is a batch of padding
             image = self._embedder.image(batch["image"]).cpu()
             text = self._embedder.text(batch["caption"]).text_embedding.cpu()
@@ -357,6 +366,6 @@ class ClipModule(StageModule):
         self._embedder, self._pairs = None, []
         candidates = min(self.num_candidates, len(keys))
         recall = recall_at(torch.cat(image)[order], torch.cat(text)[order], (1, 5), candidates)
-        scores = {f"validation/{name}": value for name, value in recall.items()}
-        scores["validation/num_candidates"] = float(candidates)
-        self.log_dict(scores, sync_dist=True)
+        scores = {**recall, "num_candidates": float(candidates)}
+        named = {f"validation/{name}": value for name, value in scores.items()}
+        self.log_dict(named, sync_dist=True)

@@ -106,20 +106,18 @@ class Muon(Optimizer):
         for (rows, columns), parameters in by_shape.items():
             updates = [full_tensor(self._update(p, group["momentum"]), p) for p in parameters]
             matrices = orthogonalize(torch.stack([update.flatten(1) for update in updates]))
-            weights = [local_tensor(parameter) for parameter in parameters]
-            parts = [
-                shard_like(matrix.view(parameter.shape), parameter)
-                for matrix, parameter in zip(matrices, parameters, strict=True)
-            ]
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             step_size = group["lr"] * sqrt(max(1, rows / columns))
-            torch._foreach_add_(weights, parts, alpha=-step_size)
+            for matrix, parameter in zip(matrices, parameters, strict=True):
+                weight, part = local_tensor(parameter), matrix.view(parameter.shape)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(shard_like(part, parameter), alpha=-step_size)
 
     def _update(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Advance the momentum of a parameter; return this rank's part of the Nesterov update."""
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
         average, gradient = local_tensor(state["momentum"]), local_tensor(parameter.grad)
         average.lerp_(gradient, 1 - momentum)
         return gradient.lerp(average, momentum)

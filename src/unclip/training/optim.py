@@ -1,4 +1,4 @@
-"""AdamW, parameter groups, gradient clipping and learning-rate schedules.
+"""Parameter groups, the gradient norm and learning-rate schedules.
 
 A schedule is a function `factor(step, max_steps)` in [0, 1].
 """
@@ -8,11 +8,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
 from unclip.clip.model import BLOCKS as CLIP_BLOCKS
 from unclip.training.acceleration import BLOCKS
-from unclip.training.sharding import local_tensor, replicate
+from unclip.training.sharding import replicate
 
 SYMBOLS = ("embedding", "token", "position", "states")  # parts of the names of learned inputs
 
@@ -28,36 +27,22 @@ def parameter_groups(module: nn.Module) -> list[dict]:
     blocks = [part for part in module.modules() if isinstance(part, (*BLOCKS, *CLIP_BLOCKS))]
     inside = {part for block in blocks for part in block.modules()}
     outer, plain, hidden = [], [], []
+    seen: set[nn.Parameter] = set()  # shared parameters are optimized once
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or parameter in seen:
                 continue
+            seen.add(parameter)
             vector = sum(size > 1 for size in parameter.shape) < 2
             symbol = isinstance(owner, nn.Embedding) or any(word in name for word in SYMBOLS)
             matrices = hidden if owner in inside else outer
             (plain if vector or symbol else matrices).append(parameter)
     groups = [
-        {"params": _unique(outer)},
-        {"params": _unique(plain), "weight_decay": 0.0},
-        {"params": _unique(hidden), "hidden": True},
+        {"params": outer},
+        {"params": plain, "weight_decay": 0.0},
+        {"params": hidden, "hidden": True},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return list({id(parameter): parameter for parameter in parameters}.values())
-
-
-def adamw(
-    groups: list[dict],
-    *,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> Optimizer:
-    """Return AdamW with the fused kernel, 3.6 times faster on a CPU than the loop."""
-    return AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def _warm_up(step: int, steps: int) -> float:
@@ -90,10 +75,3 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Return the 2-norm of all gradients, a scalar; of sharded gradients, over all ranks."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return replicate(torch.nn.utils.get_total_norm(gradients))
-
-
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], limit: float, norm: Tensor) -> None:
-    """Scale gradients of a known norm down to a norm of at most `limit`."""
-    gradients = [local_tensor(p.grad) for p in parameters if p.grad is not None]
-    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))

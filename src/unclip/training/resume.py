@@ -6,7 +6,6 @@ Lightning and torch are imported only when they are needed: most errors are rais
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -40,10 +39,11 @@ def choose_run_dir(parent: Path, config: Mapping[str, Any]) -> Path:
     All ranks choose the same folder.
     """
     name = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    for number in itertools.count(1):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        if not (folder / FINISHED).exists():
-            return folder
+    folder, number = parent / name, 1
+    while (folder / FINISHED).exists():
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return folder
 
 
 @contextlib.contextmanager
@@ -55,9 +55,6 @@ def lock_run_dir(folder: Path, *, restart: bool = False) -> Iterator[None]:
     Args:
         folder: run folder.
         restart: delete the checkpoints of an earlier run in this folder.
-
-    Raises:
-        ResumeError: another process holds the lock.
     """
     if not is_first_rank():
         yield
@@ -71,11 +68,11 @@ def lock_run_dir(folder: Path, *, restart: bool = False) -> Iterator[None]:
                 f"{folder}: another process is running this command. For a second run, choose "
                 "another seed or another folder: hydra.run.dir=FOLDER"
             ) from None
-        for path in folder.glob(f".{LAST}.*.tmp"):
-            path.unlink()
+        stale = list(folder.glob(f".{LAST}.*.tmp"))
         if restart:
-            for name in (LAST, PREVIOUS, STABLE, FINISHED):
-                (folder / name).unlink(missing_ok=True)
+            stale += [folder / name for name in (LAST, PREVIOUS, STABLE, FINISHED)]
+        for path in stale:
+            path.unlink(missing_ok=True)
         yield
 
 
@@ -90,15 +87,11 @@ def without_ranks() -> dict[str, str]:
 
 
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
-    """Return the checkpoint to resume from, or None for a new run.
+    """Return the newest intact checkpoint to resume from, or None for a new run.
 
     Args:
         folder: run folder.
         resume: path of a checkpoint, "auto" for that of the run folder, None for a new run.
-
-    Raises:
-        FileNotFoundError: the named checkpoint does not exist.
-        ResumeError: there are checkpoints, but none of them is intact.
     """
     if resume is None:
         return None
@@ -129,11 +122,7 @@ def is_intact(path: Path) -> bool:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint; tensors are read from the file when they are used.
-
-    Raises:
-        ResumeError: the file contains code.
-    """
+    """Load a checkpoint without executing code; tensors are read when they are used."""
     import pickle
 
     import torch
@@ -141,24 +130,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
-        raise ResumeError(
-            f"{path} is not a checkpoint of unclip: loading it could run code"
-        ) from None
+        message = f"{path} is not a checkpoint of unclip: loading it could run code"
+        raise ResumeError(message) from None
 
 
 def check_same_run(
     path: Path, metadata: Mapping[str, Any], *, max_steps: int, strict: bool = True
 ) -> None:
-    """Compare the run of a checkpoint with the run that resumes from it.
+    """Raise ResumeError if a checkpoint's run has finished, or is another run than the present one.
 
     Args:
         path: checkpoint.
         metadata: description of the run, as `RunMetadata` saves it; its "decay" may change.
         max_steps: number of steps of the run.
         strict: require the same configuration, data and CLIP.
-
-    Raises:
-        ResumeError: the file contains code, its run has finished, or it is another run.
     """
     saved = load_checkpoint(path)
     if saved["global_step"] >= max_steps:
@@ -171,8 +156,7 @@ def check_same_run(
     if "run" not in saved:
         raise ResumeError(f"{path} does not describe its run: add resume_strict=false")
     before, now = json.loads(saved["run"]), json.loads(json.dumps(metadata))
-    changed = list(_differences(*({**run, "decay": None} for run in (before, now))))
-    if changed:
+    if changed := list(_differences(before | {"decay": None}, now | {"decay": None})):
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise ResumeError(
             f"{path} belongs to another run: {'; '.join(changed[:6])}{more}. Use the command that "
@@ -184,8 +168,7 @@ def check_same_run(
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted({*before, *now}):
-            path = f"{key}.{name}" if key else name
-            yield from _differences(before.get(name), now.get(name), path)
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     elif before != now:
         if key == "data_set":
             yield "the shards are not those of its training"
@@ -227,9 +210,6 @@ def resume_decay(
     Returns:
         The checkpoint to resume from, and the decay. The checkpoint is last.ckpt of `folder` if
         that is in the same decay that `checkpoint` would start.
-
-    Raises:
-        ResumeError: the checkpoint is in a decay of another length.
     """
     if checkpoint is None:
         return None, Decay(steps)
@@ -247,8 +227,7 @@ def resume_decay(
     if not steps:
         return checkpoint, Decay(0)
     decay, last = Decay(steps, step), folder / LAST
-    continues = last != checkpoint and last.is_file() and is_intact(last)
-    if continues and _step_and_decay(last)[1] == decay:
+    if is_intact(last) and _step_and_decay(last)[1] == decay:
         return last, decay
     return checkpoint, decay
 

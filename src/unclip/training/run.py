@@ -22,32 +22,16 @@ UPSTREAM_OF = {"upsampler_256": "decoder", "upsampler_1024": "upsampler_256"}
 
 # Overrides that an upstream run inherits from the command line of the run that needs it.
 INHERITED = (
-    "scale=",
-    "bundle=",
-    "seed=",
-    "folders.",
-    "clip.",
-    "data=",
-    "data.root=",
-    "data.workers=",
-    "prepare.",
-    "logger=",
-    "trainer=",
-    "trainer.max_steps_multiplier=",
-    "trainer.accelerator=",
-    "trainer.devices=",
-    "trainer.precision=",
+    *("scale=", "bundle=", "seed=", "folders.", "clip.", "data=", "data.root=", "data.workers="),
+    *("prepare.", "logger=", "trainer=", "trainer.max_steps_multiplier="),
+    *("trainer.accelerator=", "trainer.devices=", "trainer.precision="),
 )
 
 
 def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str | Path) -> None:
     """Require space for two training checkpoints and the exported stage in each folder.
 
-    A checkpoint contains weights, averages and at most two moments of the optimizer, and is written
-    next to the old one. Checkpoints in the run folder will be replaced.
-
-    Raises:
-        ValueError: a folder has less free space than needed.
+    A checkpoint is written next to the old one. Checkpoints in the run folder will be replaced.
     """
     earlier = [Path(run_folder, name) for name in (LAST, PREVIOUS)]
     replaced = sum(path.stat().st_size for path in earlier if path.is_file())
@@ -74,30 +58,24 @@ def check_chain(name: str, recipe: Mapping[str, Any], image_size: int, bundle: s
     """Require that an upsampler's input size is the output size of the stage before it.
 
     Args:
-        name: name of the stage.
-        recipe: plain dict that the stage is built from.
-        image_size: size of the images that the stage outputs.
-        bundle: folder of the trained stages; a stage that it lacks is not checked.
-
-    Raises:
-        ValueError: the sizes differ.
+        name: name of the run; other stages than upsamplers pass.
+        recipe: recipe of the stage.
+        image_size: size of the images that the stage is trained on.
+        bundle: folder of the bundle; a decoder in it has its own output size.
     """
     upstream = UPSTREAM_OF.get(name)
     if upstream is None:
         return
-    input_size, rest = divmod(image_size, recipe["scale"])
-    if rest:
-        raise ValueError(
-            f"{name}: data.image_size={image_size} is not a multiple of {recipe['scale']}"
-        )
-    path = stage_file(bundle, upstream)
+    scale, path = recipe["scale"], stage_file(bundle, upstream)
+    if image_size % scale:
+        raise ValueError(f"{name}: data.image_size={image_size} is not a multiple of {scale}")
     if upstream == "decoder" and path.is_file():
         output_size = read_metadata(path).recipe["image_size"]
-        if output_size != input_size:
+        if output_size * scale != image_size:
             raise ValueError(
-                f"{name} upsamples images of {input_size} px, but {path} makes {output_size} px: "
-                f"set data.image_size={output_size * recipe['scale']}, or train a decoder of that "
-                "size"
+                f"{name} upsamples images of {image_size // scale} px, but {path} makes "
+                f"{output_size} px: set data.image_size={output_size * scale}, or train a decoder "
+                "of that size"
             )
 
 
@@ -114,21 +92,16 @@ def one_at_a_time(path: str | Path) -> Iterator[None]:
         yield
 
 
-def ensure_data(prepare: Callable[[], Any] | None, done: str | Path | None) -> None:
+def ensure_data(prepare: Callable[[], Any], done: str | Path) -> None:
     """Call `prepare` to create the data set, unless the file `done` marks it as complete."""
-    if prepare is None or Path(done).exists():
-        return
-    with one_at_a_time(Path(done).parent):
-        if not Path(done).exists():
-            prepare()
+    if not Path(done).exists():
+        with one_at_a_time(Path(done).parent):
+            if not Path(done).exists():
+                prepare()
 
 
 def resolve_init(init: str | Path, stage: str) -> Path:
-    """Return the stage's file that `init`, a bundle's folder or the file itself, names.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-    """
+    """Return the stage's file that `init`, a bundle's folder or the file itself, names."""
     path = Path(init)
     path = path if path.suffix == ".safetensors" else stage_file(path, stage)
     if not path.is_file():
@@ -140,12 +113,9 @@ def copy_upstream(needs: Sequence[str], source: str | Path, folder: str | Path) 
     """Copy the stages `needs` from one bundle to another, unless they are there."""
     for stage in needs:
         original, copy = stage_file(source, stage), stage_file(folder, stage)
-        if copy.exists() or not original.exists():
-            continue
-        with one_at_a_time(copy):
-            if not copy.exists():
-                with atomic_write(copy) as temporary:
-                    shutil.copyfile(original, temporary)
+        if original.exists() and not copy.exists():
+            with atomic_write(copy) as temporary:
+                shutil.copyfile(original, temporary)
 
 
 def ensure_upstream(
@@ -161,10 +131,8 @@ def ensure_upstream(
         train: train missing stages, each in its own process.
 
     Raises:
-        FileNotFoundError: a stage is missing. The message has the command that trains it. With
-            `train`, it is raised if this process is one of several ranks, which the upstream run
-            would take for its own.
-        ChildProcessError: an upstream run fails.
+        FileNotFoundError: a stage is missing and is not to be trained here, or this process is one
+            of several ranks, which the upstream run would take for its own.
     """
     for stage in needs:
         path = stage_file(folder, stage)
@@ -178,7 +146,7 @@ def ensure_upstream(
                 f"{path} is missing. Train it with `{command}`, or add upstream=train to train it "
                 "first"
             )
-        if _is_one_of_several():
+        if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
             raise FileNotFoundError(
                 f"{path} is missing, and upstream=train does not work under torchrun or srun: "
                 f"train it first with `{command}`"
@@ -186,15 +154,10 @@ def ensure_upstream(
         with one_at_a_time(path):
             if not path.exists():
                 print(f"{path} is missing: {command}", flush=True)
-                _run(words, command)
+                _train(words, command)
 
 
-def _is_one_of_several() -> bool:
-    """Return whether torchrun or srun started this process along with others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
-
-
-def _run(words: list[str], command: str) -> None:
+def _train(words: list[str], command: str) -> None:
     """Run train.py as a single process; its command line chooses the devices."""
     code = subprocess.run([sys.executable, *words], env=without_ranks(), check=False).returncode
     if code:

@@ -4,10 +4,11 @@ A stage is unsharded as a whole for validation and export. Other files reach int
 through the four functions at the end.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -25,6 +26,7 @@ from torch.optim import Optimizer
 
 from unclip.stages import Stage
 from unclip.training.acceleration import BLOCKS  # unsharded one by one; the rest all at once
+from unclip.training.resume import load_checkpoint
 
 METHODS = ("project", "encode_context", "loss")  # called instead of forward
 
@@ -37,8 +39,8 @@ class ShardedStrategy(ModelParallelStrategy):
     the order of the optimizer's groups counts.
     """
 
-    def __init__(self, **settings):
-        super().__init__(save_distributed_checkpoint=False, **settings)
+    def __init__(self, timeout: timedelta):
+        super().__init__(save_distributed_checkpoint=False, timeout=timeout)
 
     def setup_environment(self) -> None:
         """Shard over all processes of all nodes."""
@@ -50,7 +52,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Return an optimizer's full states on rank 0, and nothing on other ranks."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer = getattr(optimizer, "_optimizer", optimizer)  # Lightning wraps it
-        named = get_optimizer_state_dict(self.model, optimizer, options=options)
+        named = get_optimizer_state_dict(self._module, optimizer, options=options)
         if not named:
             return {}
         numbers = {name: number for number, name in enumerate(self._names(optimizer))}
@@ -61,45 +63,42 @@ class ShardedStrategy(ModelParallelStrategy):
         """Let Lightning call `load_optimizer_state_dict`."""
         return True
 
-    def load_checkpoint(
-        self, checkpoint_path: str | Path, weights_only: bool | None = True
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Open a checkpoint on every rank; tensors are read from the file when they are used."""
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        return load_checkpoint(Path(checkpoint_path))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load this rank's shards of the weights."""
         options = StateDictOptions(full_state_dict=True, strict=strict)
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        set_model_state_dict(self._module, checkpoint["state_dict"], options=options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load this rank's shards of the optimizer states."""
         options = StateDictOptions(full_state_dict=True)
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             named = _rekeyed(saved, self._names(optimizer))
-            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+            set_optimizer_state_dict(self._module, optimizer, named, options=options)
+
+    @property
+    def _module(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
 
     def _names(self, optimizer: Optimizer) -> list[str]:
         """Return the names of an optimizer's parameters, in the order of its groups."""
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names = {parameter: name for name, parameter in self._module.named_parameters()}
         return [names[p] for group in optimizer.param_groups for p in group["params"]]
 
 
 def _rekeyed(saved: Mapping[str, Any], keys: Any) -> dict[str, Any]:
     """Replace each parameter's key in an optimizer's state by `keys[key]`."""
-    groups = [
-        {**group, "params": [keys[old] for old in group["params"]]}
-        for group in saved["param_groups"]
-    ]
-    return {"state": {keys[old]: s for old, s in saved["state"].items()}, "param_groups": groups}
+    old = saved["param_groups"]
+    groups = [{**group, "params": [keys[key] for key in group["params"]]} for group in old]
+    return {"state": {keys[key]: s for key, s in saved["state"].items()}, "param_groups": groups}
 
 
-def blocks_of(stage: Stage) -> list[nn.Module]:
-    """Return the parts of a stage that are unsharded one after another.
-
-    Raises:
-        ValueError: the stage has no blocks, as a CLIP.
-    """
+def blocks_of(stage: Stage) -> Sequence[nn.Module]:
+    """Return the parts of a stage that are unsharded one after another; ValueError if none."""
     blocks = [module for module in stage.modules() if isinstance(module, BLOCKS)]
     if not blocks:
         raise ValueError(f"trainer=fsdp cannot shard the stage {stage.name}: use trainer=ddp")
@@ -107,25 +106,18 @@ def blocks_of(stage: Stage) -> list[nn.Module]:
 
 
 def shard(stage: Stage, mesh: DeviceMesh) -> None:
-    """Shard a stage in place.
-
-    Args:
-        stage: stage with the same weights on all ranks.
-        mesh: device mesh with one dimension.
-
-    Raises:
-        ValueError: the stage has no blocks.
-    """
+    """Shard a stage, which has the same weights on all ranks, over a one-dimensional mesh."""
     blocks = blocks_of(stage)
-    stage.to(memory_format=torch.contiguous_format)  # FSDP shards no other format
-    for module in (*blocks, stage):
+    cast(Any, stage).to(memory_format=torch.contiguous_format)  # FSDP shards no other format
+    modules: list[Any] = [*blocks, stage]
+    for module in modules:
         fully_shard(module, mesh=mesh)
         for name in METHODS:
             if hasattr(module, name):
                 register_fsdp_forward_method(module, name)
     # The default order of the backward pass follows the last forward pass, and rank 0 may have
     # sampled a preview that the other ranks have not.
-    for module, earlier in zip((*blocks, stage), (stage, *blocks), strict=True):
+    for module, earlier in zip(modules, [stage, *modules[:-1]], strict=True):
         module.set_modules_to_backward_prefetch([earlier])
 
 

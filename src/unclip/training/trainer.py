@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy
 
 from unclip.training.acceleration import has_native_bf16
 from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
@@ -38,11 +38,8 @@ _IRRELEVANT = (
 def resolve_precision(precision: str | int, accelerator: str) -> str | int:
     """Resolve "auto" to bf16 if the hardware supports it natively, else to float32.
 
-    On a CPU, the kernels of emulated bf16 are a hundred times slower than float32.
-
-    Raises:
-        ValueError: float16 is requested; the guard and the clipping would misjudge its scaled
-            gradients.
+    On a CPU, the kernels of emulated bf16 are a hundred times slower than float32. Float16 raises
+    ValueError, because the guard and the clipping would misjudge its scaled gradients.
     """
     if str(precision) in ("16", "16-mixed", "16-true"):
         raise ValueError(f"precision {precision} is not supported: use bf16-mixed or 32-true")
@@ -65,11 +62,9 @@ def tune_malloc() -> None:
 
     Call it before the first large allocation. It has an effect on Linux only.
     """
-    if sys.platform != "linux":
-        return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    except OSError:  # another C library
         return
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
     mallopt(mmap_threshold, 1 << 30)
@@ -110,24 +105,26 @@ def build_trainer(
         callbacks: callbacks, in the order in which their hooks are called.
         loggers: loggers; may be empty.
         max_steps_multiplier: factor on `max_steps`, which lengthens every stage of a scale.
-        accelerator: accelerator of Lightning's Trainer.
-        strategy: strategy of Lightning's Trainer, or "ddp" or "fsdp" (FSDP2), which use gloo on
-            CPUs.
-        precision: precision of Lightning's Trainer, or "auto".
+        accelerator: name of Lightning's accelerator.
+        strategy: name of Lightning's strategy; "fsdp" is FSDP2.
+        precision: Lightning's name of the precision, or "auto".
         validate_every_steps: steps between two validations; the last step is always validated.
         accumulate_grad_batches: batches per step.
         timeout_minutes: how long ranks wait for a dead or hanging rank before they fail.
         settings: other arguments of Lightning's Trainer.
-
-    Raises:
-        ValueError: the number of steps is less than 1.
     """
     max_steps = round(max_steps * max_steps_multiplier)
     if max_steps < 1:
-        raise ValueError(
-            f"trainer.max_steps × trainer.max_steps_multiplier is {max_steps}: it must be at least "
-            "1"
-        )
+        product = "trainer.max_steps × trainer.max_steps_multiplier"
+        raise ValueError(f"{product} is {max_steps}: it must be at least 1")
+    timeout = timedelta(minutes=timeout_minutes)
+    strategies = {
+        "ddp": DDPStrategy(gradient_as_bucket_view=True, timeout=timeout),
+        "fsdp": ShardedStrategy(timeout=timeout),
+    }
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save to another folder
     return Trainer(
         max_steps=max_steps,
         max_epochs=-1,
@@ -135,32 +132,13 @@ def build_trainer(
         callbacks=list(callbacks),
         logger=list(loggers),
         accelerator=accelerator,
-        strategy=_strategy(strategy, timedelta(minutes=timeout_minutes)),
-        precision=resolve_precision(precision, accelerator),
+        strategy=strategies.get(strategy, strategy),
+        precision=cast(Any, resolve_precision(precision, accelerator)),
         val_check_interval=min(validate_every_steps, max_steps) * accumulate_grad_batches,
         check_val_every_n_epoch=None,
         accumulate_grad_batches=accumulate_grad_batches,
         use_distributed_sampler=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        plugins=[AtomicCheckpointIO(), *_environment()],
-        **{"enable_model_summary": False, **settings},
+        plugins=plugins,
+        **{"enable_model_summary": False, "enable_progress_bar": False, **settings},
     )
-
-
-def _strategy(name: str, timeout: timedelta) -> str | Strategy:
-    if name == "ddp":
-        return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
-    if name == "fsdp":
-        return ShardedStrategy(timeout=timeout)
-    return name
-
-
-def _environment() -> list[SLURMEnvironment]:
-    """Return Slurm's environment inside a Slurm job, without Lightning's requeueing.
-
-    Lightning's requeueing saves to another folder. With torchrun inside a Slurm job, torchrun
-    starts the ranks.
-    """
-    if torch.distributed.is_torchelastic_launched() or not SLURMEnvironment.detect():
-        return []
-    return [SLURMEnvironment(auto_requeue=False)]

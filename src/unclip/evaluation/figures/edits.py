@@ -1,155 +1,133 @@
 """Variations, interpolations, text diffs and principal components (figures 3, 4, 5 and 7)."""
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 from unclip.contact_sheet import Tile
 from unclip.emoji.caption_pairs import caption_pairs
 from unclip.evaluation.context import SEEN, Context
-from unclip.evaluation.figures.figure import Figure, sheet
+from unclip.evaluation.figures.figure import Figure, sheet, tiles
 from unclip.evaluation.measurement import Result
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variations(Figure):
-    """Variations of real images.
+class Sheet(Figure):
+    """A contact sheet; each row shows edits of real images."""
 
-    Args:
-        images: number of images.
-        count: number of variations of each.
-        eta: eta of DDIM, the share of noise that is sampled again.
-    """
-
-    images: int
-    count: int
-    eta: float
-
-    title: ClassVar[str] = "Variations (figure 3)"
+    stem: ClassVar[str]
+    note: ClassVar[str]
+    tile: ClassVar[int] = 160  # side of an image on the sheet, in pixels
 
     def __call__(self, context: Context) -> Result:
-        """Show each image, its reconstruction and its variations."""
-        real, rows, cascade = self.singles(context, self.images), [], context.cascade
-        options, size = self.options(context), self.size_in(context)
+        """Draw the sheet."""
+        image = sheet(self.rows(context), self.title, self.tile)
+        return Result(images={self.stem: image}, note=self.note)
+
+    @abstractmethod
+    def rows(self, context: Context) -> Iterator[list[Tile]]:
+        """Yield the rows; all of them have the same length."""
+
+
+class Variations(Sheet):
+    """Real images, their reconstructions and their variations."""
+
+    images: int
+    count: int  # number of variations of each
+    eta: float  # eta of DDIM, the share of noise that is sampled again
+
+    title = "Variations (figure 3)"
+    stem = "variations"
+    note = (
+        "Each row: a real image, the decoder's reconstruction, and variations with the same z_i, "
+        "whose x_T comes from DDIM inversion and is partly sampled again. CLIP's embedding "
+        "determines what stays the same and leaves open what changes."
+    )
+
+    def rows(self, context: Context) -> Iterator[list[Tile]]:
+        """Yield a row for each image."""
+        real, options = self.singles(context, self.images), self.options(context)
+        size, cascade = self.size_in(context), context.cascade
         for image, caption in zip(real.images, real.captions, strict=True):
             varied = cascade.vary(image, self.count, eta=self.eta, **options).images[size]
-            back = cascade.reconstruct([image], **options).images[size][0]
-            row = [Tile(image, caption), Tile(back, "reconstruction")]
-            rows.append([*row, *(Tile(made, f"seed {k}") for k, made in enumerate(varied))])
-        note = (
-            "Each row: a real image, the decoder's reconstruction, and variations with the same "
-            "z_i, whose x_T comes from DDIM inversion and is partly sampled again. CLIP's "
-            "embedding determines what stays the same and leaves open what changes."
-        )
-        title = f"{self.title}, eta {self.eta:g}"
-        return Result(images={"variations": sheet(rows, title)}, note=note)
+            (back,) = cascade.reconstruct([image], **options).images[size]
+            seeds = [f"seed {k}, eta {self.eta:g}" for k in range(self.count)]
+            yield tiles([image, back, *varied], [caption, "reconstruction", *seeds])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interpolation(Figure):
-    """Interpolation between two real images.
-
-    Args:
-        pairs: number of pairs.
-        frames: number of images per interpolation.
-    """
+class Interpolation(Sheet):
+    """Interpolations between two real images, with interpolated and with fixed noise."""
 
     pairs: int
-    frames: int
+    frames: int  # number of images per interpolation
 
-    title: ClassVar[str] = "Interpolation between two images (figure 4)"
+    title = "Interpolation between two images (figure 4)"
+    stem = "interpolation"
+    tile = 128
+    note = (
+        "Each pair has two rows: slerp of both z_i and x_T, whose ends are the reconstructions; "
+        "and slerp of z_i alone with one random x_T."
+    )
 
-    def __call__(self, context: Context) -> Result:
-        """Show each pair with interpolated and with fixed noise."""
-        real, rows, size = self.singles(context, 2 * self.pairs), [], self.size_in(context)
-        for first in range(0, len(real) // 2 * 2, 2):
-            ends, names = real.images[first : first + 2], real.captions[first : first + 2]
+    def rows(self, context: Context) -> Iterator[list[Tile]]:
+        """Yield two rows for each pair."""
+        real, options = self.singles(context, 2 * self.pairs), self.options(context)
+        shares = [k / (self.frames - 1) for k in range(self.frames)]
+        for k in range(0, len(real) // 2 * 2, 2):
+            start, end = real.images[k], real.images[k + 1]
             for noise in ("slerp", "fixed"):
-                made = context.cascade.interpolate(
-                    *ends, self.frames, noise=noise, **self.options(context)
-                ).images[size]
-                between = [
-                    Tile(image, f"{k / (self.frames - 1):.2f}, x_T {noise}")
-                    for k, image in enumerate(made)
-                ]
-                rows.append([Tile(ends[0], names[0]), *between, Tile(ends[1], names[1])])
-        note = (
-            "Each pair has two rows: slerp of both z_i and x_T, whose ends are the "
-            "reconstructions; and slerp of z_i alone with one random x_T."
-        )
-        return Result(images={"interpolation": sheet(rows, self.title, size=128)}, note=note)
+                made = context.cascade.interpolate(start, end, self.frames, noise=noise, **options)
+                names = [f"{share:.2f}, x_T {noise}" for share in shares]
+                names = [real.captions[k], *names, real.captions[k + 1]]
+                yield tiles([start, *made.images[self.size_in(context)], end], names)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextDiffs(Figure):
-    """Text diffs applied to real images.
-
-    Args:
-        images: number of images.
-        strength: last angle θ.
-        frames: number of angles from 0 to `strength`.
-    """
+class TextDiffs(Sheet):
+    """Text diffs applied to real images."""
 
     images: int
-    strength: float
-    frames: int
+    strength: float  # last angle θ
+    frames: int  # number of angles from 0 to `strength`
 
-    title: ClassVar[str] = "Text diffs (figure 5)"
+    title = "Text diffs (figure 5)"
+    stem = "text_diffs"
+    note = (
+        "Each row: a real image, and its z_i rotated toward the difference of two captions with "
+        "x_T unchanged. Rotated by 0 it is the reconstruction."
+    )
 
-    def __call__(self, context: Context) -> Result:
-        """Show each image and its embedding rotated step by step."""
-        rows, real = [], self.real(context)
+    def rows(self, context: Context) -> Iterator[list[Tile]]:
+        """Yield a row for each image."""
+        real, options = self.real(context), self.options(context)
+        thetas = [self.strength * k / (self.frames - 1) for k in range(self.frames)]
         for pair in caption_pairs(real.metadata, self.images, seed=context.seed):
-            image = real.images[pair.row]
-            made = context.cascade.text_diff(
-                image,
-                pair.source,
-                pair.target,
-                strength=self.strength,
-                frames=self.frames,
-                **self.options(context),
-            ).images[self.size_in(context)]
-            thetas = [self.strength * k / (self.frames - 1) for k in range(self.frames)]
-            words = [*(f"rotated by {theta:.2f}" for theta in thetas[:-1]), pair.target]
-            rows.append([Tile(image, pair.source), *map(Tile, made, words)])
-        note = (
-            "Each row: a real image, and its z_i rotated toward the difference of two captions "
-            "with x_T unchanged. Rotated by 0 it is the reconstruction."
-        )
-        return Result(images={"text_diffs": sheet(rows, self.title)}, note=note)
+            image, sides = real.images[pair.row], (pair.source, pair.target)
+            options |= {"strength": self.strength, "frames": self.frames}
+            made = context.cascade.text_diff(image, *sides, **options)
+            names = [pair.source, *(f"rotated by {theta:.2f}" for theta in thetas[:-1])]
+            yield tiles([image, *made.images[self.size_in(context)]], [*names, pair.target])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Components(Figure):
-    """Reconstructions from the first principal components of the image embedding.
-
-    Args:
-        images: number of images.
-        dimensions: numbers of principal components that are kept.
-    """
+class Components(Sheet):
+    """Reconstructions from the first principal components of the image embedding."""
 
     images: int
-    dimensions: list[int]
+    dimensions: list[int]  # numbers of principal components that are kept
 
-    title: ClassVar[str] = "Reconstructions from principal components of z_i (figure 7)"
+    title = "Reconstructions from principal components of z_i (figure 7)"
+    stem = "components"
+    note = (
+        "Each row: images of one embedding reduced to its first principal components, all from the "
+        "same noise; the real image comes last. The first components hold what matters most to "
+        "CLIP."
+    )
 
-    def __call__(self, context: Context) -> Result:
-        """Show each image reconstructed from more and more components."""
-        cascade = context.cascade
-        examples = cascade.embed(list(context.real(SEEN).images))
-        dimensions = [count for count in self.dimensions if count <= examples.shape[1]]
-        real, rows = self.singles(context, self.images), []
+    def rows(self, context: Context) -> Iterator[list[Tile]]:
+        """Yield a row for each image."""
+        examples = context.cascade.embed(list(context.real(SEEN).images))
+        width = examples.shape[1]
+        dimensions = [count for count in self.dimensions if count <= width]
+        real, options = self.singles(context, self.images), self.options(context)
         for image, caption in zip(real.images, real.captions, strict=True):
-            made = cascade.pca_reconstruct(
-                image, dimensions, examples, **self.options(context)
-            ).images[self.size_in(context)]
-            row = [
-                Tile(each, f"{n} of {examples.shape[1]}")
-                for n, each in zip(dimensions, made, strict=True)
-            ]
-            rows.append([*row, Tile(image, caption)])
-        note = (
-            "Each row: images of one embedding reduced to its first principal components, all from "
-            "the same noise; the real image comes last. The first components hold what matters "
-            "most to CLIP."
-        )
-        return Result(images={"components": sheet(rows, self.title)}, note=note)
+            made = context.cascade.pca_reconstruct(image, dimensions, examples, **options)
+            names = [*(f"{n} of {width}" for n in dimensions), caption]
+            yield tiles([*made.images[self.size_in(context)], image], names)

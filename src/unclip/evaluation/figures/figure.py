@@ -1,34 +1,28 @@
 """The base class of the paper's figures and tables."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from unclip.contact_sheet import Tile, contact_sheet
-from unclip.evaluation.choices import encode_images, encode_texts
 from unclip.evaluation.context import SEEN, Context
+from unclip.evaluation.features import Features, Images
 from unclip.evaluation.measurement import Measurement
+from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.evaluation.sources import Real
 
 
-@dataclass(frozen=True, kw_only=True)
 class Figure(Measurement):
-    """A figure or table about images of seen compositions.
+    """A figure or table about images of seen compositions."""
 
-    Args:
-        size: side of the images in pixels; the bundle's largest size if that is smaller.
-        batch_size: number of images sampled at a time.
-    """
+    size: int = 256  # side of the images in pixels; the bundle's largest size if that is smaller
+    batch_size: int = 8  # number of images sampled at a time
 
-    size: int = 256
-    batch_size: int = 8
-
-    stages: ClassVar[tuple[str, ...]] = ("clip", "decoder")
+    stages = ("clip", "decoder")
 
     def size_in(self, context: Context) -> int:
         """Return the side of the images in pixels."""
@@ -44,38 +38,36 @@ class Figure(Measurement):
         return context.real(SEEN, self.size_in(context))
 
     def singles(self, context: Context, count: int) -> Real:
-        """Return real images of one object; no object is repeated before all have appeared.
-
-        Raises:
-            ValueError: there is no such image.
-        """
-        real, rounds = self.real(context), {}
-        seen: dict[Any, int] = {}
+        """Return real images of one object; no object is repeated before all have appeared."""
+        real, of_name = self.real(context), {}
         for row, scene in enumerate(real.metadata):
-            objects = scene.get("objects", [{"name": row}])
-            if len(objects) == 1:
-                name = objects[0]["name"]
-                seen[name] = seen.get(name, 0) + 1
-                rounds.setdefault(seen[name], []).append(row)
-        rows = [row for number in sorted(rounds) for row in rounds[number]]
-        if not rows:
+            if len(objects := scene.get("objects", [{"name": row}])) == 1:
+                of_name.setdefault(objects[0]["name"], []).append(row)
+        if not of_name:
             raise ValueError(f"{context.data} has no image of one object in {SEEN}")
-        return real.take(rows[:count])
+        turns = sorted((turn, row) for rows in of_name.values() for turn, row in enumerate(rows))
+        return real.take([row for _, row in turns[:count]])
 
 
-def judge_images(
-    context: Context, images: UInt8[Tensor, "count 3 height width"]
-) -> Float[Tensor, "count dim"]:
-    """Return the judge's embeddings of images, of unit length."""
-    return F.normalize(encode_images(context.judge, images), dim=-1)
+def judged_cosines(
+    context: Context, images: Images, texts: Sequence[str]
+) -> Float[Tensor, "images texts"]:
+    """Return the judge's cosine of each image to each text."""
+    return unit(encode_images(context.judge, images)) @ unit(encode_texts(context.judge, texts)).T
 
 
-def judge_texts(context: Context, texts: Sequence[str]) -> Float[Tensor, "count dim"]:
-    """Return the judge's embeddings of texts, of unit length."""
-    return F.normalize(encode_texts(context.judge, texts), dim=-1)
+def unit(embeddings: Features) -> Features:
+    """Scale embeddings to unit length."""
+    return F.normalize(embeddings, dim=-1)
 
 
-def sheet(rows: Sequence[Sequence[Tile]], title: str, size: int = 160) -> Image.Image:
-    """Show rows of images with captions; all rows are as long as the first."""
-    tiles = [tile for row in rows for tile in row]
-    return contact_sheet(tiles, columns=len(rows[0]), size=size, title=title)
+def sheet(rows: Iterable[Sequence[Tile]], title: str, size: int = 160) -> Image.Image:
+    """Draw rows of images with captions; all rows are as long as the first."""
+    first, *others = rows
+    tiles = [*first, *(tile for row in others for tile in row)]
+    return contact_sheet(tiles, columns=len(first), size=size, title=title)
+
+
+def tiles(images: Iterable[Tensor], captions: Iterable[str]) -> list[Tile]:
+    """Return tiles of as many images as there are captions, or of all images if there are fewer."""
+    return [Tile(image, caption) for image, caption in zip(images, captions, strict=False)]

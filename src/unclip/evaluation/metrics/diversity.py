@@ -1,70 +1,66 @@
 """Fidelity and diversity: shares of images inside the other set's manifold."""
 
-from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from unclip.evaluation.context import Context
+from unclip.evaluation.features import Features
+from unclip.evaluation.frechet import build_metric, seeded
 from unclip.evaluation.measurement import Measurement, Result, Score, around, mean_score
-from unclip.evaluation.metrics.torchmetrics_adapter import build_metric, seeded
 
 
-@dataclass(frozen=True, kw_only=True)
 class Manifold(Measurement):
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     A set's manifold is the union of balls around its images that reach to their k-th neighbor.
     Precision is the share of generated images in the real manifold, recall that of real images in
     the generated manifold.
-
-    Args:
-        network: name of the feature network.
-        neighbors: k.
     """
 
-    network: str
-    neighbors: int = 3
+    network: str  # name of the feature network
+    neighbors: int = 3  # k, the neighbor that a ball reaches to
 
     def __call__(self, context: Context) -> Result:
         """Compute the four shares."""
         generated = context.features(self.network)
-        reference = context.features(self.network, "reference")
+        reference = context.reference_features(self.network)
         pair = context.real_pair(self.network)
-        baseline = {} if pair is None else self._rows(*pair)
+        real = {} if pair is None else self._rows(*pair)
         scores: dict[str, Score] = {}
         for word, values in self._rows(generated, reference).items():
             score = mean_score(
                 values,
                 seed=context.seed,
-                better="higher",
+                real=real.get(word),
                 n_reference=len(reference),
-                baseline=float(baseline[word].mean()) if pair is not None else None,
-                n_real=None if pair is None else len(pair[0]),
                 about={"neighbours": self.neighbors},
             )
-            own = score.rows if len(values) == len(generated) and word == "precision" else None
             name = word if self.network == "inception" else f"{word}_{self.network}"
-            scores[name] = score._replace(n=len(generated), rows=own)
+            scores[name] = score._replace(
+                n=len(generated),
+                n_real=None if pair is None else len(pair[0]),
+                rows=score.rows if word == "precision" else None,
+            )
         return Result(scores)
 
-    def _rows(self, generated: Tensor, real: Tensor) -> dict[str, Float[Tensor, " rows"]]:
+    def _rows(self, generated: Features, real: Features) -> dict[str, Float[Tensor, " rows"]]:
         """Compute precision and density of generated images, recall and coverage of real ones."""
         k = self.neighbors
         if min(len(generated), len(real)) <= k:
             raise ValueError(f"{k} neighbors need more than {k} images on both sides")
         real_radius, generated_radius = _radii(real, k), _radii(generated, k)
         precise, dense = [], []
-        recalled = torch.zeros(len(real), dtype=torch.bool)
-        covered = torch.zeros(len(real), dtype=torch.bool)
-        for start in range(0, len(generated), 1024):
-            part = slice(start, start + 1024)
-            distance = torch.cdist(generated[part].double(), real.double())  # (part, real)
+        recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
+        batches = zip(generated.double().split(1024), generated_radius.split(1024), strict=True)
+        for batch, radius in batches:
+            distance = torch.cdist(batch, real.double())  # (batch, real)
             inside = distance <= real_radius
             precise.append(inside.any(dim=1))
             dense.append(inside.sum(dim=1) / k)
-            recalled |= (distance <= generated_radius[part, None]).any(dim=0)
+            recalled |= (distance <= radius[:, None]).any(dim=0)
             covered |= inside.any(dim=0)
         return {
             "precision": torch.cat(precise).double(),
@@ -74,17 +70,11 @@ class Manifold(Measurement):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
 class InceptionScore(Measurement):
-    """The Inception Score (Salimans et al. 2016); it compares with no real images.
+    """The Inception Score (Salimans et al. 2016); it compares with no real images."""
 
-    Args:
-        network: name of a network with a classifier.
-        splits: number of splits, whose spread is the error that papers report.
-    """
-
-    network: str = "inception"
-    splits: int = 10
+    network: str = "inception"  # name of a network with a classifier
+    splits: int = 10  # number of splits, whose spread is the error that papers report
 
     def __call__(self, context: Context) -> Result:
         """Average the score over the splits."""
@@ -94,14 +84,16 @@ class InceptionScore(Measurement):
         if len(features) < 2 * self.splits:
             raise ValueError(f"{self.splits} splits need {2 * self.splits} images")
         metric = build_metric(TorchInceptionScore, splits=self.splits)
-        metric.update(context.network(self.network).logits(features).double())
+        network = cast(Any, context.network(self.network))
+        metric.update(network.logits(features).double())
         with seeded(context.seed):  # it shuffles with the global generator
             value, spread = (float(number) for number in metric.compute())
-        score = Score(value, spread, around(value, spread), len(features), "higher")
-        return Result({"inception_score": score._replace(about={"splits": self.splits})})
+        interval, about = around(value, spread), {"splits": self.splits}
+        score = Score(value, spread, interval, len(features), "higher", about=about)
+        return Result({"inception_score": score})
 
 
-def _radii(rows: Tensor, neighbors: int) -> Float[Tensor, " rows"]:
+def _radii(rows: Features, neighbors: int) -> Float[Tensor, " rows"]:
     """Return the distance of each row to its k-th neighbor."""
     values = rows.double()
     parts = [

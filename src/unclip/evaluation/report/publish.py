@@ -1,20 +1,15 @@
-"""Write everything that an evaluation leaves: files, printed tables and a logger's entries."""
+"""Write everything that an evaluation leaves: files, a page, printed tables, logger entries."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from unclip.evaluation.report.html import render_report, render_sweep
+from unclip.evaluation.measurement import Table
 from unclip.evaluation.report.results import Report, main_score, write_results
 from unclip.evaluation.report.sweep_plot import write_curves
-from unclip.evaluation.report.tables import (
-    by_reason,
-    format_duration,
-    format_table,
-    score_table,
-)
-from unclip.files import atomic_write, write_text
+from unclip.evaluation.report.tables import Section, format_table, not_available, render, write_csv
+from unclip.files import write_text
 
 
 def publish(
@@ -22,71 +17,92 @@ def publish(
 ) -> float | None:
     """Write the report to OUT, print its tables, and return the protocol's main number.
 
-    Args:
-        report: the evaluation.
-        out: the folder; the summary of a sweep is written to its parent.
-        sweep: whether the folder is one job of a sweep.
-        loggers: Lightning loggers.
+    If OUT is one job of a sweep, a summary of the sweep is written to its parent. `loggers` are
+    Lightning's.
     """
-    path = write_results(report.results, out / "results.json")
-    if report.folder is not None:
-        write_samples(report, out / "samples.csv")
-    curves = write_curves(out.parent) if sweep else []
-    plots = [curve for curve in curves if curve.suffix == ".png"]
-    write_text(out / "report.html", render_report(report, curves=plots))
+    path, page = write_results(report.results, out / "results.json"), out / "report.html"
+    write_samples(report, out / "samples.csv")
+    summary = write_curves(out.parent) if sweep else []
+    curves = {title: image for one in summary for title, image in one.images.items()}
+    write_text(page, render_report(report, Section("Guidance", images=curves)))
     for logger in loggers:
         log_report(logger, report)
-    print(f"{summarize(report)}\n\nresults: {path}\nreport: {out / 'report.html'}")
+    print(f"{summarize(report)}\n\nresults: {path}\nreport: {page}")
     if sweep:
-        tables = [curve for curve in curves if curve.suffix == ".csv"]
-        write_text(out.parent / "report.html", render_sweep(out.parent, plots, tables))
-        print(f"sweep: {out.parent / 'report.html'}")
+        write_text(out.parent / page.name, render(f"Sweep of {out.parent.name}", summary))
+        print(f"sweep: {out.parent / page.name}")
     return main_score(report.results)
+
+
+def render_report(report: Report, curves: Section | None = None) -> str:
+    """Render an evaluation's page, with the curves of its sweep."""
+    results, (scores, *others) = report.results, report.sections
+    about = Section(notes=[_about(results)] if results["key"] else [])
+    settings = Section("Settings", tables={"": _settings(results)})
+    sections = [about, scores, curves or Section(), *others, settings]
+    return render(f"Evaluation of {results['model'] or results['generated']}", sections)
+
+
+def _about(results: Mapping[str, Any]) -> str:
+    """Describe the protocol."""
+    protocol = results["protocol"]
+    return (
+        f"Protocol {protocol['name']}: {results['n']:,} images of {protocol['resolution']} px, "
+        f"captions of {protocol['split']} ({protocol['captions'].replace('_', ' ')}), compared "
+        f"with {results['n_reference']:,} images of {protocol['reference']}. Only numbers with "
+        f"the same key are comparable: {results['key']}"
+    )
+
+
+def _settings(results: Mapping[str, Any]) -> Table:
+    """Return what the numbers depend on."""
+    made = {name: value for name, value in results["made_with"].items() if name != "protocol"}
+    for stage, sampling in made.pop("sampling", {}).items():
+        words = ", ".join(f"{name} {value}" for name, value in sampling.items())
+        made[f"{stage} sampled with"] = words
+    made |= {f"protocol.{name}": value for name, value in results["protocol"].items()}
+    made |= {**results["versions"], "device": results["device"], "seconds": results["seconds"]}
+    return Table(["setting", "value"], [[name, str(value)] for name, value in made.items()])
 
 
 def summarize(report: Report) -> str:
     """Return the text that is printed at the end: all tables, what is missing, image paths."""
-    results, parts = report.results, []
-    if results["scores"]:
-        parts.append(f"{report.key}\n{format_table(score_table(results['scores']))}")
-    for result in report.found.results.values():
-        parts += [f"{title}\n{format_table(table)}" for title, table in result.tables.items()]
-    missing = by_reason(results["not_available"])
-    parts += [f"not available: {names}: {reason}" for reason, names in missing.items()]
+    results = report.results
+    parts = [
+        f"{title}\n{format_table(table)}"
+        for section in report.sections
+        for title, table in section.tables.items()
+    ]
+    parts += not_available(results["not_available"])
     if results["paths"]:
         parts.append("\n".join(["images:", *(f"  {path}" for path in results["paths"])]))
-    parts.append(f"evaluated in {format_duration(results['seconds']['total'])}")
+    parts.append(f"evaluated in {timedelta(seconds=round(results['seconds']['total']))}")
     return "\n\n".join(parts)
 
 
 def write_samples(report: Report, path: Path) -> None:
-    """Write one CSV row per image: id, prompt, seed, file, and its own scores."""
-    columns = report.rows
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "prompt", "seed", "file", *columns])
-        for k, row in enumerate(report.folder.rows):
-            values = [f"{float(column[k]):.6g}" for column in columns.values()]
-            writer.writerow([row.id, row.prompt, row.seed, row.path.as_posix(), *values])
+    """Write one CSV row per image of the protocol: id, prompt, seed, file, and its own scores."""
+    if report.folder is None:
+        return
+    columns, rows = report.rows, []
+    for k, row in enumerate(report.folder.rows):
+        values = [f"{float(column[k]):.6g}" for column in columns.values()]
+        rows.append([row.id, row.prompt, row.seed, row.path.as_posix(), *values])
+    write_csv(Table(["id", "prompt", "seed", "file", *columns], rows), path)
 
 
 def log_report(logger: Any, report: Report) -> None:
-    """Log scores by their key and, if the logger can, tables and the best and worst images."""
+    """Log scores by their key and, if the logger can, all tables and images of the report."""
     results, key = report.results, report.key
     logger.log_hyperparams({"key": key, **results["protocol"], "made_with": results["made_with"]})
     logger.log_metrics({f"{key}/{name}": one["value"] for name, one in results["scores"].items()})
-    if hasattr(logger, "log_table"):
-        tables = {"scores": score_table(results["scores"])} if results["scores"] else {}
-        for result in report.found.results.values():
-            tables |= result.tables
-        for title, table in tables.items():
-            logger.log_table(key=f"{key}/{title}", columns=table.head, data=table.rows)
-    if hasattr(logger, "log_image"):
-        for title, chosen in report.best_and_worst().items():
-            logger.log_image(
-                key=f"{key}/{title}",
-                images=[str(row.path) for row, _ in chosen],
-                caption=[row.prompt or row.id for row, _ in chosen],
-            )
+    for section in report.sections:
+        if hasattr(logger, "log_table"):
+            for title, table in section.tables.items():
+                logger.log_table(key=f"{key}/{title}", columns=table.head, data=table.rows)
+        if hasattr(logger, "log_image"):
+            for title, image in section.images.items():
+                shown = str(image) if isinstance(image, Path) else image
+                logger.log_image(key=f"{key}/{title}", images=[shown])
     logger.save()
     logger.finalize("success")

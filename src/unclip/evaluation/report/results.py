@@ -4,41 +4,41 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from PIL import Image
 
+from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.context import Context
 from unclip.evaluation.generation import GeneratedImage, ImageFolder
-from unclip.evaluation.measurement import Measurement, Result, Results
+from unclip.evaluation.measurement import Measurement, Results
+from unclip.evaluation.report.tables import Section, not_available, score_table
 from unclip.files import write_text
-from unclip.images import save_png
+from unclip.images import open_image, save_png, to_tensor
 from unclip.provenance import package_versions
 
 FORMAT = 2
+
+_BASELINE = (
+    "“real” has as many real images in place of the generated ones: for a distance it is the floor "
+    "at that count, for an agreement the ceiling. A Fréchet distance is biased upwards for few "
+    "images."
+)
 
 Chosen = list[tuple[GeneratedImage, float | None]]
 
 
 @dataclass
 class Report:
-    """An evaluation's outcome, ready to be written.
+    """An evaluation's outcome, ready to be written."""
 
-    Attributes:
-        results: the content of results.json.
-        found: the results of all measurements.
-        titles: heading of each measurement.
-        folder: the protocol's images; None if no measurement needed them.
-        images: paths of each measurement's images.
-    """
-
-    results: dict[str, Any]
-    found: Results
-    titles: Mapping[str, str] = field(default_factory=dict)
-    folder: ImageFolder | None = None
-    images: dict[str, list[Path]] = field(default_factory=dict)
+    results: dict[str, Any]  # the content of results.json
+    found: Results  # the results of all measurements
+    folder: ImageFolder | None = None  # the protocol's images; None if no measurement needed them
 
     @property
     def key(self) -> str:
@@ -55,12 +55,23 @@ class Report:
             if score.rows is not None and len(score.rows) == count
         }
 
-    def best_and_worst(self, *, count: int = 12) -> dict[str, Chosen]:
-        """Choose the first images, and those with the highest and lowest CLIP score.
+    @cached_property
+    def sections(self) -> list[Section]:
+        """The scores, each measurement, and the best and worst images."""
+        scores, missing = self.results["scores"], not_available(self.results["not_available"])
+        tables = {self.key: score_table(scores)} if scores else {}
+        sections = [Section("Scores", [_BASELINE] if scores else [], tables)]
+        sections.append(Section("Not available", missing))
+        for result in self.found.results.values():
+            shown = {stem: image for stem, image in result.images.items() if "/" not in stem}
+            title = result.title if result.tables or shown else ""
+            notes = [result.note] if result.note else []
+            sections.append(Section(title, notes, result.tables, shown))
+        sheets = {title: _sheet(chosen) for title, chosen in self.best_and_worst().items()}
+        return [*sections, Section("Images", images=sheets)]
 
-        Args:
-            count: number of images under each title.
-        """
+    def best_and_worst(self, *, count: int = 12) -> dict[str, Chosen]:
+        """Choose the first images, and those with the highest and lowest CLIP score, by title."""
         if self.folder is None:
             return {}
         rows = self.folder.rows
@@ -84,23 +95,27 @@ def collect(
 ) -> Report:
     """Write all images to OUT/images and collect the content of results.json.
 
-    Args:
-        found: the results.
-        measurements: the measurements by name.
-        context: what they measured.
-        model: folder of the bundle.
-        seconds: duration of the whole evaluation.
+    `model` is the bundle's folder and `seconds` the duration of the whole evaluation.
     """
-    images = {
-        name: _save_images(result, context.out / "images")
-        for name, result in found.results.items()
-        if result.images
-    }
+    paths = []
+    for result in found.results.values():
+        saved = {}
+        for stem, image in result.images.items():
+            saved[stem] = save_png(cast(Image.Image, image), context.out / "images" / f"{stem}.png")
+        result.images = saved
+        paths += map(str, saved.values())
+    folder, protocol = context.opened_folder, context.protocol
+    count = 0 if folder is None else len(folder.rows)
     results: dict[str, Any] = {
         "format": FORMAT,
-        "model": None if context.cascade is None else str(model),
+        "model": str(model) if context.given is None else None,
         "data": str(context.data),
-        **_describe_protocol(context),
+        "key": None if folder is None else protocol.key(context.fingerprint, count),
+        "n": count,
+        "n_reference": 0 if folder is None else len(context.reference),
+        "generated": None if folder is None else str(folder.path),
+        "protocol": protocol.describe(),
+        "made_with": {} if folder is None else folder.settings,
         "scores": {name: score.plain() for name, score in found.scores.items()},
         "not_available": found.not_available,
         "networks": context.used_networks,
@@ -115,27 +130,12 @@ def collect(
             for name, result in found.results.items()
             if result.tables
         },
-        "paths": [str(path) for paths in images.values() for path in paths],
-        "settings": {name: asdict(measurements[name]) for name in found.results},
+        "paths": paths,
+        "settings": {name: asdict(cast(Any, measurements[name])) for name in found.results},
         "seconds": {k: round(v, 1) for k, v in (found.seconds | {"total": seconds}).items()},
         **environment(context.device),
     }
-    titles = {name: measurements[name].title or name for name in found.results}
-    return Report(results, found, titles, context.opened_folder, images)
-
-
-def _describe_protocol(context: Context) -> dict[str, Any]:
-    """Return the protocol, and the folder of its images if a measurement needed them."""
-    folder, protocol = context.opened_folder, context.protocol
-    count = 0 if folder is None else len(folder.rows)
-    return {
-        "key": None if folder is None else protocol.key(context.fingerprint, count),
-        "n": count,
-        "n_reference": 0 if folder is None else len(context.reference),
-        "generated": None if folder is None else str(folder.path),
-        "protocol": protocol.describe(),
-        "made_with": {} if folder is None else folder.settings,
-    }
+    return Report(results, found, folder)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -145,11 +145,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {"versions": package_versions(), "device": name, "threads": torch.get_num_threads()}
 
 
-def write_results(results: Mapping[str, Any], path: str | Path) -> Path:
+def write_results(results: Mapping[str, Any], path: Path) -> Path:
     """Write results as strict JSON, atomically; a number that is not finite becomes null."""
-    text = json.dumps(_finite(results), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_text(Path(path), text)
-    return Path(path)
+    text = json.dumps(_finite(results), indent=2, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")
+    return path
 
 
 def main_score(results: Mapping[str, Any]) -> float | None:
@@ -159,12 +159,14 @@ def main_score(results: Mapping[str, Any]) -> float | None:
     return None if score is None else score["value"]
 
 
-def _save_images(result: Result, folder: Path) -> list[Path]:
-    """Write the images of a result that are not files yet."""
-    return [
-        image if isinstance(image, Path) else save_png(image, folder / f"{stem}.png")
-        for stem, image in result.images.items()
-    ]
+def _sheet(chosen: Chosen) -> Any:
+    """Draw a contact sheet of images with their scores and prompts."""
+    tiles = []
+    for row, number in chosen:
+        words = row.prompt or row.id
+        caption = words if number is None else f"{number:.1f}: {words}"
+        tiles.append(Tile(to_tensor(open_image(row.path)), caption))
+    return contact_sheet(tiles, columns=6, size=150)
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -172,10 +174,8 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
-        elif isinstance(value, Mapping):
-            into[key] = dict(value)
         else:
-            into[key] = value
+            into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def _finite(value: Any) -> Any:

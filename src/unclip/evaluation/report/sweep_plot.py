@@ -1,22 +1,29 @@
 """Plot a sweep: distance and agreement with the caption against guidance (figure 11)."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unclip.evaluation.measurement import Table
+from unclip.evaluation.report.tables import Section, write_csv
 from unclip.files import atomic_write
+
+GUIDANCE = "guidance scale of the decoder"
 
 
 class Point(NamedTuple):
     """One job of a sweep."""
 
     job: str
-    key: str  # of comparable numbers
-    guidance: float | None  # of the decoder; None if unknown
+    key: str  # the name that comparable numbers share
+    guidance: float | None  # guidance scale of the decoder; None if unknown
     settings: dict[str, Any]  # the other settings that the numbers depend on
     scores: dict[str, dict[str, Any]]
+
+    def value(self, name: str, part: str = "value") -> float:
+        """Return the guidance, or a part of a score; 0 if it is unknown."""
+        return (self.guidance if name == GUIDANCE else self.scores[name][part]) or 0.0
 
 
 def read_points(folder: Path) -> list[Point]:
@@ -51,10 +58,7 @@ def _settings(results: dict[str, Any]) -> dict[str, Any]:
 
 def comparable(points: Sequence[Point]) -> dict[str, list[Point]]:
     """Group points by key; only points of one key are comparable."""
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        groups.setdefault(point.key, []).append(point)
-    return groups
+    return {key: [p for p in points if p.key == key] for key in sorted({p.key for p in points})}
 
 
 def differing(points: Sequence[Point]) -> list[str]:
@@ -65,56 +69,45 @@ def differing(points: Sequence[Point]) -> list[str]:
 
 def lines_of(points: Sequence[Point]) -> dict[str, list[Point]]:
     """Group the points that differ only in guidance, by their other settings."""
-    names = differing(points)
-    lines: dict[str, list[Point]] = {}
+    names, lines = differing(points), {}
     for point in points:
         words = ", ".join(f"{name} {point.settings.get(name)}" for name in names)
         lines.setdefault(words, []).append(point)
     return lines
 
 
-def axes(points: Sequence[Point]) -> tuple[str | None, str | None]:
+def axes(points: Sequence[Point]) -> list[str]:
     """Return the names of a distance (FID first) and an agreement that all points have."""
-    shared = set.intersection(*(set(point.scores) for point in points))
+    shared = sorted(set.intersection(*(set(point.scores) for point in points)))
     distances = sorted(
-        (name for name in shared if name == "fid" or name.startswith("fd_")),
-        key=lambda name: (name != "fid", name),
+        (n for n in shared if n.startswith(("fid", "fd_"))), key=lambda n: n != "fid"
     )
-    agreements = sorted(name for name in shared if name.startswith("clip_score"))
-    return (distances or [None])[0], (agreements or [None])[0]
+    agreements = [name for name in shared if name.startswith("clip_score")]
+    return distances[:1] + agreements[:1]
 
 
-def write_curves(folder: Path) -> list[Path]:
-    """Write curve-KEY.csv and curve-KEY.png for each key in a sweep's results."""
-    written = []
+def write_curves(folder: Path) -> list[Section]:
+    """Write curve-KEY.csv and curve-KEY.png for each key of a sweep; return a section for each."""
+    sections = []
     for key, points in comparable(read_points(folder)).items():
-        table = folder / f"curve-{key}.csv"
-        with (
-            atomic_write(table) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            csv.writer(file).writerows(rows_of(points))
-        written.append(table)
+        section = Section(key, tables={"": table_of(points)})
+        path = folder / f"curve-{key}.csv"
+        write_csv(section.tables[""], path)
         if (figure := plot(points)) is not None:
-            written.append(folder / f"curve-{key}.png")
-            with atomic_write(written[-1]) as temporary:
+            section.images = {key: path.with_suffix(".png")}
+            with atomic_write(path.with_suffix(".png")) as temporary:
                 figure.savefig(temporary, format="png", dpi=110)
-    return written
+        sections.append(section)
+    return sections
 
 
-def rows_of(points: Sequence[Point]) -> list[list[Any]]:
-    """Return a head and one row per point: guidance, differing settings, scores and errors."""
-    settings = differing(points)
-    scores = list(dict.fromkeys(name for point in points for name in point.scores))
-    columns = [f"{name}{part}" for name in scores for part in ("", " ±")]
-    rows: list[list[Any]] = [["job", "guidance", *settings, *columns]]
-    for point in points:
-        numbers = (
-            point.scores.get(name, {}).get(part) for name in scores for part in ("value", "error")
-        )
-        chosen = (point.settings.get(name) for name in settings)
-        rows.append([point.job, point.guidance, *chosen, *numbers])
-    return rows
+def table_of(points: Sequence[Point]) -> Table:
+    """Return one row per point: guidance, differing settings, scores and errors."""
+    columns = {"guidance": "guidance"}
+    columns |= {f"settings/{name}": name for name in differing(points)}
+    for name in dict.fromkeys(name for point in points for name in point.scores):
+        columns |= {f"scores/{name}/value": name, f"scores/{name}/error": f"{name} ±"}
+    return Table.of("job", {point.job: point._asdict() for point in points}, columns)
 
 
 def plot(points: Sequence[Point]) -> Any:
@@ -122,54 +115,38 @@ def plot(points: Sequence[Point]) -> Any:
     from matplotlib.figure import Figure
 
     points = [point for point in points if point.guidance is not None]
-    if len(points) < 2:
-        return None
-    distance, agreement = axes(points)
-    names = [name for name in (distance, agreement) if name is not None]
+    names = axes(points) if len(points) > 1 else []
     if not names:
         return None
-    panels = len(names) + (len(names) == 2)
-    figure = Figure(figsize=(4.6 * panels, 3.6), layout="constrained")
-    for number, name in enumerate(names):
-        _plot_over_guidance(figure.add_subplot(1, panels, number + 1), points, name)
-    if len(names) == 2:
-        _plot_against_each_other(figure.add_subplot(1, panels, panels), points, agreement, distance)
+    panels = [(GUIDANCE, name) for name in names] + [tuple(reversed(names))][: len(names) - 1]
+    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (across, up) in zip(grid, panels, strict=True):
+        for words, line in lines_of(points).items():
+            x, y = ([point.value(name) for point in line] for name in (across, up))
+            errors = [point.value(up, "error") for point in line]
+            if across == GUIDANCE:
+                axis.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=words or None)
+                continue
+            axis.plot(x, y, marker="o")
+            for point, *place in zip(line, x, y, strict=True):
+                words = f"{point.guidance:g}"
+                axis.annotate(words, place, textcoords="offset points", xytext=(5, 5))
+        axis.set(xlabel=across, ylabel=up, title="trade-off")
+        axis.grid(alpha=0.3)
+    for axis, name in zip(grid, names, strict=False):
+        _add_baseline(axis, points, name)
     figure.suptitle(f"{points[0].key}, n = {points[0].scores[names[0]]['n']:,}")
     return figure
 
 
-def _plot_over_guidance(axis: Any, points: Sequence[Point], name: str) -> None:
-    """Plot a score over guidance, one line for each choice of the other settings."""
-    for words, line in lines_of(points).items():
-        guidance = [point.guidance for point in line]
-        values, errors = _column(line, name)
-        axis.errorbar(guidance, values, yerr=errors, marker="o", capsize=3, label=words or None)
-    real = points[0].scores[name].get("real")
-    if real is not None:
-        axis.axhline(real, linestyle=":", color="gray", label="real images")
+def _add_baseline(axis: Any, points: Sequence[Point], name: str) -> None:
+    """Add the score of real images, and the best score as the title, to a plot over guidance."""
+    first = points[0].scores[name]
+    if first.get("real") is not None:
+        axis.axhline(first["real"], linestyle=":", color="gray", label="real images")
     if axis.get_legend_handles_labels()[1]:
         axis.legend(fontsize="small")
-    axis.set(xlabel="guidance scale of the decoder", ylabel=name, title=_best(points, name))
-    axis.grid(alpha=0.3)
-
-
-def _plot_against_each_other(axis: Any, points: Sequence[Point], across: str, up: str) -> None:
-    """Plot a score over another, with the guidance next to each point."""
-    for line in lines_of(points).values():
-        x, y = _column(line, across)[0], _column(line, up)[0]
-        axis.plot(x, y, marker="o")
-        for point, *place in zip(line, x, y, strict=True):
-            axis.annotate(f"{point.guidance:g}", place, textcoords="offset points", xytext=(5, 5))
-    axis.set(xlabel=across, ylabel=up, title="trade-off")
-    axis.grid(alpha=0.3)
-
-
-def _column(points: Sequence[Point], name: str) -> tuple[list[float], list[float]]:
-    scores = [point.scores[name] for point in points]
-    return [score["value"] for score in scores], [score["error"] or 0.0 for score in scores]
-
-
-def _best(points: Sequence[Point], name: str) -> str:
-    better = min if points[0].scores[name]["better"] == "lower" else max
-    best = better(points, key=lambda point: point.scores[name]["value"])
-    return f"best {best.scores[name]['value']:.4g} at {best.guidance:g}"
+    better = min if first["better"] == "lower" else max
+    best = better(points, key=lambda point: point.value(name))
+    axis.set(title=f"best {best.value(name):.4g} at {best.guidance:g}")

@@ -1,28 +1,64 @@
-"""Tables as text, and the table of scores."""
+"""Sections of a report, and their tables as text, CSV and HTML."""
 
+import base64
+import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
-from unclip.evaluation.measurement import Table
+from PIL import Image
 
-_SCORE_HEAD = ["score", "value", "±", "95% from", "to", "real", "better", "n", "against", "n real"]
+from unclip.evaluation.measurement import Numbers, Table
+from unclip.files import atomic_write
+
+_LARGEST = 1000  # pixels of an embedded image's longer side
+_SCORE_COLUMNS = {
+    "value": "value",
+    "error": "±",
+    "low": "95% from",
+    "high": "to",
+    "real": "real",
+    "better": "better",
+    "n": "n",
+    "n_reference": "against",
+    "n_real": "n real",
+}
+
+
+@dataclass
+class Section:
+    """A part of a report."""
+
+    title: str = ""  # heading; empty for none
+    notes: Sequence[str] = ()  # paragraphs
+    tables: Mapping[str, Table] = field(default_factory=dict)  # tables by heading
+    # images, or the files they are in, by heading
+    images: Mapping[str, Image.Image | Path] = field(default_factory=dict)
 
 
 def format_table(table: Table) -> str:
     """Pad columns to a common width; words are left-aligned, numbers right-aligned."""
     cells = [[format_cell(value) for value in row] for row in table.rows]
     widths = [max(map(len, column)) for column in zip(table.head, *cells, strict=True)]
-    numeric = [all(_is_number(row[k]) for row in table.rows) for k in range(len(table.head))]
+    words = [any(isinstance(row[k], str) for row in table.rows) for k in range(len(table.head))]
 
-    def line(words: Sequence[str]) -> str:
+    def line(row: Sequence[str]) -> str:
         padded = [
-            word.rjust(width) if right else word.ljust(width)
-            for word, width, right in zip(words, widths, numeric, strict=True)
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, words, strict=True)
         ]
         return "  ".join(padded).rstrip()
 
     rule = ["─" * width for width in widths]
     return "\n".join([line(table.head), line(rule), *(line(row) for row in cells)])
+
+
+def write_csv(table: Table, path: Path) -> None:
+    """Write a table atomically as CSV."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([table.head, *table.rows])
 
 
 def format_cell(value: Any) -> str:
@@ -34,30 +70,38 @@ def format_cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def format_duration(seconds: float) -> str:
-    """Format a duration in minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def score_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
+def score_table(scores: Mapping[str, Numbers]) -> Table:
     """Return one row per score, as results.json has them."""
-    rows = []
+    found = {}
     for name, score in scores.items():
         low, high = score["interval"] or (None, None)
-        numbers = [score["value"], score["error"], low, high, score["real"]]
-        rows.append([name, *numbers, score["better"], score["n"], score["n_reference"]])
-        rows[-1].append(score["n_real"])
-    return Table(_SCORE_HEAD, rows)
+        found[name] = {**score, "low": low, "high": high}
+    return Table.of("score", found, _SCORE_COLUMNS)
 
 
-def by_reason(not_available: Mapping[str, str]) -> dict[str, str]:
-    """Join the names that share a reason: {reason: "name, name"}."""
+def not_available(reasons: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason why measurements are missing, with all of their names."""
     names: dict[str, list[str]] = {}
-    for name, reason in not_available.items():
+    for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)
-    return {reason: ", ".join(shared) for reason, shared in names.items()}
+    return [f"not available: {', '.join(shared)}: {reason}" for reason, shared in names.items()]
 
 
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+def render(title: str, sections: Sequence[Section]) -> str:
+    """Render a page of sections; all text is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    loader = PackageLoader("unclip.evaluation.report", "")
+    environment = Environment(loader=loader, autoescape=True, keep_trailing_newline=True)
+    environment.filters |= {"cell": format_cell, "embedded": _embed}
+    shown = [one for one in sections if one.notes or one.tables or one.images]
+    return environment.get_template("report.html.j2").render(title=title, sections=shown)
+
+
+def _embed(image: Path | Image.Image) -> str:
+    """Encode an image as a data URL, no larger than the page can show."""
+    opened = (Image.open(image) if isinstance(image, Path) else image).convert("RGB")
+    opened.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+    content = BytesIO()
+    opened.save(content, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

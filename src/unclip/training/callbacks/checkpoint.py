@@ -9,25 +9,18 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 
-from unclip.batch import Batch
 from unclip.files import atomic_write
+from unclip.training import lightning_compat
 from unclip.training.callbacks.guard import NonFiniteError
-from unclip.training.lightning_compat import (
-    is_within_step,
-    rewind_to_step,
-    sync_logged_step,
-    validate_after_batch,
-)
 from unclip.training.modules import StageModule
 from unclip.training.resume import LAST, PREVIOUS, CheckpointError
 from unclip.training.sharding import is_sharded
@@ -63,8 +56,13 @@ class AtomicCheckpointIO(CheckpointIO):
                     file.flush()
                     os.fsync(file.fileno())
                 if path.exists():
-                    _link(path, previous)
-            _sync_folder(path.parent)
+                    try:
+                        os.link(path, previous)
+                    except OSError:  # a file system without links
+                        os.replace(path, previous)
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)  # makes the rename durable
+            os.close(folder)
         except (OSError, RuntimeError) as error:  # torch turns an OSError into a RuntimeError
             raise CheckpointError(_write_failure(path, checkpoint, error)) from error
 
@@ -83,26 +81,6 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, if it exists."""
         Path(path).unlink(missing_ok=True)
-
-
-def _link(path: Path, other: Path) -> None:
-    """Give the file at `path` a second name; rename it on a file system without links."""
-    try:
-        os.link(path, other)
-    except OSError:
-        os.replace(path, other)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable, on systems that can open folders."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_failure(path: Path, checkpoint: dict[str, Any], error: Exception) -> str:
@@ -140,56 +118,47 @@ class RunCheckpoint(Checkpoint):
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: StageModule) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Replace Lightning's signal handlers, which save nothing."""
         self._saved_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
-        rank_zero_only(print)(
-            "\nStopping after this step; press Ctrl-C again to stop at once.", flush=True
-        )
+        message = "\nStopping after this step; press Ctrl-C again to stop at once."
+        rank_zero_only(print)(message, flush=True)
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: StageModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Save the completed steps, at the interval or after a signal."""
-        sync_logged_step(trainer)
-        if is_within_step(trainer):
+        lightning_compat.sync_logged_step(trainer)
+        if lightning_compat.is_within_step(trainer):
             return
-        stop = self._is_told_to_stop(trainer)
+        stop = self._should_stop(trainer)
         if stop or trainer.global_step % self.every_steps == 0:
             self._save(trainer)
-        if stop:
-            self._stop(trainer)
+        if stop:  # the ranks that rank 0 started exit with 0, or it would be killed
+            self._print_resume_command()
+            number = self._signal or signal.SIGTERM
+            raise SystemExit(128 + number if trainer.is_global_zero else 0)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: StageModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: StageModule, *_: Any) -> None:
         """Save within a validation, unless it is the run's last or the stage is sharded."""
         last = trainer.global_step == trainer.max_steps
         if trainer.sanity_checking or last or is_sharded(pl_module.stage):
             return
-        if self._is_told_to_stop(trainer):
+        if self._should_stop(trainer):
             self._save(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: StageModule) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         """Save the last step."""
         self._save(trainer)
         self._restore_handlers()
@@ -199,18 +168,17 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Save after an error, unless weights are in doubt or other ranks would wait forever."""
         self._restore_handlers()
-        if isinstance(exception, UNSAVED) or trainer.world_size > 1:
-            return
-        self._save(trainer)
-        self._print_resume_command()
+        if not isinstance(exception, UNSAVED) and trainer.world_size == 1:
+            self._save(trainer)
+            self._print_resume_command()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: StageModule, checkpoint: dict[str, Any]
     ) -> None:
         """Correct Lightning's counters."""
-        rewind_to_step(checkpoint, trainer)
+        lightning_compat.rewind_to_step(checkpoint, trainer)
 
-    def _is_told_to_stop(self, trainer: Trainer) -> bool:
+    def _should_stop(self, trainer: Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
 
     def _save(self, trainer: Trainer) -> None:
@@ -219,29 +187,21 @@ class RunCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path, weights_only=False)
             self._saved_step = trainer.global_step
 
-    def _stop(self, trainer: Trainer) -> None:
-        """End the run; the ranks that rank 0 started exit with 0, or it would be killed."""
-        if trainer.is_global_zero:
-            self._print_resume_command()
-        number = self._signal or signal.SIGTERM
-        raise SystemExit(128 + number if trainer.is_global_zero else 0)
-
+    @rank_zero_only
     def _print_resume_command(self) -> None:
-        if not self.path.exists():
-            return
-        words = [word for word in sys.argv if not word.startswith("resume=")]
-        print(f"Resume with: {shlex.join(['python', *words, f'resume={self.path}'])}", flush=True)
+        if self.path.exists():
+            words = [word for word in sys.argv if not word.startswith("resume=")]
+            command = shlex.join(["python", *words, f"resume={self.path}"])
+            print(f"Resume with: {command}", flush=True)
 
 
 class ValidateAtEnd(Callback):
     """Validate after the last step, so that the exported stage has its scores."""
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: StageModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Move the next validation to the last step."""
         if trainer.global_step == trainer.max_steps:
-            validate_after_batch(trainer)
+            lightning_compat.validate_after_batch(trainer)
 
 
 class RunMetadata(Callback):
@@ -254,18 +214,12 @@ class RunMetadata(Callback):
     def __init__(self, metadata: Mapping[str, Any]):
         self.text = json.dumps(metadata, sort_keys=True)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: StageModule) -> None:
-        """Compare the ranks.
-
-        Raises:
-            ValueError: the ranks differ; all ranks raise it.
-        """
-        if trainer.world_size == 1:
-            return
-        texts: list[str | None] = [None] * trainer.world_size
-        distributed.all_gather_object(texts, self.text)
-        others = [rank for rank, text in enumerate(texts) if text != texts[0]]
-        if others:
+    def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
+        """Compare the ranks; all raise ValueError if one of them differs."""
+        texts = [self.text] * trainer.world_size
+        if trainer.world_size > 1:
+            distributed.all_gather_object(texts, self.text)
+        if others := [rank for rank, text in enumerate(texts) if text != texts[0]]:
             raise ValueError(
                 f"ranks {others} have another configuration or other data than rank 0: start all "
                 "ranks with the same command"

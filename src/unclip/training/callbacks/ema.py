@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from unclip.batch import Batch
+from unclip.training.lightning_compat import find_callback
 from unclip.training.modules import StageModule
 from unclip.training.sharding import full_tensor, local_tensor, shard_like
 
@@ -39,11 +40,7 @@ class EMA(Callback):
         self._last_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: StageModule) -> None:
-        """Start from the initial weights, or from the averages of a checkpoint.
-
-        Raises:
-            ValueError: the checkpoint's averages belong to another network.
-        """
+        """Start from the initial weights, or from the averages of a checkpoint."""
         self._parameters = {
             name: parameter
             for name, parameter in pl_module.stage.named_parameters()
@@ -62,66 +59,55 @@ class EMA(Callback):
                 "the checkpoint's averaged weights belong to another network: resume with the "
                 "configuration of its run (config.yaml next to it)"
             )
-        self.weights = {
-            name: shard_like(self.weights[name], parameter)
-            for name, parameter in self._parameters.items()
-        }
+        self.weights = {n: shard_like(self.weights[n], p) for n, p in self._parameters.items()}
 
-    def on_train_start(self, trainer: Trainer, pl_module: StageModule) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Note the step that a checkpoint restored."""
         self._last_step = trainer.global_step
 
-    @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: StageModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Update the average if the batch completed a step."""
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        update = get_ema_multi_avg_fn(min(self.decay, (1 + self.updates) / (10 + self.updates)))
         weights = [local_tensor(parameter) for parameter in self._parameters.values()]
-        torch._foreach_lerp_(list(self.weights.values()), weights, weight=1 - decay)
+        update(list(self.weights.values()), weights, None)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Swap in the EMA weights; always restore the raw weights on exit."""
-        if self._swapped:
-            yield
-            return
-        self._swap()
+        """Swap in the EMA weights; always restore on exit what was there before."""
+        before = self._swapped
+        self._swap(True)
         try:
             yield
         finally:
-            self._swap()
+            self._swap(before)
 
     @torch.no_grad()
-    def _swap(self) -> None:
-        """Exchange values, not storage: FSDP holds on to the storage of its shards."""
+    def _swap(self, averaged: bool) -> None:
+        """Put the averaged or the raw weights into the stage, by value: FSDP keeps its storage."""
+        if averaged == self._swapped:
+            return
         for name, parameter in self._parameters.items():
             weight = local_tensor(parameter)
-            raw = weight.clone()
+            other = weight.clone()
             weight.copy_(self.weights[name])
-            self.weights[name].copy_(raw)
-        self._swapped = not self._swapped
+            self.weights[name].copy_(other)
+        self._swapped = averaged
 
-    def on_validation_start(self, trainer: Trainer, pl_module: StageModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """Swap in the averages."""
-        if self._parameters and not self._swapped:
-            self._swap()
+        self._swap(True)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: StageModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         """Restore the raw weights."""
-        if self._swapped:
-            self._swap()
+        self._swap(False)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: StageModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *_: Any) -> None:
         """Restore the raw weights before a later callback saves them."""
-        if self._swapped:
-            self._swap()
+        self._swap(False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the full averages and the number of updates."""
@@ -153,7 +139,5 @@ class EMA(Callback):
 
 def averaged_weights(trainer: Trainer) -> AbstractContextManager[None]:
     """Return a context in which the stage has its averaged weights, if the trainer has an EMA."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, EMA):
-            return callback.averaged()
-    return nullcontext()
+    ema = find_callback(trainer, EMA)
+    return nullcontext() if ema is None else ema.averaged()

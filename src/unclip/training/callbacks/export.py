@@ -9,7 +9,8 @@ from torch import Tensor
 
 from unclip.bundle import save_stage
 from unclip.training.callbacks.ema import averaged_weights
-from unclip.training.callbacks.progress import throughput_of
+from unclip.training.callbacks.progress import Throughput
+from unclip.training.lightning_compat import find_callback
 from unclip.training.modules import StageModule
 from unclip.training.sharding import full_state_dict, unsharded
 
@@ -28,20 +29,15 @@ class Export(Callback):
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
-    @property
-    def seconds(self) -> float:
-        """The run's duration, with validation and with the earlier parts of a resumed run."""
-        return self._seconds_before + time.monotonic() - self._started
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the duration that a resumed run continues."""
-        return {"seconds": self.seconds}
+        """Return the run's duration, with validation and with the parts before a resume."""
+        return {"seconds": self._seconds_before + time.monotonic() - self._started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add the duration until the checkpoint."""
         self._seconds_before = state_dict["seconds"]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: StageModule) -> None:
+    def on_fit_start(self, *_: Any) -> None:
         """Start the clock."""
         self._started = time.monotonic()
 
@@ -62,24 +58,21 @@ class Export(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("validation/")
         }
-        throughput = throughput_of(trainer)
-        cost = {"seconds": round(self.seconds, 1)}
-        if throughput is not None:
+        cost = {"seconds": round(self.state_dict()["seconds"], 1)}
+        minutes, seconds = divmod(round(cost["seconds"]), 60)
+        parts = [pl_module.name, f"{trainer.global_step} steps", f"{minutes}:{seconds:02d} min"]
+        if (throughput := find_callback(trainer, Throughput)) is not None:
             cost["images"] = throughput.images
-        embedder = pl_module.embedder
+            parts.append(f"{throughput.images / max(throughput.seconds, 1e-9):.1f} images/s")
+        if self.metric in scores:
+            parts.append(f"{self.metric} {scores[self.metric]:.4g}")
         save_stage(
             self.path,
             pl_module.stage,
             recipe=pl_module.recipe,
             steps=trainer.global_step,
-            clip_fingerprint=None if embedder is None else embedder.fingerprint,
+            clip_fingerprint=pl_module.clip_fingerprint,
             extra={**cost, **scores},
             state_dict=weights,
         )
-        minutes, seconds = divmod(round(cost["seconds"]), 60)
-        parts = [pl_module.name, f"{trainer.global_step} steps", f"{minutes}:{seconds:02d} min"]
-        if throughput is not None:
-            parts.append(f"{throughput.images / max(throughput.seconds, 1e-9):.1f} images/s")
-        if self.metric in scores:
-            parts.append(f"{self.metric} {scores[self.metric]:.4g}")
         print(" · ".join([*parts, str(self.path)]), flush=True)

@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch.optim import Optimizer
 
 from unclip.batch import Batch
 from unclip.training.modules import StageModule
@@ -36,9 +36,7 @@ class NonFiniteGuard(Callback):
             self._keys = []
         self._keys += batch["key"]
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: StageModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: StageModule, *_: Any) -> None:
         """Raise NonFiniteError instead of taking the step."""
         loss, norm = pl_module.last_loss, pl_module.gradient_norm()
         finite = bool(torch.isfinite(loss + norm))

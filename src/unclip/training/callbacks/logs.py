@@ -13,12 +13,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from unclip.files import atomic_write
+from unclip.files import atomic_write, write_text
 from unclip.training.lightning_compat import remove_deprecated_wandb_option
-from unclip.training.modules import StageModule
 
 
 class CsvLogger(Logger):
@@ -28,39 +27,36 @@ class CsvLogger(Logger):
         folder: run folder.
     """
 
+    name = property(lambda self: "csv")  # Lightning requires name and version
+    version = property(lambda self: "logs")
+
     def __init__(self, folder: str | Path):
         super().__init__()
         self.path = Path(folder) / "logs" / "metrics.csv"
-        self._rows: list[dict[str, str]] | None = None  # content of the file
+        self._rows: list[dict[str, str]] = []  # content of the file
         self._columns: list[str] = []
+        if self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self._columns = list(reader.fieldnames or [])
+                # A line that was being written when the run was killed is too short.
+                self._rows = [row for row in reader if None not in row.values()]
 
-    @property
-    def name(self) -> str:
-        """Name, required by Lightning."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """Version, required by Lightning."""
-        return "logs"
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Do nothing: config.yaml in the run folder has the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a line; it replaces a last line with the same step and columns."""
-        values = {name: repr(_number(value)) for name, value in metrics.items()}
-        row = {"step": "" if step is None else str(step), **values}
-        self._load()
+        row = {"step": "" if step is None else str(step)}
+        for name, value in metrics.items():
+            row[name] = repr(value.item() if isinstance(value, Tensor) else value)
         last = {name: value for name, value in (self._rows or [{}])[-1].items() if value != ""}
         repeats = last.keys() == row.keys() and last["step"] == row["step"]
         if repeats:
             self._rows.pop()
         self._rows.append(row)
-        new = row.keys() - set(self._columns)
-        if repeats or new:
+        if repeats or row.keys() - set(self._columns):
             self._columns = sorted({*self._columns, *row})
             self._write()
         else:
@@ -70,32 +66,16 @@ class CsvLogger(Logger):
     @rank_zero_only
     def truncate(self, step: int) -> None:
         """Remove the lines after the step that a run resumes from; 0 removes all lines."""
-        self._load()
         kept = [row for row in self._rows if _is_before(row, step)]
         if len(kept) < len(self._rows):
             self._rows = kept
             self._write()
-
-    def _load(self) -> None:
-        if self._rows is not None:
-            return
-        self._rows = []
-        if self.path.is_file():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                self._columns = list(reader.fieldnames or [])
-                # A line that was being written when the run was killed is too short.
-                self._rows = [row for row in reader if None not in row.values()]
 
     def _write(self) -> None:
         with atomic_write(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(self._rows)
-
-
-def _number(value: Any) -> float:
-    return value.item() if isinstance(value, Tensor) else value
 
 
 def _is_before(row: Mapping[str, str], step: int) -> bool:
@@ -108,7 +88,7 @@ def _is_before(row: Mapping[str, str], step: int) -> bool:
 class TruncateLogsOnResume(Callback):
     """Remove the lines of the CSV that a resumed run will log again."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: StageModule) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Truncate at the step that a checkpoint restored."""
         for logger in trainer.loggers:
             if isinstance(logger, CsvLogger):
@@ -124,18 +104,19 @@ def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
+    folder = Path(folder)
     key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
     offline = os.environ.get("WANDB_MODE") == "offline" or not key
     if offline:
         rank_zero_only(print)(
-            f"wandb is offline: upload with `wandb sync {Path(folder) / 'wandb'}/offline-run-*`",
+            f"wandb is offline: upload with `wandb sync {folder / 'wandb'}/offline-run-*`",
             flush=True,
         )
     logger = WandbLogger(
         save_dir=folder,
         project=project,
         name=name,
-        id=_load_or_create_id(Path(folder) / "wandb_id"),
+        id=_load_or_create_id(folder / "wandb_id"),
         offline=offline,
         settings=wandb.Settings(console="off", silent=True),
     )
@@ -143,11 +124,8 @@ def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
     return logger
 
 
+@rank_zero_only
 def _load_or_create_id(path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(path, "x") as file:
-            file.write(secrets.token_hex(4))
-    except FileExistsError:
-        pass
-    return path.read_text().strip()
+    if not path.exists():
+        write_text(path, secrets.token_hex(4))
+    return path.read_text()

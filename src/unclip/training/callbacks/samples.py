@@ -1,12 +1,12 @@
 """Save images of a stage's output during training."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.utils import make_grid
@@ -34,12 +34,7 @@ class SampleGrid(Callback):
 
     @rank_zero_only
     def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: StageModule,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: StageModule, batch: dict[str, Any], *_: Any
     ) -> None:
         """Keep the first samples of the first batch."""
         if self._batch is None:
