@@ -189,9 +189,9 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in (*WIDE_GRAY, "F"):  # Pillow would clip them
-        gray = np.asarray(image).astype(np.float64)
+        gray = np.nan_to_num(np.asarray(image).astype(np.float64))
         white = 65535 if image.mode != "F" else 1 if gray.max() <= 1 else 255
-        gray = np.nan_to_num(gray * (255 / white)).round().clip(0, 255)
+        gray = (gray * (255 / white)).round().clip(0, 255)
         image = Image.fromarray(gray.astype(np.uint8))
     if image.has_transparency_data and not _is_opaque(image):
         layer = image.convert("RGBA")

@@ -236,6 +236,9 @@ def test_a_file_that_is_not_a_tar_is_an_error_that_names_it(tmp_path, content, l
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"00001\.tar is not a tar file but {looks}"):
             open_shards(tmp_path)
+    (tmp_path / "00001_stats.json").write_text('{"successes": 2}')  # img2dataset's count
+    with pytest.raises(ValueError, match=rf"00001\.tar is not a tar file but {looks}"):
+        open_shards(tmp_path)
     with pytest.raises(ValueError, match=rf"00001\.tar is not a tar file but {looks}"):
         read([Shard(tmp_path / "00001.tar", 2)])
 

@@ -14,7 +14,7 @@ from braceexpand import braceexpand
 
 from unclip.data.bad_samples import BadSample, prepare_command
 from unclip.data.remote import fetch, is_available, is_url, read_stats
-from unclip.data.tar_headers import IMAGE_EXTENSIONS, describe_damage, read_headers
+from unclip.data.tar_headers import IMAGE_EXTENSIONS, check_is_tar, describe_damage, read_headers
 from unclip.files import read_json, write_text
 
 MAX_IMAGE_BYTES = 64 * 2**20  # size limit of an image member
@@ -86,6 +86,9 @@ def open_shards(source: Source) -> list[Shard]:
         stale = [p for p in requested if p.name not in index or _is_newer(p, folder / INDEX)]
         if stale:
             stats = dict(read_stats(stale))
+            for path in filter(Path.is_file, stats):
+                with open(path, "rb") as file:
+                    check_is_tar(file)
             counted = {p: Count(stats[p]) if p in stats else count_samples(p) for p in stale}
             index |= {path.name: count.samples for path, count in counted.items()}
             damaged = {path.name for path, count in counted.items() if count.damage}

@@ -54,8 +54,7 @@ def _members(file: BinaryIO, gaps: list[range]) -> Iterator[tuple[str, str, tarf
     Raises:
         ValueError: the file is not a tar file.
     """
-    size = file.seek(0, os.SEEK_END)
-    _check_is_tar(file, size)
+    size = check_is_tar(file)
     # `tarfile.open(fileobj=file)` would fail at once if the second header is damaged.
     empty = io.BytesIO(bytes(2 * tarfile.BLOCKSIZE))
     archive = tarfile.open(fileobj=empty, mode="r:", encoding="utf-8", ignore_zeros=True)  # noqa: SIM115
@@ -89,18 +88,24 @@ def _members(file: BinaryIO, gaps: list[range]) -> Iterator[tuple[str, str, tarf
         gaps.append(range(end, size))
 
 
-def _check_is_tar(file: BinaryIO, size: int) -> None:
-    """Check the first header of a file, without which it is not a tar file."""
+def check_is_tar(file: BinaryIO) -> int:
+    """Check the first header of a file, without which it is not a tar file; return its size.
+
+    Raises:
+        ValueError: the file is not a tar file; the message says what it looks like.
+    """
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(tarfile.BLOCKSIZE)
     if not any(head) and size in (2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE):
-        return  # an archive without members
+        return size  # an archive without members
     try:
         tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape")
     except tarfile.TarError:
         looks = [text for start, text in NOT_TAR.items() if re.match(start, head)]
         unknown = f"unknown data of {size} bytes: write or download it again"
         raise ValueError(f"{file.name} is not a tar file but {[*looks, unknown][0]}") from None
+    return size
 
 
 def describe_damage(gaps: Sequence[range], samples: int, size: int) -> str:
