@@ -45,14 +45,13 @@ def read_folder(root: str | Path, caption_column: str | None = None) -> Listing:
         if not _is_image(path):
             continue
         try:
-            captions = _adjacent_captions(path) or table_captions.get(name)
-            if not captions:
-                raise BadSample("missing caption")
+            captions = _adjacent_captions(path)
         except BadSample as bad:
-            rejected.append(Rejected(name, bad.kind, bad.detail))
-        else:
-            split = SPLITS.get(name.split("/")[0], "train") if has_splits else None
-            records.append(Record(name, path, tuple(dict.fromkeys(captions)), split))
+            if not (captions := table_captions.get(name)):
+                rejected.append(Rejected(name, bad.kind, bad.detail))
+                continue
+        split = SPLITS.get(name.split("/")[0], "train") if has_splits else None
+        records.append(Record(name, path, tuple(dict.fromkeys(captions)), split))
     if not records and not rejected:
         raise FileNotFoundError(f"no images ({', '.join(FORMATS)}) in {root}")
     return Listing(records, rejected)
@@ -100,8 +99,8 @@ def _is_image(path: Path) -> bool:
     return False
 
 
-def _adjacent_captions(image: Path) -> list[str] | None:
-    """Read NAME.json or NAME.txt; return None if neither exists."""
+def _adjacent_captions(image: Path) -> list[str]:
+    """Read the captions in NAME.json or NAME.txt; BadSample if there are none."""
     members = {}
     for extension in ("json", "txt"):
         path = image.with_suffix(f".{extension}")
@@ -111,8 +110,6 @@ def _adjacent_captions(image: Path) -> list[str] | None:
             continue
         except (OSError, ValueError) as error:
             raise BadSample("unreadable caption file", str(error)) from None
-    if not members:
-        return None
     return decode_captions(members, decode_metadata(members))
 
 
