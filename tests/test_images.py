@@ -1,4 +1,5 @@
 import io
+import pickle
 import struct
 import zlib
 
@@ -180,6 +181,11 @@ def test_other_formats_are_named_with_a_way_to_convert_them(content, kind, detai
     assert kind_of(content) == kind
     with pytest.raises(ImageError, match=detail):
         decode_image(content)
+
+
+def test_the_error_of_an_image_crosses_processes():
+    error = pickle.loads(pickle.dumps(ImageError("corrupt image", "cut off")))
+    assert str(error) == "corrupt image: cut off" and error.kind == "corrupt image"
 
 
 # -------------------------------------------------------------------------------------- metadata

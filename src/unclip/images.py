@@ -58,8 +58,11 @@ class ImageError(ValueError):
     """Raised for bytes that are not a usable image; `kind` is the reason in two or three words."""
 
     def __init__(self, kind: str, detail: str):
-        super().__init__(f"{kind}: {detail}")
+        super().__init__(kind, detail)  # both, so that the error can be pickled
         self.kind, self.detail = kind, detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
 
 
 def open_image(
