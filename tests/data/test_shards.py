@@ -243,11 +243,14 @@ def test_a_file_that_is_not_a_tar_is_an_error_that_names_it(tmp_path, content, l
         read([Shard(tmp_path / "00001.tar", 2)])
 
 
-def test_an_archive_without_members_has_no_samples(tmp_path):
+def test_an_archive_without_samples_is_reported(tmp_path, caplog):
     with tarfile.open(tmp_path / "00000.tar", "w"):
         pass
     (tmp_path / "00001.tar").write_bytes(bytes(1024))
-    assert [shard.samples for shard in open_shards(tmp_path)] == [0, 0]
+    with tarfile.open(tmp_path / "00002.tar", "w") as archive:
+        add(archive, "00000.tar.gz", b"x" * 5000)
+    assert [shard.samples for shard in open_shards(tmp_path)] == [0, 0, 0]
+    assert all(f"0000{number}.tar holds no images" in caplog.text for number in range(3))
 
 
 def test_a_damaged_header_costs_one_sample_of_a_thousand(tmp_path, caplog):

@@ -142,6 +142,8 @@ def _count_version(path: Path, modified: int) -> Count:
     damage = describe_damage(gaps, samples, path.stat().st_size)
     if damage:
         logger.warning("%s is damaged: %s", path, damage)
+    elif not samples:
+        logger.warning("%s holds no images and captions that can be read", path)
     return Count(samples, damage)
 
 
