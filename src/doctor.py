@@ -1,7 +1,6 @@
 """Check the environment, packages, data and bundles, and suggest fixes."""
 
 import argparse
-import json
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -67,7 +66,8 @@ def check_environment() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """Compare the installed packages with the requirements and extras in pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
     for extra, wanted in {"": project["dependencies"], **project["optional-dependencies"]}.items():
         faults = list(filter(None, map(_fault, map(Requirement, wanted))))
         name = f"extra {extra}" if extra else "required packages"
@@ -90,8 +90,8 @@ def _fault(requirement: Requirement) -> str | None:
 
 def check_data(folder: Path) -> Iterator[Finding]:
     """Compare the shards of each data set in a folder with their checksums, and count samples."""
-    from unclip.data.shards import open_shards
-    from unclip.files import sha256_of
+    from unclip.data.shards import count_samples, open_shards
+    from unclip.files import read_json, sha256_of
 
     again = "run its prepare.py command again"
     roots = sorted({path.parents[2] for path in folder.glob("*/train/*/*.tar")})
@@ -103,7 +103,7 @@ def check_data(folder: Path) -> Iterator[Finding]:
             yield Finding("error", f"{root.name} is not finished", again)
             continue
         record = root / "dataset.json"
-        sums = json.loads(record.read_text())["sha256"] if record.is_file() else {}
+        sums = read_json(record)["sha256"] if record.is_file() else {}
         for name, expected in sums.items():
             path = root / name
             if not path.is_file() or sha256_of(path) != expected:
@@ -111,8 +111,12 @@ def check_data(folder: Path) -> Iterator[Finding]:
                 yield Finding("error", f"{root.name}: {name} {fault}", again)
         for path in sorted({path.parent for path in root.glob("*/*/*.tar")}):
             try:
-                count = sum(shard.samples for shard in open_shards(path))
+                shards = open_shards(path)
+                count = sum(shard.samples for shard in shards)
                 yield Finding("ok", f"{path.relative_to(folder)}: {count} samples")
+                for shard in shards:
+                    if damage := count_samples(shard.path).damage:
+                        yield Finding("error", f"{shard.path.relative_to(folder)}: {damage}", again)
             except (OSError, ValueError) as error:
                 yield Finding("error", f"{path.relative_to(folder)}: {error}", again)
 

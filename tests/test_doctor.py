@@ -76,6 +76,14 @@ def test_a_flipped_bit_in_a_shard_is_an_error(data_set):
     assert error.message == "mine: val/64/00000.tar has a wrong checksum: remove it"
 
 
+def test_a_damaged_shard_is_an_error(data_set):
+    (data_set / "dataset.json").unlink()
+    path = next(data_set.glob("train/*/*.tar"))
+    path.write_bytes(path.read_bytes()[:-12_000])
+    errors = [one for one in doctor.check_data(data_set.parent) if one.state == "error"]
+    assert len(errors) == 1 and path.name in errors[0].message and "lost" in errors[0].message
+
+
 def test_an_unfinished_data_set_is_an_error(data_set):
     (data_set / "building.json").touch()
     (error,) = doctor.check_data(data_set.parent)

@@ -168,7 +168,7 @@ class TestErrors:
         ("arguments", "message"),
         [
             (("vary", "none.png"), "none.png"),
-            (("vary", "text.png"), "text.png is not an image file"),
+            (("vary", "text.png"), "text.png: not an image"),
             (("interpolate", "a.png"), "needs two images or more"),
             (("edit", "a.png", "--from", "a", "--to", "a"), "the same embedding"),
             (("inpaint", "a.png"), "where to paint? Use --mask FILE, or --margin"),

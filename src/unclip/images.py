@@ -3,6 +3,10 @@
 An image file becomes an upright RGB `PIL.Image`; tensors are uint8 or float in [-1, 1].
 """
 
+import io
+import re
+import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,44 +14,147 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from unclip.files import atomic_write
+from unclip.files import atomic_write, read_bytes
 
-FILE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # decoders that run no other program
+# The first bytes of each format that is read. None of these decoders runs another program.
+FORMATS = {
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",  # also MPO, a JPEG with several images
+    "WEBP": rb"RIFF.{4}WEBP",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "AVIF": rb".{4}ftyp(.{4}){0,16}avi[fs]",
+}
+# Formats that are not read, and a command that converts a file.
+OTHER_FORMATS = {
+    "HEIC": (rb".{4}ftyp(hei|hev|mif1|msf1)", "heif-convert IN.heic OUT.png"),
+    "SVG": (
+        rb"(\xef\xbb\xbf)?\s*<(.*<)?svg\b",
+        "rsvg-convert --height 1024 IN.svg --output OUT.png",
+    ),
+    "JPEG XL": (rb"\xff\x0a|\0{3}\x0cJXL ", "djxl IN.jxl OUT.png"),
+    "JPEG 2000": (rb"\0{3}\x0cjP  |\xff\x4f\xff\x51", "opj_decompress -i IN.jp2 -o OUT.png"),
+}
+MAX_PIXELS = 2**27  # 11,585 × 11,585
 ORIENTATION = 0x0112  # the EXIF tag
+TRANSPOSES = {  # EXIF orientation → the operation that makes an image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 WIDE_GRAY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def open_image(image: str | Path | Image.Image | Tensor) -> Image.Image:
+class ImageError(ValueError):
+    """Raised for bytes that are not a usable image; `kind` is the reason in two or three words."""
+
+    def __init__(self, kind: str, detail: str):
+        super().__init__(kind, detail)  # both, so that the error can be pickled
+        self.kind, self.detail = kind, detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+def open_image(
+    image: str | Path | Image.Image | Tensor, *, background: str = "white"
+) -> Image.Image:
     """Open an image as upright RGB.
 
     Args:
         image: a path, a Pillow image of any mode, or a tensor `H W` or `C H W` with 1, 3 or 4
             channels, uint8 or float in [-1, 1], optionally in a batch of one.
+        background: color that replaces transparency.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not an image, or the tensor has another shape or dtype.
     """
     if isinstance(image, Tensor):
-        return to_rgb(_from_tensor(image))
+        return to_rgb(_from_tensor(image), background)
     if isinstance(image, Image.Image):
-        return to_rgb(upright(image))
+        return _without_info(to_rgb(upright(image), background))
     try:
-        with Image.open(image, formats=FILE_FORMATS) as opened:
-            opened.load()
-            return to_rgb(upright(opened))
+        return decode_image(read_bytes(Path(image)), background=background)
     except FileNotFoundError:
         raise
-    except UnidentifiedImageError:
-        raise ValueError(
-            f"{image} is not an image file: use one of {', '.join(FILE_FORMATS)}"
-        ) from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ImageError) as error:
         raise ValueError(f"cannot read the image {image}: {error}") from error
+
+
+def image_format(content: bytes) -> str | None:
+    """Return the format that the first bytes of a file show; None if it is not an image."""
+    others = {name: pattern for name, (pattern, _) in OTHER_FORMATS.items()}
+    for name, pattern in (FORMATS | others).items():
+        if re.match(pattern, content[:1024], re.DOTALL):
+            return name
+    return None
+
+
+def decode_image(
+    content: bytes, *, max_pixels: int = MAX_PIXELS, background: str = "white"
+) -> Image.Image:
+    """Decode the bytes of an image file, the first frame of an animation, to upright RGB.
+
+    The content decides the format. Broken EXIF data and all other metadata are ignored. The size
+    in the header is checked before any pixel is decoded.
+
+    Raises:
+        ImageError: "not an image", "other format", "image too large" or "corrupt image".
+    """
+    name = image_format(content)
+    if name is None:
+        raise ImageError("not an image", f"its bytes are not those of {', '.join(FORMATS)}")
+    if name in OTHER_FORMATS:
+        raise ImageError("other format", f"{name}: convert it with `{OTHER_FORMATS[name][1]}`")
+    if name == "PNG":
+        content = _without_metadata(content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata and sizes
+            with Image.open(io.BytesIO(content), formats=[name]) as opened:
+                if opened.width * opened.height > max_pixels:
+                    raise ImageError("image too large", f"{opened.width} × {opened.height} pixels")
+                opened.load()
+                image = to_rgb(upright(opened), background)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("image too large", str(error)) from None
+    except Exception as error:  # Pillow's plugins raise almost anything on broken files
+        raise ImageError("corrupt image", f"{type(error).__name__}: {error}") from None
+    return _without_info(image)
+
+
+def _without_info(image: Image.Image) -> Image.Image:
+    image.info = {}  # it holds the ICC profile, which would be saved with the image
+    return image
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """Remove all chunks of a PNG that do not change pixels; Pillow rejects large or broken ones."""
+    kept, position = [png[:8]], 8
+    while position + 8 <= len(png):
+        name, end = png[position + 4 : position + 8], position + 12
+        end += int.from_bytes(png[position : position + 4], "big")
+        if not name.isalpha():  # no chunk: the file is damaged here
+            kept.append(png[position:])
+            break
+        chunk = png[position:end]
+        intact_exif = name == b"eXIf" and zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+        if name[:1].isupper() or name == b"tRNS" or intact_exif:
+            kept.append(chunk)
+        position = len(png) if name == b"IEND" else end
+    return b"".join(kept)
 
 
 def _from_tensor(image: Tensor) -> Image.Image:
@@ -69,23 +176,29 @@ def _from_tensor(image: Tensor) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Rotate an image as its EXIF orientation says."""
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        return ImageOps.exif_transpose(image)
-    return image
+    """Rotate an image as its EXIF orientation says; broken EXIF data is ignored."""
+    try:
+        transpose = TRANSPOSES[image.getexif()[ORIENTATION]]
+    except Exception:  # no orientation, or one of the many errors of broken data
+        return image.copy()
+    return image.transpose(transpose)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB: 16 bits scaled to 8, transparency pasted on white."""
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Convert an image of any mode to RGB.
+
+    Numbers of 16 bits, and floats up to 1, are scaled to 8 bits. Transparency becomes `background`.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in WIDE_GRAY:  # 16 bits in a PNG; Pillow would clip them
-        gray = np.asarray(image).astype(np.float64) * (255 / 65535)
-        image = Image.fromarray(gray.round().clip(0, 255).astype(np.uint8))
+    if image.mode in (*WIDE_GRAY, "F"):  # Pillow would clip them
+        gray = np.nan_to_num(np.asarray(image).astype(np.float64))
+        white = 65535 if image.mode != "F" else 1 if gray.max() <= 1 else 255
+        gray = (gray * (255 / white)).round().clip(0, 255)
+        image = Image.fromarray(gray.astype(np.uint8))
     if image.has_transparency_data and not _is_opaque(image):
         layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, layer)
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)
     return image.convert("RGB")
 
 
@@ -182,13 +295,15 @@ def open_mask(
 ) -> Bool[Tensor, "height width"]:
     """Open a mask for an image: true where it is white (or where a boolean tensor is true).
 
+    Transparent parts are false, so a layer of white strokes is a mask.
+
     Args:
         mask: as in `open_image`, or a boolean tensor; resized to the image's size if needed.
         size: width and height of the image in pixels.
     """
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
         mask = mask.to(torch.uint8) * 255
-    gray = open_image(mask).convert("L")
+    gray = open_image(mask, background="black").convert("L")
     if gray.size != size:
         gray = gray.resize(size, Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(gray) > 127)

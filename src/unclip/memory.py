@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from unclip.files import read_text, split_lines
+
 GIB = 2**30
 
 
@@ -16,7 +18,7 @@ def free_memory(device: torch.device) -> int | None:
     meminfo = Path("/proc/meminfo")
     if device.type != "cpu" or not meminfo.exists():
         return None
-    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    lines = dict(line.split(":") for line in split_lines(read_text(meminfo)))
     return 1024 * int(lines["MemAvailable"].split()[0])
 
 

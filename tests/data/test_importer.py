@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import tarfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -50,7 +52,9 @@ def folder(tmp_path):
     save(bad / "latin.png", (200, 4, 1)).with_suffix(".txt").write_bytes(b"caf\xe9")
     save(bad / "cut.png", (200, 5, 1)).with_suffix(".txt").write_text("cut off")
     (bad / "cut.png").write_bytes((bad / "cut.png").read_bytes()[:60])
-    (bad / "film.gif").write_bytes(b"GIF89a")
+    (bad / "film.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (bad / "film.txt").write_text("a film")
+    (bad / "README").write_text("BM is no image")
     (root / ".hidden").mkdir()
     save(root / ".hidden" / "x.png", (9, 9, 9))
     return root
@@ -63,7 +67,7 @@ REASONS = {
     "bad/blank.png": "empty captions",
     "bad/latin.png": "bad text",
     "bad/cut.png": "corrupt image",
-    "bad/film.gif": "other format",
+    "bad/film.heic": "other format",
     "table/metadata.csv: deep/none.webp": "no such file",
     "table/metadata.csv: ../../../etc/x.png": "no such file",
 }
@@ -179,6 +183,41 @@ def test_impossible_settings_are_errors(folder, tmp_path, settings, problem):
         run(folder, tmp_path / "out", **settings)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_every_size_has_training_and_validation_images(seed, tmp_path):
+    for number in range(60):
+        size = (100, 100) if number < 12 else (40, 30)
+        path = save(tmp_path / "in" / f"{number}.png", (number, 9, 9), size)
+        path.with_suffix(".txt").write_text("x")
+    for val, expected in ((3, (3, 1)), (1, (1, 1)), (20, (20, 4)), (0, (0, 0))):
+        out = tmp_path / f"out{val}"
+        run(tmp_path / "in", out, sizes=(16, 64), val=val, seed=seed)
+        accepted = json.loads((out / "report.json").read_text())["accepted"]
+        held_out = accepted.get("val", {})
+        assert (held_out.get("16", 0), held_out.get("64", 0)) == expected
+        assert accepted["train"] == {"16": 60 - expected[0], "64": 12 - expected[1]}
+
+
+def test_five_images_are_enough_for_both_splits(tmp_path):
+    for number in range(5):
+        size = (80, 80) if number < 2 else (40, 30)
+        path = save(tmp_path / "in" / f"{number}.png", (number, 9, 9), size)
+        path.with_suffix(".txt").write_text("x")
+    run(tmp_path / "in", tmp_path / "out", sizes=(16, 64), val=None)
+    accepted = json.loads((tmp_path / "out" / "report.json").read_text())["accepted"]
+    assert accepted == {"train": {"16": 4, "64": 1}, "val": {"16": 1, "64": 1}}
+
+
+def test_data_without_val_gets_one(tmp_path):
+    for split in ("train", "test"):
+        for number in range(5):
+            path = save(tmp_path / "in" / split / f"{number}.png", (number, len(split), 60))
+            path.with_suffix(".txt").write_text("x")
+    run(tmp_path / "in", tmp_path / "out", val=None)
+    accepted = json.loads((tmp_path / "out" / "report.json").read_text())["accepted"]
+    assert accepted == {"test": {"16": 5}, "train": {"16": 4}, "val": {"16": 1}}
+
+
 def test_split_folders_become_splits(tmp_path):
     for split, count in (("train", 3), ("validation", 2)):
         for number in range(count):
@@ -209,6 +248,110 @@ def test_tables_can_be_jsonl_or_parquet(kind, tmp_path):
         read_folder(tmp_path)
 
 
+def test_a_table_uses_the_first_column_with_a_caption(tmp_path):
+    save(tmp_path / "a.png", (1, 2, 3))
+    save(tmp_path / "b.png", (1, 2, 4))
+    rows = [
+        {"file_name": "a.png", "captions": None, "text": "a\u2028dog"},
+        {"file_name": "b.png", "captions": ["", None], "caption": "a\ncat \ud83d"},
+    ]
+    content = "\ufeff" + "\n".join(json.dumps(row, ensure_ascii=row is rows[1]) for row in rows)
+    (tmp_path / "metadata.jsonl").write_text(content)
+    captions = [record.captions for record in read_folder(tmp_path).records]
+    assert captions == [("a dog",), ("a cat \ufffd",)]
+    (tmp_path / "a.txt").write_text("\n")  # a blank file next to a caption in the table
+    assert read_folder(tmp_path).records[0].captions == ("a dog",)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("file_name,text\na.png,one", ("one",)),
+        ("\ufefffile_name, text\r\na.png, one", ("one",)),
+        ('file_name,text\na.png,"one, two\nthree"', ("one, two three",)),
+        ("file_name,text\na.png,one\u2028two\x85", ("one two",)),
+        ("file_name,captions,text\na.png,,one\na.png,two,", ("one", "two")),
+        ("file_name,text\na.png,one, two", "row 1 has too many columns"),
+        ("file_name;text\na.png;one", "row 1 has no file_name"),
+        ("file_name,text\na.png,o\0ne", "byte 22 is a NUL"),
+    ],
+)
+def test_a_csv_table_is_read_or_refused(content, expected, tmp_path):
+    save(tmp_path / "a.png", (1, 2, 3))
+    (tmp_path / "metadata.csv").write_bytes(content.encode())
+    if isinstance(expected, tuple):
+        (record,) = read_folder(tmp_path).records
+        assert record.captions == expected
+    else:
+        with pytest.raises(ValueError, match=rf"metadata\.csv: {expected}"):
+            read_folder(tmp_path)
+
+
+def test_the_content_of_a_file_decides_its_format(tmp_path):
+    kinds = {"a.jpg": "PNG", "b.png": "WEBP", "c.webp": "JPEG", "d.bmp": "BMP", "e.tif": "TIFF"}
+    kinds |= {"f.gif": "GIF", "g.avif": "AVIF", "h.dat": "PNG", "no_extension": "JPEG"}
+    for number, (name, kind) in enumerate(kinds.items()):
+        image = Image.new("RGB", (40, 32), (20 * number, 9, 9))
+        with open(tmp_path / name, "wb") as file:
+            image.save(file, kind, icc_profile=bytes(range(256)) * 400)
+        (tmp_path / name).with_suffix(".txt").write_text(kind)
+    said = run(tmp_path, tmp_path.with_name("out"), val=0)
+    assert "rejected" not in said
+    content = members(tmp_path.with_name("out") / "train" / "16" / "00000.tar")
+    stored = {
+        json.loads(content[name])["source"]: next(
+            other for other in content if other != name and other.startswith(name[:-4])
+        )
+        for name in content
+        if name.endswith("json")
+    }
+    lossless = {source for source, name in stored.items() if name.endswith("png")}
+    assert lossless == {"a.jpg", "d.bmp", "e.tif", "f.gif", "h.dat"}
+    assert stored.keys() == kinds.keys()
+    for name in stored.values():
+        assert (
+            len(content[name]) < 2000
+            and "icc_profile" not in Image.open(io.BytesIO(content[name])).info
+        )
+
+
+@pytest.mark.timeout(60)
+def test_unusual_files_are_read_or_listed(tmp_path):
+    root, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    names = [b"caf\xe9.png", "猫.png".encode(), b"two\nlines.png", b"UPPER.PNG", b"a.b.c.png"]
+    save(root / "x.png", (1, 1, 1)).unlink()
+    for number, name in enumerate(names):
+        path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
+        save(path.with_suffix(".png"), (9 * number, 9, 9)).rename(path)
+        path.with_suffix(".txt").write_text("a name")
+    save(elsewhere / "deep" / "linked.png", (7, 7, 7)).with_suffix(".txt").write_text("a link")
+    (root / "link").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(root)
+    (root / "loop").symlink_to(root / "loop")
+    (root / "gone.png").symlink_to(root / "nowhere.png")
+    os.mkfifo(root / "pipe.png")
+    os.mkfifo(root / "pipe")
+    for name in ("gone", "pipe"):
+        (root / f"{name}.txt").write_text("never")
+    (root / "alone\udce9.png").write_bytes(b"")
+    os.mkfifo(root / "pipe\udce9.png")
+    (root / "pipe\udce9.txt").write_text("never")
+    run(root, tmp_path / "out", val=0)
+    content = members(tmp_path / "out" / "train" / "16" / "00000.tar")
+    assert all(name.isascii() for name in content)
+    sources = {json.loads(text)["source"] for name, text in content.items() if "json" in name}
+    expected = {name.decode("utf-8", "backslashreplace") for name in names}
+    assert sources == expected | {"link/deep/linked.png"}
+    with open(tmp_path / "out" / "rejected.csv", encoding="utf-8") as file:
+        reasons = {row["source"]: row["reason"] for row in csv.DictReader(file)}
+    assert reasons == {
+        "gone.png": "unreadable file",
+        "pipe.png": "unreadable file",
+        "pipe\\xe9.png": "unreadable file",
+        "alone\\xe9.png": "missing caption",
+    }
+
+
 def test_coco_is_imported_with_all_captions_and_its_splits(tmp_path):
     (tmp_path / "annotations").mkdir()
     for split in ("train2017", "val2017"):
@@ -235,7 +378,7 @@ def test_keys_are_safe_and_unique(tmp_path):
 
 def test_coco_captions_are_in_the_order_of_their_ids(tmp_path):
     images = [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}]
-    rows = [(9, 7, " second\nline "), (2, 7, "first"), (4, 7, "  ")]
+    rows = [(9, 7, " second\nline "), (2, 7, "first"), (4, 7, "  "), (1, 5, "of no image")]
     annotations = [{"id": i, "image_id": image, "caption": text} for i, image, text in rows]
     file = tmp_path / "captions.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations}))

@@ -333,7 +333,7 @@ def test_bad_samples_are_skipped_and_counted(tmp_path, caplog):
         loader = load(tmp_path, batch_size=8, workers=workers, max_bad_fraction=0.2)
         assert valid_keys(loader) == good
     summary = caplog.records[-1].getMessage()
-    assert "skipped 5 of 120" in summary and "corrupt image" in summary and "bad json" in summary
+    assert "skipped 5 of 120" in summary and "not an image" in summary and "bad json" in summary
     loaders = ranks(tmp_path, 2, batch_size=8, shuffle=True, max_bad_fraction=0.2)
     passes = [list(loader) for loader in loaders]
     assert [len(batches) for batches in passes] == [8, 8]

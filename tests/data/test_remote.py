@@ -164,6 +164,13 @@ def test_urls_that_run_commands_or_contain_credentials_are_rejected(url, tmp_pat
     assert not mark.exists() and not (tmp_path / "cache").exists()
 
 
+def test_an_existing_folder_is_no_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_shards(tmp_path / "exp:1" / "train" / "16", [3])
+    assert remote.is_url("exp:2") and not remote.is_url("exp:1")
+    assert len(ShardDataModule("exp:1", image_size=16, batch_size=1).train_dataloader()) == 3
+
+
 def test_the_error_does_not_repeat_the_secret():
     for url in ("https://name:secret@host/a.tar", "https://host/a.tar?Signature=secret"):
         with pytest.raises(ValueError, match="host") as rejected:

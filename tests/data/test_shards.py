@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import os
@@ -63,11 +64,23 @@ def test_an_index_that_cannot_be_written_or_read_is_ignored(tmp_path, monkeypatc
     assert (tmp_path / "index.json").read_text() == "not json"
 
 
+def test_an_existing_folder_with_braces_is_no_pattern(tmp_path):
+    write_shards(tmp_path / "set{a}", [3])
+    assert len(list_shards(str(tmp_path / "set{a}"))) == 1
+    write_shard(tmp_path / "set{a}" / "00001.tar", [sample(1)])
+    assert len(list_shards(str(tmp_path / "set{a}" / "{00000..00001}.tar"))) == 2
+
+
 def test_missing_shards_name_folder_and_command(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*prepare.py emoji"):
         list_shards(tmp_path / "train" / "64")
     with pytest.raises(FileNotFoundError, match=r"00007.tar.*prepare.py emoji"):
         list_shards(tmp_path / "00007.tar")
+    mine = tmp_path / "mine"
+    write_shards(mine / "train" / "64", [1])
+    (mine / "dataset.json").write_text('{"settings": {"data": "imported images"}}')
+    with pytest.raises(FileNotFoundError, match=rf"prepare\.py folder DIR {mine}`"):
+        list_shards(mine / "val" / "1024")
     write_shards(tmp_path, [3, 2])
     shards = open_shards(tmp_path)
     (tmp_path / "00000.tar").unlink()
@@ -116,14 +129,21 @@ def test_unusual_names_are_only_keys(tmp_path):
     path = tmp_path / "shards" / "00000.tar"
     path.parent.mkdir()
     with tarfile.open(path, "w") as archive:
-        for name in ("../../x.PNG", "/etc/y.png", "a b/ü.png", "no_extension", "v.2.png"):
+        for name in (
+            "../../x.PNG",
+            "/etc/y.png",
+            "a b/ü.png",
+            "caf\udce9.png",
+            "no_extension",
+            "v.2.png",
+        ):
             add(archive, name, flat_image(1))
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     rows = read(open_shards(path))
-    assert [raw.key for _, raw in rows] == ["../../x", "/etc/y", "a b/ü", "v"]
-    assert [list(raw.members) for _, raw in rows] == [["png"]] * 3 + [[]]
+    assert [raw.key for _, raw in rows] == ["../../x", "/etc/y", "a b/ü", "caf\\xe9", "v"]
+    assert [list(raw.members) for _, raw in rows] == [["png"]] * 4 + [[]]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shards"]
 
 
@@ -148,25 +168,34 @@ def test_oversize_and_sparse_members_are_not_read(tmp_path, monkeypatch):
     assert MAX_IMAGE_BYTES == 64 * 2**20
 
 
+# ----------------------------------------------------------------------------------------- damage
+def overwrite(path: Path, start: int, content: bytes):
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(content)
+
+
+def usable(rows) -> list[str]:
+    return [raw.key for _, raw in rows if raw.bad is None and set(raw.members) == {"png", "json"}]
+
+
 @pytest.mark.timeout(20)
-def test_forged_sizes_end_the_shard(tmp_path):
+def test_forged_sizes_cost_one_sample(tmp_path):
     path = write_shards(tmp_path, [3]) / "00000.tar"
-    content = bytearray(path.read_bytes())
-    start = 4 * 512  # the header of the second sample's first member
-    content[start + 124 : start + 136] = b"\xff" * 4 + struct.pack(">q", -2048)
-    content[start + 148 : start + 156] = b" " * 8
-    content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
-    path.write_bytes(content)
-    assert count_samples(path) <= 3
-    rows = read([Shard(path, 3)])
-    assert len(rows) == 3 and any(raw.bad for _, raw in rows)
+    header = bytearray(path.read_bytes()[2048:2560])  # of the second sample's first member
+    header[124:136] = b"\xff" * 4 + struct.pack(">q", -2048)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    overwrite(path, 2048, header)
+    assert count_samples(path).samples == 3
+    assert usable(read([Shard(path, 3)])) == ["00000000", "00000002"]
 
 
-def test_shard_cut_anywhere_yields_every_place_and_the_whole_samples(tmp_path):
+def test_a_shard_cut_anywhere_yields_every_place_and_the_whole_samples(tmp_path):
     path = write_shards(tmp_path, [4]) / "00000.tar"
     whole = path.read_bytes()
     data_end = 4 * 4 * 512  # four samples of two members, each a header and a block
-    for cut in [*range(0, data_end + 1024, 256), 700, 1300]:
+    for cut in [*range(512, data_end + 1024, 256), 700, 1300]:
         path.write_bytes(whole[:cut])
         reports: list[str] = []
 
@@ -180,16 +209,82 @@ def test_shard_cut_anywhere_yields_every_place_and_the_whole_samples(tmp_path):
         # 2048 bytes a sample; the last block of each holds the json and padding
         assert len(complete) >= cut // 2048 if cut < data_end else len(complete) == 4
         broken = any(raw.bad is not None or len(raw.members) < 2 for _, raw in rows)
-        assert broken or reports == ["truncated shard"] * (cut < data_end + 512)
+        assert broken or reports == ["damaged shard"] * (cut < data_end + 512)
+        assert bool(count_samples(path).damage) == (cut < data_end + 512)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"\x1f\x8b" + b"0" * 4096])
-def test_a_file_that_is_not_a_tar_has_only_bad_samples(tmp_path, content):
-    path = tmp_path / "00000.tar"
-    path.write_bytes(content)
-    assert count_samples(path) == 0
-    rows = read([Shard(path, 2)])
-    assert [raw.bad.kind for _, raw in rows] == ["truncated shard"] * 2
+@pytest.mark.parametrize(
+    ("content", "looks"),
+    [
+        (b"", "an empty file"),
+        (b"garbage" * 1000, "unknown data of 7000 bytes"),
+        (b"\xff" * 512 + bytes(9728), "unknown data"),
+        (gzip.compress(bytes(10240)), "a gzip file: .*gunzip"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            "a Git LFS pointer: .*lfs pull",
+        ),
+        (b"\n<!DOCTYPE html><html>404</html>" * 40, "a web page: download"),
+        (bytes(4096), "zeros: download"),
+        (bytes(2**20), "zeros: download"),
+        (b"PK\x03\x04" + bytes(600), "another archive"),
+    ],
+)
+def test_a_file_that_is_not_a_tar_is_an_error_that_names_it(tmp_path, content, looks):
+    write_shards(tmp_path, [3])
+    (tmp_path / "00001.tar").write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"00001\.tar is not a tar file but {looks}"):
+            open_shards(tmp_path)
+    (tmp_path / "00001_stats.json").write_text('{"successes": 2}')  # img2dataset's count
+    with pytest.raises(ValueError, match=rf"00001\.tar is not a tar file but {looks}"):
+        open_shards(tmp_path)
+    with pytest.raises(ValueError, match=rf"00001\.tar is not a tar file but {looks}"):
+        read([Shard(tmp_path / "00001.tar", 2)])
+
+
+def test_an_archive_without_samples_is_reported(tmp_path, caplog):
+    with tarfile.open(tmp_path / "00000.tar", "w"):
+        pass
+    (tmp_path / "00001.tar").write_bytes(bytes(1024))
+    with tarfile.open(tmp_path / "00002.tar", "w") as archive:
+        add(archive, "00000.tar.gz", b"x" * 5000)
+    assert [shard.samples for shard in open_shards(tmp_path)] == [0, 0, 0]
+    assert all(f"0000{number}.tar holds no images" in caplog.text for number in range(3))
+
+
+def test_a_damaged_header_costs_one_sample_of_a_thousand(tmp_path, caplog):
+    path = write_shards(tmp_path, [1000]) / "00000.tar"
+    overwrite(path, 100 * 2048, b"\xff" * 512)
+    shards = open_shards(tmp_path)
+    assert shards[0].samples == 1000
+    assert len(usable(read(shards))) == 999
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert str(path) in message and "from byte 204800 to 205824" in message
+    assert "about 1 of 1001 samples are lost" in message
+
+
+def test_a_damaged_shard_is_counted_again_and_reported_with_the_number_of_lost_samples(
+    tmp_path, caplog
+):
+    path = write_shards(tmp_path, [100]) / "00000.tar"
+    whole = path.read_bytes()
+    for content in (whole[: 60 * 2048] + bytes(40 * 2048), whole[: 70 * 2048 + 100]):
+        path.write_bytes(content)
+        caplog.clear()
+        found = open_shards(tmp_path)[0].samples
+        assert found in (60, 70) and str(path) in caplog.text
+        assert json.loads((tmp_path / "index.json").read_text()) == {}
+    path.write_bytes(whole)
+    assert open_shards(tmp_path)[0].samples == 100
+    assert json.loads((tmp_path / "index.json").read_text()) == {"00000.tar": 100}
+
+
+def test_concatenated_archives_are_read_to_the_end(tmp_path):
+    path = write_shards(tmp_path, [5]) / "00000.tar"
+    write_shard(tmp_path / "more.tar", [sample(7)])
+    path.write_bytes(path.read_bytes() + (tmp_path / "more.tar").read_bytes())
+    assert count_samples(path).samples == 6
 
 
 def test_duplicate_keys_and_members_are_counted(tmp_path):

@@ -1,13 +1,23 @@
 """Bad-sample accounting: error kinds, and the tolerated fraction per pass."""
 
+import contextlib
 import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from unclip.files import read_json
+
 logger = logging.getLogger(__name__)
 
-PREPARE = "python src/prepare.py emoji"  # the command that writes shards
+
+def prepare_command(path: Path) -> str:
+    """Return the command that made the data set of a shard or folder, from its dataset.json."""
+    for root in path.parents:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if read_json(root / "dataset.json")["settings"]["data"] == "imported images":
+                return f"`python src/prepare.py folder DIR {root}`, with more images of that size"
+    return "`python src/prepare.py emoji`"
 
 
 @dataclass(eq=False)
@@ -66,7 +76,7 @@ class BadSamples:
             raise ValueError(
                 f"{self.bad} of {self.seen} samples are bad ({self}), more than the tolerated "
                 f"{self.max_fraction:.2%}; the last one is in {self.last}. Write that shard again "
-                f"(`{PREPARE}` for the emoji scenes) or raise max_bad_fraction."
+                "or raise max_bad_fraction."
             )
 
     def finish(self) -> None:

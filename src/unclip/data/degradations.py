@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.data.order import rng
+from unclip.images import decode_image
 
 MIN_SIGMA = 0.05  # in pixels; a smaller sigma has no effect
 
@@ -185,7 +186,7 @@ def _jpeg(x: Float[Tensor, "3 h w"], quality: int) -> Float[Tensor, "3 h w"]:
     buffer = io.BytesIO()
     pixels = _to_uint8(x).permute(1, 2, 0).contiguous().numpy()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1).float()
+    return torch.from_numpy(np.array(decode_image(buffer.getvalue()))).permute(2, 0, 1).float()
 
 
 def _to_uint8(x: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from unclip.data.shards import RawSample, Shard
 
+TWINS = ("-colours", "-other", "-swap")  # ends of the keys of emoji scenes' twins
+
 
 def rng(*parts: str | int) -> random.Random:
     """Return a generator that is a function of `parts`, the same in every process and run."""
@@ -104,13 +106,13 @@ class PositionedSample(NamedTuple):
 
 
 def group_twins(samples: Iterable[PositionedSample]) -> Iterator[list[PositionedSample]]:
-    """Group each sample KEY with its twins, the samples KEY-… that follow it."""
+    """Group each sample KEY with its twins, the samples KEY-swap, … that follow it."""
     group: list[PositionedSample] = []
     for positioned in samples:
         is_twin = (
             group
             and positioned.sample.shard == group[0].sample.shard
-            and positioned.sample.key.startswith(group[0].sample.key + "-")
+            and positioned.sample.key.removeprefix(group[0].sample.key) in TWINS
         )
         if group and not is_twin:
             yield group

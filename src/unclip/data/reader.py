@@ -1,82 +1,67 @@
-"""Decode the bytes of a sample: images with Pillow, captions from json or txt, nothing else.
+"""Decode the bytes of a sample: an image, and captions from json or txt.
 
-No other format is decoded, and nothing is unpickled or decompressed. Bytes that cannot be decoded
-raise `BadSample`.
+Nothing is unpickled or decompressed. Bytes that cannot be decoded raise `BadSample`. Captions of
+files, tables, shards and manifests are all read by `find_captions`.
 """
 
-import io
-import json
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from unclip import images
 from unclip.data.bad_samples import BadSample
 from unclip.data.degradations import DEGRADATIONS, downsize
 from unclip.data.order import rng
-from unclip.data.shards import IMAGE_EXTENSIONS, RawSample
-from unclip.images import fit, to_rgb, to_tensor, upright
+from unclip.data.shards import RawSample
+from unclip.data.tar_headers import IMAGE_EXTENSIONS
+from unclip.files import decode_text, parse_json, split_lines
+from unclip.images import fit, to_tensor
 
 MAX_IMAGE_PIXELS = 32_000_000
-FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
+MAX_CAPTION_LENGTH = 2000  # in characters: more than fit into the context of any CLIP
+CAPTION_KEYS = ("captions", "caption", "text")
 
 Sample = dict[str, Any]
 
 
-def decode_image(content: bytes, extension: str, *, minimum_size: int = 16) -> Image.Image:
-    """Decode an image to upright RGB; transparency becomes white.
-
-    The size in the header is checked before any pixel is decoded, against `MAX_IMAGE_PIXELS` and
-    Pillow's own `Image.MAX_IMAGE_PIXELS`, whichever is lower.
+def decode_image(content: bytes, *, minimum_size: int = 16) -> Image.Image:
+    """Decode an image as `unclip.images.decode_image` does.
 
     Args:
-        content: the encoded image.
-        extension: jpg, jpeg, png or webp; content in another format is rejected.
+        content: the encoded image, in any of the formats `unclip.images.FORMATS`.
         minimum_size: smallest width and height in pixels.
 
     Raises:
-        BadSample: "image too large", "image too small" or "corrupt image".
+        BadSample: the image cannot be decoded, or its size is out of range.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=[FORMATS[extension]])
-        width, height = image.size
-        if width * height > MAX_IMAGE_PIXELS:
-            raise BadSample("image too large", f"{width} × {height} pixels")
-        if min(width, height) < minimum_size:
-            raise BadSample("image too small", f"{width} × {height} pixels")
-        image.load()
-        return to_rgb(upright(image))
-    except BadSample:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadSample("image too large", str(error)) from None
-    except Exception as error:  # Pillow's plugins raise almost anything on broken files
-        raise BadSample("corrupt image", f"{type(error).__name__}: {error}") from None
+        image = images.decode_image(content, max_pixels=MAX_IMAGE_PIXELS)
+    except images.ImageError as error:
+        raise BadSample(error.kind, error.detail) from None
+    if min(image.size) < minimum_size:
+        raise BadSample("image too small", f"{image.width} × {image.height} pixels")
+    return image
 
 
-def find_image(members: Mapping[str, bytes | None]) -> tuple[str, bytes]:
-    """Return the extension and the encoded bytes of a sample's image.
+def find_image(members: Mapping[str, bytes | None]) -> bytes:
+    """Return the encoded bytes of a sample's image.
 
     Raises:
         BadSample: "missing image".
     """
     for extension in IMAGE_EXTENSIONS:
         if (content := members.get(extension)) is not None:
-            return extension, content
-    raise BadSample("missing image", _names(members))
-
-
-def _names(members: Mapping[str, bytes | None]) -> str:
-    return f"the sample has {sorted(members) or 'no members'}"
+            return content
+    raise BadSample("missing image", f"the sample has {sorted(members) or 'no members'}")
 
 
 def decode_metadata(members: Mapping[str, bytes | None]) -> dict:
     """Return the json member of a sample as a dict, or {} if there is none.
+
+    Anything but an object is taken for the captions.
 
     Raises:
         BadSample: "bad json".
@@ -85,38 +70,51 @@ def decode_metadata(members: Mapping[str, bytes | None]) -> dict:
     if content is None:
         return {}
     try:
-        metadata = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        metadata = parse_json(content, "json")
+    except ValueError as error:
         raise BadSample("bad json", str(error)) from None
-    if not isinstance(metadata, dict):
-        raise BadSample("bad json", f"expected an object, not {type(metadata).__name__}")
-    return metadata
+    return metadata if isinstance(metadata, dict) else {"captions": metadata}
 
 
 def decode_captions(members: Mapping[str, bytes | None], metadata: Mapping) -> list[str]:
-    """Return the captions of a sample: at least one, none of them blank.
-
-    They are `captions` (a list) or `caption` in the json member, else the txt member.
+    """Return the captions of a sample: those of the metadata, else the lines of the txt member.
 
     Raises:
-        BadSample: "missing caption", "bad json", "bad text" or "empty captions".
+        BadSample: "missing caption", "bad caption", "bad text" or "empty captions".
     """
-    captions = metadata.get("captions", metadata.get("caption"))
-    if captions is None:
+    try:
+        return find_captions(metadata)
+    except BadSample:
         if (content := members.get("txt")) is None:
-            raise BadSample("missing caption", _names(members))
-        try:
-            captions = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadSample("bad text", str(error)) from None
-    if isinstance(captions, str):
-        captions = [captions]
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise BadSample("bad json", "captions is not a list of strings")
-    captions = [text.strip() for text in captions if text.strip()]
-    if not captions:
+            raise
+    try:
+        return find_captions({"text": split_lines(decode_text(content, "txt"))})
+    except ValueError as error:
+        raise BadSample("bad text", str(error)) from None
+
+
+def find_captions(metadata: Mapping, keys: Sequence[str] = CAPTION_KEYS) -> list[str]:
+    """Return the captions under the first of some keys that has any: at least one, none blank.
+
+    A value is a caption or a list of captions; null and blank ones are skipped. A newline or other
+    whitespace in a caption becomes one space, and a caption ends after `MAX_CAPTION_LENGTH`.
+
+    Raises:
+        BadSample: "missing caption", "empty captions", or "bad caption" if there are only values
+            of other types.
+    """
+    found = []
+    for key in keys:
+        value = metadata.get(key)
+        found += [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+        texts = (" ".join(one.replace("\0", "").split()) for one in found if isinstance(one, str))
+        if captions := [text[:MAX_CAPTION_LENGTH].rstrip() for text in texts if text]:
+            return captions
+    if not all(isinstance(one, str) for one in found):
+        raise BadSample("bad caption", "a caption is a string or a list of strings")
+    if found or any(metadata.get(key) is not None for key in keys):
         raise BadSample("empty captions")
-    return captions
+    raise BadSample("missing caption", f"none of {', '.join(keys)} in {list(metadata)}"[:200])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +174,7 @@ class SampleReader:
         sample: Sample = {"key": raw.key, "caption": captions[0]}
         if not self.load_image:
             return [dict(sample) for _ in range(self.crops_per_image)]
-        extension, content = find_image(raw.members)
-        decoded = decode_image(content, extension, minimum_size=self.minimum_size)
+        decoded = decode_image(find_image(raw.members), minimum_size=self.minimum_size)
         image = to_tensor(fit(decoded, self.image_size))
         return [
             sample | self._pixels(image, raw.key, epoch, number)

@@ -25,7 +25,7 @@ import fsspec.core
 from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
 
-from unclip.files import atomic_write, write_text
+from unclip.files import atomic_write, parse_json, read_json, write_text
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs")
 ATTEMPTS = 5
@@ -35,8 +35,10 @@ logger = logging.getLogger(__name__)
 
 
 def is_url(source: object) -> bool:
-    """Return whether a source is a URL of any scheme, supported or not."""
-    return isinstance(source, str) and re.match(r"[A-Za-z][\w+.-]*:", source) is not None
+    """Return whether a source is a URL of any scheme, supported or not, and no existing path."""
+    if not isinstance(source, str) or not re.match(r"[A-Za-z][\w+.-]*:", source):
+        return False
+    return not Path(source).exists()
 
 
 def check_url(url: str) -> None:
@@ -103,7 +105,7 @@ def _cache_path(url: str, cache: Path, cache_gib: float | None) -> Path:
 
 def _read_note(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.with_suffix(".url").read_text())
+        return read_json(path.with_suffix(".url"))
     except FileNotFoundError:
         return None
 
@@ -200,7 +202,7 @@ def read_stats(paths: Sequence[Path]) -> Iterator[tuple[Path, int]]:
             else:
                 url = note["url"].removesuffix(".tar") + "_stats.json"
                 text = _retry(lambda system, name: system.cat_file(name), url)
-            successes = json.loads(text)["successes"]
+            successes = parse_json(text, path)["successes"]
         except ConnectionError:
             raise
         except (OSError, ValueError, KeyError, TypeError):

@@ -1,34 +1,35 @@
-"""Read tar shards: count their samples and read the members of the requested ones.
-
-The members are found from the tar headers alone, because webdataset's tar iterator reads every
-member whatever its size and decompresses archives. Bytes are read later, and only for the
-requested samples. Members belong to the same sample if webdataset says so.
-"""
+"""Read tar shards: count their samples and read the members of the requested ones."""
 
 import contextlib
 import hashlib
-import itertools
 import json
+import logging
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from braceexpand import braceexpand
-from webdataset.tariterators import base_plus_ext
 
-from unclip.data.bad_samples import PREPARE, BadSample
+from unclip.data.bad_samples import BadSample, prepare_command
 from unclip.data.remote import fetch, is_available, is_url, read_stats
-from unclip.files import write_text
+from unclip.data.tar_headers import IMAGE_EXTENSIONS, check_is_tar, describe_damage, read_headers
+from unclip.files import read_json, write_text
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "json", "txt"))  # of the members that are read
 MAX_IMAGE_BYTES = 64 * 2**20  # size limit of an image member
 MAX_TEXT_BYTES = 2**20  # size limit of a json or txt member
 INDEX = "index.json"
+logger = logging.getLogger(__name__)
 
 Source = str | Path | Sequence[str | Path]
+
+
+class Count(NamedTuple):
+    """The result of counting the samples of a shard."""
+
+    samples: int  # those with at least one readable member
+    damage: str = ""  # a description with the number of lost samples
 
 
 class Shard(NamedTuple):
@@ -51,13 +52,14 @@ def list_shards(source: Source) -> list[Path]:
         raise ValueError(f"{source}: shards at a URL need a cache folder: set data.cache")
     if not isinstance(source, (str, Path)):
         paths = [Path(path) for path in source]
-    elif "{" in str(source):
+    elif "{" in str(source) and not Path(source).exists():
         paths = [Path(path) for path in braceexpand(str(source))]
     else:
         folder = Path(source)
         paths = [folder] if folder.suffix == ".tar" else sorted(folder.glob("*.tar"))
     if not paths:
-        raise FileNotFoundError(f"no shards (*.tar) in {source}: make them with `{PREPARE}`")
+        command = prepare_command(Path(str(source)) / "*.tar")
+        raise FileNotFoundError(f"no shards (*.tar) in {source}: make them with {command}")
     _check_available(paths)
     return paths
 
@@ -67,10 +69,12 @@ def open_shards(source: Source) -> list[Shard]:
 
     Counts are taken from FOLDER/index.json (`{"00000.tar": 500, …}`) if it lists every shard and
     is newer than all of them. Otherwise they are taken from img2dataset's NAME_stats.json or
-    counted from the tar headers, and the index is written unless the folder is read-only.
+    counted from the tar headers, and the index is written unless the folder is read-only. The
+    count of a damaged shard is not stored.
 
     Raises:
         FileNotFoundError: there are no shards, or a shard in the index is missing.
+        ValueError: a shard is not a tar file.
     """
     paths = list_shards(source)
     counts: dict[Path, int] = {}
@@ -82,10 +86,15 @@ def open_shards(source: Source) -> list[Shard]:
         stale = [p for p in requested if p.name not in index or _is_newer(p, folder / INDEX)]
         if stale:
             stats = dict(read_stats(stale))
-            index |= {p.name: stats[p] if p in stats else count_samples(p) for p in stale}
+            for path in filter(Path.is_file, stats):
+                with open(path, "rb") as file:
+                    check_is_tar(file)
+            counted = {p: Count(stats[p]) if p in stats else count_samples(p) for p in stale}
+            index |= {path.name: count.samples for path, count in counted.items()}
+            damaged = {path.name for path, count in counted.items() if count.damage}
+            lasting = {name: index[name] for name in sorted(index.keys() - damaged)}
             with contextlib.suppress(OSError):  # in a read-only folder they are counted each time
-                text = json.dumps(dict(sorted(index.items())), indent=1) + "\n"
-                write_text(folder / INDEX, text)
+                write_text(folder / INDEX, json.dumps(lasting, indent=1) + "\n")
         counts |= {path: index[path.name] for path in requested}
     return [Shard(path, counts[path]) for path in paths]
 
@@ -115,21 +124,32 @@ def read_ends(path: Path, size: int = 2**16) -> bytes:
         return head + file.read()
 
 
-def count_samples(path: Path) -> int:
-    """Count the samples of a shard from its headers, up to the first broken one."""
+def count_samples(path: Path) -> Count:
+    """Count the samples of a shard from its headers; log a warning if the shard is damaged.
+
+    Raises:
+        ValueError: the file is not a tar file.
+    """
     fetch(path)
-    return _count(path, path.stat().st_mtime_ns)
+    return _count_version(path, path.stat().st_mtime_ns)
 
 
-@lru_cache
-def _count(path: Path, modified: int) -> int:
+@cache
+def _count_version(path: Path, modified: int) -> Count:
+    gaps: list[range] = []
     with open(path, "rb") as file:
-        return sum(1 for _ in _headers(file, []))
+        samples = sum(1 for _ in read_headers(file, gaps))
+    damage = describe_damage(gaps, samples, path.stat().st_size)
+    if damage:
+        logger.warning("%s is damaged: %s", path, damage)
+    elif not samples:
+        logger.warning("%s holds no images and captions that can be read", path)
+    return Count(samples, damage)
 
 
 def _read_index(folder: Path) -> dict[str, int]:
     try:
-        index = dict(json.loads((folder / INDEX).read_text()))
+        index = dict(read_json(folder / INDEX))
     except (OSError, TypeError, ValueError):
         return {}
     return {name: n for name, n in index.items() if type(n) is int and n >= 0}
@@ -145,8 +165,8 @@ def _check_available(paths: Sequence[Path]) -> None:
     for path in paths:
         if not is_available(path):
             raise FileNotFoundError(
-                f"shard {path.name} is missing in {path.parent}: make it with `{PREPARE}`, or "
-                f"delete {INDEX} if the data set has fewer shards now"
+                f"shard {path.name} is missing in {path.parent}: make it with "
+                f"{prepare_command(path)}, or delete {INDEX} if the data set has fewer shards now"
             )
 
 
@@ -172,7 +192,7 @@ def read_positions(
 ) -> Iterator[tuple[int, RawSample]]:
     """Yield (position, sample) for the wanted ones of the consecutive `positions` of an epoch.
 
-    Every wanted position is yielded, also if a shard is truncated: its missing samples are bad.
+    Every wanted position is yielded, also if a shard is damaged: its missing samples are bad.
 
     Args:
         order: the shards, with the sample counts from the index.
@@ -183,7 +203,7 @@ def read_positions(
 
     Raises:
         FileNotFoundError: a shard does not exist any more.
-        ValueError: a shard holds more samples than its index says.
+        ValueError: a shard is not a tar file, or holds more samples than its index says.
     """
     total = sum(shard.samples for shard in order)
     position = positions.start
@@ -210,12 +230,12 @@ def _read_shard(
 ) -> Iterator[tuple[int, RawSample]]:
     """Read one shard as `read_positions` does; `first` is the position of its first sample."""
     end = positions.start
-    damage: list[BadSample] = []
+    gaps: list[range] = []
     seen: set[str] = set()
     _check_available([shard.path])
     fetch(shard.path)
     with open(shard.path, "rb", buffering=2**18) as file:
-        for position, (key, members, repeated) in enumerate(_headers(file, damage), start=first):
+        for position, (key, members, repeated) in enumerate(read_headers(file, gaps), start=first):
             if position >= first + shard.samples:
                 raise ValueError(
                     f"{shard.path} holds more samples than the {shard.samples} listed in "
@@ -233,51 +253,15 @@ def _read_shard(
             if end == positions.stop < first + shard.samples:
                 return
             seen.add(key)
-    if damage and end == positions.stop:  # every sample is there, but the end is damaged
-        report(shard.path, "", damage[-1])
-    damage.insert(0, BadSample("truncated shard", "it has fewer samples than its index says"))
+    damage = BadSample(
+        "damaged shard", describe_damage(gaps, end - first, shard.path.stat().st_size)
+    )
+    if gaps and end == positions.stop:  # every sample is there
+        report(shard.path, "", damage)
     for position in filter(wanted, range(end, positions.stop)):
-        yield position, RawSample(shard.path, f"#{position - first}", {}, damage[-1])
-
-
-def _headers(
-    file: BinaryIO, damage: list[BadSample]
-) -> Iterator[tuple[str, dict[str, tarfile.TarInfo], str]]:
-    """Yield the key, the members by extension, and the name of a repeated member of each sample.
-
-    The first of several equal members counts. A damaged end of the shard is appended to `damage`.
-    """
-    for key, group in itertools.groupby(_members(file, damage), key=lambda member: member[0]):
-        members: dict[str, tarfile.TarInfo] = {}
-        repeated = ""
-        for _, extension, member in group:
-            if extension in members:
-                repeated = f"{key}.{extension}"
-            elif extension in EXTENSIONS:
-                members[extension] = member
-        yield key, members, repeated
-
-
-def _members(file: BinaryIO, damage: list[BadSample]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Yield (key, extensions, header) of the members with a known last extension."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            offset = -1
-            while (member := archive.next()) is not None:
-                # tarfile would keep all members in memory
-                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
-                if archive.offset <= offset:  # a forged size: some Python versions loop forever
-                    raise tarfile.ReadError("members overlap")
-                offset = archive.offset
-                key, extensions = base_plus_ext(member.name)
-                extensions = (extensions or "").lower()
-                if key and member.isreg() and extensions.rpartition(".")[2] in EXTENSIONS:
-                    yield key, extensions, member
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                damage.append(BadSample("truncated shard", "no end-of-archive mark"))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        damage.append(BadSample("truncated shard", str(error)))
+        detail = damage.detail or "it has fewer samples than its index says"
+        bad = BadSample("damaged shard", detail)
+        yield position, RawSample(shard.path, f"#{position - first}", {}, bad)
 
 
 def _read_members(
@@ -296,6 +280,6 @@ def _read_members(
         file.seek(member.offset_data)
         content = file.read(member.size)
         if len(content) < member.size:
-            return RawSample(path, key, {}, BadSample("truncated shard", f"{name} is incomplete"))
+            return RawSample(path, key, {}, BadSample("damaged shard", f"{name} is incomplete"))
         read[name] = content
     return RawSample(path, key, read)

@@ -9,6 +9,8 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
+from unclip.files import decode_text, split_lines
+
 LICENSE = "CC BY-SA 4.0"  # of OpenMoji, and so of the images
 LICENSE_URL = "https://creativecommons.org/licenses/by-sa/4.0/"
 
@@ -75,9 +77,10 @@ def concepts(name: str) -> tuple[Concept, ...]:
 
 @cache
 def _table() -> tuple[tuple[str, Concept], ...]:
-    text = resources.files("unclip.emoji").joinpath("concepts.tsv").read_text(encoding="utf-8")
+    file = resources.files("unclip.emoji").joinpath("concepts.tsv")
+    lines = split_lines(decode_text(file.read_bytes(), file))
     table = []
-    for number, row in enumerate(csv.DictReader(text.splitlines(), delimiter="\t"), start=1):
+    for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), start=1):
         own_set, families = row.pop("set"), filter(None, row.pop("families").split(","))
         table.append((own_set, Concept(number=number, families=tuple(families), **row)))
     return tuple(table)

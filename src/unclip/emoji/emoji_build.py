@@ -5,13 +5,11 @@ resumed.
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
 from tqdm import tqdm
 
 from unclip.contact_sheet import Tile, contact_sheet
@@ -24,7 +22,7 @@ from unclip.emoji.render import scene_png
 from unclip.emoji.scene_shards import SHARDS, scenes_of, shard_indices, write_shard
 from unclip.emoji.scenes import SPLITS, Item, Scene
 from unclip.files import write_text
-from unclip.images import save_png, to_tensor
+from unclip.images import decode_image, save_png, to_tensor
 
 GENERATOR = 4  # increase it with every change of the generated data
 
@@ -183,5 +181,4 @@ def write_contact_sheet(path: Path, concept_set: str, seed: int) -> None:
 
 
 def _tile(scene: Scene, caption: str) -> Tile:
-    image = Image.open(io.BytesIO(scene_png(scene, 128))).convert("RGB")
-    return Tile(to_tensor(image), caption)
+    return Tile(to_tensor(decode_image(scene_png(scene, 128))), caption)

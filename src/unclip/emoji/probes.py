@@ -1,6 +1,5 @@
 """Questions about emoji scenes for a judge CLIP, and prompts for a contact sheet."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 from unclip.emoji.captions import article
 from unclip.emoji.catalog import COLORS, concepts
 from unclip.emoji.prompts import Prompt, prompts
+from unclip.files import read_json
 
 
 class Probe(NamedTuple):
@@ -30,7 +30,7 @@ def concept_set(root: str | Path) -> str | None:
     path = Path(root) / "dataset.json"
     if not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8")).get("settings", {}).get("set")
+    return read_json(path).get("settings", {}).get("set")
 
 
 def object_probes(metadata: Sequence[Mapping[str, Any]], name: str) -> dict[str, Probe]:

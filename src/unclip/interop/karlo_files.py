@@ -4,7 +4,6 @@ The functions raise FileNotFoundError for a missing file, and ValueError for one
 another model, or contains more than tensors; both name the file.
 """
 
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from unclip.files import read_json
 
 # The first of these that a component's folder contains is read.
 _WEIGHTS = (
@@ -70,7 +71,7 @@ def read_component(folder: Path, name: str) -> Component:
 def read_config(path: Path) -> Config:
     """Read a JSON file."""
     try:
-        return Config(path, json.loads(path.read_text(encoding="utf-8")))
+        return Config(path, read_json(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: copy the whole folder again") from None
     except (TypeError, ValueError) as error:

@@ -1,11 +1,14 @@
 """Read COCO's caption files, annotations/captions_SPLIT.json."""
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from unclip.data.bad_samples import BadSample
 from unclip.data.prepare.image_folder import SPLITS
 from unclip.data.prepare.inspection import Listing, Record, Rejected
+from unclip.data.reader import find_captions
+from unclip.files import read_json
 
 
 class CocoImage(NamedTuple):
@@ -23,13 +26,13 @@ def read_coco_captions(file: Path) -> list[CocoImage]:
         ValueError: the file is not in COCO's format, or names an image outside its folder.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
         captions: dict[int, list[str]] = {number: [] for number in names}
-        for row in sorted(content["annotations"], key=lambda row: row["id"]):
-            if text := " ".join(str(row["caption"]).split()):
-                captions[int(row["image_id"])].append(text)
-    except (KeyError, TypeError, ValueError) as error:
+        for row in sorted(content["annotations"], key=lambda row: row.get("id", 0)):
+            with suppress(BadSample):  # a blank caption; rows of other images are ignored
+                captions.setdefault(int(row["image_id"]), []).extend(find_captions(row))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not a COCO caption file ({error!r})") from None
     for name in names.values():
         if Path(name).name != name:

@@ -1,19 +1,21 @@
 """List the images of a folder with captions in NAME.txt, NAME.json or a table metadata.*."""
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from unclip.data.bad_samples import BadSample
 from unclip.data.prepare.inspection import Listing, Record, Rejected
-from unclip.data.reader import decode_captions, decode_metadata
-from unclip.data.shards import IMAGE_EXTENSIONS, MAX_TEXT_BYTES
+from unclip.data.reader import CAPTION_KEYS, decode_captions, decode_metadata, find_captions
+from unclip.data.shards import MAX_TEXT_BYTES
+from unclip.data.tar_headers import IMAGE_EXTENSIONS
+from unclip.files import read_bytes, read_json_lines, read_text, split_lines
+from unclip.images import FORMATS, image_format
 
-OTHER_FORMATS = ("avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "svg", "tif", "tiff")
+OTHER_EXTENSIONS = ("heic", "heif", "jfif", "jp2", "jpe", "jxl", "mpo", "svg")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-CAPTION_COLUMNS = ("captions", "caption", "text")  # the first one that a table has is used
 FILE_COLUMN = "file_name"
 
 
@@ -23,8 +25,8 @@ def read_folder(root: str | Path, caption_column: str | None = None) -> Listing:
     Captions are in a file next to the image (NAME.json, else NAME.txt with one caption per line),
     or in a table metadata.csv, .jsonl or .parquet in the same folder or one above it, whose
     file_name is relative to the table. The file takes precedence. Top-level folders `train` and
-    `val` (or `validation`, `test`) become the splits. Hidden files are ignored. `caption_column` is
-    the column of the captions in the tables; None for captions, caption or text.
+    `val` (or `validation`, `test`) become the splits. Hidden files are ignored, links are followed.
+    `caption_column` is the tables' column of captions; None for captions, caption or text.
 
     Raises:
         FileNotFoundError: the folder does not exist or has no images.
@@ -33,103 +35,127 @@ def read_folder(root: str | Path, caption_column: str | None = None) -> Listing:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder")
-    files = sorted(_files(root))
-    table_captions, rejected = _read_tables(root, files, caption_column)
+    rejected: list[Rejected] = []
+    files = dict(sorted(_files(root, root, rejected)))
+    table_captions = _read_tables(files, caption_column, rejected)
     top_folders = {name.split("/")[0] for name in files if "/" in name}
     has_splits = "train" in top_folders and len(top_folders & SPLITS.keys()) > 1
     records = []
-    for name in files:
-        extension = name.rpartition(".")[2].lower()
-        if extension not in (*IMAGE_EXTENSIONS, *OTHER_FORMATS):
+    for name, path in files.items():
+        if not _is_image(path):
             continue
         try:
-            if extension in OTHER_FORMATS:
-                raise BadSample("other format", f"convert it to {', '.join(IMAGE_EXTENSIONS)}")
-            captions = _adjacent_captions(root / name) or table_captions.get(name)
-            if not captions:
-                raise BadSample("missing caption")
+            captions = _adjacent_captions(path)
         except BadSample as bad:
-            rejected.append(Rejected(name, bad.kind, bad.detail))
-        else:
-            split = SPLITS.get(name.split("/")[0], "train") if has_splits else None
-            records.append(Record(name, root / name, tuple(dict.fromkeys(captions)), split))
+            if not (captions := table_captions.get(name)):
+                rejected.append(Rejected(name, bad.kind, bad.detail))
+                continue
+        split = SPLITS.get(name.split("/")[0], "train") if has_splits else None
+        records.append(Record(name, path, tuple(dict.fromkeys(captions)), split))
     if not records and not rejected:
-        raise FileNotFoundError(f"no images ({', '.join(IMAGE_EXTENSIONS)}) in {root}")
+        raise FileNotFoundError(f"no images ({', '.join(FORMATS)}) in {root}")
     return Listing(records, rejected)
 
 
-def _files(root: Path) -> Iterator[str]:
-    """Yield the names of all files relative to `root`; links to folders are not followed."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+def _files(
+    folder: Path, root: Path, rejected: list[Rejected], parents: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Path]]:
+    """Yield the name relative to `root`, in UTF-8, and the path of all files below a folder.
+
+    Links are followed, except to one of the `parents`, the real paths of the folders above.
+    Unreadable folders are added to `rejected`.
+    """
+    real = os.path.realpath(folder)
+    if real in parents:
+        return
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        rejected.append(Rejected(_name(folder, root), "unreadable folder", str(error)))
+        return
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path, root, rejected, (*parents, real))
+        else:
+            yield _name(path, root), path
 
 
-def _adjacent_captions(image: Path) -> list[str] | None:
-    """Read NAME.json or NAME.txt; return None if neither exists."""
+def _name(path: Path, root: Path) -> str:
+    name = os.fsencode(path.relative_to(root).as_posix())
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a file has the name or the first bytes of an image."""
+    extension = path.suffix[1:].lower()
+    if extension in (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS):
+        return True
+    if extension in ("json", "txt") or not path.is_file():
+        return False
+    with suppress(OSError), open(path, "rb") as file:
+        return image_format(file.read(1024)) in FORMATS
+    return False
+
+
+def _adjacent_captions(image: Path) -> list[str]:
+    """Read the captions in NAME.json or NAME.txt; BadSample if there are none."""
     members = {}
     for extension in ("json", "txt"):
         path = image.with_suffix(f".{extension}")
-        if not path.is_file():
+        try:
+            members[extension] = read_bytes(path, MAX_TEXT_BYTES)
+        except FileNotFoundError:
             continue
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise BadSample("oversize caption file", f"{path.name}: over {MAX_TEXT_BYTES} bytes")
-        members[extension] = path.read_bytes()
-    if not members:
-        return None
-    captions = decode_captions(members, decode_metadata(members))
-    return [line.strip() for caption in captions for line in caption.splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise BadSample("unreadable caption file", str(error)) from None
+    return decode_captions(members, decode_metadata(members))
 
 
 def _read_tables(
-    root: Path, files: list[str], column: str | None
-) -> tuple[dict[str, list[str]], list[Rejected]]:
-    """Return the captions of all tables by file, and the table rows that match no file."""
+    files: dict[str, Path], column: str | None, rejected: list[Rejected]
+) -> dict[str, list[str]]:
+    """Return the captions of all tables by file; add rows that match no file to `rejected`."""
     captions: dict[str, list[str]] = {}
-    rejected = []
-    known = set(files)
     for table in files:
         path = PurePosixPath(table)
         if path.stem != "metadata" or path.suffix not in _READERS:
             continue
-        for file_name, texts in _read_table(root / table, column):
+        for file_name, texts in _read_table(files[table], column):
             # The name is only compared with the names of existing files, never opened.
             name = os.path.normpath((path.parent / file_name).as_posix())
-            if name in known:
+            if name in files:
                 captions.setdefault(name, []).extend(texts)
             else:
                 rejected.append(Rejected(f"{table}: {file_name}", "no such file"))
-    return captions, rejected
+    return captions
 
 
 def _read_table(path: Path, column: str | None) -> Iterator[tuple[str, list[str]]]:
-    try:
-        for number, row in enumerate(_READERS[path.suffix](path), start=1):
-            if not isinstance(row, dict) or not isinstance(row.get(FILE_COLUMN), str):
-                raise ValueError(f"line {number} has no {FILE_COLUMN}")
-            found = [name for name in ([column] if column else CAPTION_COLUMNS) if name in row]
-            if not found:
-                raise ValueError(
-                    f"no column {column or ' or '.join(CAPTION_COLUMNS)} among "
-                    f"{', '.join(map(str, row))}: set --caption-column"
-                )
-            value = row[found[0]]
-            texts = value if isinstance(value, list) else [value]
-            yield row[FILE_COLUMN], [str(text).strip() for text in texts if str(text or "").strip()]
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    columns = [column] if column else CAPTION_KEYS
+    for number, row in enumerate(_READERS[path.suffix](path), start=1):
+        if not isinstance(row, dict) or not isinstance(row.get(FILE_COLUMN), str):
+            raise ValueError(f"{path}: row {number} has no {FILE_COLUMN}")
+        if None in row:
+            raise ValueError(f"{path}: row {number} has too many columns: quote its commas")
+        if row.keys().isdisjoint(columns):
+            raise ValueError(
+                f"{path}: no column {' or '.join(columns)} among {', '.join(row)}: "
+                "set --caption-column"
+            )
+        texts = []
+        with suppress(BadSample):  # the image may have other captions
+            texts = find_captions(row, columns)
+        yield row[FILE_COLUMN], texts
 
 
 def _read_csv(path: Path) -> Iterator[dict]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        yield from csv.DictReader(file)
-
-
-def _read_jsonl(path: Path) -> Iterator[dict]:
-    with open(path, encoding="utf-8") as file:
-        yield from (json.loads(line) for line in file if line.strip())
+    lines = (f"{line}\n" for line in split_lines(read_text(path)))
+    try:
+        yield from csv.DictReader(lines, skipinitialspace=True)
+    except csv.Error as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _read_parquet(path: Path) -> Iterator[dict]:
@@ -138,12 +164,12 @@ def _read_parquet(path: Path) -> Iterator[dict]:
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(str(error)) from None
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 _READERS: dict[str, Callable[[Path], Iterator[dict]]] = {
     ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
+    ".jsonl": read_json_lines,
     ".parquet": _read_parquet,
 }

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,12 @@ from unclip.data.bad_samples import BadSample
 from unclip.data.prepare.inspection import Accepted, Listing, Rejected, inspect
 from unclip.data.prepare.resumable import ResumableBuild, run_jobs, write_samples
 from unclip.data.reader import decode_image
-from unclip.files import atomic_write, write_text
-from unclip.images import fit
+from unclip.files import atomic_write, read_bytes, write_text
+from unclip.images import fit, image_format
 
 MAX_HELD_OUT = 5000
 JPEG_QUALITY = 95
+LOSSLESS = ("PNG", "GIF", "BMP", "TIFF")  # formats of images that become PNGs
 
 Splits = dict[str, list[Accepted]]
 
@@ -55,7 +57,7 @@ def import_images(
         listing: images found by `read_folder` or `read_coco`.
         root: the data set's own folder.
         sizes: sides of the squares in pixels; each size gets the images that are at least as large.
-        val: number of images held out if the data has no splits; None for 5%, at most 5000.
+        val: number of images held out if the data has no val split; None for 5%, at most 5000.
         shard_size: maximum number of images in a shard.
         seed: seed of the order of the images and of the choice of the held-out ones.
         workers: number of processes; None for one per core, 0 to run in this process.
@@ -75,7 +77,7 @@ def import_images(
     accepted, rejected = inspect(
         listing.records, root, smallest=min(sizes), workers=workers, progress=progress
     )
-    splits = _split(accepted, val, seed)
+    splits = _split(accepted, val, sizes, seed)
     shards = list(_plan(root, splits, sizes, shard_size))
     summary = _write_report(root, shards, [*listing.rejected, *rejected])
     if not splits.get("train"):
@@ -90,31 +92,55 @@ def import_images(
     return summary
 
 
-def _split(accepted: Sequence[Accepted], val: int | None, seed: int) -> Splits:
-    """Shuffle the images as a function of seed and source, and split them."""
+def _split(
+    accepted: Sequence[Accepted], val: int | None, sizes: Sequence[int], seed: int
+) -> Splits:
+    """Shuffle the images as a function of seed and source; hold some out unless the data does."""
 
     def random_order(image: Accepted) -> str:
         text = f"{seed}/{image.record.source}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    order = sorted(accepted, key=random_order)
-    if any(image.record.split for image in order):
-        splits: Splits = {}
-        for image in order:
-            splits.setdefault(image.record.split or "train", []).append(image)
-        return dict(sorted(splits.items()))
+    splits: Splits = {"train": []}
+    for image in sorted(accepted, key=random_order):
+        splits.setdefault(image.record.split or "train", []).append(image)
+    if "val" not in splits:
+        train = splits["train"]
+        held_out = {image.record.source for image in _held_out(train, val, sizes)}
+        splits["val"] = [image for image in train if image.record.source in held_out]
+        splits["train"] = [image for image in train if image.record.source not in held_out]
+    return dict(sorted(splits.items()))
+
+
+def _held_out(order: Sequence[Accepted], val: int | None, sizes: Sequence[int]) -> list[Accepted]:
+    """Choose `val` images for validation, in each size as large a share as in all of them.
+
+    A size with at least two images has at least one of them in each split, unless `val` is 0.
+    """
     if val is None:
         val = min(max(round(0.05 * len(order)), 1), MAX_HELD_OUT)
     if val >= len(order) > 0:
         raise ValueError(f"val={val} of {len(order)} images leaves none to train on")
-    return {"train": order[val:], "val": order[:val]}
+    held_out: list[Accepted] = []
+    larger = math.inf
+    for size in sorted(sizes, reverse=True):
+        large = [image for image in order if _side(image) >= size]
+        wanted = min(-(-val * len(large) // max(len(order), 1)), max(len(large) - 1, 0))
+        only_here = [image for image in large if _side(image) < larger]
+        held_out += only_here[: max(wanted - len(held_out), 0)]
+        larger = size
+    return held_out
+
+
+def _side(image: Accepted) -> int:
+    return min(image.info.width, image.info.height)
 
 
 def _plan(root: Path, splits: Splits, sizes: Sequence[int], shard_size: int) -> Iterator[ShardPlan]:
     """Plan the shards; those of a split and size hold about equally many images."""
     for split, images in splits.items():
         for size in sizes:
-            large = [image for image in images if min(image.info.width, image.info.height) >= size]
+            large = [image for image in images if _side(image) >= size]
             shards = -(-len(large) // shard_size)
             for number in range(shards):
                 part = slice(len(large) * number // shards, len(large) * (number + 1) // shards)
@@ -141,7 +167,7 @@ def _write_report(root: Path, shards: Sequence[ShardPlan], rejected: Sequence[Re
     write_text(root / "report.json", json.dumps(content, indent=1) + "\n")
     with (
         atomic_write(root / "rejected.csv") as path,
-        open(path, "w", newline="", encoding="utf-8") as file,
+        open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         csv.writer(file).writerows([Rejected._fields, *rejected])
     lines = [f"{root}:"]
@@ -159,17 +185,18 @@ def _write_shard(shard: ShardPlan) -> None:
 
 
 def _sample(accepted: Accepted, size: int) -> dict[str, Any]:
-    """Crop, resize and encode an image: PNGs stay lossless, all others become JPEGs (4:4:4)."""
+    """Crop, resize and encode an image: lossless ones become PNGs, all others JPEGs (4:4:4)."""
     record, info = accepted
-    extension = record.path.suffix[1:].lower()
     try:
-        image = decode_image(record.path.read_bytes(), extension)
+        content = read_bytes(record.path)
+        image = decode_image(content)
         if image.size != (info.width, info.height):
             raise BadSample("other size")
-    except (BadSample, OSError) as error:
+    except (BadSample, OSError, ValueError) as error:
         raise ValueError(f"{record.path} changed during the import ({error}): run again") from None
     buffer = io.BytesIO()
-    if extension == "png":
+    is_lossless = image_format(content) in LOSSLESS
+    if is_lossless:
         fit(image, size).save(buffer, "PNG")
     else:
         fit(image, size).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
@@ -179,5 +206,5 @@ def _sample(accepted: Accepted, size: int) -> dict[str, Any]:
         "width": info.width,
         "height": info.height,
     }
-    member = "png" if extension == "png" else "jpg"
+    member = "png" if is_lossless else "jpg"
     return {"__key__": record.key, member: buffer.getvalue(), "json": metadata}

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from unclip.data.bad_samples import BadSample
 from unclip.data.prepare.resumable import run_jobs
 from unclip.data.reader import decode_image
-from unclip.data.shards import MAX_IMAGE_BYTES
+from unclip.files import parse_json, read_bytes, read_text, split_lines
 
 RESULTS = "inspected.jsonl"
 
@@ -114,13 +114,11 @@ def _inspect_file(path: Path) -> ImageInfo:
     """Decode an image; any defect of the file is returned as the `reason`."""
     state = _state(path)
     try:
-        if state[0] > MAX_IMAGE_BYTES:
-            raise BadSample("oversize file", f"{state[0]} bytes")
-        image = decode_image(path.read_bytes(), path.suffix[1:].lower(), minimum_size=1)
+        image = decode_image(read_bytes(path), minimum_size=1)
     except BadSample as bad:
         return ImageInfo(*state, reason=bad.kind, detail=bad.detail)
-    except OSError as error:
-        return ImageInfo(*state, reason="unreadable file", detail=error.strerror or str(error))
+    except (OSError, ValueError) as error:
+        return ImageInfo(*state, reason="unreadable file", detail=str(error))
     shape = b"%d %d " % image.size
     digest = hashlib.blake2b(shape + image.tobytes(), digest_size=16).hexdigest()
     return ImageInfo(*state, *image.size, digest)
@@ -136,7 +134,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _stored(path: Path) -> Iterator[tuple[str, ImageInfo]]:
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in split_lines(read_text(path)) if path.is_file() else ():
         with contextlib.suppress(ValueError, TypeError):  # a line cut off by an interruption
-            source, *info = json.loads(line)
+            source, *info = parse_json(line, path)
             yield source, ImageInfo(*info)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from webdataset.writer import TarWriter
 
-from unclip.files import atomic_write, sha256_of, write_text
+from unclip.files import atomic_write, read_json, sha256_of, write_text
 
 UNFINISHED, FINISHED = "building.json", "dataset.json"
 Job = TypeVar("Job")
@@ -117,7 +117,7 @@ def write_samples(path: Path, samples: Iterable[dict[str, Any]]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
