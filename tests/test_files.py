@@ -92,8 +92,12 @@ EXCEPTIONS = {
     "unclip/provenance.py": "reads the text of a PNG",
     "unclip/emoji/render.py": "keeps the transparency of its own renders",
     "hydra_plugins/unclip_sweeps/jobs.py": "must not import torch",
+    "cli/sample_again.py": "opens the PNG whose text it has read",
+    "cli/sample_output.py": "reads the comment of a GIF",
+    "unclip/evaluation/report/tables.py": "opens images that this evaluation saved",
+    "unclip/evaluation/power_spectrum.py": "reads the plot that it has just drawn",
+    "unclip/training/callbacks/logs.py": "reads and continues its own metrics.csv",
 }
-UNCONVERTED = ("unclip/evaluation/", "unclip/training/", "cli/")
 
 
 def reads_otherwise(call: ast.Call) -> bool:
@@ -123,5 +127,5 @@ def test_text_and_images_are_read_in_one_way():
         found[name] = [f"{name}:{call.lineno}" for call in calls if reads_otherwise(call)]
     assert all(found[name] for name in EXCEPTIONS)
     allowed = READERS | EXCEPTIONS.keys()
-    others = [n for n in found if n not in allowed and not n.startswith(UNCONVERTED)]
+    others = [name for name in found if name not in allowed]
     assert [place for name in others for place in found[name]] == []

@@ -11,7 +11,7 @@ from torch import Tensor
 from cli.sample_output import open_cascade, progress_bar, slug, write_gif, write_png
 from unclip.cascade import Cascade
 from unclip.contact_sheet import Tile, contact_sheet
-from unclip.files import sha256_of
+from unclip.files import read_text, sha256_of, split_lines
 from unclip.images import to_pil
 from unclip.latents import evenly_spaced
 from unclip.provenance import image_metadata
@@ -38,7 +38,7 @@ def _prompts(args: Namespace) -> list[str]:
     """Return the prompts of the command line and of the file."""
     prompts = list(args.prompts)
     if args.prompts_file is not None:
-        lines = args.prompts_file.read_text(encoding="utf-8").splitlines()
+        lines = split_lines(read_text(args.prompts_file))
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError('no prompt: try `python src/sample.py "a red apple"`, or --prompts FILE')

@@ -1,13 +1,12 @@
 """MODEL_CARD.md: what a bundle knows, how it was trained, and how well it works."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip.bundle import read_metadata, weight_bytes
 from unclip.emoji import COLORS, concepts
-from unclip.files import write_text
+from unclip.files import read_json, read_text, write_text
 
 CARD = "MODEL_CARD.md"
 _SIZES = {"decoder": 64, "upsampler_256": 256, "upsampler_1024": 1024}
@@ -53,7 +52,7 @@ def write_model_card(folder: Path, results: Path | None = None) -> Path:
     stages = {file.stem: read_metadata(file) for file in files}
     extra = [stage.extra for stage in stages.values()]
     results = folder / "results.json" if results is None else results
-    measured = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    measured = read_json(results) if results.is_file() else {}
     notes = results.with_name("NOTES.md")
     sets = sorted(_distinct(extra, "concept_set"), key="SML".find)
     environment = Environment(
@@ -73,7 +72,7 @@ def write_model_card(folder: Path, results: Path | None = None) -> Path:
         colors=list(COLORS),
         key=measured.get("key"),
         numbers=list(_numbers(measured)),
-        notes=notes.read_text(encoding="utf-8").strip() if notes.is_file() else "",
+        notes=read_text(notes).strip() if notes.is_file() else "",
     )
     write_text(folder / CARD, card)
     return folder / CARD

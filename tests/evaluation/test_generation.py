@@ -15,8 +15,10 @@ from tiny_protocol import COUNT, PROTOCOL, settings_of
 from unclip import bundle
 from unclip.cascade import Cascade
 from unclip.evaluation.generation import ImageFolder, generate
+from unclip.evaluation.protocol import Prompt
 from unclip.evaluation.sampling import Sampling
 from unclip.evaluation.sources import open_source
+from unclip.images import to_pil
 
 
 @pytest.fixture
@@ -225,3 +227,19 @@ def test_each_repeat_of_a_prompt_has_its_own_noise(cascade, squares, tmp_path):
     images = folder.load(range(4), protocol)
     assert folder.rows[0].prompt == folder.rows[1].prompt
     assert not torch.equal(images[0], images[1])
+
+
+def test_a_name_with_slashes_stays_inside_the_folder(tmp_path):
+    out = tmp_path / "out" / "folder"
+    folder = ImageFolder.create(out, [Prompt("../../x", "a cat", 0)], {}, seed=0)
+    folder.write(0, torch.zeros(3, 8, 8, dtype=torch.uint8))
+    assert folder.rows[0].path.parent == out and not list(tmp_path.glob("*.png"))
+    (out / "other.png").touch()
+    assert ImageFolder.read(out).rows[0].path == folder.rows[0].path
+
+
+def test_an_image_s_name_may_have_a_dot(tmp_path):
+    for name in ("a", "a.b"):
+        to_pil(torch.zeros(3, 8, 8, dtype=torch.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "manifest.jsonl").write_text('{"id": "a.b", "prompt": "a cat"}\n')
+    assert ImageFolder.read(tmp_path).rows[0].path == tmp_path / "a.b.png"

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,8 +20,8 @@ from unclip.evaluation.networks import weights_of
 from unclip.evaluation.protocol import Prompt, Protocol, fingerprint
 from unclip.evaluation.sampling import Sampling, Settings
 from unclip.evaluation.sources import crop_and_resize, open_image_file
-from unclip.files import write_text
-from unclip.images import save_png, to_pil
+from unclip.files import parse_json, read_json, read_text, split_lines, write_text
+from unclip.images import open_image, save_png, to_pil
 from unclip.text_to_image import stage_of_prior, stages_for
 
 MANIFEST, SETTINGS = "manifest.jsonl", "settings.json"
@@ -56,7 +56,7 @@ class ImageFolder:
             ValueError: it has images of other prompts or settings.
         """
         rows = [
-            GeneratedImage(prompt.id, path / f"{prompt.id}.png", prompt.text, seed + k)
+            GeneratedImage(prompt.id, path / f"{_file_stem(prompt.id)}.png", prompt.text, seed + k)
             for k, prompt in enumerate(prompts)
         ]
         lines = [{"id": row.id, "prompt": row.prompt, "seed": row.seed} for row in rows]
@@ -68,7 +68,7 @@ class ImageFolder:
             file = path / name
             if not file.exists():
                 write_text(file, text)
-            elif file.read_text(encoding="utf-8") != text:
+            elif read_text(file) != text:
                 raise ValueError(
                     f"{file} was written with other settings: choose another out=, or remove {path}"
                 )
@@ -92,7 +92,7 @@ class ImageFolder:
         if not found:
             raise FileNotFoundError(f"{path} has no image ({', '.join(_SUFFIXES)})")
         settings_file = path / SETTINGS
-        settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+        settings = read_json(settings_file) if settings_file.is_file() else {}
         if (path / MANIFEST).is_file():
             rows = _read_manifest(path / MANIFEST, found)
         else:
@@ -218,16 +218,16 @@ def generate(
 def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedImage]:
     """Read which image has which prompt."""
     rows = []
-    for number, line in enumerate(manifest.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(split_lines(read_text(manifest)), 1):
         try:
-            entry = json.loads(line)
-            name = Path(str(entry.get("file", entry["id"]))).name
+            entry = parse_json(line, manifest)
+            name = Path(str(entry["file"])).stem if "file" in entry else str(entry["id"])
             prompt, seed = str(entry["prompt"]), entry.get("seed")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f'line {number} of {manifest} is not {{"id": …, "prompt": …}}: {error!r}'
             ) from error
-        file = found.get(name) or found.get(Path(name).stem)
+        file = found.get(name) or found.get(_file_stem(name))
         if file is None:
             raise FileNotFoundError(
                 f"{manifest} lists {name}, which is missing: finish the sampling first"
@@ -237,11 +237,14 @@ def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedI
 
 
 def _is_intact(file: Path) -> bool:
-    if not file.is_file():
-        return False
     try:
-        with Image.open(file) as image:
-            image.verify()
-    except (OSError, SyntaxError, ValueError):
+        open_image(file)
+    except (OSError, ValueError):
         return False
     return True
+
+
+def _file_stem(name: str) -> str:
+    """Return a sample's name as a file name: names of other people's samples may have slashes."""
+    stem = quote(name, safe=" ")
+    return f"%2E{stem[1:]}" if stem.startswith(".") else stem  # files with a dot are not images

@@ -23,7 +23,7 @@ class Item(NamedTuple):
 class Prompt(NamedTuple):
     """A caption to sample, and the image that it belongs to."""
 
-    id: str  # file name of the generated image, without its suffix
+    id: str  # names the file of the generated image
     text: str
     item: int  # index of the real image in its source
 

@@ -1,13 +1,12 @@
 """Plot a sweep: distance and agreement with the caption against guidance (figure 11)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip.evaluation.measurement import Table
 from unclip.evaluation.report.tables import Section, write_csv
-from unclip.files import atomic_write
+from unclip.files import atomic_write, read_json
 
 GUIDANCE = "guidance scale of the decoder"
 
@@ -31,7 +30,7 @@ def read_points(folder: Path) -> list[Point]:
     points = []
     for path in folder.glob("*/results.json"):
         try:
-            results = json.loads(path.read_text(encoding="utf-8"))
+            results = read_json(path)
             settings = _settings(results)
             guidance, key = settings.pop("guidance"), results["key"]
             points.append(Point(path.parent.name, key, guidance, settings, results["scores"]))

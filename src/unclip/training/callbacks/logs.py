@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from unclip.files import atomic_write, write_text
+from unclip.files import atomic_write, read_text, write_text
 from unclip.training.lightning_compat import remove_deprecated_wandb_option
 
 
@@ -128,4 +128,4 @@ def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
 def _load_or_create_id(path: Path) -> str:
     if not path.exists():
         write_text(path, secrets.token_hex(4))
-    return path.read_text()
+    return read_text(path)
