@@ -77,10 +77,12 @@ def check(config: dict[str, Any]) -> None:
     from unclip import bundle
     from unclip.data.shards import list_shards
     from unclip.training import run, sharding
+    from unclip.training.trainer import resolve_precision
 
     name, recipe, folders = config["stage"], config["model"], config["folders"]
     try:
         refuse_shipped(Path(folders["models"]) / config["bundle"], "add bundle=NAME")
+        resolve_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
         with torch.device("meta"):
             stage = bundle.build(recipe)
         data = build(config["data"])()

@@ -179,7 +179,7 @@ def test_auto_precision_is_never_emulated_bf16(monkeypatch):
     assert resolve_precision("auto", "gpu") == "32-true"
 
 
-@pytest.mark.parametrize("precision", [16, "16-mixed"])
-def test_float16_is_refused(precision):
+@pytest.mark.parametrize("precision", [16, "16-mixed", "bf16-true"])
+def test_precisions_that_train_wrong_weights_are_refused(precision):
     with pytest.raises(ValueError, match="use bf16-mixed"):
         resolve_precision(precision, "gpu")

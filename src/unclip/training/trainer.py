@@ -39,9 +39,10 @@ def resolve_precision(precision: str | int, accelerator: str) -> str | int:
     """Resolve "auto" to bf16 if the hardware supports it natively, else to float32.
 
     On a CPU, the kernels of emulated bf16 are a hundred times slower than float32. Float16 raises
-    ValueError, because the guard and the clipping would misjudge its scaled gradients.
+    ValueError, because the guard and the clipping would misjudge its scaled gradients; so does
+    bf16-true, in which the averages of the weights would not change.
     """
-    if str(precision) in ("16", "16-mixed", "16-true"):
+    if str(precision) in ("16", "16-mixed", "16-true", "bf16-true"):
         raise ValueError(f"precision {precision} is not supported: use bf16-mixed or 32-true")
     if precision != "auto":
         return precision
