@@ -25,7 +25,7 @@ def test_existing_stages_and_data_are_not_made_again(tmp_path, monkeypatch):
 
 def test_a_missing_stage_is_named_with_its_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["src/train.py"])
-    words = ["stage=decoder", "scale=quick", "network.channels=8", "data.root=my data"]
+    words = ["stage=decoder", "scale=quick", "++network.channels=8", "data.root=my data"]
     with pytest.raises(FileNotFoundError) as error:
         run.ensure_upstream(["clip"], tmp_path, words, train=False)
     assert str(tmp_path / "clip.safetensors") in str(error.value)
@@ -61,9 +61,11 @@ def test_an_upstream_run_is_a_separate_job(tmp_path, monkeypatch):
     for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID"):
         monkeypatch.setenv(name, "1")
     words = ["stage=prior", "bundle=mine", "trainer=ddp", "trainer.max_steps=3"]
+    words.append("data.val_shards=2")  # otherwise the CLIP would train on what the prior holds out
     run.ensure_upstream(["clip"], tmp_path, words, train=True)
     ((command, environment),) = calls
-    assert command[1:] == ["src/train.py", "stage=clip", "bundle=mine", "trainer=ddp"]
+    inherited = ["bundle=mine", "trainer=ddp", "data.val_shards=2"]
+    assert command[1:] == ["src/train.py", "stage=clip", *inherited]
     assert not [name for name in environment if name.endswith(("RANK", "PORT"))]
     assert not {"WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID"} & environment.keys()
 

@@ -20,11 +20,12 @@ from unclip.training.resume import LAST, PREVIOUS, without_ranks
 # The stage whose output a stage upsamples.
 UPSTREAM_OF = {"upsampler_256": "decoder", "upsampler_1024": "upsampler_256"}
 
-# Overrides that an upstream run inherits from the command line of the run that needs it.
-INHERITED = (
-    *("scale=", "bundle=", "seed=", "folders.", "clip.", "data=", "data.root=", "data.workers="),
-    *("prepare.", "logger=", "trainer=", "trainer.max_steps_multiplier="),
-    *("trainer.accelerator=", "trainer.devices=", "trainer.precision="),
+# Overrides of the stage itself; an upstream run inherits all others from the command line.
+OWN = (
+    *("stage=", "preset", "network", "model.", "module.", "diffusion", "sampler", "optimizer"),
+    *("schedule", "objective=", "direction=", "embedder", "init=", "resume", "upstream=", "sweep="),
+    *("callbacks.", "data.batch_size=", "data.val_batch_size=", "data.image_size=", "hydra"),
+    *("run_folder=", "trainer.max_steps=", "trainer.validate_every_steps="),
 )
 
 
@@ -126,8 +127,7 @@ def ensure_upstream(
     Args:
         needs: names of the stages.
         folder: folder of the bundle.
-        overrides: command line of this run; an upstream run inherits scale, bundle, data and
-            hardware.
+        overrides: command line of this run; an upstream run inherits it, except `OWN`.
         train: train missing stages, each in its own process.
 
     Raises:
@@ -138,7 +138,7 @@ def ensure_upstream(
         path = stage_file(folder, stage)
         if path.exists():
             continue
-        inherited = [word for word in overrides if word.startswith(INHERITED)]
+        inherited = [word for word in overrides if not word.lstrip("+~").startswith(OWN)]
         words = [str(Path(sys.argv[0]).with_name("train.py")), f"stage={stage}", *inherited]
         command = shlex.join(["python", *words])
         if not train:
