@@ -4,6 +4,7 @@ A list is cut into the same blocks for any number of processes, and rank r takes
 r + world, …: results do not depend on how many processes there are.
 """
 
+import atexit
 import os
 from datetime import timedelta
 from functools import cache
@@ -76,4 +77,11 @@ def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) ->
         accelerator=accelerator, devices=int(devices), num_nodes=nodes, strategy=strategy
     )
     fabric.launch()
+    atexit.register(_destroy_process_group)
     return Ranks(fabric)
+
+
+def _destroy_process_group() -> None:
+    """End gloo's threads before the process exits; otherwise they can abort it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
