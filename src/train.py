@@ -34,6 +34,7 @@ def train(config: dict[str, Any], identity: dict[str, Any]) -> float | None:
         identity: part of it that must not change when the run resumes.
     """
     training.set_up_process(config["seed"])
+    from unclip.files import write_text
     from unclip.training.embeddings import ensure_embeddings
     from unclip.training.resume import FINISHED, find_checkpoint, keep_stable, resume_decay
 
@@ -66,7 +67,7 @@ def train(config: dict[str, Any], identity: dict[str, Any]) -> float | None:
     objective = None if measured is None else float(measured)
     if trainer.is_global_zero:  # a sweep reads it
         result = {"name": config["objective"], "value": objective}
-        (folder / FINISHED).write_text(json.dumps(result) + "\n")
+        write_text(folder / FINISHED, json.dumps(result) + "\n")
     return objective
 
 

@@ -47,7 +47,7 @@ class Job(NamedTuple):
     def objective(self) -> float | None:
         """Load the objective that the job wrote into its run folder, if it did."""
         path = self.folder / RESULT
-        value = json.loads(path.read_text())["value"] if path.exists() else None
+        value = json.loads(path.read_text(encoding="utf-8"))["value"] if path.exists() else None
         return None if value is None else float(value)
 
 

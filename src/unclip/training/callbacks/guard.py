@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from unclip.batch import Batch
+from unclip.files import write_text
 from unclip.training.modules import StageModule
 
 
@@ -47,7 +48,7 @@ class NonFiniteGuard(Callback):
         path = self.folder / f"nonfinite_{step}_{rank}.json"
         values = {"loss": str(loss.item()), "gradient_norm": str(norm.item())}
         about = {"step": step, "rank": rank, **values, "keys": self._keys}
-        path.write_text(json.dumps(about, indent=1))
+        write_text(path, json.dumps(about, indent=1))
         raise NonFiniteError(
             f"step {step}: the loss is {loss.item()} and the gradient norm {norm.item()}. The step "
             f"was not taken; its samples are listed in {path}. Lower optimizer.lr, or inspect the "

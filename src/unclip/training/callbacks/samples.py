@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from torchvision.utils import make_grid
 
 from unclip.batch import Batch
+from unclip.files import write_text
 from unclip.images import to_pil, to_uint8
 from unclip.training.callbacks.ema import averaged_weights
 from unclip.training.modules import StageModule
@@ -57,7 +58,7 @@ class SampleGrid(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         names = ", ".join(rows)
         lines = [f"rows: {names}", *self._batch["caption"]]
-        (self.folder / "captions.txt").write_text("\n".join(lines) + "\n")
+        write_text(self.folder / "captions.txt", "\n".join(lines) + "\n")
         grid = to_pil(to_uint8(grid_of(rows)[None])[0])
         grid.save(self.folder / f"{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
