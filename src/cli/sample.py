@@ -101,8 +101,6 @@ def _editing(add: Add, images: int | str = 1) -> None:
 
 
 def _sampling(add: Add, *, batch_size: int) -> None:
-    about = "folder of the bundle; default: models/demo"
-    add("--model", type=Path, default=default_model(), help=about)
     add("--out", type=Path, default=Path("samples"), help="output folder")
     add("--size", type=int, choices=(64, 256, 1024), help="pixels; default: the bundle's largest")
     add("--seed", type=int, default=0, help="seed of the first image; the others count up")
@@ -111,6 +109,13 @@ def _sampling(add: Add, *, batch_size: int) -> None:
     add("--steps", nargs="+", type=stage_steps, default=[], metavar="STAGE=N", help=about)
     add("--batch-size", type=positive, default=batch_size, metavar="N", help="images at a time")
     add("--grid", action="store_true", help="also write a contact sheet")
+    add_loading(add)
+
+
+def add_loading(add: Add) -> None:
+    """Add the arguments that load a bundle."""
+    about = "folder of the bundle; default: models/demo"
+    add("--model", type=Path, default=default_model(), help=about)
     dtypes = ("float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, default="float32", help="dtype of the networks")
     _device(add)
