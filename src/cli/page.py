@@ -157,11 +157,14 @@ class Page:
         self._thread.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def compute(self, request: Iterator[Any], warn: Callable[[str], Any]) -> Iterator[Any]:
+    def compute(
+        self, progress: Progress, request: Iterator[Any], warn: Callable[[str], Any]
+    ) -> Iterator[Any]:
         """Yield what a request yields, and pass it the warnings; all requests share one thread.
 
         Each new thread that runs a network would start, and keep, threads of its own.
         """
+        progress("waiting", 0, 1)
         run = copy_context().run  # the context holds the progress bar of the page
 
         def advance() -> tuple[Any, list[str]]:
@@ -236,31 +239,27 @@ class Page:
         """Generate one prompt over a grid of two settings; yield the sheet after each image."""
         if columns == rows:
             raise ValueError("rows and columns are the same setting: choose two different ones")
-        grid = list(product(_parse(rows, row_values), _parse(columns, column_values)))
-        if len(grid) > MAX_CELLS:
-            raise ValueError(f"{len(grid)} images: a grid can have at most {MAX_CELLS}")
-        width = len(_parse(columns, column_values))
-        tiles, path = [], None
-        for number, (row, column) in enumerate(grid):
-            keys = {rows.replace(" ", "_"): row, columns.replace(" ", "_"): column}
-            args = self._arguments("text", **{"count": 1, **controls, **keys})
+        down, across = _parse(rows, row_values), _parse(columns, column_values)
+        if (cells := len(down) * len(across)) > MAX_CELLS:
+            raise ValueError(f"{cells} images: a grid can have at most {MAX_CELLS}")
+        tiles: list[Tile] = []
+        for row, column in product(down, across):
+            varied = {rows.replace(" ", "_"): row, columns.replace(" ", "_"): column}
+            args = self._arguments("text", **{"count": 1, **controls, **varied})
             args.batch = [(args.prompt, args.seed)]
-            label = f"{number + 1} of {len(grid)}"
-            report = _labeled(progress, label)
+            report = _labeled(progress, f"image {len(tiles) + 1} of {cells}")
             *_, images = self._sizes(args, report)
             session.keep(text_results(self.cascade, args, images))
             tiles.append(Tile(images[0], f"{columns} {column} · {rows} {row}"))
-            blank = [Tile(torch.full_like(images[0], 240), "")] * (len(grid) - len(tiles))
+            blank = [Tile(torch.full_like(images[0], 240), "")] * (cells - len(tiles))
+            size = min(SHEET_SIZE, args.size)
             sheet = contact_sheet(
-                [*tiles, *blank], columns=width, size=min(SHEET_SIZE, args.size), title=args.prompt
+                [*tiles, *blank], columns=len(across), size=size, title=args.prompt
             )
             captions = "\n".join(tile.caption for tile in tiles)
             more = {"prompt": args.prompt, "seed": str(args.seed), "captions": captions}
             metadata = metadata_of(self.cascade, args, **more)
-            if path is not None:
-                path.unlink()
-            path = write_png(sheet, session.folder, f"{slug(args.prompt)}-compare", metadata)
-            yield path
+            yield write_png(sheet, session.folder, f"{slug(args.prompt)}-compare", metadata)
 
     def components(
         self, session: Session, progress: Progress, *, image: str | None, seed: int, size: int
@@ -289,8 +288,7 @@ class Page:
         """Decode a prompt without an embedding, with its z_t, and with the prior's z_i."""
         args = self._arguments("text", count=1, **controls)
         args.batch, shown = [(args.prompt, args.seed)], []
-        kinds = {"caption only": None, "caption and z_t": "none"}
-        kinds["caption and z_i of the prior"] = self.priors[0]
+        kinds = {"caption only": None, "caption + z_t": "none", "caption + z_i": self.priors[0]}
         for caption, prior in kinds.items():
             args.prior = prior or "none"
             *_, images = self._sizes(args, _labeled(progress, caption), embed=prior is not None)
@@ -366,7 +364,7 @@ def _labeled(progress: Progress, label: str) -> Progress:
 def _parse(setting: str, text: str) -> list[Any]:
     """Parse values of a setting, separated by commas."""
     try:
-        return [SETTINGS[setting](value.strip()) for value in text.split(",") if value.strip()]
+        return [SETTINGS[setting](value.strip()) for value in text.split(",")]
     except ValueError as error:
         raise ValueError(f"{setting} is {text!r}: give numbers separated by commas") from error
 

@@ -2,6 +2,7 @@
 
 import random
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +14,8 @@ from cli import user_message
 from cli.page import EDITS, MAX_IMAGES, MAX_STEPS, MAX_TEXT, SETTINGS, Page
 from cli.page_session import Session, Stopped
 from demo import PROMPTS
+from unclip.files import read_text
+from unclip.sampling_run import Progress
 
 WAITING = 8  # requests that can wait while another one is computed
 UPLOAD = "20mb"
@@ -25,11 +28,28 @@ OTHER_PROMPTS = (  # for bundles that were not trained on emoji scenes
 BUSY = f"busy: {WAITING} requests are waiting already; try again in a minute"
 STOPPED = "stopped; finished images are kept"
 THEME = gr.themes.Soft(
-    primary_hue="orange",
+    primary_hue="teal",
     neutral_hue="stone",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
+).set(
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    checkbox_label_background_fill_selected="*primary_700",
+    checkbox_background_color_selected="*primary_700",
+    slider_color="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    checkbox_label_background_fill_selected_dark="*primary_700",
+    block_title_background_fill="transparent",
+    block_title_text_color="*body_text_color",
+    block_title_padding="0",
+    block_label_background_fill="*block_background_fill",
+    block_label_background_fill_dark="*block_background_fill",
+    block_label_text_color="*body_text_color",
+    block_label_text_color_dark="*body_text_color",
 )
+
+STYLE = Path(__file__).with_suffix(".css")
 
 Components = Mapping[str, gr.components.Component]
 
@@ -59,7 +79,7 @@ def serve(page: Page, host: str, port: int | None) -> None:
         mcp_server=False,
         footer_links=[],
         theme=THEME,
-        css_paths=Path(__file__).with_suffix(".css"),
+        head=f"<style>{read_text(STYLE)}</style>",  # `css` would prefix the selectors in @media
         _frontend=False,  # skips a check that fails if the first request takes three seconds
     )
     print(f"Open {url} in a browser; Ctrl-C stops the page.", flush=True)
@@ -74,13 +94,14 @@ class Layout:
 
     def __init__(self, page: Page):
         self.page = page
-        self.prompts = list(PROMPTS if page.concept_set else OTHER_PROMPTS)
+        self.prompts = list(PROMPTS[:6] if page.concept_set else OTHER_PROMPTS)
         self.blocks = gr.Blocks(title="unclip", analytics_enabled=False, delete_cache=(600, 86400))
         with self.blocks:
             self._header()
             self.input = _image("Image", render=False)
             self.strip = gr.Gallery(
-                label="Images of this session: click one to use it",
+                label="Images of this session",
+                show_label=False,
                 columns=6,
                 allow_preview=False,
                 interactive=False,
@@ -109,15 +130,16 @@ class Layout:
         name = escape(cascade.folder.resolve().name)
         about = f"From captions to images with the bundle <b>{name}</b>: {sizes} pixels"
         gr.HTML(f"<h1>unclip</h1><p>{about}, on {cascade.device}.</p>", elem_classes="header")
-        if self.page.about:
-            with gr.Accordion("What this model knows", open=False):
-                gr.Markdown(self.page.about)
 
     def _create(self) -> None:
         page = self.page
-        prompt = _text("Prompt", placeholder=self.prompts[0], autofocus=True)
+        with gr.Row(elem_classes="prompt"):
+            prompt = _text("Prompt", placeholder=self.prompts[0], scale=6, autofocus=True)
+            job = _job("Generate")
         examples = gr.Examples(self.prompts, prompt, cache_examples=False, api_visibility="private")
-        job = _job("Generate")
+        if page.about:
+            with gr.Accordion("What this model knows", open=False):
+                gr.Markdown(page.about)
         with gr.Row(elem_classes="workspace"):
             with gr.Column(scale=1, min_width=280):
                 count = gr.Slider(1, 8, 4, step=1, label="Images")
@@ -144,9 +166,9 @@ class Layout:
                         "prior_guidance": _optional("Prior guidance", precision=None),
                     }
                 self.file = gr.File(
-                    label="Drop a PNG of this page here to restore its settings",
+                    label="Restore from a PNG",
                     file_types=[".png"],
-                    height=130,
+                    height=120,
                 )
             with gr.Column(scale=3, min_width=320, elem_classes="results"):
                 images = _gallery("Images")
@@ -173,6 +195,7 @@ class Layout:
                 with gr.Row():
                     self.input.render()
                     second = _image("Second image", visible=False)
+                gr.Markdown("Or choose an image of this session:", elem_classes="hint")
                 self.strip.render()
                 painting = gr.ImageEditor(
                     label="Paint over the part to replace",
@@ -298,7 +321,14 @@ class Layout:
             with gr.Column(min_width=280):
                 size = self._size(256)
         job = _job("Compare")
-        sheet = gr.Image(label="Sheet", type="filepath", interactive=False, buttons=_BUTTONS)
+        sheet = gr.Image(
+            label="Sheet",
+            show_label=False,
+            type="filepath",
+            interactive=False,
+            buttons=_BUTTONS,
+            elem_classes="results",
+        )
         controls = {"prompt": prompt, **axes, "seed": seed, "size": size}
         triggers = [job.start.click, prompt.submit]
         self._connect(job, self.page.compare, controls, [sheet], fresh, triggers)
@@ -323,7 +353,7 @@ class Layout:
                     "decoded from the same noise."
                 )
                 image = _image("Your image")
-                use = gr.Button("Take the image of the tab Edit", size="sm")
+                use = gr.Button("Take the image of Edit", size="sm")
                 seed, fresh = _seed()
                 size = self._size(256)
                 job = _job("Reduce")
@@ -368,16 +398,22 @@ class Layout:
             if len(self.blocks._queue) >= WAITING:
                 raise gr.Error(BUSY, print_exception=False)
             self.page.session(str(request.session_hash)).stopped = False
-            seed = random.randrange(2**31) if fresh else seed
+            seed = random.randrange(10**6) if fresh else seed
             return [gr.update(visible=False), gr.update(visible=True), seed]
 
         def compute(
             request: gr.Request, progress: gr.Progress = _PROGRESS, **values: Any
         ) -> Iterator[list[Any]]:
             session, started = self.page.session(str(request.session_hash)), time.perf_counter()
-            for shown in self._computed(call, session, progress, values):
-                line = f"{time.perf_counter() - started:.1f} s · seed {values['seed']}"
-                yield [line, *(shown if isinstance(shown, list) and len(outputs) > 1 else [shown])]
+            report, unchanged = _reporter(session, progress), [gr.skip()] * len(outputs)
+            try:
+                for shown in self.page.compute(report, call(session, report, **values), gr.Warning):
+                    line = f"{time.perf_counter() - started:.1f} s · seed {values['seed']}"
+                    yield [line, *(shown if len(outputs) > 1 else [shown])]
+            except Stopped:
+                yield [STOPPED, *unchanged]
+            except Exception as error:
+                yield [f'<span role="alert">{escape(_message(error))}</span>', *unchanged]
 
         def finish(request: gr.Request) -> list[Any]:
             images = self.page.session(str(request.session_hash)).images
@@ -399,28 +435,6 @@ class Layout:
                 api_visibility="private",
             ).then(finish, None, after, **_FREE)
         job.stop.click(stop, None, None, **_FREE)
-
-    def _computed(
-        self,
-        call: Callable[..., Iterator[Any]],
-        session: Session,
-        progress: Callable[..., Any],
-        values: Mapping[str, Any],
-    ) -> Iterator[Any]:
-        """Yield what a request yields; show its progress, its warnings and the user's errors."""
-
-        def report(stage: str, step: int, steps: int) -> None:
-            if session.stopped:
-                raise Stopped
-            progress((step, steps), desc=stage, unit="network evaluations")
-
-        try:
-            report("waiting", 0, 1)
-            yield from self.page.compute(call(session, report, **values), gr.Warning)
-        except Stopped:
-            gr.Info(STOPPED)
-        except Exception as error:
-            raise gr.Error(user_message(error), print_exception=False) from error
 
     def _use(self, images: gr.Gallery, use: gr.Button) -> None:
         """Make a button pass the selected image of a gallery, or the first one, to the tab Edit."""
@@ -448,11 +462,16 @@ class Layout:
             prior_steps: int | None,
             decoder_steps: int | None,
             prior_guidance: float | None,
-            request: gr.Request,
+            browser: gr.Request,
         ) -> list[Path]:
             controls = {key: value for key, value in locals().items() if key in self.created}
-            session = self.page.session(str(request.session_hash))
-            *_, images = self._computed(self.page.create, session, lambda *_, **__: None, controls)
+            session = self.page.session(str(browser.session_hash))
+            report = _reporter(session, lambda *_, **__: None)
+            try:
+                request = self.page.create(session, report, **controls)
+                *_, images = self.page.compute(report, request, gr.Warning)
+            except Exception as error:
+                raise gr.Error(_message(error), print_exception=False) from error
             return [path for path, _ in images]
 
         gr.Button(visible=False).click(
@@ -491,11 +510,32 @@ def _quick(event: Callable[..., Any], fn: Callable[..., Any], inputs: Any, outpu
     event(fn, inputs, outputs, **_FREE)
 
 
+def _reporter(session: Session, progress: Callable[..., Any]) -> Progress:
+    """Return a progress callback that raises `Stopped` in a session that was stopped."""
+
+    def report(stage: str, step: int, steps: int) -> None:
+        if session.stopped:
+            raise Stopped
+        progress((step, steps), desc=stage, unit="network evaluations")
+
+    return report
+
+
+def _message(error: Exception) -> str:
+    """Return what to show of an error; an unexpected one is printed in the terminal."""
+    try:
+        return user_message(error)
+    except Exception:
+        traceback.print_exception(error)
+        return "unexpected error: the terminal shows it"
+
+
 def _job(label: str) -> Job:
-    with gr.Row(elem_classes="job"):
+    with gr.Column(min_width=220, elem_classes="job"):
         start = gr.Button(label, variant="primary")
         stop = gr.Button("Stop", variant="stop", visible=False)
-    return Job(start, stop, gr.HTML(elem_classes="status", min_height=24))
+        status = gr.HTML(elem_classes="status")
+    return Job(start, stop, status)
 
 
 def _text(label: str, **options: Any) -> gr.Textbox:
@@ -528,6 +568,7 @@ def _image(label: str, **options: Any) -> gr.Image:
 def _gallery(label: str, columns: int = 2) -> gr.Gallery:
     return gr.Gallery(
         label=label,
+        show_label=False,
         columns=columns,
         object_fit="contain",
         height="auto",
