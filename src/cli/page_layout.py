@@ -118,7 +118,8 @@ class Layout:
                     self._compare()
                 with gr.Tab("Look inside", id="inside"):
                     self._inside()
-            outputs = [self.tabs, self.operation, *self.created.values(), *self.edited.values()]
+            outputs = [self.tabs, self.operation, *self.fresh]
+            outputs += [*self.created.values(), *self.edited.values()]
             _quick(self.file.upload, self._restore, [self.file], list(dict.fromkeys(outputs)))
             self.blocks.unload(self._forget)
 
@@ -182,7 +183,7 @@ class Layout:
             "size": size,
             **advanced,
         }
-        self.fresh = fresh
+        self.fresh = [fresh]
         triggers = [job.start.click, prompt.submit, examples.load_input_event.then]
         self._connect(job, page.create, self.created, [images], fresh, triggers, use)
         self._use(images, use)
@@ -251,6 +252,7 @@ class Layout:
             "guidance": guidance,
             "decoder_steps": steps,
         }
+        self.fresh.append(fresh)
         controls = {"operation": operation, "painting": painting, **self.edited}
         self._connect(
             job, self._edits, controls, [images, frame, gif, archive], fresh, [job.start.click], use
@@ -453,17 +455,17 @@ class Layout:
         """Add the endpoint for programs, which has the limits of the page."""
 
         def text_to_image(
+            browser: gr.Request,
             prompt: str,
             count: int,
             seed: int,
-            guidance: float | None,
+            guidance: float,
             prior: str,
             size: int,
-            prior_steps: int | None,
-            decoder_steps: int | None,
-            prior_guidance: float | None,
-            browser: gr.Request,
-        ) -> list[Path]:
+            prior_steps: int | None = None,
+            decoder_steps: int | None = None,
+            prior_guidance: float | None = None,
+        ) -> list[str]:
             controls = {key: value for key, value in locals().items() if key in self.created}
             session = self.page.session(str(browser.session_hash))
             report = _reporter(session, lambda *_, **__: None)
@@ -472,7 +474,7 @@ class Layout:
                 *_, images = self.page.compute(report, request, gr.Warning)
             except Exception as error:
                 raise gr.Error(_message(error), print_exception=False) from error
-            return [path for path, _ in images]
+            return [str(path) for path, _ in images]
 
         gr.Button(visible=False).click(
             text_to_image,
@@ -498,7 +500,7 @@ class Layout:
             names = [name for name, (own, uses) in EDITS.items() if own == command]
             updates[self.operation] = names["margin" in values and values["margin"] is not None]
             gr.Info("settings restored; choose the image that was edited")
-        return updates | {self.fresh: False}
+        return updates | dict.fromkeys(self.fresh, False)
 
 
 _FREE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

@@ -23,7 +23,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[app]'")
 expect = playwright.expect
 CHROMIUM = Path("/usr/bin/chromium")
-WAIT = 60_000  # milliseconds
+WAIT = 30_000  # milliseconds
 PROMPT = "a dog"
 
 pytestmark = [
@@ -50,7 +50,7 @@ def address(model):
     assert line.startswith("Open http://127.0.0.1"), line
     yield f"http://127.0.0.1:{port}"
     server.terminate()
-    server.wait(30)
+    server.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def visit(browser, address):
 
     def note(message):
         if message.type in ("error", "warning"):
-            problems.append(message.text)
+            problems.append(f"{message.type}: {message.text}")
 
     def check(request):
         if not request.url.startswith((address, "data:", "blob:")):
@@ -99,7 +99,7 @@ def start(user, label):
 def finish(user, label, text="s · seed"):
     """Wait until a request has ended, with a text in its status line."""
     expect(start(user, label)).to_be_visible()
-    expect(user.locator(".status:visible", has_text=text)).to_be_visible()
+    expect(user.locator(".prose.status:visible", has_text=text)).to_be_visible()
 
 
 def generate(user, prompt=PROMPT, size="64"):
