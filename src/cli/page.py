@@ -174,7 +174,7 @@ class Page:
 
         while True:
             item, messages = self._thread.submit(run, advance).result()
-            for message in messages:
+            for message in dict.fromkeys(messages):
                 warn(message)
             if item is None:
                 return

@@ -120,7 +120,8 @@ class Layout:
                     self._inside()
             outputs = [self.tabs, self.operation, *self.fresh]
             outputs += [*self.created.values(), *self.edited.values()]
-            _quick(self.file.upload, self._restore, [self.file], list(dict.fromkeys(outputs)))
+            outputs = list(dict.fromkeys(outputs))
+            self.file.upload(self._restore, self.file, outputs, **_FAILING)
             self.blocks.unload(self._forget)
 
     def _forget(self, request: gr.Request) -> None:
@@ -401,7 +402,7 @@ class Layout:
                 raise gr.Error(BUSY, print_exception=False)
             self.page.session(str(request.session_hash)).stopped = False
             seed = random.randrange(10**6) if fresh else seed
-            return [gr.update(visible=False), gr.update(visible=True), seed]
+            return [gr.update(visible=False), gr.update(visible=True), "", seed]
 
         def compute(
             request: gr.Request, progress: gr.Progress = _PROGRESS, **values: Any
@@ -426,9 +427,7 @@ class Layout:
             self.page.session(str(request.session_hash)).stopped = True
 
         for trigger in triggers:
-            trigger(
-                begin, [fresh, controls["seed"]], [job.start, job.stop, controls["seed"]], **_FREE
-            ).success(
+            trigger(begin, [fresh, controls["seed"]], [*job, controls["seed"]], **_FAILING).success(
                 compute,
                 inputs_kwargs=controls,
                 outputs=[job.status, *outputs],
@@ -504,6 +503,7 @@ class Layout:
 
 
 _FREE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_FAILING = {**_FREE, "queue": True, "concurrency_limit": None}  # its errors are shown
 _PROGRESS = gr.Progress()
 _BUTTONS = ["download", "fullscreen"]
 
