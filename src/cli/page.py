@@ -164,7 +164,7 @@ class Page:
 
         Each new thread that runs a network would start, and keep, threads of its own.
         """
-        progress("waiting", 0, 1)
+        progress("starting", 0, 1)
         run = copy_context().run  # the context holds the progress bar of the page
 
         def advance() -> tuple[Any, list[str]]:
@@ -250,11 +250,10 @@ class Page:
             report = _labeled(progress, f"image {len(tiles) + 1} of {cells}")
             *_, images = self._sizes(args, report)
             session.keep(text_results(self.cascade, args, images))
-            tiles.append(Tile(images[0], f"{columns} {column} · {rows} {row}"))
+            tiles.append(Tile(images[0], f"{columns} {_short(column)} · {rows} {_short(row)}"))
             blank = [Tile(torch.full_like(images[0], 240), "")] * (cells - len(tiles))
-            size = min(SHEET_SIZE, args.size)
             sheet = contact_sheet(
-                [*tiles, *blank], columns=len(across), size=size, title=args.prompt
+                [*tiles, *blank], columns=len(across), size=SHEET_SIZE, title=args.prompt
             )
             captions = "\n".join(tile.caption for tile in tiles)
             more = {"prompt": args.prompt, "seed": str(args.seed), "captions": captions}
@@ -359,6 +358,10 @@ class Page:
 
 def _labeled(progress: Progress, label: str) -> Progress:
     return lambda stage, step, steps: progress(f"{label}: {stage}", step, steps)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _parse(setting: str, text: str) -> list[Any]:

@@ -40,6 +40,7 @@ THEME = gr.themes.Soft(
     slider_color="*primary_700",
     button_primary_background_fill_dark="*primary_700",
     checkbox_label_background_fill_selected_dark="*primary_700",
+    body_background_fill="*neutral_100",
     block_title_background_fill="transparent",
     block_title_text_color="*body_text_color",
     block_title_padding="0",
@@ -138,6 +139,7 @@ class Layout:
         with gr.Row(elem_classes="prompt"):
             prompt = _text("Prompt", placeholder=self.prompts[0], scale=6, autofocus=True)
             job = _job("Generate")
+        job.status.render()
         examples = gr.Examples(self.prompts, prompt, cache_examples=False, api_visibility="private")
         if page.about:
             with gr.Accordion("What this model knows", open=False):
@@ -236,6 +238,7 @@ class Layout:
                     guidance = _optional("Guidance", precision=None)
                     steps = _optional("Decoder steps")
                 job = _job("Edit")
+                job.status.render()
             with gr.Column(scale=3, min_width=320, elem_classes="results"):
                 images = _gallery("Results")
                 frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False)
@@ -324,6 +327,7 @@ class Layout:
             with gr.Column(min_width=280):
                 size = self._size(256)
         job = _job("Compare")
+        job.status.render()
         sheet = gr.Image(
             label="Sheet",
             show_label=False,
@@ -348,6 +352,7 @@ class Layout:
                 prior_seed, prior_fresh = _seed()
                 prior_size = self._size()
                 prior_job = _job("Compare inputs")
+                prior_job.status.render()
                 prior_images = _gallery("Decoder inputs", columns=3)
             with gr.Column(min_width=320):
                 gr.Markdown(
@@ -360,6 +365,7 @@ class Layout:
                 seed, fresh = _seed()
                 size = self._size(256)
                 job = _job("Reduce")
+                job.status.render()
                 images = _gallery("Components kept", columns=3)
         _quick(use.click, lambda path: path, [self.input], image)
         controls = {"prompt": prompt, "seed": prior_seed, "size": prior_size}
@@ -536,8 +542,7 @@ def _job(label: str) -> Job:
     with gr.Column(min_width=220, elem_classes="job"):
         start = gr.Button(label, variant="primary")
         stop = gr.Button("Stop", variant="stop", visible=False)
-        status = gr.HTML(elem_classes="status")
-    return Job(start, stop, status)
+    return Job(start, stop, gr.HTML(elem_classes="status", render=False))
 
 
 def _text(label: str, **options: Any) -> gr.Textbox:

@@ -150,7 +150,7 @@ def test_the_sheet_of_a_comparison_grows_cell_by_cell(page, session):
     )
     assert len(set(sheets)) == 4 == len(session.images)
     captions = read_image_metadata(sheets[-1])["captions"].splitlines()
-    assert captions[1] == "guidance 3.0 · prior diffusion"
+    assert captions[1] == "guidance 3 · prior diffusion"
     settings = json.loads(read_image_metadata(session.images[0])["settings"])
     assert (settings["prior"], settings["guidance"]) == ("none", 3.0)
 
