@@ -202,12 +202,12 @@ class Layout:
                 gr.Markdown("Or choose an image of this session:", elem_classes="hint")
                 self.strip.render()
                 painting = gr.ImageEditor(
-                    label="Paint over the part to replace",
+                    label="Paint to replace",
                     type="pil",
                     sources=[],
                     transforms=[],
                     layers=False,
-                    brush=gr.Brush(colors=["#ffffff"], color_mode="fixed", default_size=60),
+                    brush=gr.Brush(colors=["#ff3ea5"], color_mode="fixed", default_size=60),
                     buttons=["fullscreen"],
                     height=420,
                     visible=False,
