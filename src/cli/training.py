@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -61,7 +62,10 @@ def exit_on_user_error() -> Iterator[None]:
 
 def build(config: Any) -> Any:
     """Instantiate a part of a configuration that `check_targets` has accepted."""
-    return instantiate(config, _convert_="all")
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:  # its cause has the message for the user
+        raise error.__cause__ or error from None
 
 
 def check(config: dict[str, Any]) -> None:
@@ -141,7 +145,10 @@ def build_embedder(config: dict[str, Any]) -> Any:
     """Build the CLIP embedder, or return None for a stage that needs none."""
     if not config["needs_clip"]:
         return None
-    embedder = build(config["embedder"]["build"])
+    try:
+        embedder = build(config["embedder"]["build"])
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
     for name in ("embedding_dim", "text_width", "context_length"):
         actual, expected = getattr(embedder, name), config["clip"][name]
         if actual != expected:
