@@ -130,8 +130,9 @@ def set_up_process(seed: int) -> None:
     """Configure logging, memory and random numbers of this process."""
     import torch
 
+    from unclip.evaluation.distributed import die_with_parent
     from unclip.training.resume import is_first_rank
-    from unclip.training.trainer import die_with_parent, silence_lightning, tune_malloc
+    from unclip.training.trainer import silence_lightning, tune_malloc
 
     silence_lightning()
     tune_malloc()

@@ -1,8 +1,10 @@
 """A resumable folder of generated images: one PNG per prompt, and how they were sampled."""
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -202,6 +204,7 @@ def generate(
         unit="image",
         disable=not (settings.progress and ranks.first),
     ) as bar:
+        started, sampled = 0.0, 0
         for block in own:
             if folder.is_missing(block):
                 captions = [prompts[k].text for k in block]
@@ -210,9 +213,20 @@ def generate(
                 )
                 for k, image in zip(block, images, strict=True):
                     folder.write(k, image)
+                sampled += 1
+                if sampled == 1:  # the first batch is slower
+                    started = time.perf_counter()
+                elif sampled == 3 and not bar.disable:
+                    _print_duration(bar, (time.perf_counter() - started) / 2 / len(block))
             bar.update(len(block))
     ranks.wait()
     return folder
+
+
+def _print_duration(bar: tqdm, seconds: float) -> None:
+    """Print how long the missing images will take at `seconds` per image."""
+    duration = timedelta(seconds=round((bar.total - bar.n) * seconds))
+    bar.write(f"{bar.desc}: {bar.total - bar.n:,} to sample, in about {duration}")
 
 
 def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedImage]:
