@@ -1,5 +1,6 @@
 """The folder of generated images: what names it, and how it resumes."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -243,3 +244,22 @@ def test_an_image_s_name_may_have_a_dot(tmp_path):
         to_pil(torch.zeros(3, 8, 8, dtype=torch.uint8)).save(tmp_path / f"{name}.png")
     (tmp_path / "manifest.jsonl").write_text('{"id": "a.b", "prompt": "a cat"}\n')
     assert ImageFolder.read(tmp_path).rows[0].path == tmp_path / "a.b.png"
+
+
+def test_images_that_differ_in_their_extension_are_two(tmp_path):
+    names = ["0.jpg", "0.png", "1.0.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert [row.path.name for row in ImageFolder.read(tmp_path).rows] == names
+    lines = [{"id": "0", "prompt": "x"}, {"id": "1", "file": "0.jpg", "prompt": "y"}]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [row.path.name for row in ImageFolder.read(tmp_path).rows] == ["0.png", "0.jpg"]
+    (tmp_path / "manifest.jsonl").write_text('{"id": "1", "prompt": "x"}')
+    with pytest.raises(FileNotFoundError, match="lists 1, which is missing"):
+        ImageFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "prior_guidance_scale"])
+def test_guidance_that_is_not_finite_is_refused(name):
+    with pytest.raises(ValueError, match=f"^{name} is nan; it must be a finite number"):
+        settings_of(**{name: float("nan")})

@@ -89,16 +89,15 @@ class ImageFolder:
         """
         if not path.is_dir():
             raise FileNotFoundError(f"generated={path}: there is no such folder")
-        files = (file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in _SUFFIXES)
-        found = {file.stem: file for file in files}
-        if not found:
+        files = [file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in _SUFFIXES]
+        if not files:
             raise FileNotFoundError(f"{path} has no image ({', '.join(_SUFFIXES)})")
         settings_file = path / SETTINGS
         settings = read_json(settings_file) if settings_file.is_file() else {}
         if (path / MANIFEST).is_file():
-            rows = _read_manifest(path / MANIFEST, found)
+            rows = _read_manifest(path / MANIFEST, files)
         else:
-            rows = [GeneratedImage(name, file, None, None) for name, file in found.items()]
+            rows = [GeneratedImage(file.stem, file, None, None) for file in files]
         return cls(path, rows, settings)
 
     @property
@@ -229,13 +228,15 @@ def _print_duration(bar: tqdm, seconds: float) -> None:
     bar.write(f"{bar.desc}: {bar.total - bar.n:,} to sample, in about {duration}")
 
 
-def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedImage]:
-    """Read which image has which prompt."""
+def _read_manifest(manifest: Path, files: Sequence[Path]) -> list[GeneratedImage]:
+    """Read which image has which prompt; of 0.png and 0.jpg, the id 0 means the first."""
     rows = []
+    preferred = sorted(files, key=lambda file: _SUFFIXES.index(file.suffix.lower()))
+    found = {file.stem: file for file in reversed(preferred)} | {file.name: file for file in files}
     for number, line in enumerate(split_lines(read_text(manifest)), 1):
         try:
             entry = parse_json(line, manifest)
-            name = Path(str(entry["file"])).stem if "file" in entry else str(entry["id"])
+            name = Path(str(entry["file"])).name if "file" in entry else str(entry["id"])
             prompt, seed = str(entry["prompt"]), entry.get("seed")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
