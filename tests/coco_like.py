@@ -22,17 +22,17 @@ WORDS = (
 )
 
 
-def write_coco(root: Path, images: int = IMAGES) -> Path:
-    """Write ROOT/annotations and ROOT/val2014, and return ROOT."""
-    (root / "annotations").mkdir(parents=True)
-    (root / "val2014").mkdir()
+def write_coco(root: Path, images: int = IMAGES, split: str = "val2014") -> Path:
+    """Write ROOT/annotations/captions_SPLIT.json and ROOT/SPLIT, and return ROOT."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / split).mkdir()
     generator = random.Random(0)
     ids = sorted({PNG_CALLED_JPG, *generator.sample(range(42, 581_930), images)})[-images:]
     listed = []
     for k, number in enumerate(ids):
-        name = f"COCO_val2014_{number:012d}.jpg"
+        name = f"COCO_{split}_{number:012d}.jpg"
         image, options = _image(k, number)
-        image.save(root / "val2014" / name, **options)
+        image.save(root / split / name, **options)
         listed.append(_entry(number, name, *image.size))
     generator.shuffle(listed)
     rows = [(image["id"], text) for k, image in enumerate(listed) for text in _captions(k)]
@@ -52,7 +52,7 @@ def write_coco(root: Path, images: int = IMAGES) -> Path:
     url = "http://creativecommons.org/licenses/by-nc-sa/2.0/"
     licenses = [{"url": url, "id": k, "name": f"License {k}"} for k in range(1, 9)]
     content = {"info": about, "images": listed, "licenses": licenses, "annotations": annotations}
-    (root / "annotations" / "captions_val2014.json").write_text(json.dumps(content))
+    (root / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
     return root
 
 
@@ -98,7 +98,7 @@ def _entry(number: int, name: str, width: int, height: int) -> dict:
     return {
         "license": number % 8 + 1,
         "file_name": name,
-        "coco_url": f"http://images.cocodataset.org/val2014/{name}",
+        "coco_url": f"http://images.cocodataset.org/{name[5:-17]}/{name}",
         "height": height,
         "width": width,
         "date_captured": "2013-11-14 11:18:45",

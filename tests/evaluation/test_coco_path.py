@@ -107,6 +107,17 @@ def test_every_odd_image_of_coco_is_read(coco):
     assert len({prompt.id for prompt in protocol.draw(source.items)}) == len(texts)
 
 
+def test_coco_is_imported_for_training(tmp_path):
+    for split, images in (("train2014", 40), ("val2014", 20)):
+        write_coco(tmp_path / "coco", images, split)
+    script.run("python src/prepare.py coco coco shards --sizes 16 32 --workers 0", tmp_path)
+    report = json.loads((tmp_path / "shards" / "report.json").read_text())
+    assert report == {
+        "accepted": {"train": {"16": 39, "32": 39}, "val": {"16": 20, "32": 20}},
+        "rejected": {"image too small": 1},  # the one of 1 pixel
+    }
+
+
 def test_a_caption_file_of_cocos_size_is_read_in_seconds(tmp_path):
     images = [{"id": 7 * k, "file_name": f"COCO_val2014_{7 * k:012d}.jpg"} for k in range(40_504)]
     rows = [

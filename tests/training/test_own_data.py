@@ -12,7 +12,7 @@ from unclip.bundle import read_metadata
 STAGES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
 QUICK = (
     "scale=quick data=folder trainer.accelerator=cpu trainer.max_steps=2 "
-    "trainer.limit_val_batches=1 data.batch_size=4"
+    "trainer.limit_val_batches=1"
 )
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "CMYK", "16 bits", "MPO")
 
@@ -51,9 +51,9 @@ def train(place, stages, words):
 
 def sample(place, bundle, size):
     steps = "--steps prior=1 decoder=1" + " upsampler_256=1" * (size > 64)
-    words = f"--model models/{bundle} --out {bundle} --size {size} {steps}"
+    words = f"--model models/{bundle} --out samples/{bundle} --size {size} {steps}"
     script.run(f"python src/sample.py 'a square of 31 pixels' {words}", place)
-    (made,) = (place / bundle).glob("*.png")
+    (made,) = (place / "samples" / bundle).glob("*.png")
     with Image.open(made) as image:
         assert image.size == (size, size)
 
