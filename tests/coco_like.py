@@ -26,7 +26,7 @@ def write_coco(root: Path, images: int = IMAGES, split: str = "val2014") -> Path
     """Write ROOT/annotations/captions_SPLIT.json and ROOT/SPLIT, and return ROOT."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / split).mkdir()
-    generator = random.Random(0)
+    generator = random.Random(split)
     ids = sorted({PNG_CALLED_JPG, *generator.sample(range(42, 581_930), images)})[-images:]
     listed = []
     for k, number in enumerate(ids):

@@ -40,7 +40,7 @@ def make_command(**variables) -> str:
 def evaluate(command, folder, coco, rank, port):
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["COCO_ROOT"] = str(coco)
-    sys.stdout = sys.stderr = open(folder / f"log{rank}", "a", encoding="utf-8", buffering=1)
+    sys.stdout = sys.stderr = open(folder / f"log{rank}", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
     script.run(command, folder)
 
 
