@@ -88,3 +88,15 @@ def test_the_results_have_the_number_of_bad_samples(tiny_model, tmp_path):
     report = collect(found, measurements, context, model=None, seconds=1.0)
     assert report.results["bad_samples"] == {"val": {"corrupt image": 1}}
     assert report.results["n_reference"] == 99
+
+
+def test_equal_keys_in_two_shards_are_two_images(tmp_path):
+    for shard in range(2):
+        samples = [
+            {"__key__": f"{k}", "png": png(20 * shard + k), "json": {"caption": f"{shard} {k}"}}
+            for k in range(3)
+        ]
+        write_samples(tmp_path / "val" / "64" / f"{shard:05d}.tar", samples)
+    source = open_source(tmp_path, "val", PROTOCOL)
+    assert [item.id for item in source.items] == ["0", "1", "2", "00001-0", "00001-1", "00001-2"]
+    assert [image.getpixel((0, 0))[0] for image in source.images([1, 4])] == [1, 21]

@@ -239,6 +239,16 @@ def test_a_name_with_slashes_stays_inside_the_folder(tmp_path):
     assert ImageFolder.read(out).rows[0].path == folder.rows[0].path
 
 
+def test_a_long_name_is_shortened_to_a_file_name(tmp_path):
+    names = ["猫" * 100 + end for end in "ab"]
+    prompts = [Prompt(name, "a cat", 0) for name in names]
+    folder = ImageFolder.create(tmp_path, prompts, {}, seed=0)
+    for k in range(2):
+        folder.write(k, torch.full((3, 8, 8), k, dtype=torch.uint8))
+    assert [row.path for row in ImageFolder.read(tmp_path).rows] == [r.path for r in folder.rows]
+    assert len({row.path for row in folder.rows}) == 2
+
+
 def test_an_image_s_name_may_have_a_dot(tmp_path):
     for name in ("a", "a.b"):
         to_pil(torch.zeros(3, 8, 8, dtype=torch.uint8)).save(tmp_path / f"{name}.png")

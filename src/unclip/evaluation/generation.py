@@ -262,4 +262,6 @@ def _is_intact(file: Path) -> bool:
 def _file_stem(name: str) -> str:
     """Return a sample's name as a file name: names of other people's samples may have slashes."""
     stem = quote(name, safe=" ")
+    if len(stem) > 200:  # most file systems allow 255 bytes
+        stem = f"{stem[:150]}-{fingerprint(name)}"
     return f"%2E{stem[1:]}" if stem.startswith(".") else stem  # files with a dot are not images

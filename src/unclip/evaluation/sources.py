@@ -186,12 +186,18 @@ def _list_shards(folder: Path) -> _Listing:
     every = range(sum(shard.samples for shard in shards))
     names: list[tuple[Path, str]] = []
     items: list[Item | BadSample] = []
+    ids: set[str] = set()
     for _, raw in read_positions(shards, every, images=False):
         names.append((raw.shard, raw.key))
         try:
-            items.append(_item(raw))
+            item = _item(raw)
         except BadSample as bad:
             items.append(bad)
+            continue
+        if item.id in ids:  # ids name files, and another shard may have the same key
+            item = item._replace(id=f"{raw.shard.stem}-{item.id}")
+        ids.add(item.id)
+        items.append(item)
 
     def load(indices: Sequence[int]) -> Iterator[Callable[[], Image.Image]]:
         return (partial(_image, raw) for raw in _read(shards, indices))
