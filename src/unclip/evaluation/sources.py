@@ -1,18 +1,17 @@
 """Real images and their captions, from shards or from MS-COCO's folders.
 
-A source lists the images of one split without decoding them, and decodes those that are asked for.
+A source lists the usable images of one split, and decodes those that are asked for.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -30,10 +29,8 @@ from unclip.files import read_json, write_text
 from unclip.images import fit, to_tensor
 
 DATA_COCO = "make data-coco"
-_BLOCK = 256  # images that are checked at once
+_BLOCK, _THREADS = 256, 8  # images that are checked at once, by this many threads
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
-
-Names = Sequence[tuple[Path, str]]  # shard or folder, and key or file name, of each sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +49,10 @@ class Source:
 class _Listing:
     """All samples of a split, before their images are decoded."""
 
-    names: Names
-    items: list[Item | BadSample]
-    # hashed for the source's fingerprint and stamp
-    parts: tuple[object, ...]
-    stats: list[tuple[str, int, int]]
+    name: str
+    names: list[tuple[Path, str]]  # shard or folder, and key or file name, of each sample
+    samples: list[Item | BadSample]
+    stats: list[tuple[str, int, int]]  # of the files, hashed for the source's stamp
     # function that yields, for ascending indices, functions that decode the images
     load: Callable[[Sequence[int]], Iterator[Callable[[], Image.Image]]]
 
@@ -92,20 +88,21 @@ def open_source(
         listing = _list_coco(Path(root), split)
     else:
         listing = _list_shards(Path(root) / split / str(protocol.resolution))
-    usable = [k for k, item in enumerate(listing.items) if isinstance(item, Item)]
-    stamp = _digest(*listing.parts, [listing.items[k][:2] for k in usable], listing.stats)
-    bad = _bad_images(listing, usable, cache and cache / f"bad-{stamp}.json", ranks, progress)
-    bad |= {k: item for k, item in enumerate(listing.items) if isinstance(item, BadSample)}
-    counter = BadSamples(max_bad_fraction, len(listing.items))
+    usable = {k: one for k, one in enumerate(listing.samples) if isinstance(one, Item)}
+    bad = {k: one for k, one in enumerate(listing.samples) if isinstance(one, BadSample)}
+    stamp = _digest(listing.name, [item[:2] for item in usable.values()], listing.stats)
+    file = cache and cache / f"bad-{stamp}.json"
+    bad |= _bad_images(listing, list(usable), file, ranks or Ranks(), progress)
+    counter = BadSamples(max_bad_fraction, len(listing.samples))
     for k, name in enumerate(listing.names):
         if k in bad:
             counter.record(*name, bad[k])
         counter.mark_seen()
     counter.finish()
     good = [k for k in usable if k not in bad]
-    items = [listing.items[k] for k in good]
+    items = [usable[k] for k in good]
     sizes = [stat[:2] for stat in listing.stats]
-    fingerprint = _digest(*listing.parts, [item[:2] for item in items], sizes)
+    fingerprint = _digest(listing.name, [item[:2] for item in items], sizes)
 
     def images(indices: Sequence[int]) -> Iterator[Image.Image]:
         places = [good[k] for k in indices]
@@ -123,17 +120,15 @@ def _bad_images(
     listing: _Listing,
     indices: Sequence[int],
     file: Path | None,
-    ranks: Ranks | None,
+    ranks: Ranks,
     progress: bool,
 ) -> dict[int, BadSample]:
     """Decode the images at some indices and return the errors, from `file` if it has them."""
-    ranks = ranks or Ranks()
-    known = file is not None and ranks.first and file.is_file()
-    found: list = read_json(cast(Path, file)) if known else []
-    if not ranks.share(known):
+    found = read_json(file) if file and ranks.first and file.is_file() else None
+    if ranks.share(found is None):
         blocks = [indices[block.start : block.stop] for block in ranks.blocks(len(indices), _BLOCK)]
         bar = tqdm(blocks, "checking images", unit="block", leave=False, disable=not progress)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(_THREADS) as pool:
             errors = [
                 (k, error.kind, error.detail)
                 for block in bar
@@ -176,8 +171,8 @@ def _list_coco(root: Path, split: str) -> _Listing:
         return (partial(_decode_file, paths[index]) for index in indices)
 
     names = [(folder, path.name) for path in paths]
-    items: list[Item | BadSample] = [Item(f"{one.id:012d}", one.captions) for one in listed]
-    return _Listing(names, items, (), stats, load)
+    samples: list[Item | BadSample] = [Item(f"{one.id:012d}", one.captions) for one in listed]
+    return _Listing(split, names, samples, stats, load)
 
 
 def _list_shards(folder: Path) -> _Listing:
@@ -185,24 +180,25 @@ def _list_shards(folder: Path) -> _Listing:
     shards = open_shards(folder)
     every = range(sum(shard.samples for shard in shards))
     names: list[tuple[Path, str]] = []
-    items: list[Item | BadSample] = []
+    samples: list[Item | BadSample] = []
     ids: set[str] = set()
     for _, raw in read_positions(shards, every, images=False):
         names.append((raw.shard, raw.key))
         try:
             item = _item(raw)
         except BadSample as bad:
-            items.append(bad)
+            samples.append(bad)
             continue
         if item.id in ids:  # ids name files, and another shard may have the same key
             item = item._replace(id=f"{raw.shard.stem}-{item.id}")
         ids.add(item.id)
-        items.append(item)
+        samples.append(item)
 
     def load(indices: Sequence[int]) -> Iterator[Callable[[], Image.Image]]:
         return (partial(_image, raw) for raw in _read(shards, indices))
 
-    return _Listing(names, items, (folder.name,), [_stat(shard.path) for shard in shards], load)
+    stats = [_stat(shard.path) for shard in shards]
+    return _Listing(folder.name, names, samples, stats, load)
 
 
 def crop_and_resize(image: Image.Image, protocol: Protocol) -> UInt8[Tensor, "3 size size"]:

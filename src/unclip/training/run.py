@@ -137,9 +137,10 @@ def public_embedder(
         ValueError: the bundle has another CLIP, or the public one cannot be used.
     """
     path, wanted = Path(path), public_name(name, pretrained)
-    with one_at_a_time(path):
-        if not path.exists():
-            write_public_clip(path, name, pretrained, normalize=normalize)
+    if not path.exists():
+        with one_at_a_time(path):
+            if not path.exists():
+                write_public_clip(path, name, pretrained, normalize=normalize)
     found = read_metadata(path).extra.get("public_clip", "one that was trained or converted")
     if found != wanted:
         raise ValueError(
