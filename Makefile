@@ -13,7 +13,7 @@ DATA := $(if $(QUICK),emoji_quick,$(SCALE))
 MEASURE := $(if $(QUICK),quick,offline)
 EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.max_steps_multiplier=$(HOURS))
 MODEL ?= models/$(SCALE)
-OUT ?= $(MODEL)
+OUT ?= $(if $(filter models/demo models/demo/,$(MODEL)),runs/demo,$(MODEL))
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help

@@ -55,6 +55,13 @@ def start(command, folder, coco, processes):
     return children
 
 
+def test_results_of_the_shipped_bundle_are_written_elsewhere():
+    command = make_command(MODEL="models/demo")
+    assert "model=models/demo " in command and "out=runs/demo/coco" in command
+    assert "trainer=ddp" in command and "protocol.count" not in command
+    assert "out=models/mine/coco" in make_command(MODEL="models/mine")
+
+
 @pytest.mark.slow
 def test_it_ends_with_the_undisturbed_results_after_three_kills(coco, tmp_path):
     model = tiny_bundle.write(tmp_path / "model", ("clip", "prior", "decoder", "upsampler_256"))

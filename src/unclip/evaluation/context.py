@@ -118,6 +118,8 @@ class Context:
         """
         if count is None and size == 64:
             count = self.counts.get(split)
+        if split in (SEEN, HELD_OUT) and not (self.data / split).is_dir():
+            raise FileNotFoundError(f"{self.data} has no split {split}: only emoji scenes have one")
         key = ("real", split, size, count)
         return self.cached(key, lambda: read_real(self.data, split, size, count=count))
 
