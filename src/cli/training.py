@@ -65,7 +65,8 @@ def build(config: Any) -> Any:
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:  # its cause has the message for the user
-        raise error.__cause__ or error from None
+        cause = error.__cause__ or error
+        raise (ConfigurationError(str(cause)) if isinstance(cause, ValueError) else cause) from None
 
 
 def check(config: dict[str, Any]) -> None:
@@ -146,10 +147,7 @@ def build_embedder(config: dict[str, Any]) -> Any:
     """Build the CLIP embedder, or return None for a stage that needs none."""
     if not config["needs_clip"]:
         return None
-    try:
-        embedder = build(config["embedder"]["build"])
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
+    embedder = build(config["embedder"]["build"])
     for name in ("embedding_dim", "text_width", "context_length"):
         actual, expected = getattr(embedder, name), config["clip"][name]
         if actual != expected:

@@ -216,16 +216,13 @@ def generate(
                 if sampled == 1:  # the first batch is slower
                     started = time.perf_counter()
                 elif sampled == 3 and not bar.disable:
-                    _print_duration(bar, (time.perf_counter() - started) / 2 / len(block))
+                    left = bar.total - bar.n - len(block)
+                    seconds = (time.perf_counter() - started) / 2 / len(block)
+                    about = timedelta(seconds=round(left * seconds))
+                    bar.write(f"{bar.desc}: {left:,} to sample, in about {about}")
             bar.update(len(block))
     ranks.wait()
     return folder
-
-
-def _print_duration(bar: tqdm, seconds: float) -> None:
-    """Print how long the missing images will take at `seconds` per image."""
-    duration = timedelta(seconds=round((bar.total - bar.n) * seconds))
-    bar.write(f"{bar.desc}: {bar.total - bar.n:,} to sample, in about {duration}")
 
 
 def _read_manifest(manifest: Path, files: Sequence[Path]) -> list[GeneratedImage]:
