@@ -76,7 +76,7 @@ class BadSamples:
             raise ValueError(
                 f"{self.bad} of {self.seen} samples are bad ({self}), more than the tolerated "
                 f"{self.max_fraction:.2%}; the last one is {self.last}. Replace the bad ones, or "
-                "raise max_bad_fraction."
+                "tolerate more with +data.max_bad_fraction=FRACTION."
             )
 
     def finish(self) -> None:
