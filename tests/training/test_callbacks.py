@@ -97,7 +97,10 @@ def test_throughput_does_not_count_validation(kit, tmp_path):
     with open(tmp_path / "logs" / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["train/images_per_second"]]
     assert float(rows[-1]["train/images"]) == 32
-    assert float(rows[-1]["train/images_per_second"]) > 0
+    images_per_second = float(rows[-1]["train/images_per_second"])
+    tflops, mfu = (float(rows[-1][f"train/{name}"]) for name in ("tflops", "mfu"))
+    assert tflops == pytest.approx(3 * 250_000 * images_per_second / 1e12)  # a quarter of a batch
+    assert 0 < mfu < 1 and mfu / tflops > 1  # of a peak below 1 TFLOP/s
     assert {"train/loss", "train/learning_rate", "train/gradient_norm"} <= rows[0].keys()
 
 

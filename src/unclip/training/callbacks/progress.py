@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from unclip.batch import Batch
+from unclip.training.cost import forward_flops, peak_flops
 from unclip.training.lightning_compat import find_callback, is_logged_step
 from unclip.training.modules import StageModule
 
@@ -19,7 +20,10 @@ WINDOW_SECONDS = 20.0  # of the moving average of images per second
 
 
 class Throughput(Callback):
-    """Log the images per second of training without validation, and the peak memory.
+    """Log the images per second of training without validation, the MFU and the peak memory.
+
+    The model FLOPs utilization (MFU) relates three times the forward pass of the stage, without the
+    frozen CLIP and recomputed blocks, to the FLOP/s of a large matrix product on the same device.
 
     Attributes:
         images: number of images trained on, by all ranks and also before a resume.
@@ -32,9 +36,17 @@ class Throughput(Callback):
         self.seconds = 0.0
         self.images_per_second = 0.0
         self._since = 0.0  # 0 while the clock is stopped
+        self._flops = 0.0  # of an image
+        self._peak_flops = 0.0
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: StageModule, batch: Batch, *_: Any
+    ) -> None:
         """Start the clock at the first batch and after a validation."""
+        if not self._flops:
+            self._flops = 3 * forward_flops(pl_module.recipe, batch) / len(batch["key"])
+            dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
+            self._peak_flops = peak_flops(pl_module.device, dtype)
         self._since = self._since or time.perf_counter()
 
     def on_train_batch_end(
@@ -49,8 +61,11 @@ class Throughput(Callback):
         weight = min(seconds / min(WINDOW_SECONDS, self.seconds), 1.0)
         self.images_per_second += weight * (images / seconds - self.images_per_second)
         if is_logged_step(trainer, trainer.global_step):
+            flops = self._flops * self.images_per_second / trainer.world_size
             values = {
                 "train/images_per_second": self.images_per_second,
+                "train/tflops": flops / 1e12,  # per second and device
+                "train/mfu": flops / self._peak_flops,
                 "train/images": float(self.images),
                 "train/memory_gib": peak_memory(pl_module.device) / 2**30,
             }
