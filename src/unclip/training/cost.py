@@ -5,8 +5,8 @@ fused attention, which does not store its weights. `MemTracker` of torch.distrib
 it rejects modules that run twice in a step, such as the blocks of the priors.
 
 The peaks of real steps on a CPU, profiled at emoji scale in float32 and bf16, agree within 0.4% for
-decoder, upsampler_256, prior and prior_ar (59 to 269 MB). On fake CUDA tensors, autograd saves 1%
-to 6% less than this peak in bf16 (decoder and prior at karlo scale, the paper's upsampler_256).
+decoder, upsampler_256, prior and prior_ar (59 to 269 MB). On fake CUDA tensors, autograd saves 3%
+to 6% less than this peak in bf16 (decoder at karlo scale, the paper's upsampler_256).
 Workspaces of kernels and fragmentation are not included.
 """
 
