@@ -100,7 +100,7 @@ def test_a_sharded_run_of_muon_resumes_bit_exactly(folder, ended):
 def test_all_ranks_resume_from_the_checkpoint_that_rank_0_has_verified(folder, ended):
     """Rank 1 does not read the tensors, so it finds the damaged one."""
     assert ended["damaged"]["code"] == 0
-    assert learned(folder / "damaged") == learned(folder / "two")
+    assert_close(folder / "two", folder / "damaged", rtol=1e-6, rows=2)
 
 
 @pytest.mark.slow
