@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import signal
@@ -278,3 +279,13 @@ class TestControlC:
         assert "Traceback" not in errors
         names = [path.name for path in (tmp_path / "out").iterdir()]
         assert names and all(name.endswith(".png") for name in names)
+
+
+def test_a_profile_of_sampling_is_written_and_printed(run, tmp_path, capsys):
+    assert run("a red apple", "--profile") == 0
+    with gzip.open(tmp_path / "out" / "profile.json.gz") as trace:
+        names = {event.get("name") for event in json.load(trace)["traceEvents"]}
+    assert {"aten::convolution", "aten::addmm"} <= names
+    table = [line for line in capsys.readouterr().out.splitlines() if "aten::" in line]
+    shares = [float(line.split()[1].rstrip("%")) for line in table]
+    assert len(table) == 10 and shares == sorted(shares, reverse=True)

@@ -1,17 +1,21 @@
-"""Progress messages, throughput and memory use of a run."""
+"""Progress messages, throughput, memory use and profile of a run."""
 
 import resource
 import sys
 import time
 from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from torch.profiler import profile, schedule
 from tqdm import tqdm
 
 from unclip.batch import Batch
+from unclip.profiling import write_report
 from unclip.training.cost import forward_flops, peak_flops
 from unclip.training.lightning_compat import find_callback, is_logged_step
 from unclip.training.modules import StageModule
@@ -90,6 +94,40 @@ def peak_memory(device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+class Profile(Callback):
+    """Profile some steps of rank 0, after the first ones, which take longer.
+
+    Args:
+        steps: number of steps.
+        folder: run folder.
+    """
+
+    def __init__(self, steps: int, folder: str | Path):
+        self.steps = steps
+        self.path = Path(folder) / "profile.json.gz"
+        self._profiler: profile | None = None
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Start the schedule of the profiler, which counts batches."""
+        batches = self.steps * trainer.accumulate_grad_batches
+        self._profiler = profile(
+            schedule=schedule(skip_first=5, wait=0, warmup=1, active=batches, repeat=1),
+            on_trace_ready=partial(write_report, path=self.path),
+        )
+        self._profiler.start()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Advance the schedule; after the last batch, the report is written."""
+        if self._profiler is not None:
+            self._profiler.step()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Write the report of a run that ends earlier."""
+        if self._profiler is not None:
+            self._profiler.stop()
 
 
 class StepProgress(Callback):
