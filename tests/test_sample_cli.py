@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -286,6 +287,6 @@ def test_a_profile_of_sampling_is_written_and_printed(run, tmp_path, capsys):
     with gzip.open(tmp_path / "out" / "profile.json.gz") as trace:
         names = {event.get("name") for event in json.load(trace)["traceEvents"]}
     assert {"aten::convolution", "aten::addmm"} <= names
-    table = [line for line in capsys.readouterr().out.splitlines() if "aten::" in line]
-    shares = [float(line.split()[1].rstrip("%")) for line in table]
-    assert len(table) == 10 and shares == sorted(shares, reverse=True)
+    table = re.findall(r"^ *\S.*?  +([\d.]+)%", capsys.readouterr().out, re.MULTILINE)
+    shares = [float(share) for share in table]
+    assert len(shares) == 10 and shares == sorted(shares, reverse=True)
