@@ -60,6 +60,7 @@ def test_a_cluster_reads_every_sample_once_and_opens_few_files(monkeypatch):
     shards = [Shard(Path(f"{i:05}.tar"), sizes.randrange(9_000, 11_000)) for i in range(10_000)]
     total = sum(shard.samples for shard in shards)
     opened = []
+    monkeypatch.setattr("unclip.data.shards.prefetch", lambda path: None)
     monkeypatch.setattr(
         "unclip.data.shards._read_shard",
         lambda shard, first, part, *_: opened.append((part, shard)) or [],
