@@ -18,7 +18,7 @@ from cli import refuse_shipped
 from cli.config_check import ConfigurationError, check_targets
 
 # Keys that may change when a run resumes.
-RESUMABLE_KEYS = ("run_folder", "resume", "resume_strict", "upstream", "logger")
+RESUMABLE_KEYS = ("run_folder", "resume", "resume_strict", "upstream", "logger", "profile")
 
 
 def config_identity(cfg: DictConfig) -> dict[str, Any]:
@@ -197,13 +197,17 @@ def open_trainer(
     """
     from unclip.provenance import code_version
     from unclip.training.callbacks.checkpoint import RunMetadata
+    from unclip.training.callbacks.progress import Profile
     from unclip.training.resume import check_same_run
 
     settings = config["trainer"]
     if max_steps is not None:
         settings = {**settings, "max_steps": max_steps, "max_steps_multiplier": 1.0}
+    callbacks = [build(callback) for callback in config["callbacks"].values()]
+    if config["profile"]:
+        callbacks.append(Profile(config["profile"], config["run_folder"]))
     trainer = build(settings)(
-        callbacks=[build(callback) for callback in config["callbacks"].values()],
+        callbacks=callbacks,
         loggers=[build(logger) for logger in config["logger"].values()],
     )
     metadata = {**metadata, "ranks": trainer.world_size}
