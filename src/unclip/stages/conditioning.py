@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -102,7 +101,9 @@ class NullText(nn.Module):
         """Return the text tensors of missing captions, in the shape of a batch's mask."""
         batch, length = text_mask.shape
         mask = torch.arange(length, device=self.states.device) < self.TOKENS
-        states = F.pad(self.states, (0, 0, 0, length - self.TOKENS))
+        # Not padded by F.pad, whose backward pass returns strides that DDP has to copy.
+        rest = self.states.new_zeros(1, length - self.TOKENS, self.states.shape[2])
+        states = torch.cat([self.states, rest], dim=1)
         return {
             "text_states": states.expand(batch, -1, -1),
             "text_mask": mask.expand(batch, -1),
