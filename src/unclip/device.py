@@ -17,6 +17,11 @@ def set_up_device(*, training: bool = False) -> None:
         torch.backends.cudnn.benchmark = training
 
 
+def device_of(accelerator: str) -> str:
+    """Return the device type, "cuda" or "cpu", of a trainer with Lightning's accelerator."""
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device | str) -> torch.dtype:
     """Return the dtype of networks in sampling; "auto" is float16 on a GPU, else float32.
 

@@ -96,11 +96,15 @@ class ClipEmbedder:
         """Return the device of the model and of its outputs."""
         return cast(Tensor, self.model.logit_scale).device
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the model, unless it is there already, and return this embedder."""
-        if torch.device(device) != self.device:
-            self.model.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Move and convert the model, unless that has been done, and return this embedder."""
+        if dtype is not None or torch.device(device) != self.device:
+            self.model.to(device, dtype)
         return self
+
+    def drop_image_tower(self) -> None:
+        """Free the image tower, which is not needed where image embeddings are stored."""
+        cast(Any, self.model).visual = None
 
     @torch.inference_mode(False)  # cached features may be used under autograd later
     def text(self, captions: Sequence[str]) -> TextFeatures:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from unclip.networks.layers import ModuleList, attend, split_heads
 
-
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # earlier keys and values + new ones
 
 

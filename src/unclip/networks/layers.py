@@ -41,9 +41,9 @@ class GroupNorm(nn.GroupNorm):
         """Normalize `x`; its shape, dtype and memory format stay."""
         wide = torch.promote_types(x.dtype, torch.float32)
         inner = outer = torch.preserve_format
-        if x.is_cuda and x.ndim == 4 and not torch.compiler.is_compiling():
-            if x.is_contiguous(memory_format=torch.channels_last):
-                inner, outer = torch.contiguous_format, torch.channels_last
+        channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        if x.is_cuda and channels_last and not torch.compiler.is_compiling():
+            inner, outer = torch.contiguous_format, torch.channels_last
         with torch.autocast(x.device.type, enabled=False):
             h = x.to(wide, memory_format=inner)
             h = F.group_norm(h, self.num_groups, self.weight.to(wide), self.bias.to(wide), self.eps)

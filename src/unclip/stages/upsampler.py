@@ -100,7 +100,7 @@ class UpsamplerStage(DiffusionStage):
     def denoiser(
         self, condition: dict[str, Tensor], guidance_scale: float | None = None
     ) -> Denoise:
-        """Return `denoise(x_t, t)` for a sampler; at t = 0 it uses `last_network` if there is one."""
+        """Return `denoise(x_t, t)` for a sampler, with `last_network`, if any, at t = 0."""
         denoise = super().denoiser(condition, guidance_scale)
         if self.last_network is None:
             return denoise

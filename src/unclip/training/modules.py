@@ -128,7 +128,8 @@ class StageModule(LightningModule):
         """Shard the stage if the strategy is FSDP."""
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy) and not is_sharded(self.stage):
-            shard(self.stage, strategy.device_mesh["data_parallel"])
+            bf16 = self.trainer.precision == "bf16-mixed"
+            shard(self.stage, strategy.device_mesh["data_parallel"], bf16=bf16)
 
     def on_fit_start(self) -> None:
         """Fit the stage's statistics on rank 0 and broadcast them, unless they were loaded."""
@@ -194,7 +195,9 @@ class StageModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer of the trainable weights and its schedule by steps."""
-        optimizer = self._optimizer(parameter_groups(self.stage))
+        optimizer: Any = self._optimizer(parameter_groups(self.stage))
+        # A fused optimizer would unscale float16's gradients only after they have been clipped.
+        optimizer._step_supports_amp_scaling = False
         max_steps = self.trainer.max_steps
         scheduler = LambdaLR(optimizer, lambda step: self._schedule(step, max_steps))
         return {
