@@ -63,7 +63,7 @@ def ddpm(
     theorem 1).
     """
     alpha_bar = diffusion.cpu_alpha_bar.tolist()
-    x0_error = None if diffusion.x0_error is None else diffusion.x0_error.tolist()
+    x0_error = None if diffusion.x0_error is None else diffusion.x0_error.cpu().tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     denoise = with_callback(denoise, callback, len(timesteps))
     x = x_T
