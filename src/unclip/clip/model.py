@@ -105,11 +105,11 @@ def prepare_image(
     image = image[..., top : top + edge, left : left + edge]
     if edge != size:
         image = F.interpolate(image, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    # filled on the device, since copying three numbers would make a GPU wait
-    mean, std = (
-        torch.cat([image.new_full((1, 1, 1), x) for x in values]) for values in (mean, std)
-    )
-    return (image - mean) / std
+
+    def filled(values: Sequence[float]) -> Tensor:  # copying numbers would make a GPU wait
+        return torch.cat([image.new_full((1, 1, 1), value) for value in values])
+
+    return (image - filled(mean)) / filled(std)
 
 
 def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
