@@ -109,7 +109,7 @@ def test_batches_are_halved_until_they_fit_on_the_gpu(folder, monkeypatch):
     monkeypatch.setattr(upsampler, "sample", with_little_memory)
     with pytest.warns(UserWarning, match="upsampler_256: not enough memory; trying batches of 2"):
         images = cascade.text_to_image(PROMPTS * 2, **FOUR).images
-    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert sizes == [4, 2, 1, 1, 1, 1]  # the last size for each of the four images
     assert (images[256].float() - plain.images[256].float()).abs().max() <= 1
 
 

@@ -209,13 +209,12 @@ class TextToImage(OpenBundle):
         try:
             return self._sample_batches(name, inputs, run, sample, more)
         except torch.OutOfMemoryError:
-            if run.batch_size == 1:
+            size = min(run.batch_size, len(next(iter(inputs.values()))))
+            if size == 1:
                 raise
-        half = replace(run, batch_size=(run.batch_size + 1) // 2)
-        warnings.warn(
-            f"{name}: not enough memory, trying batches of {half.batch_size}", stacklevel=2
-        )
-        return self._sample(name, inputs, half, sample, more)
+        half = (size + 1) // 2
+        warnings.warn(f"{name}: not enough memory; trying batches of {half}", stacklevel=2)
+        return self._sample(name, inputs, replace(run, batch_size=half), sample, more)
 
     def _sample_batches(
         self,

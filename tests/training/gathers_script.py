@@ -4,6 +4,7 @@ import unclip  # isort: skip # noqa: F401
 
 import json
 import sys
+from inspect import signature
 from pathlib import Path
 
 import tiny_bundle
@@ -12,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_acceleration import batch_for
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group as groups
 
 from unclip import bundle
 from unclip.training.sharding import full_state_dict, shard
@@ -46,19 +48,23 @@ def count(name, bf16):
     expected = step(plain, name, bf16)
     stage, phases, sent = build(name), ["forward"], []
     shard(stage, init_device_mesh("cpu", (2,)), bf16=bf16)
-    gather, reduce = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+    gather, reduce = groups.foreach_all_gather, groups.foreach_reduce
 
-    def spy_gather(output_tensor, *args, **kwargs):
-        sent.append((phases[-1], output_tensor.numel(), str(output_tensor.dtype)))
-        return gather(output_tensor, *args, **kwargs)
+    def spy_gather(parameters, *args, **kwargs):
+        result = gather(parameters, *args, **kwargs)
+        size = sum(parameter._orig_size.numel() for parameter in parameters)
+        sent.append((phases[-1], size, str(result.all_gather_output.dtype)))
+        return result
 
-    def spy_reduce(output, *args, **kwargs):
-        sent.append(("reduce", output.numel(), str(output.dtype)))
-        return reduce(output, *args, **kwargs)
+    def spy_reduce(*args, **kwargs):
+        given = signature(reduce).bind(*args, **kwargs).arguments
+        size = sum(gradient.numel() for gradient in given["unsharded_grads"])
+        sent.append(("reduce", size, str(given["reduce_dtype"] or given["orig_dtype"])))
+        return reduce(*args, **kwargs)
 
-    dist.all_gather_into_tensor, dist.reduce_scatter_tensor = spy_gather, spy_reduce
+    groups.foreach_all_gather, groups.foreach_reduce = spy_gather, spy_reduce
     loss = step(stage, name, bf16, phases)
-    dist.all_gather_into_tensor, dist.reduce_scatter_tensor = gather, reduce
+    groups.foreach_all_gather, groups.foreach_reduce = gather, reduce
     whole = sum(p.numel() for p in plain.parameters() if p.requires_grad)
     found = {"loss": loss, "expected": expected}
     for phase in ("forward", "backward", "reduce"):

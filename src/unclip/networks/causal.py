@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unclip.networks.layers import ModuleList, attend, split_heads
+from unclip.networks.layers import LayerNorm, ModuleList, attend, split_heads
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # earlier keys and values + new ones
 
@@ -59,10 +59,10 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
+        self.norm_attention = LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
+        self.norm_mlp = LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )

@@ -50,6 +50,15 @@ class GroupNorm(nn.GroupNorm):
             return h.to(x.dtype, memory_format=outer)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm whose weights may have another dtype than its input: FSDP gathers bfloat16."""
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Tensor:
+        """Normalize `x`; its dtype stays."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 class TimestepMLP(nn.Sequential):
     """Timestep → sinusoids, cosines first (ADM) → Linear, SiLU, Linear."""
 

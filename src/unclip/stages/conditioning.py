@@ -100,10 +100,11 @@ class NullText(nn.Module):
     def like(self, text_mask: Bool[Tensor, "batch length"]) -> dict[str, Tensor]:
         """Return the text tensors of missing captions, in the shape of a batch's mask."""
         batch, length = text_mask.shape
-        mask = torch.arange(length, device=self.states.device) < self.TOKENS
-        # Not padded by F.pad, whose backward pass returns strides that DDP has to copy.
-        rest = self.states.new_zeros(1, length - self.TOKENS, self.states.shape[2])
-        states = torch.cat([self.states, rest], dim=1)
+        positions = torch.arange(length, device=self.states.device)
+        mask = positions < self.TOKENS
+        # F.pad would give the gradient strides that make DDP copy it.
+        states = self.states.index_select(1, positions.clamp(max=self.TOKENS - 1))
+        states = states.masked_fill(~mask[:, None], 0.0)
         return {
             "text_states": states.expand(batch, -1, -1),
             "text_mask": mask.expand(batch, -1),

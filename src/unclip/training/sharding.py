@@ -117,14 +117,14 @@ def shard(stage: Stage, mesh: DeviceMesh, *, bf16: bool = False) -> None:
     The shards, the sums of gradients, and the weights outside the blocks stay in float32.
     """
     blocks = blocks_of(stage)
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    plain = policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if bf16:
         types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
         policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
     cast(Any, stage).to(memory_format=torch.contiguous_format)  # FSDP shards no other format
     modules: list[Any] = [*blocks, stage]
     for module in modules:
-        fully_shard(module, mesh=mesh, **({} if module is stage else {"mp_policy": policy}))
+        fully_shard(module, mesh=mesh, mp_policy=plain if module is stage else policy)
         for name in METHODS:
             if hasattr(module, name):
                 register_fsdp_forward_method(module, name)
