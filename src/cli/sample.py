@@ -114,8 +114,8 @@ def _sampling(add: Add, *, batch_size: int) -> None:
     add("--grid", action="store_true", help="also write a contact sheet")
     about = "write a trace into OUT, and print the most expensive operators of each batch"
     add("--profile", action="store_true", help=about)
-    dtypes = ("float32", "bfloat16", "float16")
-    add("--dtype", choices=dtypes, default="float32", help="dtype of the networks")
+    about = "dtype of the networks; auto is float16 on a GPU, else float32"
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=about)
     _device(add)
 
 

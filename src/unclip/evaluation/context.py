@@ -69,13 +69,15 @@ class Context:
     counts: Mapping[str, int] = field(default_factory=dict)
     device: Any = None  # device of all networks; None is a GPU if there is one
     max_bad_fraction: float = 0.01  # tolerated fraction of bad samples, which are left out
+    dtype: str = "auto"  # dtype of the bundle's networks; "auto" is float16 on a GPU, else float32
     ranks: Ranks = field(default_factory=Ranks)  # the processes that share the work
 
     def __post_init__(self, model: str | Path, images: str | Path | None) -> None:
         self.data, self.out, self.cache = Path(self.data), Path(self.out), Path(self.cache)
         self.device = self.ranks.device(self.device)
         self.given = ImageFolder.read(Path(images)) if images else None
-        self._cascade = None if images else Cascade.load(model, device=self.device)
+        where = {"device": self.device, "dtype": self.dtype}
+        self._cascade = None if images else Cascade.load(model, **where)
         self._kept: dict[Any, Any] = {}
 
     def cached(self, key: Any, function: Callable[[], T]) -> T:

@@ -142,6 +142,7 @@ def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str
         "stages": {name: about.fingerprint for name, about in used.items()},
         "recipes": {name: fingerprint(about.recipe) for name, about in used.items()},
         "clip": weights_of(cascade.embedder),
+        "dtype": str(cascade.dtype).removeprefix("torch."),
         "sampling": sampling,
         "seed": settings.seed,
     }
