@@ -6,7 +6,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from unclip.device import set_up_device
 from unclip.files import atomic_write
 from unclip.images import save_png
 from unclip.memory import GIB, format_bytes, free_memory
+from unclip.profiling import profiled
 from unclip.provenance import is_same_image, read_image_metadata
 from unclip.sampling_run import Progress
 from unclip.text_to_image import STAGE_OF_SIZE
@@ -28,9 +29,9 @@ GIF_MILLISECONDS = 120  # per frame
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Progress]:
-    """Yield a cascade's progress callback that shows one bar per stage."""
-    with tqdm(disable=None, leave=False) as bar:
+def progress_bar(label: str, trace: Path | None = None) -> Iterator[Progress]:
+    """Yield a cascade's progress callback that shows one bar per stage; profile into `trace`."""
+    with tqdm(disable=None, leave=False) as bar, profiled(trace) if trace else nullcontext():
 
         def progress(stage: str, step: int, steps: int) -> None:
             if step == 1:

@@ -54,12 +54,12 @@ class ClipStage(Stage):
             tokens.
         normalize: scale the embedder's outputs to unit length.
         quick_gelu: use OpenAI's activation, which its weights need.
+        image_mean: mean of each channel in [0, 1] that the images are normalized with.
+        image_std: standard deviation of each channel that the images are normalized with.
     """
 
     name = "clip"
     needs_clip = False
-    image_mean = OPENAI_DATASET_MEAN
-    image_std = OPENAI_DATASET_STD
     vocabulary: Tensor | None
 
     def __init__(
@@ -78,8 +78,12 @@ class ClipStage(Stage):
         vocabulary_size: int | None = None,
         normalize: bool = True,
         quick_gelu: bool = False,
+        image_mean: Sequence[float] = OPENAI_DATASET_MEAN,
+        image_std: Sequence[float] = OPENAI_DATASET_STD,
     ):
         super().__init__()
+        self.image_mean = tuple(image_mean)
+        self.image_std = tuple(image_std)
         vocabulary = None if vocabulary_size is None else fit_vocabulary((), vocabulary_size)
         # CLIP's token ids; `tokenizer` follows this buffer, also after loading a state dict
         self.register_buffer("vocabulary", None if vocabulary is None else torch.tensor(vocabulary))

@@ -31,7 +31,6 @@ from torch.optim import Optimizer
 
 from unclip.stages import Stage
 from unclip.training.acceleration import BLOCKS  # unsharded one by one; the rest all at once
-from unclip.training.resume import load_checkpoint
 
 METHODS = ("encode_context", "loss")  # called instead of forward
 
@@ -69,8 +68,8 @@ class ShardedStrategy(ModelParallelStrategy):
         return True
 
     def load_checkpoint(self, checkpoint_path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Open a checkpoint on every rank; tensors are read from the file when they are used."""
-        return load_checkpoint(Path(checkpoint_path))
+        """Open a checkpoint on every rank."""
+        return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load this rank's shards of the weights."""
@@ -165,9 +164,15 @@ def unsharded(stage: nn.Module) -> Iterator[None]:
         reshard(stage)
 
 
-def full_state_dict(stage: nn.Module) -> dict[str, Tensor]:
-    """Return a stage's full weights and buffers on the CPU. All ranks must call it."""
-    return {name: replicate(tensor).cpu() for name, tensor in stage.state_dict().items()}
+def full_state_dict(stage: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """Return a stage's full weights and buffers on the CPU. All ranks must call it.
+
+    Args:
+        stage: stage.
+        keep: whether this rank needs them; if not, nothing is copied or returned.
+    """
+    full = ((name, replicate(tensor)) for name, tensor in stage.state_dict().items())
+    return {name: tensor.cpu() for name, tensor in full if keep}
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
@@ -191,7 +196,7 @@ def full_tensor(local: Tensor, like: Tensor) -> Tensor:
 
 def shard_like(full: Tensor, like: Tensor) -> Tensor:
     """Return this rank's part of a full tensor, sharded as `like` is, on its device."""
-    full = full.to(like.device, like.dtype)
+    full = full.to(like.device, like.dtype, copy=True)  # it may be memory-mapped
     if not isinstance(like, DTensor):
         return full
     return distribute_tensor(full, like.device_mesh, like.placements).to_local()

@@ -2,8 +2,6 @@
 
 import ctypes
 import logging
-import signal
-import sys
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -77,16 +75,6 @@ def tune_malloc() -> None:
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)
     mallopt(mmap_max, 0)
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends; on Linux only.
-
-    Otherwise a rank that hangs would outlive its run.
-    """
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def build_trainer(

@@ -22,7 +22,7 @@ from unclip.files import atomic_write
 from unclip.training import lightning_compat
 from unclip.training.callbacks.guard import NonFiniteError
 from unclip.training.modules import StageModule
-from unclip.training.resume import LAST, PREVIOUS, CheckpointError
+from unclip.training.resume import LAST, PREVIOUS, CheckpointError, load_checkpoint
 from unclip.training.sharding import is_sharded
 
 # After these exceptions the weights are in doubt, saving would fail again, or it is not wanted.
@@ -69,14 +69,19 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Load a checkpoint onto the CPU, or onto `map_location`.
+        """Open a checkpoint; its tensors are read from the file when they are used.
+
+        All ranks open that of rank 0, which alone has verified it.
 
         Raises:
             FileNotFoundError: there is no such file; a run that should resume never starts over.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no checkpoint {path}")
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        chosen = [path]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(chosen, src=0)
+        return load_checkpoint(Path(chosen[0]))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, if it exists."""
