@@ -193,6 +193,8 @@ class TestErrors:
             (("a dog", "--batch-size", "x"), "'x' is not a positive integer"),
             (("a dog", "--steps", "16"), "'16' is not STAGE=N, such as decoder=16"),
             (("a dog", "--size", "128"), "invalid choice: 128"),
+            (("a dog", "--guidance", "nan"), "'nan' is not a finite number"),
+            (("edit", "x.png", "--to", "a cat", "--strength", "inf"), "'inf' is not a finite"),
         ],
     )
     def test_errors_of_the_parser(self, run, capsys, arguments, message):

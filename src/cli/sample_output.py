@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from cli.sample import log
 from unclip.cascade import Cascade
+from unclip.device import set_up_device
 from unclip.files import atomic_write
 from unclip.images import save_png
 from unclip.memory import GIB, format_bytes, free_memory
@@ -42,15 +43,16 @@ def progress_bar(label: str, trace: Path | None = None) -> Iterator[Progress]:
 
 
 def open_cascade(args: argparse.Namespace) -> Cascade:
-    """Open the bundle of a command; set `args.size` to the largest size if none was given."""
+    """Open the bundle of a command; set `args.dtype`, and a missing `args.size` to the largest."""
+    set_up_device()
     try:
         if args.device is not None:
             torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {args.device} cannot be used here: {reason}") from error
-    dtype = getattr(torch, args.dtype)
-    cascade = Cascade.load(args.model, device=args.device, dtype=dtype, offload=args.offload)
+    cascade = Cascade.load(args.model, device=args.device, dtype=args.dtype, offload=args.offload)
+    args.dtype = str(cascade.dtype).removeprefix("torch.")
     needs = cascade.weight_bytes(*cascade.metadata)
     if sum(needs.values()) >= LARGE:
         free = free_memory(cascade.device)

@@ -91,6 +91,9 @@ class ImageData(LightningDataModule):
     def train_dataloader(self):
         return DataLoader(Images(64, self.poisoned), batch_size=4, collate_fn=collate)
 
+    def caption_loader(self):
+        return [{"caption": ["an image"]}]
+
     def val_dataloader(self):
         return DataLoader(Images(8), batch_size=4, collate_fn=collate)
 

@@ -18,13 +18,14 @@ from lightning.pytorch import Callback, LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader
 
+from unclip.evaluation.distributed import die_with_parent
 from unclip.networks.unet import ResBlock
 from unclip.training import muon
 from unclip.training.callbacks.logs import CsvLogger
 from unclip.training.modules import sample_generators
 from unclip.training.resume import find_checkpoint
 from unclip.training.sharding import unsharded
-from unclip.training.trainer import die_with_parent, silence_lightning
+from unclip.training.trainer import silence_lightning
 
 IMAGES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
 MUON = functools.partial(

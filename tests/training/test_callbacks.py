@@ -193,10 +193,10 @@ def test_auto_precision_is_never_emulated_bf16(monkeypatch):
     assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "bf16-mixed"
     emulated = lambda including_emulation=True: including_emulation  # noqa: E731
     monkeypatch.setattr("torch.cuda.is_bf16_supported", emulated)
-    assert resolve_precision("auto", "gpu") == "32-true"
+    assert resolve_precision("auto", "gpu") == "16-mixed"
 
 
-@pytest.mark.parametrize("precision", [16, "16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
 def test_precisions_that_train_wrong_weights_are_refused(precision):
     with pytest.raises(ValueError, match="use bf16-mixed"):
         resolve_precision(precision, "gpu")

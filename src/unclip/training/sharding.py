@@ -20,14 +20,19 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from unclip.stages import Stage
 from unclip.training.acceleration import BLOCKS  # unsharded one by one; the rest all at once
 
-METHODS = ("project", "encode_context", "loss")  # called instead of forward
+METHODS = ("encode_context", "loss")  # called instead of forward
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -104,13 +109,21 @@ def blocks_of(stage: Stage) -> Sequence[nn.Module]:
     return blocks
 
 
-def shard(stage: Stage, mesh: DeviceMesh) -> None:
-    """Shard a stage, which has the same weights on all ranks, over a one-dimensional mesh."""
+def shard(stage: Stage, mesh: DeviceMesh, *, bf16: bool = False) -> None:
+    """Shard a stage, which has the same weights on all ranks, over a one-dimensional mesh.
+
+    With `bf16`, the blocks' weights are gathered in bfloat16, in which they compute under autocast.
+    The shards, the sums of gradients, and the weights outside the blocks stay in float32.
+    """
     blocks = blocks_of(stage)
+    plain = policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if bf16:
+        types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
+        policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
     cast(Any, stage).to(memory_format=torch.contiguous_format)  # FSDP shards no other format
     modules: list[Any] = [*blocks, stage]
     for module in modules:
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh, mp_policy=plain if module is stage else policy)
         for name in METHODS:
             if hasattr(module, name):
                 register_fsdp_forward_method(module, name)

@@ -104,9 +104,10 @@ class RunCheckpoint(Checkpoint):
     A checkpoint is written before the following step, when the step and its validation are logged,
     so that a resumed run leaves no gap. The last one is written after the export.
 
-    Ctrl-C and SIGTERM end the run after the current step: it is saved, and a line says how to
-    resume. A second Ctrl-C ends the run at once. All ranks stop at the same step, whichever rank
-    received the signal. A signal in a validation saves at once and stops when the validation ends.
+    Ctrl-C and SIGTERM end the run after the current step, on several GPUs after the next logged
+    step: it is saved, and a line says how to resume. A second Ctrl-C ends the run at once. All
+    ranks stop at the same step, whichever rank received the signal. A signal in a validation saves
+    at once and stops when the validation ends.
 
     Args:
         folder: folder of last.ckpt.
@@ -147,8 +148,10 @@ class RunCheckpoint(Checkpoint):
         lightning_compat.sync_logged_step(trainer)
         if lightning_compat.is_within_step(trainer):
             return
-        stop = self._should_stop(trainer)
-        if stop or trainer.global_step % self.every_steps == 0:
+        step = trainer.global_step
+        asks = trainer.world_size == 1 or lightning_compat.may_wait(trainer, step)
+        stop = asks and self._should_stop(trainer)
+        if stop or step % self.every_steps == 0:
             self._save(trainer)
         if stop:  # the ranks that rank 0 started exit with 0, or it would be killed
             self._print_resume_command()
