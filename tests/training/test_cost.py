@@ -231,7 +231,7 @@ def test_the_documented_costs_are_those_of_the_planner(name, request):
     expected = [samples, tflops, ddp[1], ddp[8], ddp[64], fsdp[64]]
     expected += [memory["ddp"][0], memory["fsdp"][1]]
     written = [float(cells[index]) for index in (2, 3, 5, 6, 7, 8, 9, 10)]
-    assert written == pytest.approx(expected, rel=0.02)
+    assert written == pytest.approx(expected, rel=0.03)
 
 
 def numbers(row):
