@@ -7,16 +7,17 @@ eight GPUs of 300 TFLOP/s keep busy at the paper's scale.
 import unclip  # isort: skip # noqa: F401 (first: torchvision then imports next to a CPU torch)
 
 import argparse
+import http.server
 import io
 import itertools
 import multiprocessing
 import resource
-import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from unclip.data.prepare.resumable import write_samples
 from unclip.data.reader import SampleReader
 from unclip.data.remote import list_remote
 
-PORT, SHARDS, GPUS = 18222, 4, 8 * 300e12
+SHARDS, GPUS = 4, 8 * 300e12
 DECODER = {"image_size": 64}
 # Size of the stored images, settings of the reader, and GFLOPs per sample by plan.py.
 CASES: dict[str, tuple[int, dict[str, Any], float]] = {
@@ -41,6 +42,11 @@ CASES: dict[str, tuple[int, dict[str, Any], float]] = {
     "upsampler_256": (256, {"image_size": 256, "crop": 64, "degradation": "gaussian_blur"}, 1594),
     "upsampler_1024": (1024, {"image_size": 1024, "crop": 256, "degradation": "bsr"}, 3717),
 }
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 def generate(folder: Path, size: int, images: int) -> None:
@@ -62,13 +68,13 @@ def _samples(size: int, images: int, first: int) -> Iterator[dict[str, Any]]:
         yield {"__key__": f"{number:08d}", "jpg": encoded.getvalue(), "json": captions}
 
 
-def measure(name: str, folder: Path, seconds: float) -> dict[str, Any]:
-    """Load batches for some seconds of CPU time."""
+def measure(name: str, folder: Path, seconds: float, url: str = "") -> dict[str, Any]:
+    """Load batches for some seconds of CPU time; `url` is that of the folder."""
     torch.set_num_threads(1)
     size, settings, gflops = CASES[name]
     source: Any = folder / str(size)
     if "HTTP" in name:
-        source = list_remote(f"http://127.0.0.1:{PORT}/{size}", folder / "cache")
+        source = list_remote(f"{url}/{size}", folder / "cache")
     options = {"batch_size": 16, "shuffle": True, "shuffle_buffer": 100}
     options |= {"embeddings": "clip"} if "embeddings" in name else {}
     loader = ShardLoader(ShardDataset(source, SampleReader(**settings), **options))
@@ -94,11 +100,11 @@ def main() -> None:
         folder, context = Path(name), multiprocessing.get_context("spawn")
         for size in (256, 1024):
             generate(folder, size, images)
-        web = [sys.executable, "-m", "http.server", str(PORT), "--bind", "127.0.0.1", "-d", name]
-        server = subprocess.Popen(web, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=name))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-            rows = [pool.submit(measure, case, folder, seconds).result() for case in CASES]
-        server.kill()
+            rows = [pool.submit(measure, case, folder, seconds, url).result() for case in CASES]
     write_results(given.out, "loader", rows=rows)
     print(markdown(rows))
 

@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Measure all that needs a GPU, in at most five minutes: tests, networks, loader.
 # benchmarks/gpu.sh [FOLDER] writes a file after each case, and all.json and all.md at the end.
-# QUICK=1 tries it with tiny networks, without a GPU.
+# QUICK=1 tries the benchmarks with tiny networks, without a GPU, in ten times the time.
 set -u
 cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}
-python=${PYTHON:-.venv/bin/python}
-quick=${QUICK:+--quick}
 export PYTHONPATH=src
+run() { timeout "$1${QUICK:+0}" "${PYTHON:-.venv/bin/python}" "${@:2}" || echo "exit code $?: ${*:2}"; }
 mkdir -p "$out"
 
-timeout 45 "$python" -m pytest -q -m gpu --junitxml="$out/tests.xml" || echo "tests: code $?"
-timeout 165 "$python" benchmarks/speed.py $quick --sizes karlo paper emoji --minutes 2.2 \
-    --out "$out/networks.json" || echo "networks: code $?"
-timeout 60 "$python" benchmarks/speed.py $quick --sizes emoji --stages prior decoder --compile \
-    --minutes 0.6 --out "$out/networks_compiled.json" || echo "compiled networks: code $?"
-timeout 30 "$python" benchmarks/data.py $quick --out "$out/loader.json" || echo "loader: code $?"
-"$python" benchmarks/results.py "$out"
+if [ -n "${QUICK:-}" ]; then
+    run 240 benchmarks/speed.py --quick --out "$out/networks.json"
+else
+    run 45 -m pytest -q -m gpu --junitxml="$out/tests.xml"
+    run 165 benchmarks/speed.py --sizes karlo paper emoji --minutes 2.2 --out "$out/networks.json"
+    run 60 benchmarks/speed.py --sizes emoji --stages prior decoder --compile --minutes 0.6 \
+        --out "$out/compiled.json"
+fi
+run 30 benchmarks/data.py ${QUICK:+--quick} --out "$out/loader.json"
+run 10 benchmarks/results.py "$out"

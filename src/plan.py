@@ -97,7 +97,8 @@ def describe(config: dict[str, Any], step: StepCost) -> dict[str, str]:
         f"hours on {', '.join(map(str, counts))} devices": "",
     }
     for strategy in ("ddp", "fsdp"):
-        run = {"sharded": strategy == "fsdp", "flops": config["flops"], **config["bandwidth"]}
+        run = {"sharded": strategy == "fsdp", "bf16": trainer["precision"] == "bf16-mixed"}
+        run |= {"flops": config["flops"], **config["bandwidth"]}
         seconds = [step_seconds(step, n, batches=batches / n, **run) for n in counts]
         rows[f"  {strategy}"] = "   ".join(f"{steps * value / 3600:,.1f}" for value in seconds)
         total = [sum(memory_of(config, step, n if run["sharded"] else 1).values()) for n in counts]

@@ -114,6 +114,7 @@ def step_seconds(
     *,
     batches: float,
     sharded: bool,
+    bf16: bool,
     flops: float,
     node: float,
     network: float,
@@ -121,13 +122,15 @@ def step_seconds(
     """Estimate the duration of an optimizer step; communication overlaps with computation.
 
     DDP reduces the gradients during the last backward pass of a step. FSDP gathers the weights in
-    every forward and backward pass, and reduces the gradients in every backward pass.
+    every forward and backward pass, and reduces the gradients in every backward pass. Gradients are
+    reduced in float32.
 
     Args:
         step: cost of a batch on one device.
         devices: number of devices; up to 8 are one node.
         batches: number of batches that a device accumulates.
         sharded: whether the strategy is FSDP, instead of DDP.
+        bf16: whether FSDP gathers the weights in bfloat16.
         flops: FLOP/s of a device.
         node: bytes per second of a ring of devices in one node.
         network: the same over several nodes.
@@ -135,7 +138,7 @@ def step_seconds(
     forward = (step.forward_flops + step.clip_flops) / flops
     backward = (step.training_flops - step.forward_flops) / flops
     per_byte = (devices - 1) / devices / (node if devices <= 8 else network)
-    gather, reduce = per_byte * step.weights, per_byte * step.gradients
+    gather, reduce = per_byte * step.weights / (1 + bf16), per_byte * step.gradients
     if sharded:
         return batches * (max(forward, gather) + max(backward, gather + reduce))
     return batches * (forward + backward) + max(2 * reduce - backward, 0.0)

@@ -20,6 +20,7 @@ from unclip.training.cost import forward_flops, peak_flops
 from unclip.training.lightning_compat import find_callback, is_logged_step
 from unclip.training.modules import StageModule
 
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 WINDOW_SECONDS = 20.0  # of the moving average of images per second
 
 
@@ -49,7 +50,7 @@ class Throughput(Callback):
         """Start the clock at the first batch and after a validation."""
         if not self._flops:
             self._flops = 3 * forward_flops(pl_module.recipe, batch) / len(batch["key"])
-            dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
+            dtype = DTYPES.get(str(trainer.precision), torch.float32)
             self._peak_flops = peak_flops(pl_module.device, dtype)
         self._since = self._since or time.perf_counter()
 
