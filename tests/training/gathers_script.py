@@ -71,7 +71,7 @@ def count(name, bf16):
         parts = [(size, dtype) for kind, size, dtype in sent if kind == phase]
         found[phase] = sum(size for size, _ in parts) / whole
         found[f"{phase} dtypes"] = sorted({dtype for _, dtype in parts})
-    found["saved"] = sorted({str(t.dtype) for t in full_state_dict(stage).values()})
+    found["saved"] = sorted({str(t.dtype) for t in full_state_dict(stage, keep=True).values()})
     return found
 
 

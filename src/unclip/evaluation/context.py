@@ -68,8 +68,8 @@ class Context:
     # that is not named
     counts: Mapping[str, int] = field(default_factory=dict)
     device: Any = None  # device of all networks; None is a GPU if there is one
-    max_bad_fraction: float = 0.01  # tolerated fraction of bad samples, which are left out
     dtype: str = "auto"  # dtype of the bundle's networks; "auto" is float16 on a GPU, else float32
+    max_bad_fraction: float = 0.01  # tolerated fraction of bad samples, which are left out
     ranks: Ranks = field(default_factory=Ranks)  # the processes that share the work
 
     def __post_init__(self, model: str | Path, images: str | Path | None) -> None:
