@@ -7,17 +7,18 @@ SET ?= S
 HOURS ?= 2
 CPU_SECONDS ?= 1600
 COCO_ROOT ?= data/coco
+COUNT ?=
 SCALE := $(if $(QUICK),quick,$(if $(filter M,$(SET)),emoji_m,emoji))
 DATA := $(if $(QUICK),emoji_quick,$(SCALE))
 MEASURE := $(if $(QUICK),quick,offline)
 EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.max_steps_multiplier=$(HOURS))
 MODEL ?= models/$(SCALE)
-OUT ?= $(MODEL)
+OUT ?= $(if $(filter models/demo models/demo/,$(MODEL)),runs/demo,$(MODEL))
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo app lint doctor format test data-emoji data-coco eval-coco train bench \
-	race paper clean
+.PHONY: help setup setup-dev demo app lint doctor format test docs data-emoji data-coco eval-coco \
+	train bench race paper clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,7 +35,7 @@ setup: .venv/installed ## Create .venv and install what sampling, training and e
 setup-dev: .venv/installed-dev ## Also install what tests, lint and benchmarks need
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[app,emoji,evaluation,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[app,emoji,evaluation,dev,docs]'
 	touch $@
 
 demo: setup ## Generate and edit images with the trained bundle in models/demo, in two minutes
@@ -63,15 +64,18 @@ format: setup-dev ## Format the code and apply automatic fixes
 test: lint ## Run lint, then all tests
 	$(BIN)/pytest
 
+docs: setup-dev ## Build the documentation in site/; a warning is an error
+	$(BIN)/zensical build --strict --clean
+
 data-emoji: setup ## Render the emoji scenes, set S
 	$(RUN) src/prepare.py emoji --set S
 
 data-coco: setup ## Download MS-COCO val2014 into COCO_ROOT: 7 GB, resumable, verified
 	$(RUN) src/prepare.py fetch-coco --out $(COCO_ROOT)
 
-eval-coco: setup ## Evaluate MODEL on COCO with the protocol of papers: 30,000 captions, 256 px
+eval-coco: setup ## Evaluate MODEL on COCO with the protocol of papers: 30,000 captions (or COUNT), 256 px
 	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco measure=full \
-		out=$(OUT)/coco
+		trainer=ddp out=$(OUT)/coco $(if $(COUNT),protocol.count=$(COUNT))
 
 train: setup ## Train the missing stages and evaluate all: set S, SET=M HOURS=2, or QUICK=1
 	$(if $(filter-out S M,$(SET)),$(error SET=$(SET): choose S or M))
@@ -79,7 +83,7 @@ train: setup ## Train the missing stages and evaluate all: set S, SET=M HOURS=2,
 		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train $(EFFORT) || exit 1; done
 	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) measure=$(MEASURE)
 
-bench: setup-dev ## Compare speed with diffusers, GLIDE and DALLE2-pytorch, in ten minutes
+bench: setup-dev ## Compare speed with diffusers and DALLE2-pytorch, in ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
 
 race: setup ## Compare with DALLE2-pytorch's decoder, each trained for CPU_SECONDS
@@ -91,4 +95,4 @@ paper: setup ## Plot the paper's figures and tables with MODEL
 
 clean: ## Delete caches, but not data, models or runs
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
-	rm -rf .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .ruff_cache .pytest_cache .import_linter_cache .cache site

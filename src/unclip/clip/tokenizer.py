@@ -13,6 +13,7 @@ from torch import Tensor
 
 BYTE_TOKENS = 512  # ids 0 to 255 are bytes inside a word, 256 to 511 the last byte of a word
 CACHED_CAPTIONS = 65536
+MAX_WORD = 4000  # letters of a word that are encoded; merging pairs takes quadratic time
 
 
 class Tokens(NamedTuple):
@@ -150,7 +151,7 @@ def _words(text: str) -> Iterable[tuple[int, list[int]]]:
     """Yield the start of each word of a cleaned text, and its ids."""
     bpe = _byte_pairs()
     for match in bpe.pat.finditer(text):
-        symbols = "".join(bpe.byte_encoder[byte] for byte in match[0].encode("utf-8"))
+        symbols = "".join(bpe.byte_encoder[byte] for byte in match[0][:MAX_WORD].encode("utf-8"))
         yield match.start(), [bpe.encoder[piece] for piece in bpe.bpe(symbols).split(" ")]
 
 

@@ -5,7 +5,10 @@ r + world, …: results do not depend on how many processes there are.
 """
 
 import atexit
+import ctypes
 import os
+import signal
+import sys
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -77,8 +80,20 @@ def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) ->
         accelerator=accelerator, devices=int(devices), num_nodes=nodes, strategy=strategy
     )
     fabric.launch()
+    if fabric.global_rank:
+        die_with_parent()
     atexit.register(_destroy_process_group)
     return Ranks(fabric)
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends; on Linux only.
+
+    Otherwise a rank that hangs would outlive its run.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _destroy_process_group() -> None:
