@@ -63,20 +63,9 @@ SETTINGS = {
 
 # Controls that an image's settings restore, with their types.
 RESTORED = {
-    "guidance": float,
-    "prior": str,
-    "prior_guidance": float,
-    "size": int,
-    "seed": int,
-    "count": int,
-    "eta": float,
-    "frames": int,
-    "noise": str,
-    "source": str,
-    "target": str,
-    "strength": float,
-    "prompt": str,
-    "margin": float,
+    **dict.fromkeys(("guidance", "prior_guidance", "eta", "strength", "margin"), float),
+    **dict.fromkeys(("size", "seed", "count", "frames"), int),
+    **dict.fromkeys(("prompt", "prior", "source", "target", "noise"), str),
 }
 
 
