@@ -95,11 +95,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few images, to try everything")
     parser.add_argument("--out", type=Path, default=Path("runs/loader.json"))
     given = parser.parse_args()
-    images, seconds = (8, 0.1) if given.quick else (100, 2.0)
+    images, seconds = (8, 0.1) if given.quick else (100, 1.0)
     with tempfile.TemporaryDirectory() as name:
         folder, context = Path(name), multiprocessing.get_context("spawn")
         for size in (256, 1024):
-            generate(folder, size, images)
+            generate(folder, size, images * 256 // size)
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=name))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"

@@ -10,12 +10,12 @@ run() { timeout "$1${QUICK:+0}" "${PYTHON:-.venv/bin/python}" "${@:2}" || echo "
 mkdir -p "$out"
 
 if [ -n "${QUICK:-}" ]; then
-    run 240 benchmarks/speed.py --quick --out "$out/networks.json"
+    run 240 benchmarks/speed.py --quick --stages prior upsampler_256 --out "$out/networks.json"
 else
-    run 45 -m pytest -q -m gpu --junitxml="$out/tests.xml"
-    run 165 benchmarks/speed.py --sizes karlo paper emoji --minutes 2.2 --out "$out/networks.json"
-    run 60 benchmarks/speed.py --sizes emoji --stages prior decoder --compile --minutes 0.6 \
+    run 40 -m pytest -q -m gpu --junitxml="$out/tests.xml"
+    run 150 benchmarks/speed.py --sizes karlo paper emoji --minutes 2 --out "$out/networks.json"
+    run 55 benchmarks/speed.py --sizes emoji --stages prior decoder --compile --minutes 0.5 \
         --out "$out/compiled.json"
 fi
-run 30 benchmarks/data.py ${QUICK:+--quick} --out "$out/loader.json"
+run 45 benchmarks/data.py ${QUICK:+--quick} --out "$out/loader.json"
 run 10 benchmarks/results.py "$out"

@@ -26,6 +26,7 @@ C10_REGISTER_GUARD_IMPL(CUDA, NoOpDeviceGuardImpl<DeviceType::CUDA>);
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(620),
     pytest.mark.skipif(shutil.which("g++") is None, reason="the device guard needs g++"),
     pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has its own guard"),
 ]

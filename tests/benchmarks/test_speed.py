@@ -19,6 +19,7 @@ def load(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_script_for_a_gpu_runs_on_a_cpu_with_tiny_networks(tmp_path):
     environment = os.environ | {"QUICK": "1", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     command = ["bash", ROOT / "benchmarks" / "gpu.sh", tmp_path]
@@ -30,8 +31,7 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_with_tiny_networks(tmp_path):
     assert "| upsampler_256 | quick | train " in (tmp_path / "all.md").read_text()
     results = everything["networks"]
     assert results["machine"]["cores"] >= 1 and results["versions"]["torch"] == torch.__version__
-    stages = {"prior", "decoder", "upsampler_256"}
-    assert {row["stage"] for row in results["rows"]} == stages
+    assert {row["stage"] for row in results["rows"]} == {"prior", "upsampler_256"}
     prior = [row for row in results["rows"] if row["stage"] == "prior"]
     rows = {(row["measure"], row["contender"]): row for row in prior}
     contenders = {"unclip", "diffusers", "DALLE2-pytorch"} - results["not_measured"].keys()

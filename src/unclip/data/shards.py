@@ -211,6 +211,7 @@ def read_positions(
     for part, following in itertools.pairwise(itertools.chain(parts, [None])):
         if following is not None:
             prefetch(following[0].path)
+        assert part is not None  # only the last `following` is
         yield from _read_shard(*part, wanted, images, report)
 
 

@@ -13,7 +13,7 @@ Workspaces of kernels and fragmentation are not included.
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -148,7 +148,7 @@ def forward_flops(recipe: dict[str, Any], batch: Mapping[str, Any]) -> int:
     """Count the FLOPs of a stage's loss over a batch, without computing it."""
     with FakeTensorMode(), torch.no_grad(), StepMeter([]) as meter:
         stage = bundle.build(recipe)
-        _loss(stage, {name: _fake(value) for name, value in batch.items()})
+        _loss(stage, cast(Batch, {name: _fake(value) for name, value in batch.items()}))
     return meter.flops
 
 
