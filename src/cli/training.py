@@ -47,6 +47,7 @@ OmegaConf.register_new_resolver("run_folder_of", _run_folder, replace=True)  # f
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with one line instead of a traceback if the message says how to fix the error."""
+    from unclip.launcher import LaunchError
     from unclip.training.resume import ResumeError
 
     program = Path(sys.argv[0]).name
@@ -55,7 +56,7 @@ def exit_on_user_error() -> Iterator[None]:
     except MissingMandatoryValue as error:
         key = error.full_key
         raise SystemExit(f"{program}: {key} has no value: add {key}=VALUE") from None
-    except (ConfigurationError, ResumeError, OSError) as error:
+    except (ConfigurationError, LaunchError, ResumeError, OSError) as error:
         raise SystemExit(f"{program}: {error}") from None
 
 
@@ -70,7 +71,11 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: the message says what to change.
         FileNotFoundError: a folder has no shards, and no command is known that makes them.
+        LaunchError: a launcher started another number of processes.
     """
+    from unclip.launcher import settle_rank
+
+    settle_rank(config["trainer"]["devices"], config["trainer"].get("num_nodes", 1))
     check_targets(config)
     import torch
 
@@ -125,13 +130,16 @@ def ensure_inputs(config: dict[str, Any], overrides: list[str]) -> None:
 def set_up_process(seed: int) -> None:
     """Configure logging, memory and random numbers of this process."""
     import torch
+    from lightning.pytorch.utilities import rank_zero_only
 
-    from unclip.training.resume import is_first_rank
+    from unclip.launcher import is_first_rank
     from unclip.training.trainer import die_with_parent, silence_lightning, tune_malloc
 
     silence_lightning()
     tune_malloc()
-    if not is_first_rank():
+    if is_first_rank():
+        rank_zero_only.rank = 0  # until the strategy sets it; Lightning has read a stale RANK
+    else:
         die_with_parent()
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(seed)  # the same initial weights on all ranks

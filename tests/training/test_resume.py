@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_shards import write_shards
 
-from unclip.training import resume
+from unclip import launcher
 from unclip.training.resume import (
     Decay,
     ResumeError,
@@ -29,7 +29,7 @@ RECORD = {"config": {"optimizer": {"lr": 0.1}, "seed": 0}, "data_set": "0123", "
 
 @pytest.fixture(autouse=True)
 def no_ranks(monkeypatch):
-    for name in resume._RANKS:
+    for name in launcher._RANKS:
         monkeypatch.delenv(name, raising=False)
 
 

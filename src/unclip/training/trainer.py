@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
+from unclip.evaluation.distributed import cluster_environment
 from unclip.training.acceleration import has_native_bf16
 from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
 from unclip.training.sharding import ShardedStrategy
@@ -123,9 +123,6 @@ def build_trainer(
         "ddp": DDPStrategy(gradient_as_bucket_view=True, timeout=timeout),
         "fsdp": ShardedStrategy(timeout=timeout),
     }
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save to another folder
     return Trainer(
         max_steps=max_steps,
         max_epochs=-1,
@@ -140,6 +137,6 @@ def build_trainer(
         accumulate_grad_batches=accumulate_grad_batches,
         use_distributed_sampler=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        plugins=plugins,
+        plugins=[AtomicCheckpointIO(), cluster_environment()],
         **{"enable_model_summary": False, "enable_progress_bar": False, **settings},
     )
