@@ -82,19 +82,21 @@ def check(config: dict[str, Any]) -> None:
     from unclip import bundle
     from unclip.data.shards import list_shards
     from unclip.training import run, sharding
-    from unclip.training.trainer import resolve_precision
+    from unclip.training.trainer import resolve_precision, total_steps
 
     name, recipe, folders = config["stage"], config["model"], config["folders"]
+    trainer = config["trainer"]
     try:
         refuse_shipped(Path(folders["models"]) / config["bundle"], "add bundle=NAME")
-        resolve_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
+        resolve_precision(trainer["precision"], trainer["accelerator"])
+        total_steps(trainer["max_steps"], trainer["max_steps_multiplier"])
         with torch.device("meta"):
             stage = bundle.build(recipe)
         data = build(config["data"])()
         run.check_disk(stage, [folders["runs"], folders["models"]], config["run_folder"])
         image_size = config["data"].get("image_size", 64)
         run.check_chain(name, recipe, image_size, Path(folders["models"]) / config["bundle"])
-        if config["trainer"]["strategy"] == "fsdp":
+        if trainer["strategy"] == "fsdp":
             sharding.blocks_of(stage)
         if config["init"] is not None:
             bundle.check_init(stage, run.resolve_init(config["init"], name))

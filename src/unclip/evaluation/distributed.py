@@ -90,14 +90,16 @@ def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) ->
 
 def cluster_environment() -> Any:
     """Return Lightning's interface to the launcher of this process."""
-    from lightning.fabric.plugins import environments
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     launcher = started_by()
     if launcher == "torchrun":
-        return environments.TorchElasticEnvironment()
+        return TorchElasticEnvironment()
     if launcher == "srun":
-        return environments.SLURMEnvironment(auto_requeue=False)  # it would save to another folder
-    return environments.LightningEnvironment()  # also in a Slurm job of one task
+        return SLURMEnvironment(auto_requeue=False)  # it would save to another folder
+    return LightningEnvironment()  # also in a Slurm job of one task
 
 
 def _destroy_process_group() -> None:

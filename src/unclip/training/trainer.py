@@ -50,6 +50,14 @@ def resolve_precision(precision: str | int, accelerator: str) -> str | int:
     return "bf16-mixed" if has_native_bf16(device) else "32-true"
 
 
+def total_steps(max_steps: int, multiplier: float) -> int:
+    """Multiply the number of steps; ValueError if none is left."""
+    if (steps := round(max_steps * multiplier)) < 1:
+        product = "trainer.max_steps × trainer.max_steps_multiplier"
+        raise ValueError(f"{product} is {steps}: it must be at least 1")
+    return steps
+
+
 def silence_lightning() -> None:
     """Hide Lightning's messages about itself; warnings and errors that matter are still shown."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -114,10 +122,7 @@ def build_trainer(
         timeout_minutes: how long ranks wait for a dead or hanging rank before they fail.
         settings: other arguments of Lightning's Trainer.
     """
-    max_steps = round(max_steps * max_steps_multiplier)
-    if max_steps < 1:
-        product = "trainer.max_steps × trainer.max_steps_multiplier"
-        raise ValueError(f"{product} is {max_steps}: it must be at least 1")
+    max_steps = total_steps(max_steps, max_steps_multiplier)
     timeout = timedelta(minutes=timeout_minutes)
     strategies = {
         "ddp": DDPStrategy(gradient_as_bucket_view=True, timeout=timeout),
