@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 from hydra.utils import instantiate
 
@@ -98,6 +99,9 @@ def no_account(monkeypatch, tmp_path):
         if name.startswith("WANDB"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    wandb.teardown()  # it remembers the variables
+    yield
+    wandb.teardown()
 
 
 def test_wandb_without_a_key_is_offline_and_keeps_the_runs_id(no_account, tmp_path, capsys):
@@ -107,6 +111,40 @@ def test_wandb_without_a_key_is_offline_and_keeps_the_runs_id(no_account, tmp_pa
     assert first._offline and first._wandb_init["resume"] == "allow"
     assert first._id == again._id == (tmp_path / "run" / "wandb_id").read_text() != other._id
     assert "wandb sync" in capsys.readouterr().out
+
+
+MALFORMED = "machine api.wandb.ai login user password short"
+
+
+@pytest.mark.parametrize(
+    ("netrc", "variables", "offline"),
+    [
+        ("machine github.com login me password secret", {}, True),
+        ("", {"WANDB_API_KEY": ""}, True),
+        ("", {"WANDB_API_KEY": "short"}, True),
+        (MALFORMED, {}, True),
+        (MALFORMED.replace("short", "k" * 40), {}, False),
+        ("", {"WANDB_API_KEY": "k" * 40}, False),
+        ("", {"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "offline"}, True),
+    ],
+)
+def test_wandb_is_online_if_it_would_find_a_key_itself(
+    no_account, monkeypatch, tmp_path, capsys, netrc, variables, offline
+):
+    (tmp_path / ".netrc").write_text(netrc)
+    (tmp_path / ".netrc").chmod(0o600)
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    assert wandb_logger(tmp_path / "run", project="p", name="n")._offline == offline
+    assert ("wandb sync" in capsys.readouterr().out) == offline
+
+
+def test_nothing_is_written_if_wandb_is_disabled(no_account, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = wandb_logger(tmp_path / "run", project="p", name="n")
+    logger.log_hyperparams({"seed": 0})
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 
 
 def test_tensorboard_takes_the_configuration_and_metrics(tmp_path):

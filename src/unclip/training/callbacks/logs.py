@@ -5,7 +5,6 @@ id of the W&B run is kept in the run folder. Lightning's CSVLogger deletes metri
 """
 
 import csv
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -98,18 +98,28 @@ class TruncateLogsOnResume(Callback):
 def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
     """Build a Weights & Biases logger; without an API key it is offline and never asks for one.
 
-    The run's id is kept in FOLDER/wandb_id, so that a resumed run stays one run. The console output
-    is not uploaded.
+    With WANDB_MODE=disabled nothing is written. Otherwise the run's id is kept in FOLDER/wandb_id,
+    so that a resumed run stays one run. The console output is not uploaded.
     """
     import wandb
     from lightning.pytorch.loggers import WandbLogger
+    from wandb.sdk.lib import wbauth
+    from wandb.sdk.wandb_setup import singleton
 
-    folder = Path(folder)
-    key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
-    offline = os.environ.get("WANDB_MODE") == "offline" or not key
+    folder, found = Path(folder), singleton().settings  # of variables and files
+    if found.mode == "disabled":
+        return DummyLogger()
+    try:
+        lookup = {"source": "unclip", "prompt": False, "update_session": False}
+        key = wbauth.authenticate_session(host=found.base_url, **lookup)
+        reason = "there is no API key"
+    except wandb.errors.AuthenticationError as error:
+        key, reason = None, str(error)
+    offline = found.mode in ("offline", "dryrun") or key is None
     if offline:
+        why = "" if key else f" ({reason})"
         rank_zero_only(print)(
-            f"wandb is offline: upload with `wandb sync {folder / 'wandb'}/offline-run-*`",
+            f"wandb is offline{why}: upload with `wandb sync {folder / 'wandb'}/offline-run-*`",
             flush=True,
         )
     logger = WandbLogger(
