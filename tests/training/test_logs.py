@@ -43,7 +43,7 @@ def test_a_resumed_run_continues_its_log_from_the_checkpoint(tmp_path):
         for step in steps:
             logger.log_metrics({"train/loss": 1 / (1 + step)}, step)
             if step % 3 == 2:
-                logger.log_metrics({"validation/loss": step}, step + 1)
+                logger.log_metrics({"validation/loss": step}, step)  # Lightning's step
 
     log(whole, range(9))
     log(cut, range(8))
@@ -56,14 +56,24 @@ def test_a_resumed_run_continues_its_log_from_the_checkpoint(tmp_path):
         assert rows(tmp_path / "cut") == rows(tmp_path / "whole"), resumed_at
 
 
+def test_a_line_that_was_being_written_in_a_kill_is_removed(tmp_path):
+    CsvLogger(tmp_path).log_metrics({"train/loss": 1.0}, 0)
+    with open(tmp_path / "logs" / "metrics.csv", "a") as file:
+        file.write("1")
+    again = CsvLogger(tmp_path)
+    again.truncate(1)
+    again.log_metrics({"train/loss": 2.0}, 1)
+    assert [row["train/loss"] for row in rows(tmp_path)] == ["1.0", "2.0"]
+
+
 def test_a_repeated_validation_is_logged_once(tmp_path):
     first = CsvLogger(tmp_path)
     first.log_metrics({"train/loss": 1.0}, 2)
-    first.log_metrics({"validation/loss": 5.0}, 3)
+    first.log_metrics({"validation/loss": 5.0}, 2)
     again = CsvLogger(tmp_path)
     again.truncate(3)
-    again.log_metrics({"validation/loss": 5.0}, 3)
-    assert [row["step"] for row in rows(tmp_path)] == ["2", "3"]
+    again.log_metrics({"validation/loss": 5.0}, 2)
+    assert [row["step"] for row in rows(tmp_path)] == ["2", "2"]
 
 
 def test_a_resumed_training_has_the_log_of_an_unbroken_one(kit, tmp_path):

@@ -97,10 +97,38 @@ def test_a_sharded_run_of_muon_resumes_bit_exactly(folder, ended):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["raise", "hang", "kill"])
+@pytest.mark.parametrize("kind", ["raise_ddp", "hang_ddp", "kill_ddp", "hang_fsdp", "kill_fsdp"])
 def test_a_dead_rank_ends_the_run_in_time_and_leaves_no_process(folder, ended, kind):
     assert ended[kind]["code"] == 1
     assert ended[kind]["seconds"] < TIMEOUT + 40
     assert not ended[kind]["left"]
-    saved = torch.load(folder / kind / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 1  # the second step is saved when the third begins
+    assert step_of(folder / kind) == 2
+
+
+@pytest.mark.slow
+def test_a_nan_on_one_rank_stops_all_ranks_of_a_sharded_run(folder, ended):
+    assert ended["nan_fsdp"]["code"] == 1 and not ended["nan_fsdp"]["left"]
+    dumps = sorted(path.name for path in (folder / "nan_fsdp").glob("nonfinite_*"))
+    assert dumps == ["nonfinite_3_0.json", "nonfinite_3_1.json"]
+    assert step_of(folder / "nan_fsdp") == 2
+
+
+@pytest.mark.slow
+def test_a_preempted_slurm_job_saves_on_all_ranks_and_ends_with_the_signals_code(folder, ended):
+    """The signal reached rank 1 only."""
+    assert ended["preempt_ddp"]["code"] == 128 + 15 and not ended["preempt_ddp"]["left"]
+    assert step_of(folder / "preempt_ddp") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "undisturbed"),
+    [("kill_ddp", "two"), ("kill_fsdp", "sharded"), ("preempt_ddp", "two")],
+)
+def test_the_next_start_ends_as_if_nothing_had_happened(folder, ended, kind, undisturbed):
+    assert ended[f"{kind}_again"]["code"] == 0
+    assert learned(folder / f"{kind}_again") == learned(folder / undisturbed)
+
+
+def step_of(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)["global_step"]

@@ -144,6 +144,8 @@ def test_another_run_is_refused_unless_strict_is_false(tmp_path, record, named):
 
 def test_a_finished_run_does_not_resume(tmp_path):
     path = write(tmp_path / "last.ckpt", step=4)
+    check_same_run(path, RECORD, max_steps=4)  # killed before it was marked as finished
+    (tmp_path / "objective.json").touch()
     for strict in (False, True):
         with pytest.raises(ResumeError, match="finished run of 4 steps"):
             check_same_run(path, RECORD, max_steps=4, strict=strict)

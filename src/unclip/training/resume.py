@@ -127,6 +127,8 @@ def check_same_run(
 ) -> None:
     """Raise ResumeError if a checkpoint's run has finished, or is another run than the present one.
 
+    A run that was killed after its last checkpoint, before it was marked as finished, passes.
+
     Args:
         path: checkpoint.
         metadata: description of the run, as `RunMetadata` saves it; its "decay" may change.
@@ -134,7 +136,7 @@ def check_same_run(
         strict: require the same configuration, data and CLIP.
     """
     saved = load_checkpoint(path)
-    if saved["global_step"] >= max_steps:
+    if saved["global_step"] >= max_steps and path.with_name(FINISHED).exists():
         raise ResumeError(
             f"{path} belongs to a finished run of {saved['global_step']} steps: add resume=null to "
             "start over, or a larger trainer.max_steps and resume_strict=false to train longer"

@@ -35,12 +35,14 @@ class CsvLogger(Logger):
         self.path = Path(folder) / "logs" / "metrics.csv"
         self._rows: list[dict[str, str]] = []  # content of the file
         self._columns: list[str] = []
+        self._torn = False  # whether the file has a line that was being written in a kill
         if self.path.is_file():
             with open(self.path, newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 self._columns = list(reader.fieldnames or [])
-                # A line that was being written when the run was killed is too short.
-                self._rows = [row for row in reader if None not in row.values()]
+                rows = list(reader)
+                self._rows = [row for row in rows if None not in row.values()]
+                self._torn = len(self._rows) < len(rows)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Do nothing: config.yaml in the run folder has the settings."""
@@ -66,8 +68,8 @@ class CsvLogger(Logger):
     @rank_zero_only
     def truncate(self, step: int) -> None:
         """Remove the lines after the step that a run resumes from; 0 removes all lines."""
-        kept = [row for row in self._rows if _is_before(row, step)]
-        if len(kept) < len(self._rows):
+        kept = [row for row in self._rows if int(row["step"] or 0) < step]
+        if self._torn or len(kept) < len(self._rows):
             self._rows = kept
             self._write()
 
@@ -76,13 +78,6 @@ class CsvLogger(Logger):
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(self._rows)
-
-
-def _is_before(row: Mapping[str, str], step: int) -> bool:
-    """Return whether a line belongs to earlier steps; a step's validation follows its training."""
-    at = int(row["step"] or 0)
-    trained = any(value for name, value in row.items() if name.startswith("train/"))
-    return at < step or (at == step > 0 and not trained)
 
 
 class TruncateLogsOnResume(Callback):
