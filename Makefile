@@ -16,8 +16,8 @@ OUT ?= $(MODEL)
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo lint doctor format test data-emoji data-coco eval-coco train bench \
-	race paper clean
+.PHONY: help setup setup-dev demo lint doctor format test docs data-emoji data-coco eval-coco train \
+	bench race paper clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,7 +34,7 @@ setup: .venv/installed ## Create .venv and install what sampling, training and e
 setup-dev: .venv/installed-dev ## Also install what tests, lint and benchmarks need
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[emoji,evaluation,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[emoji,evaluation,dev,docs]'
 	touch $@
 
 demo: setup ## Generate and edit images with the trained bundle in models/demo, in two minutes
@@ -55,6 +55,9 @@ format: setup-dev ## Format the code and apply automatic fixes
 
 test: lint ## Run lint, then all tests
 	$(BIN)/pytest
+
+docs: setup-dev ## Build the documentation in site/; a warning is an error
+	$(BIN)/zensical build --strict --clean
 
 data-emoji: setup ## Render the emoji scenes, set S
 	$(RUN) src/prepare.py emoji --set S
@@ -84,4 +87,4 @@ paper: setup ## Plot the paper's figures and tables with MODEL
 
 clean: ## Delete caches, but not data, models or runs
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
-	rm -rf .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .ruff_cache .pytest_cache .import_linter_cache .cache site

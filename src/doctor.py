@@ -96,7 +96,7 @@ def check_data(folder: Path) -> Iterator[Finding]:
     again = "run its prepare.py command again"
     roots = sorted({path.parents[2] for path in folder.glob("*/train/*/*.tar")})
     if not roots:
-        fix = "make data-emoji, or see docs/own_data.md"
+        fix = "make data-emoji, or see docs/data.md"
         yield Finding("info", f"no data set in {folder}", fix)
     for root in roots:
         if (root / "building.json").is_file():

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import tiny_bundle
 from nbclient import NotebookClient
+
+from cli import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -23,8 +24,9 @@ def test_notebook_is_stored_without_outputs(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("UNCLIP_MODEL", str(tiny_bundle.write(tmp_path / "tiny")))
+def test_notebook_runs(path, monkeypatch):
+    if path.stem != "train_your_own" and not (SHIPPED / "clip.safetensors").is_file():
+        pytest.skip("models/demo is missing")
     monkeypatch.setenv("UNCLIP_QUICK", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)

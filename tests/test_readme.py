@@ -13,8 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 
 from cli.config_check import CONF, compose_strictly
+from unclip import bundle
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -33,14 +36,21 @@ def prose(page):
 
 
 def commands():
-    """Yield the words of each command in an indented or fenced block, and in `…` in a sentence."""
+    """Yield the words of each command in an indented or fenced block, and in `…` in a sentence.
+
+    A command that is on several pages is yielded once.
+    """
+    seen = set()
     for page in PAGES:
         text = prose(page)
         lines = re.findall(r"^(?:    |\t)((?:python src/|torchrun |make ).*)$", text, re.MULTILINE)
         lines += re.findall(r"^((?:python src/|torchrun |make ).*)$", text, re.MULTILINE)
         lines += re.findall(r"`((?:python src/|make )[^`…]*)`", text)
-        for line in dict.fromkeys(lines):
-            yield pytest.param(shlex.split(line, comments=True), id=f"{page.name}: {line[:60]}")
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            if tuple(words) not in seen:
+                seen.add(tuple(words))
+                yield pytest.param(words, id=f"{page.name}: {line[:60]}")
 
 
 class Parsed(Exception):
@@ -72,7 +82,10 @@ def test_documented_command_is_valid(words, parse_only, monkeypatch):
     if config.is_file():
         overrides = [word for word in arguments if "=" in word]
         extra = [] if any(word.startswith("data.root=") for word in overrides) else ["data.root=x"]
-        compose_strictly(script.stem, [*extra, *overrides])
+        config = compose_strictly(script.stem, [*extra, *overrides])
+        if script.stem == "train":
+            with torch.device("meta"):
+                bundle.build(OmegaConf.to_container(config.model, resolve=True))
         return
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     with pytest.raises(Parsed):
@@ -84,6 +97,10 @@ def test_make_resolves_every_target():
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
     result = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_architecture_lists_every_package_of_unclip():

@@ -45,7 +45,7 @@ def gaussian_blur(
     probability: float = 0.5,
     seed: str | int = 0,
 ) -> UInt8[Tensor, "3 h w"]:
-    """Downsize by area, then blur half of the time (Ramesh et al. 2022, §2.3: kernel 3, σ 0.6).
+    """Downsize by area, then blur half of the time (unCLIP paper, section 2.1: kernel 3, σ 0.6).
 
     As in cascaded diffusion models (Ho et al. 2021, §4.2), the small image is blurred, and only
     with a probability: an upsampler that never sees a sharp input learns to undo the blur and adds
