@@ -3,6 +3,7 @@
 torch and Lightning are imported inside functions, so that `train.py --help` starts quickly.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,7 +142,7 @@ def set_up_process(seed: int) -> None:
     tune_malloc()
     if is_first_rank():
         rank_zero_only.rank = 0  # until the strategy sets it; Lightning has read a stale RANK
-    else:
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the parent is rank 0 of the node, or torchrun
         die_with_parent()
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(seed)  # the same initial weights on all ranks
