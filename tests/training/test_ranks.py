@@ -18,12 +18,15 @@ TIMEOUT = 5.0  # as in ranks_script.py
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     path = os.pathsep.join(map(str, (HERE, HERE.parents[1] / "src", HERE.parent)))
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, str(HERE / "ranks_script.py"), str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
+        capture_output=True,
+        text=True,
         timeout=280,
     )
+    assert done.returncode == 0, done.stderr
+    (folder / "output.txt").write_text(done.stdout)
     return folder
 
 
@@ -103,6 +106,9 @@ def test_a_dead_rank_ends_the_run_in_time_and_leaves_no_process(folder, ended, k
     assert ended[kind]["seconds"] < TIMEOUT + 40
     assert not ended[kind]["left"]
     assert step_of(folder / kind) == 2
+    command = f"resume={folder / kind / 'last.ckpt'}"
+    before, found, _ = (folder / "output.txt").read_text().partition(command)
+    assert found and "died or did not answer" in before.rpartition("rank 0 ends")[2]
 
 
 @pytest.mark.slow

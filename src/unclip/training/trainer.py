@@ -62,6 +62,8 @@ def silence_lightning() -> None:
     """Hide Lightning's messages about itself; warnings and errors that matter are still shown."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It ends all ranks if one of them dies, and says so.
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message)
 

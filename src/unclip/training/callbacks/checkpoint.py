@@ -173,9 +173,18 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Save after an error, unless weights are in doubt or other ranks would wait forever."""
         self._restore_handlers()
-        if not isinstance(exception, UNSAVED) and trainer.world_size == 1:
+        if isinstance(exception, UNSAVED):
+            return
+        if trainer.world_size == 1:
             self._save(trainer)
-            self._print_resume_command()
+        else:
+            name, rank = type(exception).__name__, trainer.global_rank
+            print(
+                f"rank {rank} ends with {name}: the cause is the first error in the output, or a "
+                "rank died or did not answer",
+                flush=True,
+            )
+        self._print_resume_command()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: StageModule, checkpoint: dict[str, Any]
