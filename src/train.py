@@ -59,7 +59,7 @@ def train(config: dict[str, Any], identity: dict[str, Any]) -> float | None:
     if precomputed:
         ensure_embeddings(embedder, data, trainer.strategy.root_device)
     if trainer.is_global_zero:
-        OmegaConf.save(config, folder / "config.yaml")
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
         if decay.start is not None:
             keep_stable(checkpoint, decay, folder)
     trainer.fit(module, data, ckpt_path=checkpoint)
