@@ -105,7 +105,7 @@ def test_a_dead_rank_ends_the_run_in_time_and_leaves_no_process(folder, ended, k
     assert ended[kind]["code"] == 1
     assert ended[kind]["seconds"] < TIMEOUT + 40
     assert not ended[kind]["left"]
-    assert step_of(folder / kind) == 2
+    assert step_of(folder / kind) == 4
     command = f"resume={folder / kind / 'last.ckpt'}"
     before, found, _ = (folder / "output.txt").read_text().partition(command)
     assert found and "died or did not answer" in before.rpartition("rank 0 ends")[2]
@@ -115,15 +115,15 @@ def test_a_dead_rank_ends_the_run_in_time_and_leaves_no_process(folder, ended, k
 def test_a_nan_on_one_rank_stops_all_ranks_of_a_sharded_run(folder, ended):
     assert ended["nan_fsdp"]["code"] == 1 and not ended["nan_fsdp"]["left"]
     dumps = sorted(path.name for path in (folder / "nan_fsdp").glob("nonfinite_*"))
-    assert dumps == ["nonfinite_3_0.json", "nonfinite_3_1.json"]
-    assert step_of(folder / "nan_fsdp") == 2
+    assert dumps == ["nonfinite_5_0.json", "nonfinite_5_1.json"]
+    assert step_of(folder / "nan_fsdp") == 4
 
 
 @pytest.mark.slow
 def test_a_preempted_slurm_job_saves_on_all_ranks_and_ends_with_the_signals_code(folder, ended):
     """The signal reached rank 1 only."""
     assert ended["preempt_ddp"]["code"] == 128 + 15 and not ended["preempt_ddp"]["left"]
-    assert step_of(folder / "preempt_ddp") == 3
+    assert step_of(folder / "preempt_ddp") == 4
 
 
 @pytest.mark.slow

@@ -98,6 +98,7 @@ def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
     """
     import wandb
     from lightning.pytorch.loggers import WandbLogger
+    from wandb.errors import AuthenticationError
     from wandb.sdk.lib import wbauth
     from wandb.sdk.wandb_setup import singleton
 
@@ -108,7 +109,7 @@ def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
         lookup = {"source": "unclip", "prompt": False, "update_session": False}
         key = wbauth.authenticate_session(host=found.base_url, **lookup)
         reason = "there is no API key"
-    except wandb.errors.AuthenticationError as error:
+    except AuthenticationError as error:
         key, reason = None, str(error)
     offline = found.mode in ("offline", "dryrun") or key is None
     if offline:
