@@ -128,12 +128,16 @@ def test_a_preempted_slurm_job_saves_on_all_ranks_and_ends_with_the_signals_code
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "undisturbed"),
-    [("kill_ddp", "two"), ("kill_fsdp", "sharded"), ("preempt_ddp", "two")],
+    ("kind", "undisturbed", "rtol"),
+    [("kill_ddp", "two", 1e-6), ("kill_fsdp", "sharded", 0), ("preempt_ddp", "two", 1e-6)],
 )
-def test_the_next_start_ends_as_if_nothing_had_happened(folder, ended, kind, undisturbed):
+def test_the_next_start_ends_as_if_nothing_had_happened(folder, ended, kind, undisturbed, rtol):
+    """Except that Lightning loads float64 weights through float32."""
     assert ended[f"{kind}_again"]["code"] == 0
-    assert learned(folder / f"{kind}_again") == learned(folder / undisturbed)
+    expected = learned(folder / undisturbed)
+    for name, values in learned(folder / f"{kind}_again").items():
+        ours, theirs = torch.tensor(values), torch.tensor(expected[name])
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol)
 
 
 def step_of(folder):
