@@ -31,7 +31,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a failed write does not name the file
+        if error.errno and not error.filename:  # a failed write does not name the file
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
