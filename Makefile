@@ -7,12 +7,13 @@ SET ?= S
 HOURS ?= 2
 CPU_SECONDS ?= 1600
 COCO_ROOT ?= data/coco
+COUNT ?=
 SCALE := $(if $(QUICK),quick,$(if $(filter M,$(SET)),emoji_m,emoji))
 DATA := $(if $(QUICK),emoji_quick,$(SCALE))
 MEASURE := $(if $(QUICK),quick,offline)
 EFFORT := $(if $(filter emoji_m,$(SCALE)),trainer.max_steps_multiplier=$(HOURS))
 MODEL ?= models/$(SCALE)
-OUT ?= $(MODEL)
+OUT ?= $(if $(filter models/demo models/demo/,$(MODEL)),runs/demo,$(MODEL))
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
@@ -65,9 +66,9 @@ data-emoji: setup ## Render the emoji scenes, set S
 data-coco: setup ## Download MS-COCO val2014 into COCO_ROOT: 7 GB, resumable, verified
 	$(RUN) src/prepare.py fetch-coco --out $(COCO_ROOT)
 
-eval-coco: setup ## Evaluate MODEL on COCO with the protocol of papers: 30,000 captions, 256 px
+eval-coco: setup ## Evaluate MODEL on COCO with the protocol of papers: 30,000 captions (or COUNT), 256 px
 	COCO_ROOT=$(COCO_ROOT) $(RUN) src/evaluate.py model=$(MODEL) data=coco measure=full \
-		out=$(OUT)/coco
+		trainer=ddp out=$(OUT)/coco $(if $(COUNT),protocol.count=$(COUNT))
 
 train: setup ## Train the missing stages and evaluate all: set S, SET=M HOURS=2, or QUICK=1
 	$(if $(filter-out S M,$(SET)),$(error SET=$(SET): choose S or M))
@@ -75,7 +76,7 @@ train: setup ## Train the missing stages and evaluate all: set S, SET=M HOURS=2,
 		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train $(EFFORT) || exit 1; done
 	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) measure=$(MEASURE)
 
-bench: setup-dev ## Compare speed with diffusers, GLIDE and DALLE2-pytorch, in ten minutes
+bench: setup-dev ## Compare speed with diffusers and DALLE2-pytorch, in ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
 
 race: setup ## Compare with DALLE2-pytorch's decoder, each trained for CPU_SECONDS

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,31 +12,64 @@ from torch import Tensor, nn
 
 GUIDANCE_SCALE = 3.0
 NOISES = 4  # noised samples per caption in our prior's training
-MEASURES = {"prior": ("step", "sample", "train"), "decoder": ("step", "train")}
-SHARED = {"embedding_dim": 768, "tokens": 77, "sample_steps": 8}
-TRANSFORMER = {"width": 512, "layers": 6, "heads": 8}
-UNET = {"channels": 64, "multipliers": (1, 2, 3, 4), "blocks": 2, "attention_levels": (1, 2, 3)}
+MEASURES = {"prior": ("step", "sample", "train")}
+MEASURES |= dict.fromkeys(("decoder", "upsampler_256", "upsampler_1024"), ("step", "train"))
+TRANSFORMER = ("width", "layers", "heads")
+UNET = ("channels", "multipliers", "blocks", "attention_levels", "head_width")
+
+
+def prior(width: int, layers: int, heads: int, dim: int, tokens: int, batch: int) -> dict[str, Any]:
+    size = {"width": width, "layers": layers, "heads": heads, "embedding_dim": dim}
+    return {**size, "tokens": tokens, "sample_steps": 8, "batch": batch}
+
+
+def unet(channels: int, multipliers: tuple, blocks: int, batch: int, **more: Any) -> dict[str, Any]:
+    size = {"channels": channels, "multipliers": multipliers, "blocks": blocks, "batch": batch}
+    defaults = {"embedding_dim": 768, "tokens": 77, "side": 64, "head_width": 64}
+    levels = tuple(range(1, len(multipliers))) if "context_width" in more else ()
+    return {**size, **defaults, "attention_levels": levels, **more}
+
+
+FOUR, SIX = (1, 2, 3, 4), (1, 1, 2, 2, 4, 4)
+# The sizes of conf/preset, without the front ends and feature maps that peers do not have.
 SIZES = {
-    # 21 M parameters; 31 M parameters and 22 GFLOP per image
-    "prior": {**SHARED, **TRANSFORMER, "batch": 16},
-    "decoder": {**SHARED, **UNET, "head_width": 64, "context_width": 512, "batch": 4},
-}
-TINY = {"embedding_dim": 32, "tokens": 8, "sample_steps": 2, "batch": 2}
-TINY_UNET = {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,)}
-QUICK_SIZES = {
-    "prior": {**TINY, "width": 32, "layers": 2, "heads": 2},
-    "decoder": {**TINY, **TINY_UNET, "head_width": 32, "context_width": 64},
+    "bench": {  # 21 M parameters; 31 M parameters and 22 GFLOP per image
+        "prior": prior(512, 6, 8, 768, 77, 16),
+        "decoder": unet(64, FOUR, 2, 4, context_width=512),
+    },
+    "emoji": {
+        "prior": prior(192, 4, 3, 192, 24, 64),
+        "decoder": unet(32, FOUR, 1, 16, context_width=128, head_width=32),
+        "upsampler_256": unet(64, (1, 1), 1, 16),
+        "upsampler_1024": unet(32, (1, 1), 1, 16),
+    },
+    "karlo": {
+        "prior": prior(2048, 20, 32, 768, 77, 64),
+        "decoder": unet(320, FOUR, 3, 16, context_width=1536),
+        "upsampler_256": unet(320, FOUR, 3, 32),
+    },
+    "paper": {
+        "prior": prior(2048, 24, 32, 1024, 256, 64),
+        "decoder": unet(512, FOUR, 3, 16, context_width=2048),
+        "upsampler_256": unet(320, FOUR, 3, 32),
+        "upsampler_1024": unet(192, SIX, 2, 16, side=256),
+    },
+    "quick": {
+        "prior": {**prior(32, 2, 2, 32, 8, 2), "sample_steps": 2},
+        "decoder": unet(32, (1, 2), 1, 2, context_width=64, head_width=32, embedding_dim=32),
+        "upsampler_256": unet(32, (1, 1), 1, 2, side=16),
+    },
 }
 
 
 class Task(SimpleNamespace):
-    """A stage's size, and how all contenders run: `device` ("cpu" or "cuda"), `bf16`, `threads`."""
+    """A stage's size, and how all contenders run: `device`, `bf16`, `threads`, `compile`."""
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
 
     def compiled(self, function: Callable) -> Callable:
-        return torch.compile(function) if self.device == "cuda" else function
+        return torch.compile(function) if self.compile else function
 
 
 class Problem(NamedTuple):
@@ -49,13 +82,14 @@ class Problem(NamedTuple):
     text_embedding: Tensor  # N D
     text_states: Tensor  # N L D
     text_mask: Tensor  # N L
+    concat: Tensor  # the enlarged image of an upsampler
 
     @classmethod
     def sample(cls, task: Task) -> "Problem":
         """Sample a batch whose captions differ in length."""
         torch.manual_seed(0)
         batch, dim, tokens = task.batch, task.embedding_dim, task.tokens
-        shape = (3, 64, 64) if hasattr(task, "channels") else (dim,)
+        shape = (3, task.side, task.side) if hasattr(task, "channels") else (dim,)
         problem = cls(
             x_t=torch.randn(batch, *shape),
             t=torch.randint(0, 1000, (batch,)),
@@ -64,13 +98,14 @@ class Problem(NamedTuple):
             text_embedding=torch.randn(batch, dim),
             text_states=torch.randn(batch, tokens, dim),
             text_mask=torch.arange(tokens) < torch.randint(3, tokens + 1, (batch, 1)),
+            concat=torch.randn(batch, *shape),
         )
         return cls(*(tensor.to(task.device) for tensor in problem))
 
     @property
     def condition(self) -> dict[str, Tensor]:
         """The inputs that a prompt determines, by our networks' names."""
-        return {name: getattr(self, name) for name in self._fields[3:]}
+        return {name: getattr(self, name) for name in self._fields[3:-1]}
 
 
 @dataclass

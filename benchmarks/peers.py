@@ -1,4 +1,4 @@
-"""The peers of our decoder and prior: diffusers, GLIDE and DALLE2-pytorch.
+"""The peers of our networks: diffusers and DALLE2-pytorch.
 
 Their packages are imported where they are used: each only in its own process, and if installed.
 """
@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from contender import GUIDANCE_SCALE, Contender, Problem, Task
 from torch import Tensor, nn
 from torch.optim import AdamW
-
-from unclip.networks.unet import Conditioning
 
 
 def diffusers_modules(task: Task) -> nn.ModuleDict:
@@ -50,7 +48,8 @@ def diffusers_decoder(task: Task, *, channels_last: bool = False) -> Contender:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     problem = Problem.sample(task)
     x_t = problem.x_t.to(memory_format=memory_format)
-    modules = diffusers_modules(task).to(task.device, memory_format=memory_format)
+    with torch.device(task.device):
+        modules = diffusers_modules(task).to(memory_format=memory_format)
     unet = task.compiled(modules["unet"])
 
     def prepare() -> Callable[[], Tensor]:
@@ -105,48 +104,36 @@ def diffusers_prior(task: Task) -> Contender:
     return Contender(task, problem, network, optimizer, predict, lambda: predict, guided)
 
 
-def glide_decoder(task: Task) -> Contender:
-    """GLIDE's U-Net with our conditioning; without training code, its optimizer is AdamW."""
-    from glide_text2im.nn import timestep_embedding
-    from glide_text2im.unet import UNetModel
+def diffusers_unet(task: Task) -> nn.Module:
+    """Build the U-Net of diffusers' unCLIP upsamplers, without attention."""
+    from diffusers import UNet2DModel
 
-    problem = Problem.sample(task)
-    unet = UNetModel(
-        in_channels=3,
-        model_channels=task.channels,
-        out_channels=6,
-        num_res_blocks=task.blocks,
-        attention_resolutions=tuple(2**level for level in task.attention_levels),
-        channel_mult=task.multipliers,
-        num_head_channels=task.head_width,
-        use_scale_shift_norm=True,
-        resblock_updown=True,
-        encoder_channels=task.context_width,
+    levels = len(task.multipliers)
+    return UNet2DModel(
+        in_channels=6,
+        out_channels=3,
+        block_out_channels=[task.channels * multiplier for multiplier in task.multipliers],
+        layers_per_block=task.blocks,
+        down_block_types=["ResnetDownsampleBlock2D"] * levels,
+        up_block_types=["ResnetUpsampleBlock2D"] * levels,
+        resnet_time_scale_shift="scale_shift",
+        add_attention=False,
     )
-    widths = {"image_embedding": task.embedding_dim, "text_states": task.embedding_dim}
-    widths |= {"context_width": task.context_width, "embedding_width": 4 * task.channels}
-    modules = nn.ModuleList([unet, Conditioning(**widths)]).to(task.device)
 
-    def evaluate(addition: Tensor, context: Tensor) -> Tensor:
-        """Visit the blocks in the order of GLIDE's Text2ImUNet; GLIDE masks no tokens."""
-        skips, h = [], problem.x_t
-        embedding = unet.time_embed(timestep_embedding(problem.t, unet.model_channels)) + addition
-        for block in unet.input_blocks:
-            h = block(h, embedding, context)
-            skips.append(h)
-        h = unet.middle_block(h, embedding, context)
-        for block in unet.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding, context)
-        return unet.out(h)
 
-    run = task.compiled(evaluate)
+def diffusers_upsampler(task: Task) -> Contender:
+    """diffusers' upsampler in channels_last."""
+    problem = Problem.sample(task)
+    with torch.device(task.device):
+        network = diffusers_unet(task).to(memory_format=torch.channels_last)
+    run = task.compiled(network)
+    x_t = torch.cat([problem.x_t, problem.concat], dim=1).to(memory_format=torch.channels_last)
 
-    def prepare() -> Callable[[], Tensor]:
-        addition, context, _ = modules[1](*problem.condition.values())
-        return lambda: run(addition, context.transpose(1, 2))
+    def predict() -> Tensor:
+        return run(x_t, problem.t).sample
 
-    optimizer = AdamW(modules.parameters(), lr=1e-4)
-    return Contender(task, problem, modules, optimizer, lambda: prepare()()[:, :3], prepare)
+    optimizer = AdamW(network.parameters(), lr=1e-4)
+    return Contender(task, problem, network, optimizer, predict, lambda: predict)
 
 
 def dalle2_decoder(task: Task) -> Contender:
@@ -219,10 +206,12 @@ CONTENDERS = {
         "DALLE2-pytorch": ("dalle2_pytorch", dalle2_prior),
     },
     "decoder": {
-        "unclip": ("unclip", ours.decoder),
+        "unclip": ("unclip", ours.unet),
         "diffusers": ("diffusers", diffusers_decoder),
         "diffusers, channels_last": ("diffusers", partial(diffusers_decoder, channels_last=True)),
-        "GLIDE": ("glide_text2im", glide_decoder),
         "DALLE2-pytorch": ("dalle2_pytorch", dalle2_decoder),
     },
 }
+for upsampler in ("upsampler_256", "upsampler_1024"):
+    peer = ("diffusers", diffusers_upsampler)
+    CONTENDERS[upsampler] = {"unclip": ("unclip", ours.unet), "diffusers, channels_last": peer}

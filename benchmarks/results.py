@@ -1,7 +1,8 @@
-"""The JSON file and the Markdown tables of every benchmark."""
+"""The JSON file and the Markdown tables of every benchmark; `results.py FOLDER` joins them."""
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,16 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"
     return "–" if value is None else str(value)
+
+
+def join(folder: Path) -> None:
+    """Write all.json and all.md, which have the results of the other files in a folder."""
+    found = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("[!a]*.json"))}
+    write_text(folder / "all.json", json.dumps(found, indent=2) + "\n")
+    parts = [f"## {name}\n\n{markdown(results['rows'])}\n" for name, results in found.items()]
+    device = next(iter(found.values()))["machine"]["device"]
+    write_text(folder / "all.md", "\n".join([f"# {device}\n", *parts]))
+
+
+if __name__ == "__main__":
+    join(Path(sys.argv[1]))

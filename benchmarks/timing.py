@@ -37,7 +37,7 @@ def quartiles(values: list[float]) -> list[float]:
 
 def ratios(values: list[float], others: list[float]) -> list[float]:
     """Divide round by round: a disturbance that is longer than a round slows down both."""
-    return [value / other for value, other in zip(values, others, strict=True)]
+    return [value / other for value, other in zip(values, others, strict=False)]
 
 
 class Worker(ProcessPoolExecutor):
@@ -51,6 +51,10 @@ class Worker(ProcessPoolExecutor):
         """Run a measure once and return its duration."""
         return self.submit(_run, measure).result()
 
+    def peak_gib(self) -> float | None:
+        """Return the peak memory so far on a GPU."""
+        return self.submit(_peak_gib).result()
+
 
 def _build(build: Callable[[Task], Contender], task: Task) -> tuple[int, int]:
     torch.set_num_threads(task.threads)
@@ -60,8 +64,19 @@ def _build(build: Callable[[Task], Contender], task: Task) -> tuple[int, int]:
 
 
 def _run(measure: str) -> float:
-    started = time.perf_counter()
-    getattr(_built[0], measure)()
-    if _built[0].task.device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    run = getattr(_built[0], measure)
+    if _built[0].task.device != "cuda":
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def _peak_gib() -> float | None:
+    cuda = _built[0].task.device == "cuda"
+    return torch.cuda.max_memory_allocated() / 2**30 if cuda else None

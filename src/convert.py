@@ -60,7 +60,8 @@ def to_float16(source: Path, out: Path) -> None:
 def karlo_recipe(stage: str) -> dict[str, Any]:
     """Return the recipe of a stage at Karlo's scale."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [f"stage={stage}", "scale=karlo"])
+        last = ["model.last_network=${network}"] if stage == "upsampler_256" else []
+        cfg = compose("train", [f"stage={stage}", "scale=karlo", *last])
     return cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cli import SHIPPED
 from unclip import Cascade
+from unclip.device import set_up_device
 from unclip.files import write_text
 from unclip.images import to_pil
 
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, choices=(64, 256, 1024), default=1024, help="pixels")
     args = parser.parse_args(arguments)
     page, started = args.out / "index.html", time.perf_counter()
+    set_up_device()
     try:
         sections = make_sections(Cascade.load(args.model), args.size)
     except (ValueError, OSError, MemoryError) as error:

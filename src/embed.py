@@ -13,6 +13,7 @@ from cli.config_check import check_command_line, check_targets
 @hydra.main(version_base="1.3", config_path="../conf", config_name="embed")
 def main(cfg: DictConfig) -> None:
     """Embed the training and validation splits; shards with embeddings are skipped."""
+    from unclip.device import resolve_dtype
     from unclip.evaluation.distributed import launch
     from unclip.training.embeddings import embed_shards
 
@@ -25,7 +26,8 @@ def main(cfg: DictConfig) -> None:
         ranks = launch(settings["devices"], settings["accelerator"], settings.get("num_nodes", 1))
         training.set_up_process(config["seed"])
         device = ranks.device("cpu" if settings["accelerator"] == "cpu" else None)
-        embedder = training.build(config["embedder"]["build"]).to(device)
+        dtype = resolve_dtype(config["embedder"]["dtype"], device)
+        embedder = training.build(config["embedder"]["build"]).to(device, dtype)
         data = training.build(config["data"])()
         started = time.perf_counter()
         done = embed_shards(embedder, data, rank=ranks.rank, world_size=ranks.world)

@@ -21,6 +21,7 @@ def main(cfg: DictConfig) -> float | None:
     import unclip  # isort: skip # noqa: F401 (first: torchvision then works with a CPU torch)
     from hydra.utils import instantiate
 
+    from unclip.device import set_up_device
     from unclip.evaluation.distributed import launch
     from unclip.evaluation.measurement import run
     from unclip.evaluation.report.publish import publish
@@ -28,6 +29,7 @@ def main(cfg: DictConfig) -> float | None:
     from unclip.model_card import write_model_card
 
     started = time.perf_counter()
+    set_up_device()
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         ranks = launch(

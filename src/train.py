@@ -58,6 +58,7 @@ def train(config: dict[str, Any], identity: dict[str, Any]) -> float | None:
 
     if precomputed:
         ensure_embeddings(embedder, data, trainer.strategy.root_device)
+        embedder.drop_image_tower()
     if trainer.is_global_zero:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
         if decay.start is not None:

@@ -36,7 +36,7 @@ BORROWED = {("judge", "paper"): "judge/karlo", ("upsampler_1024", "karlo"): "ups
 SIZES = {
     ("prior", "karlo"): 1022,
     ("decoder", "karlo"): 893,
-    ("upsampler_256", "karlo"): 2 * 691.6,
+    ("upsampler_256", "karlo"): 691.6,
     ("prior", "paper"): 1335,
     ("prior_ar", "paper"): 2115,
     ("decoder", "paper"): 3554,

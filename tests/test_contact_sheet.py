@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unclip.contact_sheet import Tile, contact_sheet
+from unclip.contact_sheet import Tile, _font, _wrap, contact_sheet
 from unclip.images import save_png, to_pil
 
 
@@ -55,3 +55,12 @@ def test_saved_images_are_lossless_and_leave_no_other_file(tmp_path):
 def test_an_empty_sheet_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], columns=2)
+
+
+@pytest.mark.timeout(20)
+def test_a_long_word_is_cut_where_it_fits():
+    font = _font(12)
+    (line,) = _wrap("w" * 100_000, font, 128, 1)
+    kept = len(line) - 1
+    assert line == "w" * kept + "…"
+    assert font.getlength(line) <= 128 < font.getlength("w" * (kept + 1) + "…")

@@ -223,3 +223,17 @@ class TestErrors:
         with pytest.raises(FileNotFoundError, match="stage=upsampler_256"):
             partial.vary(image(0), progress=lambda *call: calls.append(call))
         assert not calls
+
+
+def test_clip_never_resizes_by_more_than_cuda_can(tiny, monkeypatch):
+    """CUDA's kernel fails above a factor of about 47, as from 3,024 pixels to 64."""
+    sizes = []
+
+    def embed(image):
+        sizes.append(image.shape[-1])
+        return torch.zeros(len(image), 8)
+
+    monkeypatch.setattr(tiny.embedder, "image", embed)
+    side = tiny.embedder.image_size
+    tiny.embed([Image.new("RGB", (60 * side, 50 * side)), Image.new("RGB", (3 * side, side))])
+    assert sizes == [32 * side, side]

@@ -8,6 +8,7 @@ from unclip import Cascade, bundle, memory
 
 RUN = {"seeds": [0, 1], "size": 256, "steps": {"prior": 2, "decoder": 2, "upsampler_256": 2}}
 PROMPTS = ["a red fox", "a blue house"]
+FOUR = {**RUN, "seeds": [0, 1, 2, 3]}
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,33 @@ def test_sample_py_refuses_weights_that_do_not_fit(folder, tmp_path, monkeypatch
     words = ["a red fox", "--model", str(folder), "--out", str(tmp_path), "--device", "cpu"]
     assert sample.main(words) == 2
     assert "GiB are free on cpu" in capsys.readouterr().err
+
+
+def test_batches_are_halved_until_they_fit_on_the_gpu(folder, monkeypatch):
+    plain = Cascade.load(folder, device="cpu").text_to_image(PROMPTS * 2, **FOUR)
+    cascade, sizes = Cascade.load(folder, device="cpu"), []
+    upsampler = cascade.stage("upsampler_256")
+    sample = upsampler.sample
+
+    def with_little_memory(condition, **options):
+        sizes.append(len(condition["low_res"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample(condition, **options)
+
+    monkeypatch.setattr(upsampler, "sample", with_little_memory)
+    with pytest.warns(UserWarning, match="upsampler_256: not enough memory; trying batches of 2"):
+        images = cascade.text_to_image(PROMPTS * 2, **FOUR).images
+    assert sizes == [4, 2, 1, 1, 1, 1]  # the last size for each of the four images
+    assert (images[256].float() - plain.images[256].float()).abs().max() <= 1
+
+
+def test_a_single_image_that_does_not_fit_is_an_error(folder, monkeypatch):
+    cascade = Cascade.load(folder, device="cpu")
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cascade.stage("prior"), "sample", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        cascade.prior(["a dog"], seeds=[0], batch_size=1)

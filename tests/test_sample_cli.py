@@ -1,5 +1,7 @@
+import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -282,3 +284,13 @@ class TestControlC:
         assert "Traceback" not in errors
         names = [path.name for path in (tmp_path / "out").iterdir()]
         assert names and all(name.endswith(".png") for name in names)
+
+
+def test_a_profile_of_sampling_is_written_and_printed(run, tmp_path, capsys):
+    assert run("a red apple", "--profile") == 0
+    with gzip.open(tmp_path / "out" / "profile.json.gz") as trace:
+        names = {event.get("name") for event in json.load(trace)["traceEvents"]}
+    assert {"aten::convolution", "aten::addmm"} <= names
+    table = re.findall(r"^ *\S.*?  +([\d.]+)%", capsys.readouterr().out, re.MULTILINE)
+    shares = [float(share) for share in table]
+    assert len(shares) == 10 and shares == sorted(shares, reverse=True)

@@ -119,8 +119,10 @@ def _sampling(add: Add, *, batch_size: int) -> None:
     add("--steps", nargs="+", type=stage_steps, default=[], metavar="STAGE=N", help=about)
     add("--batch-size", type=positive, default=batch_size, metavar="N", help="images at a time")
     add("--grid", action="store_true", help="also write a contact sheet")
-    dtypes = ("float32", "bfloat16", "float16")
-    add("--dtype", choices=dtypes, default="float32", help="dtype of the networks")
+    about = "write a trace into OUT, and print the most expensive operators of each batch"
+    add("--profile", action="store_true", help=about)
+    about = "dtype of the networks; auto is float16 on a GPU, else float32"
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=about)
     _device(add)
 
 

@@ -20,7 +20,7 @@ from unclip.text_to_image import stage_of_prior, stages_for
 
 SHEET_SIZE, SHEET_TILES = 256, 100
 # Arguments that are not settings of the images; prompts and seeds are stored per image.
-_NOT_SETTINGS = {"command", "model", "out", "device", "offload", "grid", "gif", "stages"}
+_NOT_SETTINGS = {"command", "model", "out", "device", "offload", "grid", "gif", "stages", "profile"}
 _PER_IMAGE = {"prompts", "prompts_file", "seed", "count", "batch_size"}
 
 
@@ -51,11 +51,12 @@ def _run_text(args: Namespace) -> None:
     """Generate the images of prompts, and write each batch as soon as it is finished."""
     seeds = range(args.seed, args.seed + args.count)
     jobs = [(prompt, seed) for prompt in args.prompts for seed in seeds]
-    cascade, tiles = open_cascade(args), []
+    cascade, tiles, trace = open_cascade(args), [], _trace(args)
     settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS | _PER_IMAGE}
     for start in range(0, len(jobs), args.batch_size):
         batch = args.batch = jobs[start : start + args.batch_size]
-        with progress_bar(f"images {start + 1}–{start + len(batch)} of {len(jobs)}") as progress:
+        label = f"images {start + 1}–{start + len(batch)} of {len(jobs)}"
+        with progress_bar(label, trace) as progress:
             images, captions = generate(cascade, args, progress)
         for size in sorted(images) if args.stages else [args.size]:
             for index, (prompt, seed) in enumerate(batch):
@@ -76,7 +77,7 @@ def _run_edit(args: Namespace) -> None:
     inputs = {str(path): sha256_of(path) for path in [*args.images, args.mask] if path}
     cascade = open_cascade(args)
     settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS}
-    with progress_bar(args.command) as progress:
+    with progress_bar(args.command, _trace(args)) as progress:
         images, captions = generate(cascade, args, progress)
     metadata = _metadata(cascade, args, settings, inputs=inputs)
     frames = [to_pil(image) for image in images[args.size]]
@@ -89,6 +90,10 @@ def _run_edit(args: Namespace) -> None:
         _write_sheet(tiles, min(6, len(tiles)), args, f"{stem}-sheet", metadata)
     if args.gif:
         write_gif(frames, args.out, f"{stem}-{args.size}", metadata)
+
+
+def _trace(args: Namespace) -> Path | None:
+    return args.out / "profile.json.gz" if args.profile else None
 
 
 def _metadata(

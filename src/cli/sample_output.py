@@ -6,7 +6,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from cli.sample import log
 from unclip.cascade import Cascade
+from unclip.device import set_up_device
 from unclip.files import atomic_write
 from unclip.images import save_png
 from unclip.memory import GIB, format_bytes, free_memory
+from unclip.profiling import profiled
 from unclip.provenance import is_same_image, read_image_metadata
 from unclip.sampling_run import Progress
 from unclip.text_to_image import STAGE_OF_SIZE
@@ -27,9 +29,9 @@ GIF_MILLISECONDS = 120  # per frame
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Progress]:
-    """Yield a cascade's progress callback that shows one bar per stage."""
-    with tqdm(disable=None, leave=False) as bar:
+def progress_bar(label: str, trace: Path | None = None) -> Iterator[Progress]:
+    """Yield a cascade's progress callback that shows one bar per stage; profile into `trace`."""
+    with tqdm(disable=None, leave=False) as bar, profiled(trace) if trace else nullcontext():
 
         def progress(stage: str, step: int, steps: int) -> None:
             if step == 1:
@@ -41,15 +43,16 @@ def progress_bar(label: str) -> Iterator[Progress]:
 
 
 def open_cascade(args: argparse.Namespace) -> Cascade:
-    """Open the bundle of a command; set `args.size` to the largest size if none was given."""
+    """Open the bundle of a command; set `args.dtype`, and a missing `args.size` to the largest."""
+    set_up_device()
     try:
         if args.device is not None:
             torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {args.device} cannot be used here: {reason}") from error
-    dtype = getattr(torch, args.dtype)
-    cascade = Cascade.load(args.model, device=args.device, dtype=dtype, offload=args.offload)
+    cascade = Cascade.load(args.model, device=args.device, dtype=args.dtype, offload=args.offload)
+    args.dtype = str(cascade.dtype).removeprefix("torch.")
     needs = cascade.weight_bytes(*cascade.metadata)
     if sum(needs.values()) >= LARGE:
         free = free_memory(cascade.device)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -18,7 +19,7 @@ from cli import refuse_shipped
 from cli.config_check import ConfigurationError, check_targets
 
 # Keys that may change when a run resumes.
-RESUMABLE_KEYS = ("run_folder", "resume", "resume_strict", "upstream", "logger")
+RESUMABLE_KEYS = ("run_folder", "resume", "resume_strict", "upstream", "logger", "profile")
 
 
 def config_identity(cfg: DictConfig) -> dict[str, Any]:
@@ -63,7 +64,11 @@ def exit_on_user_error() -> Iterator[None]:
 
 def build(config: Any) -> Any:
     """Instantiate a part of a configuration that `check_targets` has accepted."""
-    return instantiate(config, _convert_="all")
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:  # its cause has the message for the user
+        cause = error.__cause__ or error
+        raise (ConfigurationError(str(cause)) if isinstance(cause, ValueError) else cause) from None
 
 
 def check(config: dict[str, Any]) -> None:
@@ -135,24 +140,31 @@ def set_up_process(seed: int) -> None:
     import torch
     from lightning.pytorch.utilities import rank_zero_only
 
+    from unclip.device import set_up_device
+    from unclip.evaluation.distributed import die_with_parent
     from unclip.launcher import is_first_rank
-    from unclip.training.trainer import die_with_parent, silence_lightning, tune_malloc
+    from unclip.training.trainer import silence_lightning, tune_malloc
 
     silence_lightning()
-    tune_malloc()
+    if not torch.cuda.is_available():
+        tune_malloc()
     if is_first_rank():
         rank_zero_only.rank = 0  # until the strategy sets it; Lightning has read a stale RANK
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the parent is rank 0 of the node, or torchrun
         die_with_parent()
-    torch.set_float32_matmul_precision("high")
+    set_up_device(training=True)
     torch.manual_seed(seed)  # the same initial weights on all ranks
 
 
 def build_embedder(config: dict[str, Any]) -> Any:
     """Build the CLIP embedder, or return None for a stage that needs none."""
+    from unclip.device import device_of, resolve_dtype
+
     if not config["needs_clip"]:
         return None
     embedder = build(config["embedder"]["build"])
+    device = device_of(config["trainer"]["accelerator"])
+    embedder.to("cpu", resolve_dtype(config["embedder"]["dtype"], device))
     for name in ("embedding_dim", "text_width", "context_length"):
         actual, expected = getattr(embedder, name), config["clip"][name]
         if actual != expected:
@@ -166,6 +178,7 @@ def build_embedder(config: dict[str, Any]) -> Any:
 def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
     """Build the stage in its LightningModule; a new run starts from the weights of `init`."""
     from unclip import bundle
+    from unclip.device import device_of
     from unclip.training.acceleration import optimize
     from unclip.training.run import resolve_init
 
@@ -176,7 +189,9 @@ def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
             bundle.initialize(stage, weights, embedder and embedder.fingerprint)
         except ValueError as error:
             raise ConfigurationError(f"init: {error}") from None
-    optimize(stage, **config["acceleration"])
+    trainer = config["trainer"]
+    sharded, device = trainer["strategy"] == "fsdp", device_of(trainer["accelerator"])
+    optimize(stage, **config["acceleration"], sharded=sharded, device=device)
     return build(config["module"])(
         stage,
         recipe=config["model"],
@@ -202,13 +217,17 @@ def open_trainer(
     """
     from unclip.provenance import code_version
     from unclip.training.callbacks.checkpoint import RunMetadata
+    from unclip.training.callbacks.progress import Profile
     from unclip.training.resume import check_same_run
 
     settings = config["trainer"]
     if max_steps is not None:
         settings = {**settings, "max_steps": max_steps, "max_steps_multiplier": 1.0}
+    callbacks = [build(callback) for callback in config["callbacks"].values()]
+    if config["profile"]:
+        callbacks.append(Profile(config["profile"], config["run_folder"]))
     trainer = build(settings)(
-        callbacks=[build(callback) for callback in config["callbacks"].values()],
+        callbacks=callbacks,
         loggers=[build(logger) for logger in config["logger"].values()],
     )
     metadata = {**metadata, "ranks": trainer.world_size}

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -156,6 +156,8 @@ def load_stage(
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     stage.load_state_dict(tensors, assign=True)
+    if torch.device(device).type == "cuda":  # cuDNN would convert the weights at each call
+        cast(Any, stage).to(memory_format=torch.channels_last)
     return stage.to(device).requires_grad_(False).eval()
 
 

@@ -28,6 +28,7 @@ from unclip.text_to_image import Images, TextToImage
 
 AnyImage = str | Path | Image.Image | Tensor
 SIZE = 64  # pixels of the decoder's images
+MAX_SHRINKAGE = 32  # factor from an image to CLIP's input
 
 
 class Latents(NamedTuple):
@@ -59,9 +60,14 @@ class Cascade(TextToImage):
     """
 
     def embed(self, images: Sequence[AnyImage]) -> Float[Tensor, "batch dim"]:
-        """Return the CLIP embeddings of images, computed at each image's own resolution."""
+        """Return the CLIP embeddings of images, computed at each image's own resolution.
+
+        CUDA cannot resize by more than a factor of about 47 at once, so large images are reduced
+        before.
+        """
         opened = [open_image(image) for image in images]
-        squares = [to_tensor(fit(image, min(image.size))) for image in opened]
+        largest = MAX_SHRINKAGE * self.embedder.image_size
+        squares = [to_tensor(fit(image, min(*image.size, largest))) for image in opened]
         return torch.cat([self.embedder.image(square[None]).cpu() for square in squares])
 
     def invert(self, images: Sequence[AnyImage], **options: Unpack[StageOptions]) -> Latents:

@@ -1,5 +1,6 @@
 """Draw contact sheets: images in a grid with their captions below them."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -73,10 +74,6 @@ def _font(size: int) -> FreeTypeFont:
     return cast(FreeTypeFont, ImageFont.load_default(size))  # with a size, it is always one
 
 
-def _title_height(title: str, gap: int) -> int:
-    return 18 + gap if title else 0
-
-
 def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> list[str]:
     """Break a text into at most `lines` lines of `width` pixels, ending in an ellipsis if cut."""
     wrapped, words = [""], text.split()
@@ -96,7 +93,7 @@ def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> list[str]:
 def _shorten(line: str, font: FreeTypeFont, width: int) -> str:
     if font.getlength(line) <= width:
         return line
-    kept = line.rstrip("… ")
-    while kept and font.getlength(kept + "…") > width:
-        kept = kept[:-1]
-    return kept.rstrip() + "…"
+    line = line.rstrip("… ")
+    fits = range(1, len(line) + 1)  # a search by halves, since measuring a long line is slow
+    kept = bisect_right(fits, width, key=lambda count: font.getlength(line[:count] + "…"))
+    return line[:kept].rstrip() + "…"

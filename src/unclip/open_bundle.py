@@ -17,6 +17,7 @@ from unclip.bundle import (
     weight_bytes,
 )
 from unclip.clip import ClipEmbedder
+from unclip.device import resolve_dtype
 from unclip.memory import check_fits
 from unclip.stages import Stage
 
@@ -52,7 +53,7 @@ class OpenBundle:
         *,
         device: torch.device | str | None = None,
         embedder: ClipEmbedder | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = "auto",
         offload: bool = False,
     ) -> Self:
         """Open a bundle: read the metadata of its files now, and their weights when needed.
@@ -61,7 +62,7 @@ class OpenBundle:
             path: the bundle's folder, `models/NAME`.
             device: device of the networks; None is a GPU if there is one.
             embedder: a CLIP instead of the bundle's, such as the public one it was trained with.
-            dtype: dtype of the networks, such as bfloat16 or float16 for large ones on a GPU.
+            dtype: dtype of the networks, also by name; "auto" is float16 on a GPU, else float32.
             offload: keep one stage at a time on the device, each loaded again when it is needed,
                 and CLIP on the CPU.
 
@@ -82,6 +83,7 @@ class OpenBundle:
         for name, written in metadata.items():
             _check_belongs(files[name], name, written, clip)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = resolve_dtype(dtype, device)
         bundle = cls(folder, metadata, device, dtype, offload, embedder)
         if embedder is not None:
             embedder.to(bundle._clip_device)

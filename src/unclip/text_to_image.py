@@ -197,7 +197,7 @@ class TextToImage(OpenBundle):
         sample: Callable[..., Tensor] | None = None,
         more: Sequence[str] = (),
     ) -> Tensor:
-        """Sample one stage in batches; the result is on the CPU.
+        """Sample one stage in batches, smaller ones if a GPU's memory is full; return on the CPU.
 
         Args:
             name: name of the stage.
@@ -206,6 +206,24 @@ class TextToImage(OpenBundle):
             sample: function to call instead of the stage's `sample`.
             more: names of the inputs that `sample` takes after the condition.
         """
+        try:
+            return self._sample_batches(name, inputs, run, sample, more)
+        except torch.OutOfMemoryError:
+            size = min(run.batch_size, len(next(iter(inputs.values()))))
+            if size == 1:
+                raise
+        half = (size + 1) // 2
+        warnings.warn(f"{name}: not enough memory; trying batches of {half}", stacklevel=2)
+        return self._sample(name, inputs, replace(run, batch_size=half), sample, more)
+
+    def _sample_batches(
+        self,
+        name: str,
+        inputs: Mapping[str, Tensor],
+        run: Run,
+        sample: Callable[..., Tensor] | None,
+        more: Sequence[str],
+    ) -> Tensor:
         run.check_rows(inputs)
         stage, outputs = self.stage(name), []
         sample = sample or stage.sample

@@ -1,11 +1,7 @@
 import importlib
-import itertools
 from pathlib import Path
 
 import pytest
-import tiny_shards
-
-from unclip.data.shards import list_shards
 
 
 @pytest.fixture
@@ -14,21 +10,10 @@ def bench(monkeypatch):
     return importlib.import_module("data")
 
 
-@pytest.fixture
-def shards(tmp_path):
-    root = tiny_shards.write_shards(tmp_path, splits=("train",), images=40)
-    return list_shards(root / "train" / "64")
-
-
-def test_loop_and_loader_read_without_end(bench, shards):
-    assert sum(itertools.islice(bench.loop(shards), 100)) == 100  # of 40 images
-    assert list(itertools.islice(bench.loader(shards), 2)) == [64, 64]  # an epoch is one batch
-
-
-def test_the_loader_is_compared_with_the_loop_round_by_round(bench, shards, monkeypatch):
-    rates = {"loop": [10.0, 20.0, 40.0], "loader": [30.0, 40.0, 120.0]}
-    monkeypatch.setattr(bench, "interleave", lambda runs, **limits: rates)
-    assert bench.compare(shards, rounds=3, seconds=1.0) == [
-        {"reader": "loop", "images/s": 20, "ratio": 1, "target": None},
-        {"reader": "loader", "images/s": 40, "ratio": 3, "target": bench.TARGET},
-    ]
+@pytest.mark.parametrize("name", ["prior, stored embeddings", "decoder"])
+def test_a_reader_s_rate_and_the_cores_that_gpus_need(bench, tmp_path, name):
+    bench.generate(tmp_path, 256, 6)
+    row = bench.measure(name, tmp_path, seconds=0.01)
+    assert row["images/s and core"] > 0 and row["peak MiB"] > 100
+    assert row["cores"] * row["images/s and core"] == pytest.approx(row["images/s of 8 GPUs"])
+    assert row["images/s of 8 GPUs"] == pytest.approx(2.4e15 / (bench.CASES[name][2] * 1e9))

@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 
-from unclip.clip import contrastive_loss
+from unclip.clip import caption_ids, contrastive_loss
 
 
 def _pairs(count=6, dim=5):
     image = F.normalize(torch.randn(count, dim, dtype=torch.float64), dim=-1).requires_grad_()
     text = F.normalize(torch.randn(count, dim, dtype=torch.float64), dim=-1)
-    return image, text, torch.arange(count)[:, None].expand(-1, 3)
+    return image, text, torch.arange(count)
 
 
 def test_the_loss_is_the_mean_of_two_cross_entropies():
-    image, text, tokens = _pairs()
-    contrast = contrastive_loss(image, text, torch.tensor(10.0), tokens)
+    image, text, captions = _pairs()
+    contrast = contrastive_loss(image, text, torch.tensor(10.0), captions)
     logits = 10 * image @ text.T
     rows = -(logits.diag() - logits.logsumexp(1)).mean()
     columns = -(logits.diag() - logits.logsumexp(0)).mean()
@@ -30,25 +30,34 @@ def test_the_loss_is_the_mean_of_two_cross_entropies():
 
 
 def test_a_repeated_caption_is_not_a_negative():
-    image, text, tokens = _pairs(4)
-    tokens = tokens.clone()
-    tokens[2] = tokens[0]
+    image, text, captions = _pairs(4)
+    captions[2] = captions[0]
     text = torch.cat([text[:2], text[:1], text[3:]])
     logits = 10 * image @ text.T
     expected = 0.0
     for i in range(4):
         rest = [j for j in range(4) if {i, j} != {0, 2}]
         expected += logits[i, rest].logsumexp(0) + logits[rest, i].logsumexp(0) - 2 * logits[i, i]
-    contrast = contrastive_loss(image, text, torch.tensor(10.0), tokens)
+    contrast = contrastive_loss(image, text, torch.tensor(10.0), captions)
     torch.testing.assert_close(contrast.loss, expected / 8)
     contrast.loss.backward()
     assert image.grad.isfinite().all()
 
 
 def test_a_batch_with_a_single_caption_has_zero_loss():
-    image, text, tokens = _pairs()
-    contrast = contrastive_loss(image, text, torch.tensor(10.0), torch.zeros_like(tokens))
+    image, text, captions = _pairs()
+    contrast = contrastive_loss(image, text, torch.tensor(10.0), torch.zeros_like(captions))
     assert contrast.loss == 0 and contrast.image_to_text == 1
+
+
+def test_equal_tokens_have_equal_ids_and_others_do_not():
+    tokens = torch.randint(0, 49408, (2000, 77))
+    tokens[1] = tokens[0]
+    tokens[2] = tokens[0].roll(1)  # the same tokens in another order
+    tokens[3] = tokens[0]
+    tokens[3, 76] += 1
+    ids = caption_ids(tokens)
+    assert ids[0] == ids[1] and len(ids.unique()) == 1999
 
 
 PROCESS = """
@@ -60,11 +69,11 @@ PROCESS = """
     torch.manual_seed(0)
     image, text = torch.randn(2, 6, 5, dtype=torch.float64).unbind()
     text[4] = text[1]
-    tokens = torch.tensor([0, 1, 2, 3, 1, 5])[:, None]
+    captions = torch.tensor([0, 1, 2, 3, 1, 5])
 
     def loss(weight, rows, gather):
         pair = [F.normalize(part[rows] @ weight, dim=-1) for part in (image, text)]
-        return contrastive_loss(*pair, torch.tensor(10.0), tokens[rows], gather=gather).loss
+        return contrastive_loss(*pair, torch.tensor(10.0), captions[rows], gather=gather).loss
 
     def work(rank, folder):
         dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)

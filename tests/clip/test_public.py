@@ -1,10 +1,10 @@
-import json
 import re
 import time
 
 import huggingface_hub
 import open_clip
 import pytest
+import tiny_public
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN
 from safetensors.torch import save_file
@@ -12,20 +12,10 @@ from safetensors.torch import save_file
 from unclip.clip import clip_fingerprint, load_public
 from unclip.clip import public as public_module
 
-SETTINGS = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8},
-    "text_cfg": {"context_length": 9, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [])
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
-    (tmp_path / "tiny-test.json").write_text(json.dumps(SETTINGS))
-    open_clip.add_model_config(tmp_path / "tiny-test.json")
-    return open_clip.create_model("tiny-test", load_weights=False).state_dict()
+    return tiny_public.register(tmp_path, monkeypatch)
 
 
 class Touch:

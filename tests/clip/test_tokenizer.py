@@ -151,3 +151,10 @@ def test_a_tokenizer_can_be_pickled(small):
     tokenizer = pickle.loads(pickle.dumps(Tokenizer(12, small)))
     assert tokenizer.context_length == 12
     assert torch.equal(tokenizer(CAPTIONS).tokens, Tokenizer(12, small)(CAPTIONS).tokens)
+
+
+@pytest.mark.timeout(20)
+def test_a_very_long_word_is_encoded_quickly():
+    letters = "".join(random.Random(0).choices("abcdefgh", k=200_000))
+    assert torch.equal(Tokenizer()([letters]).tokens, Tokenizer()([letters[:3000]]).tokens)
+    assert Tokenizer().cut(f"a {letters}") == letters

@@ -54,6 +54,8 @@ def folder(tmp_path):
     (bad / "cut.png").write_bytes((bad / "cut.png").read_bytes()[:60])
     (bad / "film.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     (bad / "film.txt").write_text("a film")
+    (bad / "old.tga").write_bytes(bytes(50))
+    (bad / "old.txt").write_text("a format that is not read")
     (bad / "README").write_text("BM is no image")
     (root / ".hidden").mkdir()
     save(root / ".hidden" / "x.png", (9, 9, 9))
@@ -68,6 +70,7 @@ REASONS = {
     "bad/latin.png": "bad text",
     "bad/cut.png": "corrupt image",
     "bad/film.heic": "other format",
+    "bad/old.tga": "not an image",
     "table/metadata.csv: deep/none.webp": "no such file",
     "table/metadata.csv: ../../../etc/x.png": "no such file",
 }

@@ -400,6 +400,22 @@ def test_a_loader_resumes_within_an_epoch(folder, workers):
         assert valid_keys(second) == following  # the next epoch is whole again
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 2), (1, 7)])
+def test_ranks_of_another_number_stay_in_step_and_complete_the_next_epoch(folder, before, after):
+    """With 7 ranks, the consumed batches are more than an epoch has."""
+    options = {"batch_size": 4, "shuffle": True}
+    first = ranks(folder, before, **options)[0]
+    consumed = len(list(itertools.islice(first, len(first) - 1)))
+    loaders = ranks(folder, after, **options)
+    for loader in loaders:
+        loader.load_state_dict(first.state_dict())
+    rest = max(len(loaders[0]) - consumed, 0)
+    assert [len(list(loader)) for loader in loaders] == [rest] * after
+    for loader in loaders:
+        loader.set_epoch(1)
+    check_passes([list(loader) for loader in loaders], loaders, shuffle=True)
+
+
 def test_a_loader_resumes_between_the_crops_of_an_image(tmp_path):
     write_shard(tmp_path / "00000.tar", [sample(i) for i in range(10)])
     reader = SampleReader(image_size=16, crop=8, crops_per_image=3)

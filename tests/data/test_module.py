@@ -122,3 +122,10 @@ def test_the_error_for_missing_data_names_folder_and_command(tmp_path):
     data = ShardDataModule(tmp_path / "emoji_s")
     with pytest.raises(FileNotFoundError, match=r"emoji_s/train/64.*python src/prepare.py emoji"):
         data.prepare_data()
+
+
+def test_captions_are_read_without_images_and_in_the_same_order(root):
+    data = ShardDataModule(root, image_size=32, batch_size=4, workers=0)
+    for captions_only, whole in zip(data.caption_loader(), data.train_dataloader(), strict=True):
+        assert "image" not in captions_only
+        assert captions_only["caption"] == whole["caption"]

@@ -1,4 +1,6 @@
+import itertools
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from unclip.data.order import (
     round_robin_state,
     shuffled_batches,
 )
-from unclip.data.shards import RawSample, Shard
+from unclip.data.shards import RawSample, Shard, read_positions
 
 
 def positioned(keys, shard="a.tar"):
@@ -49,6 +51,41 @@ def test_every_position_has_one_owner_and_ranks_stay_in_step(world_size, workers
                 own = part.end - part.first
                 assert 0 <= len(batches) * batch_size - own <= batch_size  # padding
             assert owned == Counter(range(total))
+
+
+def test_a_cluster_reads_every_sample_once_and_opens_few_files(monkeypatch):
+    """64 ranks with 8 workers each, and 10,000 shards of about 10,000 samples; no file is read."""
+    ranks, workers, batch_size = 64, 8, 64
+    sizes = random.Random(0)
+    shards = [Shard(Path(f"{i:05}.tar"), sizes.randrange(9_000, 11_000)) for i in range(10_000)]
+    total = sum(shard.samples for shard in shards)
+    opened = []
+    monkeypatch.setattr("unclip.data.shards.prefetch", lambda path: None)
+    monkeypatch.setattr(
+        "unclip.data.shards._read_shard",
+        lambda shard, first, part, *_: opened.append((part, shard)) or [],
+    )
+    started = time.process_time()
+    order = epoch_order(shards, 0, 1)
+    start_up = time.process_time() - started  # of a worker, in each epoch
+    padding = 0
+    for rank in range(ranks):
+        for worker in range(workers):
+            split = {"rank": (rank, ranks), "worker": (worker, workers), "interleaved": False}
+            part = partition(total, batch_size, **split)
+            first = part.first + part.batches.start * batch_size
+            stop = part.first + part.batches.stop * batch_size
+            before = len(opened)
+            list(read_positions(order, range(first, min(stop, part.end))))
+            assert len(opened) - before <= 10_000 // (ranks * workers) + 4  # one after another
+            padding += max(stop - part.end, 0)
+    opened.sort(key=lambda pair: pair[0].start)
+    assert opened[0][0].start == 0 and opened[-1][0].stop == total
+    assert all(a.stop == b.start for (a, _), (b, _) in itertools.pairwise(opened))
+    assert {shard for _, shard in opened} == set(shards)
+    assert len(opened) < len(shards) + ranks * workers  # few shards are opened twice
+    assert padding <= ranks * (batch_size + 1)
+    assert start_up < 2.0
 
 
 def test_epoch_order_is_a_reproducible_permutation_that_changes():

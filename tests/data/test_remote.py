@@ -5,6 +5,7 @@ import http.server
 import json
 import subprocess
 import threading
+import time
 
 import fsspec.core
 import pytest
@@ -12,7 +13,7 @@ from make_shards import load, write_shards
 
 from unclip.data import remote
 from unclip.data.module import ShardDataModule
-from unclip.data.shards import list_shards, open_shards
+from unclip.data.shards import Shard, list_shards, open_shards, read_positions
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -70,6 +71,42 @@ def test_a_remote_data_set_is_read_like_a_local_one(served, tmp_path):
     again = ShardDataModule(url, cache=tmp_path / "cache", **settings)
     assert len(again.train_dataloader()) == len(local.train_dataloader())
     assert [path for path in requested if path.endswith(".tar")] == fetched
+
+
+def test_the_next_shard_is_fetched_while_one_is_read(served, tmp_path, monkeypatch):
+    folder, url, _ = served
+    write_shards(folder, [6, 6, 6])
+    paths = remote.list_remote(url, tmp_path / "cache")
+    shards = [Shard(path, 6) for path in paths]
+    samples = read_positions(shards, range(18))
+    for number in range(2):
+        key = next(samples)[1].key
+        assert key == f"{6 * number:08}"
+        deadline = time.monotonic() + 60
+        while not paths[number + 1].is_file():  # nothing is read in the meantime
+            assert time.monotonic() < deadline
+        rest = [next(samples)[1].key for _ in range(5)]
+        assert rest[-1] == f"{6 * number + 5:08}"
+    assert len(list(samples)) == 6
+
+
+def test_an_error_of_a_prefetch_is_raised_when_the_shard_is_read(served, tmp_path):
+    folder, url, _ = served
+    write_shards(folder, [6])
+    paths = [remote.list_remote(f"{url}/{n}.tar", tmp_path)[0] for n in ("00000", "nowhere")]
+    samples = read_positions([Shard(path, 6) for path in paths], range(12))
+    assert [next(samples)[0] for _ in range(6)] == list(range(6))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.tar"):
+        next(samples)
+
+
+def test_temporary_files_of_killed_downloads_are_deleted(served, tmp_path):
+    folder, url, _ = served
+    write_shards(folder, [6])
+    (path,) = remote.list_remote(f"{url}/00000.tar", tmp_path / "cache")
+    path.with_name(f".{path.name}.1.tmp").write_bytes(b"half")
+    remote.fetch(path)
+    assert path.is_file() and not list(path.parent.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

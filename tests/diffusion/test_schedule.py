@@ -6,6 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from unclip.diffusion.schedule import (
+    SCHEDULES,
     cosine_alpha_bar,
     linear_alpha_bar,
     linspace_timesteps,
@@ -48,3 +49,10 @@ def test_log_snr_timesteps_are_evenly_spaced_in_log_snr():
     timesteps = log_snr_timesteps(alpha_bar, 10)
     gaps = torch.log(alpha_bar / (1 - alpha_bar))[timesteps[1:]].diff()
     assert gaps.max() / gaps.min() < 1.2
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 10, 19, 20, 21])
+@pytest.mark.parametrize("schedule", SCHEDULES.values())
+def test_few_steps_keep_alpha_bar_between_0_and_1(schedule, timesteps):
+    alpha_bar = schedule(timesteps)
+    assert (alpha_bar > 0).all() and (alpha_bar < 1).all() and (alpha_bar.diff() < 0).all()

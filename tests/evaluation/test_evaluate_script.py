@@ -56,6 +56,8 @@ def test_the_command_line_reaches_the_settings():
     assert found.steps == {"decoder": 8} and found.seed == 3
     assert quick.protocol.count == quick.counts.test_seen < composed().counts.test_seen
     assert quick.context.device == "cpu"
+    assert composed().context.max_bad_fraction == 0.01
+    assert composed("+data.max_bad_fraction=0.05").context.max_bad_fraction == 0.05
 
 
 @pytest.mark.parametrize("measure", SETS)

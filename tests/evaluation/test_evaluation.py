@@ -166,15 +166,15 @@ def test_features_of_real_images_are_cached_until_the_data_or_the_crop_change(ti
         return values(measure(context_of(tiny_model, data, tmp_path, **changes)))
 
     first = evaluate()
-    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").glob("*.safetensors")}
     assert evaluate() == first
-    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").iterdir()} == kept
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").glob("*.safetensors")} == kept
     evaluate(protocol=replace(PROTOCOL, crop="none"))
-    assert len(list((tmp_path / "cache").iterdir())) == 2 * len(kept)
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2 * len(kept)
     for shard in (data / "val" / "64").glob("*.tar"):
         os.utime(shard, (time.time() + 9, time.time() + 9))
     evaluate()
-    assert len(list((tmp_path / "cache").iterdir())) == 2 * len(kept) + 2
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2 * len(kept) + 2
     next(iter(kept)).write_bytes(b"truncated")
     assert evaluate() == first
 

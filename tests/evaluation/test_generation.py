@@ -1,5 +1,6 @@
 """The folder of generated images: what names it, and how it resumes."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -238,8 +239,37 @@ def test_a_name_with_slashes_stays_inside_the_folder(tmp_path):
     assert ImageFolder.read(out).rows[0].path == folder.rows[0].path
 
 
+def test_a_long_name_is_shortened_to_a_file_name(tmp_path):
+    names = ["猫" * 100 + end for end in "ab"]
+    prompts = [Prompt(name, "a cat", 0) for name in names]
+    folder = ImageFolder.create(tmp_path, prompts, {}, seed=0)
+    for k in range(2):
+        folder.write(k, torch.full((3, 8, 8), k, dtype=torch.uint8))
+    assert [row.path for row in ImageFolder.read(tmp_path).rows] == [r.path for r in folder.rows]
+    assert len({row.path for row in folder.rows}) == 2
+
+
 def test_an_image_s_name_may_have_a_dot(tmp_path):
     for name in ("a", "a.b"):
         to_pil(torch.zeros(3, 8, 8, dtype=torch.uint8)).save(tmp_path / f"{name}.png")
     (tmp_path / "manifest.jsonl").write_text('{"id": "a.b", "prompt": "a cat"}\n')
     assert ImageFolder.read(tmp_path).rows[0].path == tmp_path / "a.b.png"
+
+
+def test_images_that_differ_in_their_extension_are_two(tmp_path):
+    names = ["0.jpg", "0.png", "1.0.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert [row.path.name for row in ImageFolder.read(tmp_path).rows] == names
+    lines = [{"id": "0", "prompt": "x"}, {"id": "1", "file": "0.jpg", "prompt": "y"}]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [row.path.name for row in ImageFolder.read(tmp_path).rows] == ["0.png", "0.jpg"]
+    (tmp_path / "manifest.jsonl").write_text('{"id": "1", "prompt": "x"}')
+    with pytest.raises(FileNotFoundError, match="lists 1, which is missing"):
+        ImageFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "prior_guidance_scale"])
+def test_guidance_that_is_not_finite_is_refused(name):
+    with pytest.raises(ValueError, match=f"^{name} is nan; it must be a finite number"):
+        settings_of(**{name: float("nan")})

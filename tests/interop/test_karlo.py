@@ -55,13 +55,13 @@ def test_prior_network_equals_diffusers(cascade, karlo, text, encoded):
         attention_mask=text.text_mask,
     ).predicted_image_embedding
     ours = cascade.stage("prior").network(
-        x_t,
-        t,
+        x_t[:, None],
+        t[:, None],
         text_states=encoded.last_hidden_state,
         text_mask=text.text_mask,
         text_embedding=encoded.text_embeds,
     )
-    torch.testing.assert_close(ours, expected, **CLOSE)
+    torch.testing.assert_close(ours[:, 0], expected, **CLOSE)
 
 
 def test_decoder_network_and_projections_equal_diffusers(cascade, karlo, text, encoded):
@@ -102,11 +102,13 @@ def test_upsampler_networks_equal_diffusers(cascade, karlo, name):
 
 def test_the_last_network_is_used_for_the_last_step_only(cascade):
     stage = cascade.stage("upsampler_256")
-    network = stage.bind({"low_res": torch.zeros(1, 3, 8, 8)})
+    denoise = stage.denoiser({"low_res": torch.zeros(1, 3, 8, 8)})
     x_t, enlarged = torch.randn(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
-    for t, expected in ((999, stage.network), (1, stage.network), (0, stage.last_network)):
-        t = torch.tensor([t])
-        torch.testing.assert_close(network(x_t, t), expected(x_t, t, concat=enlarged))
+    for t, network in ((999, stage.network), (1, stage.network), (0, stage.last_network)):
+        timesteps = torch.tensor([t])
+        output = network(x_t, timesteps, concat=enlarged)
+        expected = stage.diffusion.predict(output, x_t, timesteps, stage.clip_range)
+        torch.testing.assert_close(denoise(x_t, t).x0, expected.x0)
 
 
 # The steps of diffusers' UnCLIPPipeline, with DDPMScheduler, the one scheduler of diffusers that

@@ -29,7 +29,7 @@ def test_cached_decoding_equals_one_pass_over_all_tokens(net, copies):
     cached = torch.stack([next_logits(code.flatten()) for code in inputs], dim=1)
     cached = cached.unflatten(0, (2, copies))
     for k in range(copies):
-        whole = net(prefix, dot_product[:, k], codes[:, k])
+        whole = net(dot_product[:, k], codes[:, k], **caption)
         torch.testing.assert_close(cached[:, k], whole, atol=1e-5, rtol=1e-5)
 
 
@@ -38,7 +38,7 @@ def test_it_equals_causal_attention_over_the_whole_sequence(net):
     caption, dot_product, codes = two_captions(), torch.tensor([2, 5]), torch.randint(0, 7, (2, 6))
     others = [net.dot_product_in(dot_product)[:, None], net.component_in(codes)[:, :-1]]
     expected = run_plainly(net, caption, others)[:, 6:]
-    logits = net(net.prefix(**caption), dot_product, codes)
+    logits = net(dot_product, codes, **caption)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -51,7 +51,7 @@ def test_the_likelihoods_of_all_sequences_sum_to_one(components):
         name: value[:1].expand(len(codes), *value.shape[1:])
         for name, value in two_captions().items()
     }
-    logits = net(net.prefix(**caption), torch.full((len(codes),), 3), codes).double()
+    logits = net(torch.full((len(codes),), 3), codes, **caption).double()
     likelihood = logits.log_softmax(dim=2).gather(2, codes[..., None]).sum((1, 2)).exp()
     assert likelihood.std() > 1e-3  # a uniform one would always sum to one
     torch.testing.assert_close(likelihood.sum().item(), 1.0, atol=1e-6, rtol=0)
@@ -60,9 +60,9 @@ def test_the_likelihoods_of_all_sequences_sum_to_one(components):
 @torch.no_grad()
 def test_a_code_changes_the_logits_of_later_components_only(net):
     caption, dot_product, codes = two_captions(), torch.tensor([2, 5]), torch.randint(0, 6, (2, 6))
-    logits = net(net.prefix(**caption), dot_product, codes)
+    logits = net(dot_product, codes, **caption)
     codes[:, 3] += 1
-    changed = net(net.prefix(**caption), dot_product, codes)
+    changed = net(dot_product, codes, **caption)
     torch.testing.assert_close(changed[:, :4], logits[:, :4])
     assert ((changed - logits).abs().amax(2)[:, 4:] > 1e-4).all()
 
@@ -70,13 +70,13 @@ def test_a_code_changes_the_logits_of_later_components_only(net):
 @torch.no_grad()
 def test_padding_is_not_seen(net):
     caption, dot_product, codes = two_captions(), torch.tensor([2, 5]), torch.randint(0, 7, (2, 6))
-    padded = net(net.prefix(**with_other_padding(caption)), dot_product, codes)
-    torch.testing.assert_close(padded, net(net.prefix(**caption), dot_product, codes))
+    padded = net(dot_product, codes, **with_other_padding(caption))
+    torch.testing.assert_close(padded, net(dot_product, codes, **caption))
 
 
 def test_every_parameter_gets_a_gradient():
     net, codes = network(), torch.randint(0, 7, (2, 6))
-    net(net.prefix(**two_captions()), torch.tensor([2, 5]), codes).square().sum().backward()
+    net(torch.tensor([2, 5]), codes, **two_captions()).square().sum().backward()
     assert without_gradient(net) == []
 
 

@@ -13,26 +13,35 @@ def net():
 
 def test_several_noises_in_one_pass_equal_separate_passes(net):
     caption, x_t, t = two_captions(), torch.randn(2, 4, 8), torch.randint(0, 1000, (2, 4))
-    together = net.suffix(net.prefix(**caption), x_t, t)
+    together = net(x_t, t, **caption)
     for k in range(4):
-        torch.testing.assert_close(together[:, k], net(x_t[:, k], t[:, k], **caption))
+        separate = net(x_t[:, k, None], t[:, k, None], **caption)
+        torch.testing.assert_close(together[:, k, None], separate)
+
+
+def test_a_prefix_and_its_suffix_equal_one_pass_to_the_bit(net):
+    caption, x_t, t = two_captions(), torch.randn(2, 4, 8), torch.randint(0, 1000, (2, 4))
+    separate = net.suffix(net.prefix(**caption), x_t, t)
+    assert torch.equal(net(x_t, t, **caption), separate)
 
 
 def test_prefix_and_suffix_equal_causal_attention_over_the_whole_sequence(net):
-    caption, x_t, t = two_captions(), torch.randn(2, 8), torch.tensor([10, 900])
-    others = [net.time(t)[:, None], net.image_in(x_t)[:, None], net.query.expand(2, -1, -1)]
-    expected = run_plainly(net, caption, others)[:, -1]
+    caption, x_t, t = two_captions(), torch.randn(2, 1, 8), torch.tensor([[10], [900]])
+    others = [net.time(t[:, 0])[:, None], net.image_in(x_t), net.query.expand(2, -1, -1)]
+    expected = run_plainly(net, caption, others)[:, -1:]
     torch.testing.assert_close(net(x_t, t, **caption), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_padding_is_not_seen(net):
-    caption, x_t, t = two_captions(), torch.randn(2, 8), torch.tensor([10, 900])
+    caption, x_t, t = two_captions(), torch.randn(2, 1, 8), torch.tensor([[10], [900]])
     padded = net(x_t, t, **with_other_padding(caption))
     torch.testing.assert_close(padded, net(x_t, t, **caption))
 
 
 def test_every_parameter_gets_a_gradient(net):
-    net(torch.randn(2, 8), torch.tensor([10, 900]), **two_captions()).square().sum().backward()
+    net(
+        torch.randn(2, 4, 8), torch.randint(0, 1000, (2, 4)), **two_captions()
+    ).square().sum().backward()
     assert without_gradient(net) == []
 
 

@@ -153,3 +153,20 @@ def test_it_is_built_on_the_meta_device_without_memory(stage):
         for built in (on_meta, stage)
     )
     assert shapes == expected
+
+
+def test_the_vocabulary_is_read_from_the_device_once(stage, monkeypatch):
+    reads, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(1) or tolist(self))
+    for _ in range(3):
+        tokenizer = stage.tokenizer
+    assert len(reads) == 1 and stage.tokenizer is tokenizer
+    stage.fit_vocabulary(CAPTIONS)
+    assert stage.tokenizer is not tokenizer
+
+
+def test_only_the_first_batches_are_read_for_the_vocabulary(stage, monkeypatch):
+    monkeypatch.setattr("unclip.stages.clip.STATISTICS_BATCHES", 2)
+    batches = iter([{"caption": ["a dog"]}] * 3)
+    stage.fit_statistics(batches)
+    assert len(list(batches)) == 1

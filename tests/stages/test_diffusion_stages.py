@@ -1,6 +1,7 @@
 from functools import partial
 
 import pytest
+import tiny_bundle
 import torch
 import torch.nn.functional as F
 from tiny_stages import D, decoder, embedded_batch, prior, randomized, upsampler
@@ -123,3 +124,32 @@ def test_a_guidance_scale_for_an_upsampler_is_an_error(generators):
     condition = {"low_res": torch.zeros(1, 3, 4, 4)}
     with pytest.raises(ValueError, match="no caption to guide by"):
         upsampler().sample(condition, generators=generators(1), guidance_scale=2)
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder"])
+def test_gradients_have_the_strides_of_their_parameters(name):
+    """Otherwise DDP copies them at each step."""
+    stage = tiny_bundle.stage(name).to(memory_format=torch.channels_last).train()
+    batch = {
+        "image": torch.rand(4, 3, 64, 64).to(memory_format=torch.channels_last),
+        "image_embedding": torch.randn(4, tiny_bundle.EMBEDDING_DIM),
+        "text_embedding": torch.randn(4, tiny_bundle.EMBEDDING_DIM),
+        "text_states": torch.randn(4, tiny_bundle.CONTEXT_LENGTH, tiny_bundle.TEXT_WIDTH),
+        "text_mask": torch.ones(4, tiny_bundle.CONTEXT_LENGTH, dtype=torch.bool),
+    }
+    stage.loss(batch)["loss"].backward()
+    states = stage.null_text.states
+    assert states.grad is not None and states.grad.stride() == states.stride()
+
+
+def test_the_error_of_each_quarter_is_the_mean_over_its_timesteps():
+    stage = tiny_bundle.stage("upsampler_256")
+    noised = stage._noised(torch.rand(6, 3, 8, 8))
+    noised = noised._replace(t=torch.tensor([0, 249, 250, 251, 999, 998]))
+    output = torch.randn_like(noised.x0)
+    mse = stage.diffusion.loss(output, *noised)["mse"]
+    losses = stage._losses(output, noised)
+    expected = {"q0": mse[:2], "q1": mse[2:4], "q3": mse[4:]}
+    for name, values in expected.items():
+        torch.testing.assert_close(losses[f"loss_{name}"], values.mean())
+    assert losses["loss_q2"].isnan()  # no timestep is in it

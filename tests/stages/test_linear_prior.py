@@ -32,3 +32,12 @@ def test_the_linear_prior_recovers_a_linear_map():
     torch.testing.assert_close(prior(z_t[:5]), z_t[:5] @ matrix + 2, atol=1e-2, rtol=1e-3)
     prior.normalize = True
     torch.testing.assert_close(prior(z_t).norm(dim=1), torch.ones(4000))
+
+
+def test_the_linear_prior_ignores_autocast():
+    prior = LinearPrior(6, normalize=False)
+    prior.weight.normal_()
+    z_t = torch.randn(3, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = prior(z_t)
+    assert torch.equal(predicted, prior(z_t))

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 import unclip.training.trainer as trainer_module
 from unclip.stages import Stage
 from unclip.training import optim
+from unclip.training.callbacks import progress
 from unclip.training.callbacks.checkpoint import RunCheckpoint
 from unclip.training.callbacks.ema import EMA
 from unclip.training.callbacks.guard import NonFiniteGuard
@@ -90,6 +91,9 @@ class ImageData(LightningDataModule):
     def train_dataloader(self):
         return DataLoader(Images(64, self.poisoned), batch_size=4, collate_fn=collate)
 
+    def caption_loader(self):
+        return [{"caption": ["an image"]}]
+
     def val_dataloader(self):
         return DataLoader(Images(8), batch_size=4, collate_fn=collate)
 
@@ -135,6 +139,7 @@ class Kit:
 
 
 @pytest.fixture
-def kit(tmp_path):
+def kit(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "forward_flops", lambda recipe, batch: 1_000_000)  # no recipe
     trainer_module.silence_lightning()
     return Kit(tmp_path)

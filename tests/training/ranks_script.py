@@ -5,6 +5,7 @@ import unclip  # isort: skip # noqa: F401
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -17,12 +18,14 @@ from lightning.pytorch import Callback, LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader
 
+from unclip.evaluation.distributed import die_with_parent
 from unclip.networks.unet import ResBlock
 from unclip.training import muon
 from unclip.training.callbacks.logs import CsvLogger
 from unclip.training.modules import sample_generators
+from unclip.training.resume import find_checkpoint
 from unclip.training.sharding import unsharded
-from unclip.training.trainer import die_with_parent, silence_lightning
+from unclip.training.trainer import silence_lightning
 
 IMAGES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
 FAULTS = [(kind, "ddp") for kind in ("raise", "hang", "kill", "preempt")]
@@ -114,6 +117,11 @@ def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, fault=
         (folder / "weights.json").write_text(json.dumps(weights))
 
 
+def resume_damaged(folder, source):
+    """Resume from a copy of a run's folder after a bit of a tensor in last.ckpt has changed."""
+    curve(folder, 2, resume=find_checkpoint(source, "auto"))
+
+
 class Fault(Callback):
     """Makes rank 1 raise, hang, die or have a NaN loss in its sixth step, or be preempted earlier.
 
@@ -202,6 +210,12 @@ def main(folder):
         ended[kind] = in_ranks(curve, folder / kind, 2, "fsdp", Sharded, previous)
     previous = folder / "sharded" / "previous.ckpt"
     assert alone(curve, folder / "joined", 1, "auto", Sharded, previous) == 0
+    shutil.copytree(folder / "two", folder / "source")
+    content = bytearray((last := folder / "source" / "last.ckpt").read_bytes())
+    bias = torch.load(last, weights_only=True)["state_dict"]["stage.network.0.bias"]
+    content[content.index(bias.numpy().tobytes())] ^= 1
+    last.write_bytes(content)
+    ended["damaged"] = in_ranks(resume_damaged, folder / "damaged", folder / "source")
     for kind, strategy in FAULTS:
         place, stage = (
             folder / f"{kind}_{strategy}",

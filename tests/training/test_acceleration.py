@@ -1,5 +1,7 @@
 """Gradient checkpointing and compilation change neither names nor numbers."""
 
+import functools
+
 import pytest
 import tiny_bundle
 import torch
@@ -28,8 +30,8 @@ def batch_for(name):
     return batch
 
 
-def learned(name, **options):
-    """Returns loss and gradients of a stage with fixed weights and noise."""
+def learning(name, **options):
+    """Returns a stage with fixed weights and noise, its loss and its gradients."""
     torch.manual_seed(0)
     stage = tiny_bundle.stage(name)
     names = list(stage.state_dict())
@@ -38,7 +40,12 @@ def learned(name, **options):
     torch.manual_seed(1)
     loss = stage.train().loss(batch_for(name))["loss"]
     loss.backward()
-    return loss.detach(), {n: p.grad for n, p in stage.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad.clone() for n, p in stage.named_parameters() if p.grad is not None}
+    return stage, loss.detach(), gradients
+
+
+def learned(name, **options):
+    return learning(name, **options)[1:]
 
 
 @pytest.mark.parametrize("name", ["clip", "prior", "decoder", "upsampler_256"])
@@ -69,18 +76,58 @@ def test_checkpointing_recomputes_blocks_in_the_backward_pass():
     assert len(calls) == 3
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """Only the front end of the compiler runs; the list receives a graph per compilation."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    return graphs
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["prior", "decoder", "upsampler_256"])
-def test_networks_can_be_traced(name, checkpointing, monkeypatch):
-    """Only the front end of the compiler is tested."""
-    compiled = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="eager"))
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [("prior", False), ("prior_ar", True), ("decoder", True), ("upsampler_256", False)],
+)
+def test_a_network_is_one_graph_in_training_and_none_in_validation(name, checkpointing, graphs):
+    """A break of the graph would be an error."""
     loss, gradients = learned(name)
-    again, same = learned(name, compile=True, gradient_checkpointing=checkpointing)
+    stage, again, same = learning(name, compile=True, gradient_checkpointing=checkpointing)
     torch.testing.assert_close(again, loss)
     for key, gradient in gradients.items():
         torch.testing.assert_close(same[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
+    stage.loss(batch_for(name))["loss"].backward()
+    with torch.no_grad():
+        smaller = {key: value[:1] for key, value in batch_for(name).items()}
+        stage.eval().loss(smaller)
+        generators = [torch.Generator().manual_seed(0)]
+        stage.sample(stage.condition(smaller), generators=generators)
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+def test_the_blocks_of_a_sharded_stage_are_compiled_one_by_one(graphs):
+    loss, gradients = learned("decoder")
+    again, same = learned("decoder", compile=True, sharded=True)
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(same, gradients)
+    assert len(graphs) > 1
+
+
+@pytest.mark.parametrize("name", ["clip", "prior", "decoder"])
+def test_auto_compiles_networks_on_a_gpu_only(name, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: calls.append(forward))
+    optimize(tiny_bundle.stage(name), compile="auto", device="cpu")
+    assert not calls
+    optimize(tiny_bundle.stage(name), compile="auto", device="cuda")
+    assert len(calls) == (0 if name == "clip" else 1)
 
 
 def test_a_stage_without_a_compilable_network_is_refused():

@@ -1,5 +1,7 @@
 import csv
+import gzip
 import itertools
+import json
 import time
 
 import pytest
@@ -10,7 +12,7 @@ from unclip.training.callbacks.checkpoint import ValidateAtEnd
 from unclip.training.callbacks.ema import EMA
 from unclip.training.callbacks.export import Export
 from unclip.training.callbacks.logs import CsvLogger
-from unclip.training.callbacks.progress import StepProgress, Throughput
+from unclip.training.callbacks.progress import Profile, StepProgress, Throughput
 from unclip.training.callbacks.samples import SampleGrid, grid_of
 from unclip.training.modules import StageModule, sample_generators, seed_of
 from unclip.training.trainer import resolve_precision
@@ -97,8 +99,23 @@ def test_throughput_does_not_count_validation(kit, tmp_path):
     with open(tmp_path / "logs" / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["train/images_per_second"]]
     assert float(rows[-1]["train/images"]) == 32
-    assert float(rows[-1]["train/images_per_second"]) > 0
+    images_per_second = float(rows[-1]["train/images_per_second"])
+    tflops, mfu = (float(rows[-1][f"train/{name}"]) for name in ("tflops", "mfu"))
+    assert tflops == pytest.approx(3 * 250_000 * images_per_second / 1e12)  # a quarter of a batch
+    assert 0 < mfu < 1 and mfu / tflops > 1  # of a peak below 1 TFLOP/s
     assert {"train/loss", "train/learning_rate", "train/gradient_norm"} <= rows[0].keys()
+
+
+@pytest.mark.parametrize(("steps", "profiled"), [(20, 3), (8, 2)])
+def test_some_steps_after_the_first_are_profiled(kit, tmp_path, capsys, steps, profiled):
+    """A run that ends earlier reports the steps that it has made."""
+    kit.trainer(steps, Profile(3, tmp_path)).fit(kit.module(), kit.ImageData())
+    with gzip.open(tmp_path / "profile.json.gz") as trace:
+        events = json.load(trace)["traceEvents"]
+    names = [event.get("name", "") for event in events]
+    assert sum(name.startswith("Optimizer.step#") for name in names) == profiled
+    assert "aten::convolution" in names
+    assert f"trace: {tmp_path / 'profile.json.gz'}" in capsys.readouterr().out
 
 
 def test_progress_prints_lines_when_stderr_is_not_a_terminal(kit, capsys):
@@ -176,10 +193,10 @@ def test_auto_precision_is_never_emulated_bf16(monkeypatch):
     assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "bf16-mixed"
     emulated = lambda including_emulation=True: including_emulation  # noqa: E731
     monkeypatch.setattr("torch.cuda.is_bf16_supported", emulated)
-    assert resolve_precision("auto", "gpu") == "32-true"
+    assert resolve_precision("auto", "gpu") == "16-mixed"
 
 
-@pytest.mark.parametrize("precision", [16, "16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
 def test_precisions_that_train_wrong_weights_are_refused(precision):
     with pytest.raises(ValueError, match="use bf16-mixed"):
         resolve_precision(precision, "gpu")

@@ -11,7 +11,7 @@ import torch
 from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
 from unclip.training.callbacks.guard import NonFiniteError
 from unclip.training.modules import StageModule
-from unclip.training.resume import CheckpointError
+from unclip.training.resume import CheckpointError, ResumeError
 
 
 def train(kit, steps, *, folder, resume=None, every_steps=1000, module=None, data=None, **settings):
@@ -168,9 +168,26 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(Exception, match="Weights only"):
+    with pytest.raises(ResumeError, match="could run code"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")
+def test_a_checkpoint_is_not_read_into_memory_of_this_process(tmp_path):
+    """On a machine of eight ranks it would be read eight times."""
+    path = tmp_path / "last.ckpt"
+    torch.save({"weights": torch.ones(16 * 2**20)}, path)
+    before = private_mib()
+    saved = AtomicCheckpointIO().load_checkpoint(path)
+    assert saved["weights"].sum() == 16 * 2**20
+    assert private_mib() - before < 16  # of 64
+
+
+def private_mib():
+    with open("/proc/self/smaps_rollup") as file:
+        lines = dict(line.split(":") for line in file if line.startswith("Anonymous:"))
+    return int(lines["Anonymous"].split()[0]) / 1024
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):

@@ -100,6 +100,13 @@ def test_a_sharded_run_of_muon_resumes_bit_exactly(folder, ended):
 
 
 @pytest.mark.slow
+def test_all_ranks_resume_from_the_checkpoint_that_rank_0_has_verified(folder, ended):
+    """Rank 1 does not read the tensors, so it finds the damaged one."""
+    assert ended["damaged"]["code"] == 0
+    assert_close(folder / "two", folder / "damaged", rtol=1e-6, rows=2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raise_ddp", "hang_ddp", "kill_ddp", "hang_fsdp", "kill_fsdp"])
 def test_a_dead_rank_ends_the_run_in_time_and_leaves_no_process(folder, ended, kind):
     assert ended[kind]["code"] == 1

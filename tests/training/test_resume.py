@@ -119,6 +119,21 @@ def test_a_flipped_bit_is_detected(tmp_path):
     assert not is_intact(path)
 
 
+def test_other_ranks_verify_all_but_the_tensors(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    path = tmp_path / "last.ckpt"
+    torch.save({"weights": torch.zeros(5000)}, path)
+    whole = path.read_bytes()
+    tensor, words = (whole.index(one) for one in (bytes(5000), b"weights"))
+    for at, intact in ((tensor, True), (words, False)):
+        content = bytearray(whole)
+        content[at] ^= 1
+        path.write_bytes(content)
+        assert is_intact(path) == intact
+    path.write_bytes(whole[:-1])
+    assert not is_intact(path)
+
+
 def test_the_same_run_resumes(tmp_path):
     check_same_run(write(tmp_path / "last.ckpt"), RECORD, max_steps=4)
 

@@ -2,7 +2,7 @@
 
 from unclip.clip import _open_clip as _open_clip  # isort: skip (before other imports of open_clip)
 from unclip.clip.embedder import ClipEmbedder, TextFeatures, embed_images
-from unclip.clip.loss import Contrast, contrastive_loss
+from unclip.clip.loss import Contrast, caption_ids, contrastive_loss
 from unclip.clip.model import (
     TextOutput,
     build_clip,
@@ -23,6 +23,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "build_clip",
+    "caption_ids",
     "clip_fingerprint",
     "contrastive_loss",
     "embed_images",

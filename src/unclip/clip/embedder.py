@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unclip.batch import Batch
 from unclip.clip.model import encode_text, prepare_image, text_tower
 from unclip.clip.tokenizer import Tokenizer
+from unclip.device import to_device
 
 CACHE_BYTES = 64 * 2**20
 
@@ -95,10 +96,15 @@ class ClipEmbedder:
         """Return the device of the model and of its outputs."""
         return cast(Tensor, self.model.logit_scale).device
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the model and return this embedder."""
-        self.model.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Move and convert the model, unless that has been done, and return this embedder."""
+        if dtype is not None or torch.device(device) != self.device:
+            self.model.to(device, dtype)
         return self
+
+    def drop_image_tower(self) -> None:
+        """Free the image tower, which is not needed where image embeddings are stored."""
+        cast(Any, self.model).visual = None
 
     @torch.inference_mode(False)  # cached features may be used under autograd later
     def text(self, captions: Sequence[str]) -> TextFeatures:
@@ -147,7 +153,7 @@ class ClipEmbedder:
         return batch
 
     def _encode_text(self, captions: Sequence[str]) -> TextFeatures:
-        tokens, mask = (part.to(self.device) for part in self.tokenizer(captions))
+        tokens, mask = (to_device(part, self.device) for part in self.tokenizer(captions))
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             states, embedding = encode_text(self.model, tokens)
         return TextFeatures(tokens, states.float(), mask, self._finish(embedding))

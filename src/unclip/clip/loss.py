@@ -28,7 +28,7 @@ def contrastive_loss(
     image_embedding: Float[Tensor, "batch dim"],
     text_embedding: Float[Tensor, "batch dim"],
     logit_scale: Float[Tensor, ""],
-    tokens: Int64[Tensor, "batch length"],
+    captions: Int64[Tensor, " batch"],
     *,
     gather: bool = False,
 ) -> Contrast:
@@ -38,26 +38,37 @@ def contrastive_loss(
         image_embedding: image embeddings of unit length.
         text_embedding: text embeddings of unit length.
         logit_scale: factor on the cosines (not its logarithm).
-        tokens: token ids of the captions; rows with the same tokens are not negatives.
+        captions: `caption_ids`; rows with the same caption are not negatives.
         gather: also use the batches of the other processes, of equal size, as negatives. The mean
             of the gradients over processes is then that of the whole batch.
     """
     ranks = {}
     if gather:
         ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
-    loss = _PairLoss(tokens, local_loss=gather, gather_with_grad=gather, **ranks)
+    loss = _PairLoss(captions, local_loss=gather, gather_with_grad=gather, **ranks)
     value = loss(image_embedding, text_embedding, logit_scale)
-    own = loss.get_ground_truth(tokens.device, len(tokens))
+    own = loss.get_ground_truth(captions.device, len(captions))
     accuracies = [(logits.argmax(1) == own).float().mean() for logits in loss.logits]
     return Contrast(value, *accuracies)
+
+
+def caption_ids(tokens: Int64[Tensor, "batch length"]) -> Int64[Tensor, " batch"]:
+    """Return a number for each row of token ids, the same for equal rows.
+
+    It is a random linear function modulo 2^64, so two different rows have the same number with a
+    probability below 1e-14. `torch.unique` would make a GPU wait.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(-(2**63), 2**63 - 1, tokens.shape[1:], generator=generator)
+    return (tokens * weights).sum(dim=1)
 
 
 class _PairLoss(ClipLoss):
     """open_clip's loss without repeated captions among the negatives; it stores its logits."""
 
-    def __init__(self, tokens: Tensor, **keywords):
+    def __init__(self, captions: Tensor, **keywords):
         super().__init__(**keywords)
-        self.tokens = tokens
+        self.captions = captions
         self.logits: tuple[Tensor, ...] = ()
 
     def get_logits(self, *arguments, **keywords):
@@ -69,11 +80,10 @@ class _PairLoss(ClipLoss):
 
     def _repeated(self) -> Bool[Tensor, "batch rows"]:
         """Return the mask of the other rows, of all processes, with the same caption."""
-        tokens = [self.tokens]
+        captions = [self.captions]
         if self.world_size > 1:
-            tokens = [torch.empty_like(self.tokens) for _ in range(self.world_size)]
-            dist.all_gather(tokens, self.tokens.contiguous())
-        _, caption = torch.unique(torch.cat(tokens), dim=0, return_inverse=True)
-        own = self.get_ground_truth(self.tokens.device, len(self.tokens))
-        same = caption[own][:, None] == caption
+            captions = [torch.empty_like(self.captions) for _ in range(self.world_size)]
+            dist.all_gather(captions, self.captions)
+        own = self.get_ground_truth(self.captions.device, len(self.captions))
+        same = self.captions[:, None] == torch.cat(captions)
         return same.scatter(1, own[:, None], False)  # a caption stays its own positive

@@ -105,7 +105,11 @@ def prepare_image(
     image = image[..., top : top + edge, left : left + edge]
     if edge != size:
         image = F.interpolate(image, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    return (image - image.new_tensor(mean).view(3, 1, 1)) / image.new_tensor(std).view(3, 1, 1)
+
+    def filled(values: Sequence[float]) -> Tensor:  # copying numbers would make a GPU wait
+        return torch.cat([image.new_full((1, 1, 1), value) for value in values])
+
+    return (image - filled(mean)) / filled(std)
 
 
 def fingerprint(state_dict: Mapping[str, Tensor]) -> str:

@@ -1,5 +1,6 @@
 """Load a public CLIP of open_clip from a local file or the Hugging Face hub."""
 
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -57,13 +58,17 @@ def load_public(
     settings = _settings(name)
     tag = open_clip.get_pretrained_cfg(name, str(pretrained))
     path = _fetch(name, str(pretrained), tag) if tag else _local_file(name, Path(pretrained))
-    model = open_clip.create_model(
-        name,
-        load_weights=False,
-        pretrained_text=False,
-        force_quick_gelu=settings.get("quick_gelu", False) or tag.get("quick_gelu", False),
-        force_preprocess_cfg={key: tag[key] for key in ("mean", "std") if key in tag},
-    )
+    logging.disable(logging.WARNING)  # open_clip warns that the weights are random
+    try:
+        model = open_clip.create_model(
+            name,
+            load_weights=False,
+            pretrained_text=False,
+            force_quick_gelu=settings.get("quick_gelu", False) or tag.get("quick_gelu", False),
+            force_preprocess_cfg={key: tag[key] for key in ("mean", "std") if key in tag},
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     _load(model, path, name)
     preprocess = open_clip.get_model_preprocess_cfg(model)
     return ClipEmbedder(

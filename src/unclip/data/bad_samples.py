@@ -45,7 +45,7 @@ class BadSamples:
         self.max_fraction, self.expected = max_fraction, expected
         self.seen = 0
         self.kinds: Counter[str] = Counter()
-        self.last: Path | None = None  # the shard of the last bad sample
+        self.last = ""  # key and shard of the last bad sample
 
     @property
     def bad(self) -> int:
@@ -55,9 +55,9 @@ class BadSamples:
     def record(self, shard: Path, key: str, bad: BadSample) -> None:
         """Count a bad sample; log the first and every 1000th."""
         self.kinds[bad.kind] += 1
-        self.last = shard
+        self.last = f"sample {key!r} of {shard}"
         if self.bad == 1 or self.bad % 1000 == 0:
-            where = f"{shard}, sample {key!r} {bad.detail}"
+            where = f"{self.last} {bad.detail}".rstrip()
             logger.warning("bad sample %d: %s in %s", self.bad, bad.kind, where)
 
     def mark_seen(self) -> None:
@@ -75,8 +75,8 @@ class BadSamples:
         if self.seen >= self.min_seen and self.bad > tolerated:
             raise ValueError(
                 f"{self.bad} of {self.seen} samples are bad ({self}), more than the tolerated "
-                f"{self.max_fraction:.2%}; the last one is in {self.last}. Write that shard again "
-                "or raise max_bad_fraction."
+                f"{self.max_fraction:.2%}; the last one is {self.last}. Replace the bad ones, or "
+                "tolerate more with +data.max_bad_fraction=FRACTION."
             )
 
     def finish(self) -> None:

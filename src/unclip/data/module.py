@@ -131,6 +131,11 @@ class ShardDataModule(LightningDataModule):
         """Return the loader of this rank's part of the training split."""
         return self._loader("train", self.train_reader, self.batch_size, shuffle=True)
 
+    def caption_loader(self) -> ShardLoader:
+        """Return the training loader without images, which takes a fraction of the time."""
+        reader = replace(self.train_reader, load_image=False)
+        return self._loader("train", reader, self.batch_size, shuffle=True)
+
     def val_dataloader(self) -> ShardLoader:
         """Return the loader of this rank's part of the validation split."""
         return self._loader("val", self.val_reader, self.val_batch_size, shuffle=False)

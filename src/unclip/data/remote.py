@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -135,9 +136,22 @@ def fetch(path: Path) -> None:
             os.utime(path, (time.time(), path.stat().st_mtime))  # mark it as recently read
             return
         check_url(note["url"])
+        for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process
+            stale.unlink(missing_ok=True)
         _retry(partial(_download, path=path), note["url"])
         if note["cache_gib"] is not None:
             _make_room(path, note["cache_gib"] * 2**30)
+
+
+def prefetch(path: Path) -> None:
+    """Start to fetch a remote shard in a thread; `fetch` waits for it and raises its errors."""
+
+    def attempt() -> None:
+        with contextlib.suppress(Exception):
+            fetch(path)
+
+    if not path.is_file():
+        threading.Thread(target=attempt, daemon=True).start()
 
 
 def _download(system: AbstractFileSystem, name: str, path: Path) -> None:

@@ -1,7 +1,9 @@
 """Read tar shards: count their samples and read the members of the requested ones."""
 
+import bisect
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import tarfile
@@ -13,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 from braceexpand import braceexpand
 
 from unclip.data.bad_samples import BadSample, prepare_command
-from unclip.data.remote import fetch, is_available, is_url, read_stats
+from unclip.data.remote import fetch, is_available, is_url, prefetch, read_stats
 from unclip.data.tar_headers import IMAGE_EXTENSIONS, check_is_tar, describe_damage, read_headers
 from unclip.files import read_json, write_text
 
@@ -205,18 +207,25 @@ def read_positions(
         FileNotFoundError: a shard does not exist any more.
         ValueError: a shard is not a tar file, or holds more samples than its index says.
     """
-    total = sum(shard.samples for shard in order)
+    parts = (part for part in _parts(order, positions) if any(map(wanted, part[2])))
+    for part, following in itertools.pairwise(itertools.chain(parts, [None])):
+        if following is not None:
+            prefetch(following[0].path)
+        assert part is not None  # only the last `following` is
+        yield from _read_shard(*part, wanted, images, report)
+
+
+def _parts(order: Sequence[Shard], positions: range) -> Iterator[tuple[Shard, int, range]]:
+    """Split positions by shards: yield a shard, the position of its first sample, and the part."""
+    ends = list(itertools.accumulate(shard.samples for shard in order))
     position = positions.start
     while position < positions.stop:
-        place = position % total
-        for shard in order:
-            if place < shard.samples:
-                break
-            place -= shard.samples
-        first = position - place
+        place = position % ends[-1]
+        index = bisect.bisect_right(ends, place)
+        shard = order[index]
+        first = position - place + ends[index] - shard.samples
         part = range(position, min(first + shard.samples, positions.stop))
-        if any(map(wanted, part)):
-            yield from _read_shard(shard, first, part, wanted, images, report)
+        yield shard, first, part
         position = part.stop
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -97,6 +98,35 @@ class GaussianDiffusion(nn.Module):
         error = torch.zeros(timesteps, dtype=torch.float64) if variance == "analytic" else None
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
         self.register_buffer("x0_error", error)
+        self._tables = self._build_tables(alpha_bar)
+
+    def _build_tables(self, alpha_bar: Tensor) -> dict[str, Tensor]:
+        """Compute in float64, and return in float32, everything that depends only on t."""
+        previous = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])  # ᾱ_{t-1}
+        beta = 1 - alpha_bar / previous
+        small = beta * (1 - previous) / (1 - alpha_bar)
+        tables = {
+            "signal": alpha_bar.sqrt(),
+            "sigma": (1 - alpha_bar).sqrt(),
+            "log_small": torch.cat([small[1:2], small[1:]]).log(),
+            "log_large": beta.log(),
+            "from_x0": beta * previous.sqrt() / (1 - alpha_bar),
+            "from_x_t": (1 - previous) * (1 - beta).sqrt() / (1 - alpha_bar),
+            "weight": self._weights(alpha_bar / (1 - alpha_bar)),
+        }
+        return {name: table.float() for name, table in tables.items()}
+
+    def _weights(self, snr: Tensor) -> Tensor:
+        """Return the factor on the mean squared error of the network's prediction, by timestep.
+
+        The squared error of eps is SNR times that of x0, and the squared error of v is SNR + 1
+        times that of x0, so one weight on the error of x0 serves all three predictions.
+        """
+        if self.loss_weight == "simple":
+            return torch.ones_like(snr)
+        target = snr + 1 if self.loss_weight == "velocity" else snr
+        own = {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[self.prediction]
+        return target.clamp(max=self.gamma) / own
 
     def _apply(self, fn, recurse=True):
         """Move the tables between devices but keep them float64."""
@@ -104,7 +134,13 @@ class GaussianDiffusion(nn.Module):
         self.alpha_bar = self.alpha_bar.to(device)
         if self.x0_error is not None:
             self.x0_error = self.x0_error.to(device)
+        self._tables = {name: table.to(device) for name, table in self._tables.items()}
         return self
+
+    @cached_property
+    def cpu_alpha_bar(self) -> Tensor:
+        """ᾱ_t on the CPU, for the coefficients of samplers; it is read from the device once."""
+        return self.alpha_bar.cpu()
 
     @property
     def timesteps(self) -> int:
@@ -132,7 +168,7 @@ class GaussianDiffusion(nn.Module):
             if spacing not in TIMESTEP_SPACINGS:
                 known = ", ".join(TIMESTEP_SPACINGS)
                 raise ValueError(f"timestep_spacing is {spacing!r}; it can be {known}")
-            return TIMESTEP_SPACINGS[spacing](self.alpha_bar.cpu(), steps)
+            return TIMESTEP_SPACINGS[spacing](self.cpu_alpha_bar, steps)
         timesteps = sorted(set(spacing), reverse=True)
         if len(timesteps) != steps:
             raise ValueError(f"steps is {steps}, but there are {len(timesteps)} timesteps")
@@ -154,11 +190,11 @@ class GaussianDiffusion(nn.Module):
 
     def signal(self, t: Int64[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch ..."]:
         """Return √ᾱ_t, shaped to multiply with `like`."""
-        return _at(self.alpha_bar.sqrt(), t, like)
+        return _at(self._tables["signal"], t, like)
 
     def sigma(self, t: Int64[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch ..."]:
         """Return √(1 - ᾱ_t), shaped to multiply with `like`."""
-        return _at((1 - self.alpha_bar).sqrt(), t, like)
+        return _at(self._tables["sigma"], t, like)
 
     def add_noise(
         self, x0: Float[Tensor, "batch ..."], noise: Float[Tensor, "batch ..."], t: Tensor
@@ -241,17 +277,8 @@ class GaussianDiffusion(nn.Module):
         self.x0_error.copy_(torch.from_numpy(table))
 
     def weight(self, t: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """Return the factor on the mean squared error of the network's prediction.
-
-        The squared error of eps is SNR times that of x0, and the squared error of v is SNR + 1
-        times that of x0, so one weight on the error of x0 serves all three predictions.
-        """
-        if self.loss_weight == "simple":
-            return torch.ones(len(t), device=t.device)
-        snr = self.alpha_bar / (1 - self.alpha_bar)
-        target = snr + 1 if self.loss_weight == "velocity" else snr
-        own = {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[self.prediction]
-        return (target.clamp(max=self.gamma) / own)[t].float()
+        """Return the factor on the mean squared error of the network's prediction."""
+        return self._tables["weight"][t]
 
     def loss(
         self, output: Tensor, x0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
@@ -270,24 +297,14 @@ class GaussianDiffusion(nn.Module):
         vb = self.variational_bound(output, x0, x_t, t)
         return {"loss": loss + vb * (self.timesteps / 1000), "mse": mse, "vb": vb}
 
-    def _steps(self) -> tuple[Tensor, Tensor]:
-        """Return ᾱ_{t-1}, which is 1 before the first step, and β_t."""
-        previous = torch.cat([torch.ones_like(self.alpha_bar[:1]), self.alpha_bar[:-1]])
-        return previous, 1 - self.alpha_bar / previous
-
     def log_variance_bounds(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return log β̃_t (at t = 0 the value at 1, since β̃_0 is 0) and log β_t."""
-        previous, beta = self._steps()
-        small = beta * (1 - previous) / (1 - self.alpha_bar)
-        small = torch.cat([small[1:2], small[1:]])
-        return _at(small.log(), t, like), _at(beta.log(), t, like)
+        return _at(self._tables["log_small"], t, like), _at(self._tables["log_large"], t, like)
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
         """Return q(x_{t-1} | x_t, x0) (Ho et al. 2020, eq. 6-7)."""
-        previous, beta = self._steps()
-        from_x0 = beta * previous.sqrt() / (1 - self.alpha_bar)
-        from_x_t = (1 - previous) * (1 - beta).sqrt() / (1 - self.alpha_bar)
-        mean = _at(from_x0, t, x_t) * x0 + _at(from_x_t, t, x_t) * x_t
+        from_x0, from_x_t = (_at(self._tables[name], t, x_t) for name in ("from_x0", "from_x_t"))
+        mean = from_x0 * x0 + from_x_t * x_t
         return Posterior(mean, self.log_variance_bounds(t, x_t)[0].expand_as(mean))
 
     def variational_bound(
@@ -314,7 +331,7 @@ class GaussianDiffusion(nn.Module):
 
 def _at(table: Tensor, t: Int64[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch ..."]:
     """Return the table's values at t, shaped to broadcast with `like`."""
-    return table[t].float().reshape(-1, *([1] * (like.ndim - 1)))
+    return table[t].reshape(-1, *([1] * (like.ndim - 1)))
 
 
 def normal_kl(

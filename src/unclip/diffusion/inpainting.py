@@ -56,7 +56,7 @@ def inpaint(
         raise ValueError(
             f"jump_length is {jump_length}, jump_n_sample {jump_n_sample}; both must be 1 or more"
         )
-    alpha_bar = diffusion.alpha_bar.tolist()
+    alpha_bar = diffusion.cpu_alpha_bar.tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     schedule = jump_schedule(len(timesteps), jump_length, jump_n_sample)
     evaluations = 1 + sum(j > i for i, j in pairwise(schedule))

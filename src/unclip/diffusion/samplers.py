@@ -13,6 +13,7 @@ from itertools import count, pairwise
 import torch
 from torch import Tensor
 
+from unclip.device import to_device
 from unclip.diffusion.gaussian import GaussianDiffusion, Prediction
 
 Denoise = Callable[[Tensor, int], Prediction]
@@ -29,7 +30,7 @@ def randn(
     device.
     """
     rows = [torch.randn(tuple(shape), generator=generator) for generator in generators]
-    return torch.stack(rows).to(device)
+    return to_device(torch.stack(rows), device)
 
 
 def with_callback(denoise: Denoise, callback: Callback | None, steps: int) -> Denoise:
@@ -61,7 +62,8 @@ def ddpm(
     The analytic variance is the posterior's, widened by the error of x0 (Bao et al. 2022,
     theorem 1).
     """
-    alpha_bar = diffusion.alpha_bar.tolist()
+    alpha_bar = diffusion.cpu_alpha_bar.tolist()
+    x0_error = None if diffusion.x0_error is None else diffusion.x0_error.cpu().tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     denoise = with_callback(denoise, callback, len(timesteps))
     x = x_T
@@ -77,8 +79,8 @@ def ddpm(
             fraction = prediction.variance_fraction
             log_variance = fraction * math.log(beta) + (1 - fraction) * math.log(beta_tilde)
             std = torch.exp(0.5 * log_variance)
-        elif diffusion.x0_error is not None:
-            std = math.sqrt(beta_tilde + from_x0**2 * diffusion.x0_error[t].item())
+        elif x0_error is not None:
+            std = math.sqrt(beta_tilde + from_x0**2 * x0_error[t])
         else:
             std = math.sqrt(beta_tilde)
         x = mean + std * randn(x.shape[1:], generators, x.device)
@@ -101,7 +103,7 @@ def ddim(
     Raises:
         ValueError: eta is not in [0, 1].
     """
-    alpha_bar = diffusion.alpha_bar.tolist()
+    alpha_bar = diffusion.cpu_alpha_bar.tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)
     denoise = with_callback(denoise, callback, len(timesteps))
     x = x_T
@@ -153,7 +155,7 @@ def ddim_invert(
         iterations: network evaluations per step.
         callback: `callback(evaluation, evaluations, x0)`.
     """
-    alpha_bar = diffusion.alpha_bar.tolist()
+    alpha_bar = diffusion.cpu_alpha_bar.tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)[::-1]
     denoise = with_callback(denoise, callback, len(timesteps) * iterations)
     x_s, alpha_bar_s = x0, 1.0

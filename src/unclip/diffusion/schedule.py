@@ -26,10 +26,13 @@ def cosine_alpha_bar(timesteps: int) -> Float64[Tensor, " timesteps"]:
 
 
 def linear_alpha_bar(timesteps: int) -> Float64[Tensor, " timesteps"]:
-    """Return ᾱ_t of the linear schedule (Ho et al. 2020): β from 1e-4 to 0.02 at 1000 steps."""
+    """Return ᾱ_t of the linear schedule (Ho et al. 2020): β from 1e-4 to 0.02 at 1000 steps.
+
+    β is capped, which matters below 20 steps.
+    """
     scale = 1000 / timesteps
     betas = torch.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=torch.float64)
-    return torch.cumprod(1 - betas, dim=0)
+    return torch.cumprod(1 - betas.clamp(max=MAX_BETA), dim=0)
 
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {

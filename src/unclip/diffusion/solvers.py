@@ -26,7 +26,7 @@ class Levels(NamedTuple):
 
 
 def _levels(diffusion: GaussianDiffusion, timesteps: Sequence[int]) -> Levels:
-    alpha_bar = diffusion.alpha_bar[list(timesteps)]
+    alpha_bar = diffusion.cpu_alpha_bar[list(timesteps)]
     half_log_snr = 0.5 * (alpha_bar.log() - (-alpha_bar).log1p())
     return Levels(alpha_bar.sqrt().tolist(), (1 - alpha_bar).sqrt().tolist(), half_log_snr.tolist())
 

@@ -68,13 +68,16 @@ class Context:
     # that is not named
     counts: Mapping[str, int] = field(default_factory=dict)
     device: Any = None  # device of all networks; None is a GPU if there is one
+    dtype: str = "auto"  # dtype of the bundle's networks; "auto" is float16 on a GPU, else float32
+    max_bad_fraction: float = 0.01  # tolerated fraction of bad samples, which are left out
     ranks: Ranks = field(default_factory=Ranks)  # the processes that share the work
 
     def __post_init__(self, model: str | Path, images: str | Path | None) -> None:
         self.data, self.out, self.cache = Path(self.data), Path(self.out), Path(self.cache)
         self.device = self.ranks.device(self.device)
         self.given = ImageFolder.read(Path(images)) if images else None
-        self._cascade = None if images else Cascade.load(model, device=self.device)
+        where = {"device": self.device, "dtype": self.dtype}
+        self._cascade = None if images else Cascade.load(model, **where)
         self._kept: dict[Any, Any] = {}
 
     def cached(self, key: Any, function: Callable[[], T]) -> T:
@@ -117,6 +120,8 @@ class Context:
         """
         if count is None and size == 64:
             count = self.counts.get(split)
+        if split in (SEEN, HELD_OUT) and not (self.data / split).is_dir():
+            raise FileNotFoundError(f"{self.data} has no split {split}: only emoji scenes have one")
         key = ("real", split, size, count)
         return self.cached(key, lambda: read_real(self.data, split, size, count=count))
 
@@ -245,6 +250,12 @@ class Context:
         return cast(ClipNetwork, self.network("judge")).embedder
 
     @property
+    def bad_samples(self) -> dict[str, dict[str, int]]:
+        """Number of samples that were left out of each opened split, by kind."""
+        opened = {key[1]: one for key, one in self._kept.items() if key[0] == "_source"}
+        return {k: one.bad for k, one in opened.items() if isinstance(one, Source) and one.bad}
+
+    @property
     def used_networks(self) -> dict[str, str]:
         """Fingerprint of each feature network that was loaded."""
         loaded = {key[1]: one for key, one in self._kept.items() if key[0] == "network"}
@@ -334,7 +345,15 @@ class Context:
 
     @kept
     def _source(self, split: str, protocol: Protocol) -> Source:
-        return open_source(self.data, split, protocol)
+        return open_source(
+            self.data,
+            split,
+            protocol,
+            cache=self.cache,
+            ranks=self.ranks,
+            max_bad_fraction=self.max_bad_fraction,
+            progress=self.settings.progress and self.ranks.first,
+        )
 
     @cached_property
     def _own_clip(self) -> str | None:

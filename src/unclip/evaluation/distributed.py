@@ -5,7 +5,10 @@ r + world, …: results do not depend on how many processes there are.
 """
 
 import atexit
+import ctypes
 import os
+import signal
+import sys
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -84,6 +87,8 @@ def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) ->
     settings = {"accelerator": accelerator, "devices": int(devices), "num_nodes": nodes}
     fabric = Fabric(**settings, strategy=strategy, plugins=cluster_environment())
     fabric.launch()
+    if fabric.global_rank:
+        die_with_parent()
     atexit.register(_destroy_process_group)
     return Ranks(fabric)
 
@@ -100,6 +105,16 @@ def cluster_environment() -> Any:
     if launcher == "srun":
         return SLURMEnvironment(auto_requeue=False)  # it would save to another folder
     return LightningEnvironment()  # also in a Slurm job of one task
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends; on Linux only.
+
+    Otherwise a rank that hangs would outlive its run.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _destroy_process_group() -> None:

@@ -1,8 +1,10 @@
 """A resumable folder of generated images: one PNG per prompt, and how they were sampled."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -87,16 +89,15 @@ class ImageFolder:
         """
         if not path.is_dir():
             raise FileNotFoundError(f"generated={path}: there is no such folder")
-        files = (file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in _SUFFIXES)
-        found = {file.stem: file for file in files}
-        if not found:
+        files = [file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in _SUFFIXES]
+        if not files:
             raise FileNotFoundError(f"{path} has no image ({', '.join(_SUFFIXES)})")
         settings_file = path / SETTINGS
         settings = read_json(settings_file) if settings_file.is_file() else {}
         if (path / MANIFEST).is_file():
-            rows = _read_manifest(path / MANIFEST, found)
+            rows = _read_manifest(path / MANIFEST, files)
         else:
-            rows = [GeneratedImage(name, file, None, None) for name, file in found.items()]
+            rows = [GeneratedImage(file.stem, file, None, None) for file in files]
         return cls(path, rows, settings)
 
     @property
@@ -141,6 +142,7 @@ def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str
         "stages": {name: about.fingerprint for name, about in used.items()},
         "recipes": {name: fingerprint(about.recipe) for name, about in used.items()},
         "clip": weights_of(cascade.embedder),
+        "dtype": str(cascade.dtype).removeprefix("torch."),
         "sampling": sampling,
         "seed": settings.seed,
     }
@@ -202,6 +204,7 @@ def generate(
         unit="image",
         disable=not (settings.progress and ranks.first),
     ) as bar:
+        started, sampled = 0.0, 0
         for block in own:
             if folder.is_missing(block):
                 captions = [prompts[k].text for k in block]
@@ -210,18 +213,28 @@ def generate(
                 )
                 for k, image in zip(block, images, strict=True):
                     folder.write(k, image)
+                sampled += 1
+                if sampled == 1:  # the first batch is slower
+                    started = time.perf_counter()
+                elif sampled == 3 and not bar.disable:
+                    left = bar.total - bar.n - len(block)
+                    seconds = (time.perf_counter() - started) / 2 / len(block)
+                    about = timedelta(seconds=round(left * seconds))
+                    bar.write(f"{bar.desc}: {left:,} to sample, in about {about}")
             bar.update(len(block))
     ranks.wait()
     return folder
 
 
-def _read_manifest(manifest: Path, found: Mapping[str, Path]) -> list[GeneratedImage]:
-    """Read which image has which prompt."""
+def _read_manifest(manifest: Path, files: Sequence[Path]) -> list[GeneratedImage]:
+    """Read which image has which prompt; of 0.png and 0.jpg, the id 0 means the first."""
     rows = []
+    preferred = sorted(files, key=lambda file: _SUFFIXES.index(file.suffix.lower()))
+    found = {file.stem: file for file in reversed(preferred)} | {file.name: file for file in files}
     for number, line in enumerate(split_lines(read_text(manifest)), 1):
         try:
             entry = parse_json(line, manifest)
-            name = Path(str(entry["file"])).stem if "file" in entry else str(entry["id"])
+            name = Path(str(entry["file"])).name if "file" in entry else str(entry["id"])
             prompt, seed = str(entry["prompt"]), entry.get("seed")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -247,4 +260,6 @@ def _is_intact(file: Path) -> bool:
 def _file_stem(name: str) -> str:
     """Return a sample's name as a file name: names of other people's samples may have slashes."""
     stem = quote(name, safe=" ")
+    if len(stem) > 200:  # most file systems allow 255 bytes
+        stem = f"{stem[:150]}-{fingerprint(name)}"
     return f"%2E{stem[1:]}" if stem.startswith(".") else stem  # files with a dot are not images

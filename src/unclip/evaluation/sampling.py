@@ -1,5 +1,6 @@
 """Samples of an evaluation: one seed per image, one progress bar per call."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        for name in ("guidance_scale", "prior_guidance_scale"):
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
         stage_of_prior(self.prior)
         given = {stage: count for stage, count in self.steps.items() if count is not None}
         object.__setattr__(self, "steps", given)

@@ -1,58 +1,156 @@
 """Real images and their captions, from shards or from MS-COCO's folders.
 
-A source lists the images of one split without decoding them, and decodes those that are asked for.
+A source lists the usable images of one split, and decodes those that are asked for.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from unclip.data.bad_samples import BadSample
+from unclip.data.bad_samples import BadSample, BadSamples
 from unclip.data.prepare.coco_captions import read_coco_captions
 from unclip.data.reader import decode_captions, decode_image, decode_metadata, find_image
 from unclip.data.shards import RawSample, Shard, open_shards, read_positions
+from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.protocol import Item, Protocol
+from unclip.files import read_json, write_text
 from unclip.images import fit, to_tensor
 
-T = TypeVar("T")
-
 DATA_COCO = "make data-coco"
+_BLOCK, _THREADS = 256, 8  # images that are checked at once, by this many threads
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The images of one split, in the source's own order."""
+    """The usable images of one split, in the source's own order."""
 
     items: list[Item]
     fingerprint: str  # hash of ids, captions and file sizes; the same in another folder
     stamp: str  # hash of the same and of the files' times; a cache keyed by it notices a change
-    # function that decodes the images of items at ascending indices as RGB; a damaged image is an
-    # error, because measured on other images, a number would mean something else
+    # function that decodes the images of items at ascending indices as RGB
     images: Callable[[Sequence[int]], Iterator[Image.Image]]
+    bad: dict[str, int]  # number of samples that were left out, by kind
 
 
-def open_source(root: str | Path, split: str, protocol: Protocol) -> Source:
-    """Open a split of the data that a protocol uses.
+@dataclass(frozen=True, eq=False)
+class _Listing:
+    """All samples of a split, before their images are decoded."""
+
+    name: str
+    names: list[tuple[Path, str]]  # shard or folder, and key or file name, of each sample
+    samples: list[Item | BadSample]
+    stats: list[tuple[str, int, int]]  # of the files, hashed for the source's stamp
+    # function that yields, for ascending indices, functions that decode the images
+    load: Callable[[Sequence[int]], Iterator[Callable[[], Image.Image]]]
+
+
+def open_source(
+    root: str | Path,
+    split: str,
+    protocol: Protocol,
+    *,
+    cache: Path | None = None,
+    ranks: Ranks | None = None,
+    max_bad_fraction: float = 0.01,
+    progress: bool = False,
+) -> Source:
+    """Open a split of the data that a protocol uses; bad samples are left out and counted.
+
+    Every image is decoded once, before anything is sampled; all `ranks` share the work.
+
+    Args:
+        root: folder of the data.
+        split: name of the split.
+        protocol: its format and resolution say where the images are.
+        cache: folder that remembers which images are bad; None decodes them again.
+        ranks: processes that call this function together.
+        max_bad_fraction: tolerated fraction of bad samples, as in training.
+        progress: show a progress bar.
 
     Raises:
         FileNotFoundError: it is missing; the message has the command that fetches it.
-        ValueError: its annotations are damaged.
+        ValueError: its annotations are damaged, or too many samples are bad.
     """
     if protocol.format == "coco":
-        return _open_coco(Path(root), split)
-    return _open_shards(Path(root) / split / str(protocol.resolution))
+        listing = _list_coco(Path(root), split)
+    else:
+        listing = _list_shards(Path(root) / split / str(protocol.resolution))
+    usable = {k: one for k, one in enumerate(listing.samples) if isinstance(one, Item)}
+    bad = {k: one for k, one in enumerate(listing.samples) if isinstance(one, BadSample)}
+    stamp = _digest(listing.name, [item[:2] for item in usable.values()], listing.stats)
+    file = cache and cache / f"bad-{stamp}.json"
+    bad |= _bad_images(listing, list(usable), file, ranks or Ranks(), progress)
+    counter = BadSamples(max_bad_fraction, len(listing.samples))
+    for k, name in enumerate(listing.names):
+        if k in bad:
+            counter.record(*name, bad[k])
+        counter.mark_seen()
+    counter.finish()
+    good = [k for k in usable if k not in bad]
+    items = [usable[k] for k in good]
+    sizes = [stat[:2] for stat in listing.stats]
+    fingerprint = _digest(listing.name, [item[:2] for item in items], sizes)
+
+    def images(indices: Sequence[int]) -> Iterator[Image.Image]:
+        places = [good[k] for k in indices]
+        for k, decode in zip(places, listing.load(places), strict=True):
+            try:
+                yield decode()
+            except BadSample as error:
+                path, name = listing.names[k]
+                raise ValueError(f"{name} of {path} changed: run again ({error.kind})") from error
+
+    return Source(items, fingerprint, stamp, images, dict(counter.kinds))
 
 
-def _open_coco(root: Path, split: str) -> Source:
-    """Open ROOT/annotations/captions_SPLIT.json and ROOT/SPLIT: the images with a caption."""
+def _bad_images(
+    listing: _Listing,
+    indices: Sequence[int],
+    file: Path | None,
+    ranks: Ranks,
+    progress: bool,
+) -> dict[int, BadSample]:
+    """Decode the images at some indices and return the errors, from `file` if it has them."""
+    found = read_json(file) if file and ranks.first and file.is_file() else None
+    if ranks.share(found is None):
+        blocks = [indices[block.start : block.stop] for block in ranks.blocks(len(indices), _BLOCK)]
+        bar = tqdm(blocks, "checking images", unit="block", leave=False, disable=not progress)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            errors = [
+                (k, error.kind, error.detail)
+                for block in bar
+                for k, error in zip(block, pool.map(_error, listing.load(block)), strict=True)
+                if error is not None
+            ]
+        found = [row for rows in ranks.gather(errors) for row in rows]
+        if file is not None and ranks.first:
+            write_text(file, json.dumps(found) + "\n")
+    return {k: BadSample(kind, detail) for k, kind, detail in ranks.share(found)}
+
+
+def _error(decode: Callable[[], Image.Image]) -> BadSample | None:
+    try:
+        decode()
+    except BadSample as bad:
+        return bad
+    return None
+
+
+def _list_coco(root: Path, split: str) -> _Listing:
+    """List ROOT/annotations/captions_SPLIT.json and ROOT/SPLIT: the images with a caption."""
     file, folder = root / "annotations" / f"captions_{split}.json", root / split
     for path in (file, folder):
         if not path.exists():
@@ -62,7 +160,6 @@ def _open_coco(root: Path, split: str) -> Source:
             )
     listed = [image for image in read_coco_captions(file) if image.captions]
     paths = [folder / image.file_name for image in listed]
-    items = [Item(f"{image.id:012d}", image.captions) for image in listed]
     try:
         stats = [_stat(path) for path in paths]
     except FileNotFoundError as error:
@@ -70,27 +167,38 @@ def _open_coco(root: Path, split: str) -> Source:
             f"{error.filename} is listed in {file.name} and missing: run `{DATA_COCO}` again"
         ) from error
 
-    def images(indices: Sequence[int]) -> Iterator[Image.Image]:
-        return (open_image_file(paths[index]) for index in indices)
+    def load(indices: Sequence[int]) -> Iterator[Callable[[], Image.Image]]:
+        return (partial(_decode_file, paths[index]) for index in indices)
 
-    return Source(
-        items, _digest(items, [stat[:2] for stat in stats]), _digest(items, stats), images
-    )
+    names = [(folder, path.name) for path in paths]
+    samples: list[Item | BadSample] = [Item(f"{one.id:012d}", one.captions) for one in listed]
+    return _Listing(split, names, samples, stats, load)
 
 
-def _open_shards(folder: Path) -> Source:
-    """Open a folder ROOT/SPLIT/SIZE of shards."""
+def _list_shards(folder: Path) -> _Listing:
+    """List a folder ROOT/SPLIT/SIZE of shards."""
     shards = open_shards(folder)
-    stats = [_stat(shard.path) for shard in shards]
     every = range(sum(shard.samples for shard in shards))
-    items = list(_decode(shards, every, _item, with_images=False))
-    captions = [item[:2] for item in items]
+    names: list[tuple[Path, str]] = []
+    samples: list[Item | BadSample] = []
+    ids: set[str] = set()
+    for _, raw in read_positions(shards, every, images=False):
+        names.append((raw.shard, raw.key))
+        try:
+            item = _item(raw)
+        except BadSample as bad:
+            samples.append(bad)
+            continue
+        if item.id in ids:  # ids name files, and another shard may have the same key
+            item = item._replace(id=f"{raw.shard.stem}-{item.id}")
+        ids.add(item.id)
+        samples.append(item)
 
-    def images(indices: Sequence[int]) -> Iterator[Image.Image]:
-        return _decode(shards, indices, _image)
+    def load(indices: Sequence[int]) -> Iterator[Callable[[], Image.Image]]:
+        return (partial(_image, raw) for raw in _read(shards, indices))
 
-    fingerprint = _digest(folder.name, captions, [stat[:2] for stat in stats])
-    return Source(items, fingerprint, _digest(folder.name, captions, stats), images)
+    stats = [_stat(shard.path) for shard in shards]
+    return _Listing(folder.name, names, samples, stats, load)
 
 
 def crop_and_resize(image: Image.Image, protocol: Protocol) -> UInt8[Tensor, "3 size size"]:
@@ -130,16 +238,16 @@ class Real:
 
 
 def read_real(root: str | Path, split: str, size: int, *, count: int | None = None) -> Real:
-    """Load the first `count` samples of ROOT/SPLIT/SIZE, or all of them."""
+    """Load the first `count` samples of ROOT/SPLIT/SIZE, or all of them, without the bad ones."""
     shards = open_shards(Path(root) / split / str(size))
     total = sum(shard.samples for shard in shards)
-    wanted = range(total if count is None else min(count, total))
-    samples = list(
-        _decode(shards, wanted, lambda raw: (to_tensor(fit(_image(raw), size)), _item(raw)))
-    )
+    samples = []
+    for raw in _read(shards, range(total if count is None else min(count, total))):
+        with suppress(BadSample):
+            samples.append((_item(raw), to_tensor(fit(_image(raw), size))))
     if not samples:
         raise ValueError(f"the shards of {Path(root) / split / str(size)} are empty")
-    images, items = zip(*samples, strict=True)
+    items, images = zip(*samples, strict=True)
     captions = [item.captions[0] for item in items]
     return Real(torch.stack(images), captions, [dict(item.about) for item in items])
 
@@ -147,39 +255,31 @@ def read_real(root: str | Path, split: str, size: int, *, count: int | None = No
 def open_image_file(path: Path) -> Image.Image:
     """Open an image file as RGB."""
     try:
-        return decode_image(path.read_bytes(), minimum_size=1)
+        return _decode_file(path)
     except BadSample as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _decode(
-    shards: Sequence[Shard],
-    indices: Sequence[int],
-    decode: Callable[[RawSample], T],
-    *,
-    with_images: bool = True,
-) -> Iterator[T]:
-    """Read and decode the samples at ascending positions."""
-    if not len(indices):
-        return
-    wanted, line = set(indices), range(indices[0], indices[-1] + 1)
-    for _, raw in read_positions(shards, line, wanted=wanted.__contains__, images=with_images):
-        try:
-            if raw.bad is not None:
-                raise raw.bad
-            yield decode(raw)
-        except BadSample as bad:
-            raise ValueError(
-                f"sample {raw.key!r} of {raw.shard} is damaged ({bad.kind}): write the data again "
-                "with src/prepare.py"
-            ) from bad
+def _decode_file(path: Path) -> Image.Image:
+    return decode_image(path.read_bytes(), minimum_size=1)
+
+
+def _read(shards: Sequence[Shard], indices: Sequence[int]) -> Iterator[RawSample]:
+    """Read the samples at ascending positions."""
+    if len(indices):
+        wanted, line = set(indices), range(indices[0], indices[-1] + 1)
+        yield from (raw for _, raw in read_positions(shards, line, wanted=wanted.__contains__))
 
 
 def _image(raw: RawSample) -> Image.Image:
+    if raw.bad is not None:
+        raise raw.bad
     return decode_image(find_image(raw.members))
 
 
 def _item(raw: RawSample) -> Item:
+    if raw.bad is not None:
+        raise raw.bad
     about = decode_metadata(raw.members)
     return Item(raw.key, tuple(decode_captions(raw.members, about)), about)
 

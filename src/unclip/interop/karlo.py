@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unclip import bundle
-from unclip.clip import ClipEmbedder, load_public
+from unclip.clip import ClipEmbedder
 from unclip.interop import karlo_config
 from unclip.interop.karlo_files import (
     Component,
@@ -19,6 +19,7 @@ from unclip.interop.karlo_files import (
     read_config,
 )
 from unclip.interop.karlo_layout import clip_layout, decoder_layout, prior_layout, upsampler_layout
+from unclip.interop.public_clip import write_public_clip
 from unclip.interop.weight_mapping import Match, convert_tensors
 from unclip.stages import ClipStage, DiffusionStage, Stage
 
@@ -120,18 +121,16 @@ def _convert(
 
 def _write_clip(source: Path, out: Path, recipe: Recipe) -> ClipEmbedder:
     """Write the CLIP and load it; the other stages need its empty caption and its fingerprint."""
+    path = bundle.stage_file(out, "clip")
     if source.is_dir():
         encoders = {name: read_component(source, name) for name in ENCODERS}
         recipe |= karlo_config.clip_sizes(*encoders.values())
         stage = _build_on_meta(recipe)
         tensors = _convert(encoders, clip_layout(cast(ClipStage, stage)), stage)
         tensors["model.logit_scale"] = torch.tensor(LOGIT_SCALE)
+        _save(path, stage, recipe, tensors, None)
     else:
-        stage = _build_on_meta(recipe)
-        public = load_public(PUBLIC_CLIP, source, normalize=False).model.state_dict()
-        tensors = {f"model.{key}": tensor for key, tensor in public.items()}
-    path = bundle.stage_file(out, "clip")
-    _save(path, stage, recipe, tensors, None)
+        write_public_clip(path, PUBLIC_CLIP, source, normalize=False)
     return bundle.load_embedder(path)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from unclip.networks.causal import Block, CaptionPrefixTransformer, Prefix
+from unclip.networks.causal import Block, CaptionPrefixTransformer, Prefix, Tokens, extend_mask
 from unclip.networks.layers import ModuleList
 
 
@@ -96,15 +96,23 @@ class ARTransformer(CaptionPrefixTransformer):
 
     def forward(
         self,
-        prefix: Prefix,
         dot_product: Int64[Tensor, " batch"],
         codes: Int64[Tensor, "batch components"],
+        **caption: Tensor,
     ) -> Float[Tensor, "batch components buckets"]:
-        """Return the logits of every component's code given the earlier codes, in one pass."""
+        """Return the logits of every component's code given the earlier codes, in one pass.
+
+        Args:
+            dot_product: codes of the dot products.
+            codes: codes of the components.
+            caption: arguments of `prefix`.
+        """
+        tokens, visible = self.first_tokens(**caption)
         inputs = [self.dot_product_in(dot_product)[:, None], self.component_in(codes[:, :-1])]
         x = torch.cat(inputs, dim=1) + self.positions[:, -self.components :]  # (B, K, W)
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-        return self._run(x, prefix.extend_mask(causal), prefix.extend)
+        _, x = self.run([tokens, Tokens(x, extend_mask(visible, causal))], [None, slice(None)])
+        return self.out(self.norm_out(x))
 
     def decoder(self, prefix: Prefix, copies: int = 1) -> Callable[[Tensor], Tensor]:
         """Return `next_logits(codes)`, which runs one token and predicts the next component.
@@ -121,18 +129,11 @@ class ARTransformer(CaptionPrefixTransformer):
             position = self.positions[:, place - self.components, None]
             x = embedding(codes)[:, None] + position  # (B·copies, 1, W)
             mask = cache.mask[:, None, None, : cache.length + 1]
-            logits = self._run(x, mask, cache.extend)
+            (x,) = self.run([Tokens(x, mask)], [slice(None)], cache.extend)
             cache.length += 1
-            return logits[:, 0]
+            return self.out(self.norm_out(x))[:, 0]
 
         return next_logits
-
-    def _run(self, x: Tensor, mask: Tensor, extend: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
-        """Return logits at `x`; `extend(layer, k, v)` appends to the earlier keys and values."""
-        for layer, block in enumerate(self.blocks):
-            q, k, v = block.project(x)
-            x = block(x, q, *extend(layer, k, v), mask)
-        return self.out(self.norm_out(x))
 
 
 def _smooth_rows(buckets: int, width: int) -> Float[Tensor, "buckets width"]:

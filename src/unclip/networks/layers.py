@@ -33,16 +33,32 @@ class GroupNorm(nn.GroupNorm):
     """Group norm that computes half-precision inputs in float32, as in ADM.
 
     Half-precision sums give inaccurate statistics, and PyTorch's CPU kernel for bfloat16 in
-    channels_last is several times slower than the one for float32.
+    channels_last is several times slower than the one for float32. CUDA's kernel only takes and
+    returns contiguous memory; the conversions from and to channels_last are merged with the casts.
     """
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Tensor:
         """Normalize `x`; its shape, dtype and memory format stay."""
-        if x.dtype not in (torch.bfloat16, torch.float16):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if wide == x.dtype and not x.is_cuda:
             return super().forward(x)
+        inner = outer = torch.preserve_format
+        channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        if x.is_cuda and channels_last and not torch.compiler.is_compiling():
+            inner, outer = torch.contiguous_format, torch.channels_last
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.float(), self.bias.float()
-            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+            h = x.to(wide, memory_format=inner)
+            h = F.group_norm(h, self.num_groups, self.weight.to(wide), self.bias.to(wide), self.eps)
+            return h.to(x.dtype, memory_format=outer)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm whose weights may have another dtype than its input: FSDP gathers bfloat16."""
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Tensor:
+        """Normalize `x`; its dtype stays."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class TimestepMLP(nn.Sequential):

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unclip.networks.causal import Block, CaptionPrefixTransformer, Prefix
+from unclip.networks.causal import Block, CaptionPrefixTransformer, Prefix, Tokens, extend_mask
 from unclip.networks.layers import ModuleList, TimestepMLP
 
 SUFFIX = 3  # timestep, noised image embedding, query
+QUERIES = slice(SUFFIX - 1, None, SUFFIX)
 
 
 class PriorTransformer(CaptionPrefixTransformer):
@@ -56,23 +57,26 @@ class PriorTransformer(CaptionPrefixTransformer):
         t: Float[Tensor, "batch noises"],
     ) -> Float[Tensor, "batch noises dim"]:
         """Return the prediction for each of a caption's noised embeddings, independently."""
+        (x,) = self.run([self._last_tokens(x_t, t, prefix.mask)], [QUERIES], prefix.extend)
+        return self.out(self.norm_out(x))
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "batch noises dim"],
+        t: Float[Tensor, "batch noises"],
+        **caption: Tensor,
+    ) -> Float[Tensor, "batch noises dim"]:
+        """Return `suffix` of `prefix` in one pass; `caption` are the arguments of `prefix`."""
+        tokens, visible = self.first_tokens(**caption)
+        _, x = self.run([tokens, self._last_tokens(x_t, t, visible)], [None, QUERIES])
+        return self.out(self.norm_out(x))
+
+    def _last_tokens(self, x_t: Tensor, t: Tensor, visible: Tensor) -> Tokens:
         batch, noises, _ = x_t.shape
         time = self.time(t.reshape(-1)).unflatten(0, (batch, noises))  # (B, N, W)
         image = self.image_in(x_t.to(self.query.dtype))
         x = torch.stack([time, image, self.query.expand_as(time)], dim=2)  # (B, N, 3, W)
         x = (x + self.positions[:, None, -SUFFIX:]).flatten(1, 2)  # (B, 3N, W)
         causal = torch.ones(SUFFIX, SUFFIX, device=x.device).tril()
-        mask = prefix.extend_mask(torch.eye(noises, device=x.device).kron(causal).bool())
-        for i, block in enumerate(self.blocks):
-            q, k, v = block.project(x)
-            if i + 1 == len(self.blocks):  # only the query's output is used
-                last = slice(SUFFIX - 1, None, SUFFIX)
-                x, q, mask = x[:, last], q[:, :, last], mask[:, :, last]
-            x = block(x, q, *prefix.extend(i, k, v), mask)
-        return self.out(self.norm_out(x))
-
-    def forward(
-        self, x_t: Float[Tensor, "batch dim"], t: Float[Tensor, " batch"], **caption: Tensor
-    ) -> Float[Tensor, "batch dim"]:
-        """Return one prediction per caption; `caption` are the arguments of `prefix`."""
-        return self.suffix(self.prefix(**caption), x_t[:, None], t[:, None])[:, 0]
+        mask = torch.eye(noises, device=x.device).kron(causal).bool()
+        return Tokens(x, extend_mask(visible, mask))

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from unclip.networks.causal import Block
+from unclip.networks.causal import Block, Tokens
 from unclip.networks.layers import ModuleList
 
 
@@ -37,5 +37,5 @@ class TextTransformer(nn.Module):
         x = self.tokens(tokens) + self.positions[:, : tokens.shape[1]]
         mask = text_mask[:, None, None]
         for block in self.blocks:
-            x = block(x, *block.project(x), mask)
+            (x,), _, _ = block([Tokens(x, mask)])
         return self.norm(x)

@@ -325,7 +325,7 @@ class UNet(nn.Module):
             maps = self.feature_maps(condition["image_embedding"], condition["text_embedding"])
         first = self.conv_in
         if concat is not None:
-            concat = concat.to(dtype)
+            concat = self._converted(concat)
             channels = (self.in_channels - concat.shape[1]) * self.patch**2
             first = _SplitConvolution(self.conv_in, channels, F.pixel_unshuffle(concat, self.patch))
         return partial(self._run, first, addition, contexts, maps)
@@ -353,6 +353,11 @@ class UNet(nn.Module):
             x_t = torch.cat([x_t, concat], dim=1)
         return self.bind(**condition)(x_t, t)
 
+    def _converted(self, image: Tensor) -> Tensor:
+        """Convert to the weights' dtype and, on CUDA, to the memory format of its convolutions."""
+        memory_format = torch.channels_last if image.is_cuda else torch.preserve_format
+        return image.to(self.conv_in.weight.dtype, memory_format=memory_format)
+
     def _attention_blocks(self) -> Iterator[AttentionBlock]:
         return (module for module in self.modules() if isinstance(module, AttentionBlock))
 
@@ -376,7 +381,7 @@ class UNet(nn.Module):
                 f"an image of {x_t.shape[2]}×{x_t.shape[3]} does not fit this U-Net: its feature "
                 f"maps are for {size}×{size}; without feature_maps it takes any size"
             )
-        x_t = x_t.to(self.conv_in.weight.dtype)
+        x_t = self._converted(x_t)
         embedding = self.time(t) if addition is None else self.time(t) + addition
 
         def run_block(level: Level, i: int, h: Tensor) -> Tensor:

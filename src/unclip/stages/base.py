@@ -144,11 +144,14 @@ class DiffusionStage(Stage):
     def _losses(self, output: Tensor, noised: Noised) -> dict[str, Tensor]:
         """Return the mean loss, its detached parts, and the error in each quarter of the timesteps.
 
-        A quarter without samples in the batch is left out.
+        The error of a quarter without samples in the batch is NaN. Leaving it out would make a GPU
+        wait for the timesteps.
         """
         losses = self.diffusion.loss(output, *noised)
-        quarter = 4 * noised.t // self.diffusion.timesteps
-        quarters = {f"loss_q{k}": losses["mse"][quarter == k] for k in range(4)}
-        parts = {name: values for name, values in (losses | quarters).items() if len(values)}
-        logged = {name: values.detach().mean() for name, values in parts.items()}
-        return logged | {"loss": losses["loss"].mean()}
+        means = {name: values.detach().mean() for name, values in losses.items()}
+        quarters = torch.arange(4, device=noised.t.device)[:, None]
+        inside = 4 * noised.t // self.diffusion.timesteps == quarters  # (4, B)
+        sums = torch.where(inside, losses["mse"].detach(), 0.0).sum(dim=1)
+        for k, mean in enumerate(sums / inside.sum(dim=1)):
+            means[f"loss_q{k}"] = mean
+        return means | {"loss": losses["loss"].mean()}

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -15,13 +16,16 @@ from unclip.clip import (
     ClipEmbedder,
     Tokenizer,
     build_clip,
+    caption_ids,
     clip_fingerprint,
     contrastive_loss,
     encode_text,
     fit_vocabulary,
     prepare_image,
 )
+from unclip.device import to_device
 from unclip.stages.base import Stage
+from unclip.stages.conditioning import STATISTICS_BATCHES
 
 MAX_LOG_SCALE = math.log(100)  # bound on the logarithm of the logit scale (Radford et al. 2021)
 LENGTH_STEP = 8  # captions are cut behind the batch's last end token, at a multiple of this
@@ -50,12 +54,12 @@ class ClipStage(Stage):
             tokens.
         normalize: scale the embedder's outputs to unit length.
         quick_gelu: use OpenAI's activation, which its weights need.
+        image_mean: mean of each channel in [0, 1] that the images are normalized with.
+        image_std: standard deviation of each channel that the images are normalized with.
     """
 
     name = "clip"
     needs_clip = False
-    image_mean = OPENAI_DATASET_MEAN
-    image_std = OPENAI_DATASET_STD
     vocabulary: Tensor | None
 
     def __init__(
@@ -74,12 +78,17 @@ class ClipStage(Stage):
         vocabulary_size: int | None = None,
         normalize: bool = True,
         quick_gelu: bool = False,
+        image_mean: Sequence[float] = OPENAI_DATASET_MEAN,
+        image_std: Sequence[float] = OPENAI_DATASET_STD,
     ):
         super().__init__()
+        self.image_mean = tuple(image_mean)
+        self.image_std = tuple(image_std)
         vocabulary = None if vocabulary_size is None else fit_vocabulary((), vocabulary_size)
         # CLIP's token ids; `tokenizer` follows this buffer, also after loading a state dict
         self.register_buffer("vocabulary", None if vocabulary is None else torch.tensor(vocabulary))
         self._tokenizer = Tokenizer(context_length, vocabulary)
+        self._read: tuple[Tensor | None, int] = (None, 0)  # the vocabulary read last, its version
         self.model = build_clip(
             embed_dim=embed_dim,
             vision={
@@ -105,9 +114,12 @@ class ClipStage(Stage):
     @property
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer of the fitted vocabulary."""
-        if self.vocabulary is not None:
-            vocabulary = tuple(self.vocabulary.tolist())
-            if vocabulary != self._tokenizer.vocabulary:
+        buffer = self.vocabulary
+        if buffer is not None:
+            read, version = self._read
+            if buffer is not read or buffer._version != version:  # reading it makes a GPU wait
+                self._read = buffer, buffer._version
+                vocabulary = tuple(buffer.tolist())
                 self._tokenizer = Tokenizer(self._tokenizer.context_length, vocabulary)
         return self._tokenizer
 
@@ -118,8 +130,9 @@ class ClipStage(Stage):
             self.vocabulary.copy_(torch.tensor(kept))
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
-        """Fit the vocabulary to the captions."""
-        self.fit_vocabulary(caption for batch in batches for caption in batch["caption"])
+        """Fit the vocabulary to the captions of the first batches."""
+        first = islice(batches, STATISTICS_BATCHES)
+        self.fit_vocabulary(caption for batch in first for caption in batch["caption"])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the contrastive loss of a batch's images and captions.
@@ -132,20 +145,21 @@ class ClipStage(Stage):
         image = prepare_image(
             batch["image"], size=self.image_size, mean=self.image_mean, std=self.image_std
         )
-        tokens = tokens.to(image.device)
+        captions = to_device(caption_ids(tokens), image.device)
+        # attention is causal, so tokens after the last end token need not be computed
+        tokens = to_device(tokens[:, :length], image.device)
         if self.training:
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
         image_embedding = self.model.encode_image(image)
-        # attention is causal, so tokens after the last end token need not be computed
-        text_embedding = encode_text(self.model, tokens[:, :length]).text_embedding
+        text_embedding = encode_text(self.model, tokens).text_embedding
         with torch.autocast(image.device.type, enabled=False):
             scale = self.model.logit_scale.exp()
             contrast = contrastive_loss(
                 F.normalize(image_embedding.float(), dim=-1),
                 F.normalize(text_embedding.float(), dim=-1),
                 scale,
-                tokens,
+                captions,
                 gather=self.training and dist.is_available() and dist.is_initialized(),
             )
         return {

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -101,8 +100,11 @@ class NullText(nn.Module):
     def like(self, text_mask: Bool[Tensor, "batch length"]) -> dict[str, Tensor]:
         """Return the text tensors of missing captions, in the shape of a batch's mask."""
         batch, length = text_mask.shape
-        mask = torch.arange(length, device=self.states.device) < self.TOKENS
-        states = F.pad(self.states, (0, 0, 0, length - self.TOKENS))
+        positions = torch.arange(length, device=self.states.device)
+        mask = positions < self.TOKENS
+        # F.pad would give the gradient strides that make DDP copy it.
+        states = self.states.index_select(1, positions.clamp(max=self.TOKENS - 1))
+        states = states.masked_fill(~mask[:, None], 0.0)
         return {
             "text_states": states.expand(batch, -1, -1),
             "text_mask": mask.expand(batch, -1),

@@ -59,5 +59,6 @@ class LinearPrior(nn.Module):
 
     def forward(self, text_embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Predict the image embedding in CLIP's space from a normalized z_t."""
-        z = F.pad(text_embedding, (0, 1), value=1.0) @ self.weight
+        with torch.autocast(text_embedding.device.type, enabled=False):
+            z = F.pad(text_embedding.float(), (0, 1), value=1.0) @ self.weight
         return F.normalize(z, dim=-1) if self.normalize else z

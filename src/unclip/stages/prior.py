@@ -100,7 +100,7 @@ class PriorStage(PriorBase, DiffusionStage):
     def _predict(self, noised: Noised, condition: dict[str, Tensor]) -> Tensor:
         copies = (-1, self.num_noise_samples)
         x_t, t = noised.x_t.unflatten(0, copies), noised.t.unflatten(0, copies)  # (B, N, …)
-        return self.network.suffix(self.network.prefix(**condition), x_t, t).flatten(0, 1)
+        return self.network(x_t, t, **condition).flatten(0, 1)
 
     @torch.no_grad()
     def fit_variance(self, batches: Iterable[Batch]) -> None:

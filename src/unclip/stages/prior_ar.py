@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from unclip.batch import Batch
+from unclip.device import to_device
 from unclip.diffusion.samplers import Callback
 from unclip.networks import ARTransformer, TextTransformer
 from unclip.stages.conditioning import Normalizer, NullText, Scaling, collect_embeddings
@@ -117,7 +118,7 @@ class AutoregressivePriorStage(PriorBase):
         dot_product = (image * batch["text_embedding"]).sum(dim=1, keepdim=True)
         target_dot_product = self.dot_product_quantizer.encode(dot_product)[:, 0]
         codes = self.encode(image)
-        logits = self.network(self.network.prefix(**condition), target_dot_product, codes)
+        logits = self.network(target_dot_product, codes, **condition)
         nats = F.cross_entropy(logits.movedim(2, 1), codes, reduction="none").mean(dim=0)
         quarters = nats.detach().tensor_split(4)
         parts = {f"loss_q{k}": part.mean() for k, part in enumerate(quarters) if len(part)}
@@ -142,7 +143,7 @@ class AutoregressivePriorStage(PriorBase):
             raise ValueError(f"{self.name} takes no steps: it samples one component per step")
         shape = (self.candidates, 1 + self.network.components)
         rows = [torch.rand(shape, generator=g, dtype=torch.float64) for g in generators]
-        uniform = torch.stack(rows).to(condition["text_embedding"].device)
+        uniform = to_device(torch.stack(rows), condition["text_embedding"].device)
         codes = self._sample_codes(self.bind(condition, guidance_scale), uniform, callback)
         return self._best_candidate(self.decode(codes), condition)
 

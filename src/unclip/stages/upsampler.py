@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unclip.batch import Batch
 from unclip.diffusion import GaussianDiffusion, randn
+from unclip.diffusion.samplers import Denoise
 from unclip.networks import UNet
 from unclip.stages.base import DiffusionStage
 
@@ -87,16 +88,24 @@ class UpsamplerStage(DiffusionStage):
         """
         if guidance_scale not in (None, 1):
             raise ValueError(f"{self.name} has no caption to guide by: it takes no guidance scale")
+        return self._bind(self.network, condition)
+
+    def _bind(
+        self, network: UNet, condition: dict[str, Tensor]
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         enlarged = self.enlarge(**condition)
-        network = last_network = self.network.bind(concat=enlarged)
-        if self.last_network is not None:
-            last_network = self.last_network.bind(concat=enlarged)
+        bound = network.bind(concat=enlarged)
+        return lambda x_t, t: self._output(bound(self._input(x_t, t), t), enlarged)
 
-        def bound(x_t: Tensor, t: Tensor) -> Tensor:
-            current = network if t[0] > 0 else last_network
-            return self._output(current(self._input(x_t, t), t), enlarged)
-
-        return bound
+    def denoiser(
+        self, condition: dict[str, Tensor], guidance_scale: float | None = None
+    ) -> Denoise:
+        """Return `denoise(x_t, t)` for a sampler, with `last_network`, if any, at t = 0."""
+        denoise = super().denoiser(condition, guidance_scale)
+        if self.last_network is None:
+            return denoise
+        last = self.diffusion.denoiser(self._bind(self.last_network, condition), self.clip_range)
+        return lambda x_t, t: (denoise if t > 0 else last)(x_t, t)
 
     def noise(
         self, condition: dict[str, Tensor], generators: Sequence[torch.Generator]

@@ -1,19 +1,19 @@
 """Gradient checkpointing and compilation of any stage; neither changes a weight's name."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from unclip.networks import UNet
+from unclip.networks import ARTransformer, PriorTransformer, TextTransformer, UNet
 from unclip.networks.causal import Block
 from unclip.networks.unet import AttentionBlock, ResBlock
 from unclip.stages import Stage
 
 BLOCKS = (ResBlock, AttentionBlock, Block)  # the networks are sequences of these
-COMPILED = (UNet, Block)  # all blocks of a transformer share one compilation
+NETWORKS = (UNet, PriorTransformer, ARTransformer, TextTransformer)
 
 
 def has_native_bf16(device: str) -> bool:
@@ -25,36 +25,67 @@ def has_native_bf16(device: str) -> bool:
     return False
 
 
-def optimize(stage: Stage, *, compile: bool = False, gradient_checkpointing: bool = False) -> None:
+def optimize(
+    stage: Stage,
+    *,
+    compile: bool | Literal["auto"] = False,
+    gradient_checkpointing: bool = False,
+    sharded: bool = False,
+    device: str = "cpu",
+) -> None:
     """Compile a stage's networks, or enable gradient checkpointing, in place.
+
+    Only passes with gradients are affected. Their shapes never change, so each network is one
+    graph. Validation and sampling, whose batches have many sizes, run without compilation.
 
     Args:
         stage: stage to be trained.
-        compile: apply torch.compile.
+        compile: apply torch.compile; "auto" does so on a GPU, if the stage has a network.
         gradient_checkpointing: keep only each block's input, and recompute the block in the
             backward pass.
+        sharded: compile each block by itself, as FSDP needs it.
+        device: type of the device of the training.
 
     Raises:
         ValueError: the stage has no network that can be compiled.
     """
     modules: list[Any] = list(stage.modules())
+    networks = [module for module in modules if isinstance(module, NETWORKS)]
+    if compile == "auto":
+        compile = device == "cuda" and bool(networks)
+    if compile and not networks:
+        raise ValueError(f"compile: the stage {stage.name} has no network to compile")
+    if compile and sharded:
+        _compile([module for module in modules if isinstance(module, BLOCKS)])
     for module in modules if gradient_checkpointing else ():
         if isinstance(module, BLOCKS):
-            module.forward = _checkpointed(module.forward)
+            _in_training(module, _checkpointed(module.forward))
         elif hasattr(module, "set_grad_checkpointing"):  # open_clip's transformers
             module.set_grad_checkpointing()
-    if compile:
-        parts = [module for module in modules if isinstance(module, COMPILED)]
-        if not parts:
-            raise ValueError(f"compile: the stage {stage.name} has no network to compile")
-        for part in parts:
-            part.compile()
+    if compile and not sharded:
+        _compile(networks)
 
 
-def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compile(modules: Sequence[nn.Module]) -> None:
+    """Compile each module's forward pass; a graph break or a change of shapes is an error."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 2 * len(modules))  # of each class
+    for module in modules:
+        _in_training(module, torch.compile(module.forward, fullgraph=True, dynamic=False))
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args, **kwargs):
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return run
+
+
+def _in_training(module: nn.Module, run: Callable[..., Any]) -> None:
+    """Replace a module's forward pass by `run` where gradients are needed."""
+    forward = module.forward
+
+    def run_or_forward(*args, **kwargs):
+        return (run if torch.is_grad_enabled() else forward)(*args, **kwargs)
+
+    module.forward = run_or_forward

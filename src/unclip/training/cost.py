@@ -5,17 +5,19 @@ fused attention, which does not store its weights. `MemTracker` of torch.distrib
 it rejects modules that run twice in a step, such as the blocks of the priors.
 
 The peaks of real steps on a CPU, profiled at emoji scale in float32 and bf16, agree within 0.4% for
-decoder, upsampler_256, prior and prior_ar (59 to 269 MB). Workspaces of kernels, fragmentation and
-the float32 layer norms of CUDA's autocast (about 5% of the prior's activations) are not included.
+decoder, upsampler_256, prior and prior_ar (59 to 269 MB). On fake CUDA tensors, autograd saves 3%
+to 6% less than this peak in bf16 (decoder at karlo scale, the paper's upsampler_256).
+Workspaces of kernels and fragmentation are not included.
 """
 
+import time
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,6 +28,7 @@ from torch.utils.flop_counter import (
     shape_wrapper,
 )
 
+from unclip import bundle
 from unclip.batch import Batch
 from unclip.clip import encode_text
 from unclip.stages import ClipStage, Stage
@@ -105,6 +108,63 @@ def measure_step(
     )
 
 
+def step_seconds(
+    step: StepCost,
+    devices: int,
+    *,
+    batches: float,
+    sharded: bool,
+    bf16: bool,
+    flops: float,
+    node: float,
+    network: float,
+) -> float:
+    """Estimate the duration of an optimizer step; communication overlaps with computation.
+
+    DDP reduces the gradients during the last backward pass of a step. FSDP gathers the weights in
+    every forward and backward pass, and reduces the gradients in every backward pass. Gradients are
+    reduced in float32.
+
+    Args:
+        step: cost of a batch on one device.
+        devices: number of devices; up to 8 are one node.
+        batches: number of batches that a device accumulates.
+        sharded: whether the strategy is FSDP, instead of DDP.
+        bf16: whether FSDP gathers the weights in bfloat16.
+        flops: FLOP/s of a device.
+        node: bytes per second of a ring of devices in one node.
+        network: the same over several nodes.
+    """
+    forward = (step.forward_flops + step.clip_flops) / flops
+    backward = (step.training_flops - step.forward_flops) / flops
+    per_byte = (devices - 1) / devices / (node if devices <= 8 else network)
+    gather, reduce = per_byte * step.weights / (1 + bf16), per_byte * step.gradients
+    if sharded:
+        return batches * (max(forward, gather) + max(backward, gather + reduce))
+    return batches * (forward + backward) + max(2 * reduce - backward, 0.0)
+
+
+def forward_flops(recipe: dict[str, Any], batch: Mapping[str, Any]) -> int:
+    """Count the FLOPs of a stage's loss over a batch, without computing it."""
+    with FakeTensorMode(), torch.no_grad(), StepMeter([]) as meter:
+        stage = bundle.build(recipe)
+        _loss(stage, cast(Batch, {name: _fake(value) for name, value in batch.items()}))
+    return meter.flops
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the FLOP/s of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 1024
+    generator = torch.Generator(device).manual_seed(0)
+    matrix = torch.randn(size, size, generator=generator, device=device).to(dtype)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
 class StepMeter(TorchDispatchMode):
     """Count `flops`, and the bytes of the fake tensors allocated inside: alive `now`, and `peak`.
 
@@ -153,6 +213,10 @@ def _loss(stage: Stage, batch: Batch) -> Tensor:
     if not isinstance(stage, ClipStage):
         return stage.loss(batch)["loss"]
     return (_encode_images(stage, batch) @ _encode_text(stage, batch).mT).mean()
+
+
+def _fake(value: Any) -> Any:
+    return torch.empty(value.shape, dtype=value.dtype) if torch.is_tensor(value) else value
 
 
 def _encode_text(clip: ClipStage, batch: Batch) -> Tensor:

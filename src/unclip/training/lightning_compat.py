@@ -21,6 +21,11 @@ def is_logged_step(trainer: Trainer, step: int) -> bool:
     return step % cast(Any, trainer).log_every_n_steps == 0
 
 
+def may_wait(trainer: Trainer, step: int) -> bool:
+    """Return whether a step may read values from the device: on a GPU, only a logged step."""
+    return trainer.strategy.root_device.type == "cpu" or is_logged_step(trainer, step)
+
+
 def batches_started(trainer: Trainer) -> int:
     """Return the number of training batches before the current one, over the whole run."""
     return trainer.fit_loop.total_batch_idx

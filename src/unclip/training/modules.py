@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import fmean
 from typing import Any, cast
@@ -126,7 +128,8 @@ class StageModule(LightningModule):
         """Shard the stage if the strategy is FSDP."""
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy) and not is_sharded(self.stage):
-            shard(self.stage, strategy.device_mesh["data_parallel"])
+            bf16 = self.trainer.precision == "bf16-mixed"
+            shard(self.stage, strategy.device_mesh["data_parallel"], bf16=bf16)
 
     def on_fit_start(self) -> None:
         """Fit the stage's statistics on rank 0 and broadcast them, unless they were loaded."""
@@ -136,7 +139,9 @@ class StageModule(LightningModule):
             self.stage.fit_statistics(self.training_batches())
         if self.trainer.world_size > 1:
             for buffer in self.stage.buffers():
-                distributed.broadcast(buffer, src=0)
+                fitted = buffer.clone()  # copied, so that the buffer knows that it has changed
+                distributed.broadcast(fitted, src=0)
+                buffer.copy_(fitted)
         if self.embedder is not None:  # the statistics scale it, so it comes after them
             empty = self.embedder.to(self.device).text([""])._asdict()
             self.stage.fit_null_text(cast(Batch, empty))
@@ -190,7 +195,9 @@ class StageModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer of the trainable weights and its schedule by steps."""
-        optimizer = self._optimizer(parameter_groups(self.stage))
+        optimizer: Any = self._optimizer(parameter_groups(self.stage))
+        # A fused optimizer would unscale float16's gradients only after they have been clipped.
+        optimizer._step_supports_amp_scaling = False
         max_steps = self.trainer.max_steps
         scheduler = LambdaLR(optimizer, lambda step: self._schedule(step, max_steps))
         return {
@@ -239,11 +246,11 @@ class StageModule(LightningModule):
 
 
 def _mean_over_ranks(losses: Mapping[str, Tensor], ranks: int) -> Mapping[str, Tensor | float]:
-    """Average each loss over the ranks that have it."""
-    if ranks == 1:
-        return losses
-    gathered: list[Any] = [None] * ranks
-    distributed.all_gather_object(gathered, {name: loss.item() for name, loss in losses.items()})
+    """Average each loss over the ranks that have it; it is NaN on the others."""
+    own = {name: value for name, loss in losses.items() if not math.isnan(value := loss.item())}
+    gathered: list[Any] = [own] * ranks
+    if ranks > 1:
+        distributed.all_gather_object(gathered, own)
     names = sorted({name for values in gathered for name in values})
     return {name: fmean(values[name] for values in gathered if name in values) for name in names}
 
@@ -338,6 +345,11 @@ class ClipModule(StageModule):
         self.num_candidates = num_candidates
         self._embedder: ClipEmbedder | None = None
         self._pairs: list[tuple[list[str], Tensor, Tensor]] = []
+
+    def training_batches(self) -> Iterator[Batch]:
+        """Yield training batches without images, to fit the vocabulary to their captions."""
+        print(f"{self.name}: reading captions", file=sys.stderr, flush=True)
+        yield from cast(Any, self.trainer).datamodule.caption_loader()
 
     def on_validation_epoch_start(self) -> None:
         """Copy the averaged weights into a frozen embedder."""

@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from unclip.bundle import read_metadata, stage_file
+from unclip.bundle import load_embedder, read_metadata, stage_file
+from unclip.clip import ClipEmbedder
 from unclip.files import atomic_write
+from unclip.interop import public_name, write_public_clip
 from unclip.launcher import started_by, without_ranks
 from unclip.training.resume import LAST, PREVIOUS
 
@@ -117,6 +119,35 @@ def copy_upstream(needs: Sequence[str], source: str | Path, folder: str | Path) 
         if original.exists() and not copy.exists():
             with atomic_write(copy) as temporary:
                 shutil.copyfile(original, temporary)
+
+
+def public_embedder(
+    path: str | Path, name: str, pretrained: str, *, normalize: bool = True
+) -> ClipEmbedder:
+    """Load the public CLIP of a bundle; a bundle without a CLIP gets it first.
+
+    Args:
+        path: the bundle's clip.safetensors.
+        name: model, as in `load_public`.
+        pretrained: tag or file of its weights, as in `load_public`.
+        normalize: scale embeddings to unit length.
+
+    Raises:
+        FileNotFoundError: the weights are missing and cannot be downloaded.
+        ValueError: the bundle has another CLIP, or the public one cannot be used.
+    """
+    path, wanted = Path(path), public_name(name, pretrained)
+    if not path.exists():
+        with one_at_a_time(path):
+            if not path.exists():
+                write_public_clip(path, name, pretrained, normalize=normalize)
+    found = read_metadata(path).extra.get("public_clip", "one that was trained or converted")
+    if found != wanted:
+        raise ValueError(
+            f"{path} is not the public CLIP {wanted} but {found}: choose another bundle=NAME, or "
+            "leave out embedder=public to use it"
+        )
+    return load_embedder(path)
 
 
 def ensure_upstream(

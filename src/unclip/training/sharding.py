@@ -20,15 +20,19 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from unclip.stages import Stage
 from unclip.training.acceleration import BLOCKS  # unsharded one by one; the rest all at once
-from unclip.training.resume import load_checkpoint
 
-METHODS = ("project", "encode_context", "loss")  # called instead of forward
+METHODS = ("encode_context", "loss")  # called instead of forward
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -64,8 +68,8 @@ class ShardedStrategy(ModelParallelStrategy):
         return True
 
     def load_checkpoint(self, checkpoint_path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Open a checkpoint on every rank; tensors are read from the file when they are used."""
-        return load_checkpoint(Path(checkpoint_path))
+        """Open a checkpoint on every rank."""
+        return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load this rank's shards of the weights."""
@@ -105,13 +109,21 @@ def blocks_of(stage: Stage) -> Sequence[nn.Module]:
     return blocks
 
 
-def shard(stage: Stage, mesh: DeviceMesh) -> None:
-    """Shard a stage, which has the same weights on all ranks, over a one-dimensional mesh."""
+def shard(stage: Stage, mesh: DeviceMesh, *, bf16: bool = False) -> None:
+    """Shard a stage, which has the same weights on all ranks, over a one-dimensional mesh.
+
+    With `bf16`, the blocks' weights are gathered in bfloat16, in which they compute under autocast.
+    The shards, the sums of gradients, and the weights outside the blocks stay in float32.
+    """
     blocks = blocks_of(stage)
+    plain = policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if bf16:
+        types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
+        policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
     cast(Any, stage).to(memory_format=torch.contiguous_format)  # FSDP shards no other format
     modules: list[Any] = [*blocks, stage]
     for module in modules:
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh, mp_policy=plain if module is stage else policy)
         for name in METHODS:
             if hasattr(module, name):
                 register_fsdp_forward_method(module, name)
@@ -152,9 +164,15 @@ def unsharded(stage: nn.Module) -> Iterator[None]:
         reshard(stage)
 
 
-def full_state_dict(stage: nn.Module) -> dict[str, Tensor]:
-    """Return a stage's full weights and buffers on the CPU. All ranks must call it."""
-    return {name: replicate(tensor).cpu() for name, tensor in stage.state_dict().items()}
+def full_state_dict(stage: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """Return a stage's full weights and buffers on the CPU. All ranks must call it.
+
+    Args:
+        stage: stage.
+        keep: whether this rank needs them; if not, nothing is copied or returned.
+    """
+    full = ((name, replicate(tensor)) for name, tensor in stage.state_dict().items())
+    return {name: tensor.cpu() for name, tensor in full if keep}
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
@@ -178,7 +196,7 @@ def full_tensor(local: Tensor, like: Tensor) -> Tensor:
 
 def shard_like(full: Tensor, like: Tensor) -> Tensor:
     """Return this rank's part of a full tensor, sharded as `like` is, on its device."""
-    full = full.to(like.device, like.dtype)
+    full = full.to(like.device, like.dtype, copy=True)  # it may be memory-mapped
     if not isinstance(like, DTensor):
         return full
     return distribute_tensor(full, like.device_mesh, like.placements).to_local()

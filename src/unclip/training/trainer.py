@@ -2,20 +2,18 @@
 
 import ctypes
 import logging
-import signal
-import sys
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
+from unclip.device import device_of
 from unclip.evaluation.distributed import cluster_environment
 from unclip.training.acceleration import has_native_bf16
 from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
@@ -31,23 +29,28 @@ _IRRELEVANT = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",
     ".*torch.distributed.nn.functional.all_gather is deprecated.*",  # open_clip calls it
+    ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",  # float16's scaler skips a first step
     ".*FSDP2-wrapped module .* returned a view tensor.*",  # no view is changed in place
 )
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str | int:
-    """Resolve "auto" to bf16 if the hardware supports it natively, else to float32.
+    """Resolve "auto" to the fastest precision that the hardware supports natively.
 
-    On a CPU, the kernels of emulated bf16 are a hundred times slower than float32. Float16 raises
-    ValueError, because the guard and the clipping would misjudge its scaled gradients; so does
-    bf16-true, in which the averages of the weights would not change.
+    GPUs without bf16 (T4, V100) use float16 with scaled gradients. On a CPU, the kernels of
+    emulated bf16 are a hundred times slower than float32.
+
+    Raises:
+        ValueError: the weights would be in half precision, in which their averages do not change.
     """
-    if str(precision) in ("16", "16-mixed", "16-true", "bf16-true"):
+    if str(precision) in ("16-true", "bf16-true"):
         raise ValueError(f"precision {precision} is not supported: use bf16-mixed or 32-true")
     if precision != "auto":
         return precision
-    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    return "bf16-mixed" if has_native_bf16(device) else "32-true"
+    device = device_of(accelerator)
+    if has_native_bf16(device):
+        return "bf16-mixed"
+    return "16-mixed" if device == "cuda" else "32-true"
 
 
 def total_steps(max_steps: int, multiplier: float) -> int:
@@ -83,16 +86,6 @@ def tune_malloc() -> None:
     mallopt(mmap_max, 0)
 
 
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends; on Linux only.
-
-    Otherwise a rank that hangs would outlive its run.
-    """
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
 def build_trainer(
     *,
     max_steps: int,
@@ -116,7 +109,8 @@ def build_trainer(
         callbacks: callbacks, in the order in which their hooks are called.
         loggers: loggers; may be empty.
         max_steps_multiplier: factor on `max_steps`, which lengthens every stage of a scale.
-        accelerator: name of Lightning's accelerator.
+        accelerator: name of Lightning's accelerator; "auto" is CUDA if there is a GPU, else the
+            CPU, since Apple's GPUs have no float64.
         strategy: name of Lightning's strategy; "fsdp" is FSDP2.
         precision: Lightning's name of the precision, or "auto".
         validate_every_steps: steps between two validations; the last step is always validated.
@@ -127,7 +121,7 @@ def build_trainer(
     max_steps = total_steps(max_steps, max_steps_multiplier)
     timeout = timedelta(minutes=timeout_minutes)
     strategies = {
-        "ddp": DDPStrategy(gradient_as_bucket_view=True, timeout=timeout),
+        "ddp": DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False, timeout=timeout),
         "fsdp": ShardedStrategy(timeout=timeout),
     }
     return Trainer(
@@ -136,7 +130,7 @@ def build_trainer(
         default_root_dir=folder,
         callbacks=list(callbacks),
         logger=list(loggers),
-        accelerator=accelerator,
+        accelerator=device_of(accelerator) if accelerator == "auto" else accelerator,
         strategy=strategies.get(strategy, strategy),
         precision=cast(Any, resolve_precision(precision, accelerator)),
         val_check_interval=min(validate_every_steps, max_steps) * accumulate_grad_batches,

@@ -14,7 +14,10 @@ from unclip.data.tar_headers import IMAGE_EXTENSIONS
 from unclip.files import read_bytes, read_json_lines, read_text, split_lines
 from unclip.images import FORMATS, image_format
 
-OTHER_EXTENSIONS = ("heic", "heif", "jfif", "jp2", "jpe", "jxl", "mpo", "svg")
+OTHER_EXTENSIONS = (
+    *("dng", "exr", "heic", "heif", "ico", "jfif", "jp2", "jpe", "jxl", "mpo", "pcx", "pgm"),
+    *("ppm", "psd", "svg", "tga"),
+)
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 FILE_COLUMN = "file_name"
 

@@ -46,11 +46,15 @@ def render_report(report: Report, curves: Section | None = None) -> str:
 def _about(results: Mapping[str, Any]) -> str:
     """Describe the protocol."""
     protocol = results["protocol"]
+    left_out = "".join(
+        f" {sum(kinds.values())} bad samples of {split} were left out."
+        for split, kinds in results.get("bad_samples", {}).items()
+    )
     return (
         f"Protocol {protocol['name']}: {results['n']:,} images of {protocol['resolution']} px, "
         f"captions of {protocol['split']} ({protocol['captions'].replace('_', ' ')}), compared "
-        f"with {results['n_reference']:,} images of {protocol['reference']}. Only numbers with "
-        f"the same key are comparable: {results['key']}"
+        f"with {results['n_reference']:,} images of {protocol['reference']}.{left_out} Only "
+        f"numbers with the same key are comparable: {results['key']}"
     )
 
 

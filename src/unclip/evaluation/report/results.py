@@ -114,6 +114,7 @@ def collect(
         "n": count,
         "n_reference": 0 if folder is None else len(context.reference),
         "generated": None if folder is None else str(folder.path),
+        "bad_samples": context.bad_samples,
         "protocol": protocol.describe(),
         "made_with": {} if folder is None else folder.settings,
         "scores": {name: score.plain() for name, score in found.scores.items()},

@@ -23,7 +23,7 @@ from unclip.files import atomic_write
 from unclip.training import lightning_compat
 from unclip.training.callbacks.guard import NonFiniteError
 from unclip.training.modules import StageModule
-from unclip.training.resume import LAST, PREVIOUS, CheckpointError
+from unclip.training.resume import LAST, PREVIOUS, CheckpointError, load_checkpoint
 from unclip.training.sharding import is_sharded
 
 # After these exceptions the weights are in doubt, saving would fail again, or it is not wanted.
@@ -70,14 +70,19 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Load a checkpoint onto the CPU, or onto `map_location`.
+        """Open a checkpoint; its tensors are read from the file when they are used.
+
+        All ranks open that of rank 0, which alone has verified it.
 
         Raises:
             FileNotFoundError: there is no such file; a run that should resume never starts over.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no checkpoint {path}")
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        chosen = [path]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(chosen, src=0)
+        return load_checkpoint(Path(chosen[0]))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, if it exists."""
@@ -101,9 +106,9 @@ class RunCheckpoint(Checkpoint):
     so that a resumed run leaves no gap. The last one is written after the export.
 
     Ctrl-C, SIGTERM and a closed terminal (SIGHUP, unless nohup ignores it) end the run after the
-    current step: it is saved, and a line says how to resume. A second Ctrl-C ends the run at once.
-    All ranks stop at the same step, whichever rank received the signal. A signal in a validation
-    saves at once and stops when the validation ends.
+    current step, on several GPUs after the next logged step: it is saved, and a line says how to
+    resume. A second Ctrl-C ends the run at once. All ranks stop at the same step, whichever rank
+    received the signal. A signal in a validation saves at once and stops when the validation ends.
 
     Args:
         folder: folder of last.ckpt.
@@ -147,8 +152,10 @@ class RunCheckpoint(Checkpoint):
         lightning_compat.sync_logged_step(trainer)
         if lightning_compat.is_within_step(trainer):
             return
-        stop = self._should_stop(trainer)
-        if stop or trainer.global_step % self.every_steps == 0:
+        step = trainer.global_step
+        asks = trainer.world_size == 1 or lightning_compat.may_wait(trainer, step)
+        stop = asks and self._should_stop(trainer)
+        if stop or step % self.every_steps == 0:
             self._save(trainer)
         if stop:  # the ranks that rank 0 started exit with 0, or it would be killed
             self._print_resume_command()

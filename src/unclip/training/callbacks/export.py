@@ -53,7 +53,7 @@ class Export(Callback):
             with unsharded(stage):
                 if trainer.is_global_zero:
                     stage.fit_variance(pl_module.training_batches())
-            weights = full_state_dict(stage)
+            weights = full_state_dict(stage, keep=trainer.is_global_zero)
             if trainer.is_global_zero:
                 self._write(trainer, pl_module, weights)
 

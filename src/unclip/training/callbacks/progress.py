@@ -1,25 +1,34 @@
-"""Progress messages, throughput and memory use of a run."""
+"""Progress messages, throughput, memory use and profile of a run."""
 
 import resource
 import sys
 import time
 from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from torch.profiler import profile, schedule
 from tqdm import tqdm
 
 from unclip.batch import Batch
+from unclip.profiling import write_report
+from unclip.training.cost import forward_flops, peak_flops
 from unclip.training.lightning_compat import find_callback, is_logged_step
 from unclip.training.modules import StageModule
 
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 WINDOW_SECONDS = 20.0  # of the moving average of images per second
 
 
 class Throughput(Callback):
-    """Log the images per second of training without validation, and the peak memory.
+    """Log the images per second of training without validation, the MFU and the peak memory.
+
+    The model FLOPs utilization (MFU) relates three times the forward pass of the stage, without the
+    frozen CLIP and recomputed blocks, to the FLOP/s of a large matrix product on the same device.
 
     Attributes:
         images: number of images trained on, by all ranks and also before a resume.
@@ -32,9 +41,17 @@ class Throughput(Callback):
         self.seconds = 0.0
         self.images_per_second = 0.0
         self._since = 0.0  # 0 while the clock is stopped
+        self._flops = 0.0  # of an image
+        self._peak_flops = 0.0
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: StageModule, batch: Batch, *_: Any
+    ) -> None:
         """Start the clock at the first batch and after a validation."""
+        if not self._flops:
+            self._flops = 3 * forward_flops(pl_module.recipe, batch) / len(batch["key"])
+            dtype = DTYPES.get(str(trainer.precision), torch.float32)
+            self._peak_flops = peak_flops(pl_module.device, dtype)
         self._since = self._since or time.perf_counter()
 
     def on_train_batch_end(
@@ -49,8 +66,11 @@ class Throughput(Callback):
         weight = min(seconds / min(WINDOW_SECONDS, self.seconds), 1.0)
         self.images_per_second += weight * (images / seconds - self.images_per_second)
         if is_logged_step(trainer, trainer.global_step):
+            flops = self._flops * self.images_per_second / trainer.world_size
             values = {
                 "train/images_per_second": self.images_per_second,
+                "train/tflops": flops / 1e12,  # per second and device
+                "train/mfu": flops / self._peak_flops,
                 "train/images": float(self.images),
                 "train/memory_gib": peak_memory(pl_module.device) / 2**30,
             }
@@ -75,6 +95,40 @@ def peak_memory(device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+class Profile(Callback):
+    """Profile some steps of rank 0, after the first ones, which take longer.
+
+    Args:
+        steps: number of steps.
+        folder: run folder.
+    """
+
+    def __init__(self, steps: int, folder: str | Path):
+        self.steps = steps
+        self.path = Path(folder) / "profile.json.gz"
+        self._profiler: profile | None = None
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Start the schedule of the profiler, which counts batches."""
+        batches = self.steps * trainer.accumulate_grad_batches
+        self._profiler = profile(
+            schedule=schedule(skip_first=5, wait=0, warmup=1, active=batches, repeat=1),
+            on_trace_ready=partial(write_report, path=self.path),
+        )
+        self._profiler.start()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Advance the schedule; after the last batch, the report is written."""
+        if self._profiler is not None:
+            self._profiler.step()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Write the report of a run that ends earlier."""
+        if self._profiler is not None:
+            self._profiler.stop()
 
 
 class StepProgress(Callback):

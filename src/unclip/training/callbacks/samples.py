@@ -49,7 +49,7 @@ class SampleGrid(Callback):
         if self._batch is None:
             return
         training = pl_module.stage.training
-        with averaged_weights(trainer):
+        with averaged_weights(trainer), trainer.precision_plugin.forward_context():
             pl_module.stage.eval()
             rows = pl_module.preview(self._batch)
             pl_module.stage.train(training)
