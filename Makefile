@@ -17,8 +17,8 @@ OUT ?= $(if $(filter models/demo models/demo/,$(MODEL)),runs/demo,$(MODEL))
 STAGES := clip judge prior decoder upsampler_256 upsampler_1024
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo lint doctor format test docs data-emoji data-coco eval-coco train \
-	bench race paper clean
+.PHONY: help setup setup-dev demo app lint doctor format test docs data-emoji data-coco eval-coco \
+	train bench race paper clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,11 +35,18 @@ setup: .venv/installed ## Create .venv and install what sampling, training and e
 setup-dev: .venv/installed-dev ## Also install what tests, lint and benchmarks need
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[emoji,evaluation,dev,docs]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[app,emoji,evaluation,dev,docs]'
 	touch $@
 
 demo: setup ## Generate and edit images with the trained bundle in models/demo, in two minutes
 	$(RUN) src/demo.py
+
+app: .venv/installed-app ## Open the page: generate and edit images in a browser
+	$(RUN) src/app.py
+
+.venv/installed-app: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[app]'
+	touch $@
 
 lint: setup-dev ## Check style, formatting, import layers and types
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from cli import user_message
 from cli.sample import COMMANDS, build_parser, log
 
 
@@ -28,13 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log("stopped; finished images are kept")
         return 130
-    except (ValueError, OSError, MemoryError) as error:
-        log(f"error: {error}")
-        return 2
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        log("error: not enough memory: try a smaller --batch-size or --size")
+    except Exception as error:
+        log(f"error: {user_message(error)}")
         return 2
     return 0
 

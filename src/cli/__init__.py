@@ -21,3 +21,12 @@ def refuse_shipped(folder: str | Path, fix: str) -> None:
     """Raise ValueError if a folder is the shipped bundle or a part of it; `fix` says what to do."""
     if Path(folder).resolve().is_relative_to(SHIPPED):
         raise ValueError(f"{folder} is the bundle that comes with the repository: {fix}")
+
+
+def user_message(error: Exception) -> str:
+    """Return the message of a user's error; raise any other error again."""
+    if isinstance(error, ValueError | OSError | MemoryError):
+        return str(error)
+    if "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return "not enough memory: try a smaller --batch-size or --size, or fewer images"
+    raise error

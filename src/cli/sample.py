@@ -104,8 +104,6 @@ def _editing(add: Add, images: int | str = 1) -> None:
 
 
 def _sampling(add: Add, *, batch_size: int) -> None:
-    about = "folder of the bundle; default: models/demo"
-    add("--model", type=Path, default=default_model(), help=about)
     add("--out", type=Path, default=Path("samples"), help="output folder")
     add("--size", type=int, choices=(64, 256, 1024), help="pixels; default: the bundle's largest")
     add(
@@ -121,6 +119,13 @@ def _sampling(add: Add, *, batch_size: int) -> None:
     add("--grid", action="store_true", help="also write a contact sheet")
     about = "write a trace into OUT, and print the most expensive operators of each batch"
     add("--profile", action="store_true", help=about)
+    add_loading(add)
+
+
+def add_loading(add: Add) -> None:
+    """Add the arguments that load a bundle."""
+    about = "folder of the bundle; default: models/demo"
+    add("--model", type=Path, default=default_model(), help=about)
     about = "dtype of the networks; auto is float16 on a GPU, else float32"
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=about)
     _device(add)

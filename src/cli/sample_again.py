@@ -1,6 +1,7 @@
 """Reproduce an image of sample.py from the command that is stored in its metadata."""
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ def run(args: Namespace) -> None:
     with progress_bar(args.image.name) as progress:
         images, _ = generate(cascade, stored, progress)
     image = to_pil(images[stored.size][int(metadata["index"])])
-    write_png(image, args.out, args.image.stem, metadata)
+    log(write_png(image, args.out, args.image.stem, metadata), sys.stdout)
     with Image.open(args.image) as original:
         same = original.convert("RGB").tobytes() == image.tobytes()
     different = (

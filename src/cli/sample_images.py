@@ -1,13 +1,16 @@
 """Generate the images of a sample.py command, and write them with their metadata."""
 
 import math
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from PIL import Image
 from torch import Tensor
 
+from cli.sample import log
 from cli.sample_output import open_cascade, progress_bar, slug, write_gif, write_png
 from unclip.cascade import Cascade
 from unclip.contact_sheet import Tile, contact_sheet
@@ -21,7 +24,7 @@ from unclip.text_to_image import stage_of_prior, stages_for
 SHEET_SIZE, SHEET_TILES = 256, 100
 # Arguments that are not settings of the images; prompts and seeds are stored per image.
 _NOT_SETTINGS = {"command", "model", "out", "device", "offload", "grid", "gif", "stages", "profile"}
-_PER_IMAGE = {"prompts", "prompts_file", "seed", "count", "batch_size"}
+_PER_IMAGE = {"prompt", "prompts", "prompts_file", "seed", "count", "batch_size", "batch"}
 
 
 def run(args: Namespace) -> None:
@@ -52,23 +55,18 @@ def _run_text(args: Namespace) -> None:
     seeds = range(args.seed, args.seed + args.count)
     jobs = [(prompt, seed) for prompt in args.prompts for seed in seeds]
     cascade, tiles, trace = open_cascade(args), [], _trace(args)
-    settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS | _PER_IMAGE}
     for start in range(0, len(jobs), args.batch_size):
         batch = args.batch = jobs[start : start + args.batch_size]
         label = f"images {start + 1}–{start + len(batch)} of {len(jobs)}"
         with progress_bar(label, trace) as progress:
             images, captions = generate(cascade, args, progress)
         for size in sorted(images) if args.stages else [args.size]:
-            for index, (prompt, seed) in enumerate(batch):
-                more = {"prompt": prompt, "seed": str(seed), "batch": batch, "index": index}
-                metadata = _metadata(cascade, args, {**settings, "size": size}, **more)
-                name = f"{slug(prompt)}-seed{seed}-{size}"
-                write_png(to_pil(images[size][index]), args.out, name, metadata)
+            _write(text_results(cascade, args, images[size]), args)
         tiles += map(Tile, images[min(SHEET_SIZE, args.size)], captions)
     for start in range(0, len(tiles) if args.stages or args.grid else 0, SHEET_TILES):
         page = tiles[start : start + SHEET_TILES]
         columns = args.count if args.count > 1 else math.ceil(math.sqrt(len(page)))
-        _write_sheet(page, min(columns, 10), args, "sheet", _metadata(cascade, args, settings))
+        _write_sheet(page, min(columns, 10), args, "sheet", metadata_of(cascade, args))
 
 
 def _run_edit(args: Namespace) -> None:
@@ -76,33 +74,68 @@ def _run_edit(args: Namespace) -> None:
     args.mask = getattr(args, "mask", None)
     inputs = {str(path): sha256_of(path) for path in [*args.images, args.mask] if path}
     cascade = open_cascade(args)
-    settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS}
     with progress_bar(args.command, _trace(args)) as progress:
         images, captions = generate(cascade, args, progress)
-    metadata = _metadata(cascade, args, settings, inputs=inputs)
-    frames = [to_pil(image) for image in images[args.size]]
+    results = edit_results(cascade, args, images[args.size], inputs)
+    _write(results, args)
+    metadata = metadata_of(cascade, args, inputs=inputs)
     stem = f"{slug(args.images[0].stem)}-{args.command}-seed{args.seed}"
-    for index, frame in enumerate(frames):
-        name = f"{stem}-{index:02}-{args.size}"
-        write_png(frame, args.out, name, {**metadata, "index": str(index)})
     if args.grid:
         tiles = list(map(Tile, images[min(SHEET_SIZE, args.size)], captions))
         _write_sheet(tiles, min(6, len(tiles)), args, f"{stem}-sheet", metadata)
     if args.gif:
-        write_gif(frames, args.out, f"{stem}-{args.size}", metadata)
+        frames = [result.image for result in results]
+        log(write_gif(frames, args.out, f"{stem}-{args.size}", metadata), sys.stdout)
 
 
 def _trace(args: Namespace) -> Path | None:
     return args.out / "profile.json.gz" if args.profile else None
 
 
-def _metadata(
-    cascade: Cascade, args: Namespace, settings: Mapping[str, Any], **more: Any
-) -> dict[str, str]:
+class Result(NamedTuple):
+    """A generated image with the name of its file, without suffix, and its metadata."""
+
+    image: Image.Image
+    name: str
+    metadata: dict[str, str]
+
+
+def text_results(cascade: Cascade, args: Namespace, images: Tensor) -> list[Result]:
+    """Name and describe the images of `args.batch`, in one of their sizes."""
+    size, results = images.shape[-1], []
+    sized = Namespace(**{**vars(args), "size": size})
+    for index, (prompt, seed) in enumerate(args.batch):
+        more = {"prompt": prompt, "seed": str(seed), "batch": args.batch, "index": index}
+        name = f"{slug(prompt)}-seed{seed}-{size}"
+        results.append(Result(to_pil(images[index]), name, metadata_of(cascade, sized, **more)))
+    return results
+
+
+def edit_results(
+    cascade: Cascade, args: Namespace, images: Tensor, inputs: Mapping[str, str]
+) -> list[Result]:
+    """Name and describe the images of an edit; `inputs` are the hashes of its files by path."""
+    metadata = metadata_of(cascade, args, inputs=inputs)
+    stem = f"{slug(args.images[0].stem)}-{args.command}-seed{args.seed}"
+    return [
+        Result(to_pil(image), f"{stem}-{index:02}-{args.size}", {**metadata, "index": str(index)})
+        for index, image in enumerate(images)
+    ]
+
+
+def metadata_of(cascade: Cascade, args: Namespace, **more: Any) -> dict[str, str]:
+    """Return the metadata of a command's images: its settings, and the stages that took part."""
+    omitted = _NOT_SETTINGS | (_PER_IMAGE if args.command == "text" else set())
+    settings = {key: value for key, value in vars(args).items() if key not in omitted}
     prior = getattr(args, "prior", "diffusion" if getattr(args, "prompt", None) else "none")
-    stages = dict.fromkeys(["clip", stage_of_prior(prior), *stages_for(settings["size"])])
+    stages = dict.fromkeys(["clip", stage_of_prior(prior), *stages_for(args.size)])
     fingerprints = {name: cascade.metadata[name].fingerprint for name in stages}
     return image_metadata(args.command, settings, fingerprints, **more)
+
+
+def _write(results: Sequence[Result], args: Namespace) -> None:
+    for image, name, metadata in results:
+        log(write_png(image, args.out, name, metadata), sys.stdout)
 
 
 def _write_sheet(
@@ -110,7 +143,7 @@ def _write_sheet(
 ) -> None:
     sheet = contact_sheet(tiles, columns=columns, size=min(SHEET_SIZE, args.size))
     captions = "\n".join(tile.caption for tile in tiles)
-    write_png(sheet, args.out, name, {**metadata, "captions": captions})
+    _write([Result(sheet, name, {**metadata, "captions": captions})], args)
 
 
 def generate(

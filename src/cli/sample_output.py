@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -71,26 +70,26 @@ def slug(text: str) -> str:
     return "-".join(re.findall("[a-z0-9]+", plain))[:60].rstrip("-") or "image"
 
 
-def write_png(image: Image.Image, folder: Path, name: str, metadata: Mapping[str, str]) -> None:
-    """Write a PNG with its metadata and print its path.
+def write_png(image: Image.Image, folder: Path, name: str, metadata: Mapping[str, str]) -> Path:
+    """Write a PNG with its metadata and return its path.
 
     The file replaces one with the metadata of the same image; otherwise it gets a free name.
     """
-    path = _free_path(
+    path = free_path(
         folder, name, ".png", lambda path: is_same_image(read_image_metadata(path), metadata)
     )
-    log(save_png(image, path, metadata), sys.stdout)
+    return save_png(image, path, metadata)
 
 
 def write_gif(
     frames: Sequence[Image.Image], folder: Path, name: str, metadata: Mapping[str, str]
-) -> None:
-    """Write an endless animation, forward and backward, and print its path.
+) -> Path:
+    """Write an endless animation, forward and backward, and return its path.
 
     Each frame has its own palette. Names are chosen as in `write_png`.
     """
     comment = json.dumps(metadata)
-    path = _free_path(folder, name, ".gif", lambda path: _gif_comment(path) == comment)
+    path = free_path(folder, name, ".gif", lambda path: _gif_comment(path) == comment)
     frames = [*frames, *frames[-2:0:-1]]
     shown = [frame.quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
     with atomic_write(path) as temporary:
@@ -103,7 +102,7 @@ def write_gif(
             loop=0,
             comment=comment.encode(),
         )
-    log(path, sys.stdout)
+    return path
 
 
 def _gif_comment(path: Path) -> str | None:
@@ -115,7 +114,7 @@ def _gif_comment(path: Path) -> str | None:
         return None
 
 
-def _free_path(folder: Path, name: str, suffix: str, same: Callable[[Path], bool]) -> Path:
+def free_path(folder: Path, name: str, suffix: str, same: Callable[[Path], bool]) -> Path:
     """Return the first of NAME, NAME-2, … that does not exist or may be replaced."""
     path, number = folder / f"{name}{suffix}", 1
     while path.exists() and not same(path):

@@ -1,0 +1,392 @@
+"""Map the controls of the page (`src/app.py`) to the commands of sample.py and calls of `Cascade`.
+
+This module has neither components nor networks. A request is an iterator that yields what to show:
+it writes each image into its session's folder, with the metadata that sample.py writes.
+"""
+
+import json
+import shutil
+import tempfile
+import warnings
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from cli.page_session import Session
+from cli.sample import build_parser
+from cli.sample_images import Result, edit_results, generate, metadata_of, text_results
+from cli.sample_output import open_cascade, slug, write_gif, write_png
+from unclip.contact_sheet import Tile, contact_sheet
+from unclip.emoji import prompts
+from unclip.files import read_text, sha256_of
+from unclip.images import to_pil
+from unclip.model_card import CARD
+from unclip.provenance import read_image_metadata
+from unclip.sampling_run import Progress
+from unclip.stages import DecoderStage
+from unclip.text_to_image import PRIORS, STAGE_OF_SIZE, stage_of_prior, stages_for
+
+MAX_TEXT = 1000  # characters of a prompt
+MAX_IMAGES, MAX_CELLS, MAX_STEPS = 16, 25, 100  # of one request
+SESSIONS = 50
+GIF_SIZE = SHEET_SIZE = 256
+DIMENSIONS = (1, 2, 4, 8, 16, 32, 64, 128)  # principal components kept in Look inside
+EXAMPLES = 160  # embeddings from which the components are computed
+
+# Edits by name, with their commands of sample.py and the arguments that each uses.
+EDITS = {
+    "Variations": ("vary", ("count", "eta")),
+    "Interpolate": ("interpolate", ("frames", "noise")),
+    "Text edit": ("edit", ("source", "target", "strength", "frames")),
+    "Inpaint": ("inpaint", ("prompt", "count")),
+    "Outpaint": ("inpaint", ("prompt", "count", "margin")),
+    "Reconstruct": ("reconstruct", ()),
+}
+# Settings that Compare varies, with their types.
+SETTINGS = {
+    "guidance": float,
+    "decoder steps": int,
+    "prior": str,
+    "seed": int,
+    "prior guidance": float,
+    "prior steps": int,
+}
+
+
+# Controls that an image's settings restore, with their types.
+RESTORED = {
+    "guidance": float,
+    "prior": str,
+    "prior_guidance": float,
+    "size": int,
+    "seed": int,
+    "count": int,
+    "eta": float,
+    "frames": int,
+    "noise": str,
+    "source": str,
+    "target": str,
+    "strength": float,
+    "prompt": str,
+    "margin": float,
+}
+
+
+class Made(NamedTuple):
+    """The result of an edit: images with captions, an animation, and a ZIP of all files."""
+
+    images: list[tuple[Path, str]]
+    gif: Path | None
+    archive: Path
+
+
+class Page:
+    """A loaded bundle, whose networks run in a thread of their own, and the sessions that use it.
+
+    Args:
+        args: the arguments of `cli.sample.add_loading`.
+    """
+
+    def __init__(self, args: Namespace):
+        args.size = None
+        self.cascade = open_cascade(args)
+        self.cascade.require("clip", "decoder")
+        self.dtype = args.dtype
+        if not args.offload:
+            for name in self.cascade.metadata.keys() - {"clip"}:
+                self.cascade.stage(name)
+        self.folder = Path(tempfile.mkdtemp(prefix="unclip-page-"))
+        self.sessions: dict[str, Session] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._examples: Tensor | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of the images that the bundle makes."""
+        return [size for size in STAGE_OF_SIZE if size <= self.cascade.size]
+
+    @property
+    def priors(self) -> list[str]:
+        """Priors that the bundle has."""
+        return [name for name, stage in PRIORS.items() if stage in self.cascade.metadata]
+
+    @property
+    def guidance_scale(self) -> float:
+        """The decoder's own guidance scale."""
+        return cast(DecoderStage, self.cascade.stage("decoder")).guidance_scale
+
+    @property
+    def about(self) -> str:
+        """The part of the bundle's model card about what it knows; empty if it has no card."""
+        card = self.cascade.folder / CARD
+        known = read_text(card).partition("## What it knows")[2] if card.is_file() else ""
+        return known.partition("\n## ")[0].strip()
+
+    @property
+    def concept_set(self) -> str | None:
+        """The emoji concepts that the bundle was trained on; None if it was not."""
+        sets = {str(stage.extra.get("concept_set", "")) for stage in self.cascade.metadata.values()}
+        return max(sets, key="SML".find) or None
+
+    def session(self, key: str) -> Session:
+        """Return a browser's session; the oldest one is deleted if there are too many."""
+        if key not in self.sessions:
+            if len(self.sessions) >= SESSIONS:
+                self.forget(next(iter(self.sessions)))
+            self.sessions[key] = Session(Path(tempfile.mkdtemp(dir=self.folder)))
+        return self.sessions[key]
+
+    def forget(self, key: str) -> None:
+        """Stop the requests of a session, and delete its images."""
+        if session := self.sessions.pop(key, None):
+            session.stopped = True
+            shutil.rmtree(session.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Stop all requests and delete all images."""
+        for key in list(self.sessions):
+            self.forget(key)
+        self._thread.shutdown()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def compute(
+        self, progress: Progress, request: Iterator[Any], warn: Callable[[str], Any]
+    ) -> Iterator[Any]:
+        """Yield what a request yields, and pass it the warnings; all requests share one thread.
+
+        Each new thread that runs a network would start, and keep, threads of its own.
+        """
+        progress("starting", 0, 1)
+        run = copy_context().run  # the context holds the progress bar of the page
+
+        def advance() -> tuple[Any, list[str]]:
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                item = next(request, None)
+            return item, [str(one.message) for one in caught if one.category is UserWarning]
+
+        while True:
+            item, messages = self._thread.submit(run, advance).result()
+            for message in dict.fromkeys(messages):
+                warn(message)
+            if item is None:
+                return
+            yield item
+
+    def create(
+        self, session: Session, progress: Progress, **controls: Any
+    ) -> Iterator[list[tuple[Path, str]]]:
+        """Generate images of a prompt, and yield them in each size on the way."""
+        args = self._arguments("text", **controls)
+        args.batch = [(args.prompt, args.seed + number) for number in range(args.count)]
+        captions = [f"seed {seed}" for _, seed in args.batch]
+        older = session.images
+        for images in self._sizes(args, progress):
+            paths = session.keep(text_results(self.cascade, args, images), older)
+            yield list(zip(paths, captions, strict=True))
+
+    def edit(
+        self, session: Session, progress: Progress, *, operation: str, **controls: Any
+    ) -> Iterator[Made]:
+        """Edit an image, or interpolate between two."""
+        command, uses = EDITS[operation]
+        layers = (controls.pop("painting") or {}).get("layers", [])
+        inputs = [controls.pop("image"), controls.pop("second")]
+        common = {"size", "seed", "guidance", "decoder_steps"}
+        args = self._arguments(
+            command, **{key: value for key, value in controls.items() if key in common | {*uses}}
+        )
+        args.images = [session.take(path) for path in inputs[: 1 + (command == "interpolate")]]
+        args.mask = session.take_mask(layers) if operation == "Inpaint" else None
+        if command == "edit" and not args.target.strip():
+            raise ValueError("the new text is blank: describe the result")
+        images, captions = generate(self.cascade, args, progress)
+        files = [path for path in [*args.images, args.mask] if path]
+        args.images = [Path(path.name) for path in args.images]
+        args.mask = args.mask and Path(args.mask.name)
+        hashes = {path.name: sha256_of(path) for path in files}
+        results = edit_results(self.cascade, args, images[args.size], hashes)
+        paths, gif = session.keep(results), None
+        if "frames" in uses:
+            frames = [to_pil(image) for image in images[min(GIF_SIZE, args.size)]]
+            metadata = metadata_of(self.cascade, args, inputs=hashes)
+            gif = write_gif(frames, session.folder, f"{results[0].name}-frames", metadata)
+            files.append(gif)
+        archive = session.folder / f"{results[0].name}.zip"
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in [*paths, *files]:
+                file.write(path, path.name)
+        yield Made(list(zip(paths, captions, strict=True)), gif, archive)
+
+    def compare(
+        self,
+        session: Session,
+        progress: Progress,
+        *,
+        columns: str,
+        column_values: str,
+        rows: str,
+        row_values: str,
+        **controls: Any,
+    ) -> Iterator[Path]:
+        """Generate one prompt over a grid of two settings; yield the sheet after each image."""
+        if columns == rows:
+            raise ValueError("rows and columns are the same setting: choose two different ones")
+        down, across = _parse(rows, row_values), _parse(columns, column_values)
+        if (cells := len(down) * len(across)) > MAX_CELLS:
+            raise ValueError(f"{cells} images: a grid can have at most {MAX_CELLS}")
+        tiles: list[Tile] = []
+        for row, column in product(down, across):
+            varied = {rows.replace(" ", "_"): row, columns.replace(" ", "_"): column}
+            args = self._arguments("text", **{"count": 1, **controls, **varied})
+            args.batch = [(args.prompt, args.seed)]
+            report = _labeled(progress, f"image {len(tiles) + 1} of {cells}")
+            *_, images = self._sizes(args, report)
+            session.keep(text_results(self.cascade, args, images))
+            tiles.append(Tile(images[0], f"{columns} {_short(column)} · {rows} {_short(row)}"))
+            blank = [Tile(torch.full_like(images[0], 240), "")] * (cells - len(tiles))
+            sheet = contact_sheet(
+                [*tiles, *blank], columns=len(across), size=SHEET_SIZE, title=args.prompt
+            )
+            captions = "\n".join(tile.caption for tile in tiles)
+            more = {"prompt": args.prompt, "seed": str(args.seed), "captions": captions}
+            metadata = metadata_of(self.cascade, args, **more)
+            yield write_png(sheet, session.folder, f"{slug(args.prompt)}-compare", metadata)
+
+    def components(
+        self, session: Session, progress: Progress, *, image: str | None, seed: int, size: int
+    ) -> Iterator[list[tuple[Path, str]]]:
+        """Decode an image's embedding reduced to its first principal components."""
+        path = session.take(image)
+        if self._examples is None:
+            about = [prompt.caption for prompt in prompts(self.concept_set or "S", count=EXAMPLES)]
+            seeds = range(EXAMPLES)
+            prior = {"prior": self.priors[0], "batch_size": 32}
+            self._examples = self.cascade.prior(about, seeds=seeds, progress=progress, **prior)
+        kept = [count for count in DIMENSIONS if count <= min(self._examples.shape)]
+        args = self._arguments("vary", seed=seed, size=size)
+        made = self.cascade.pca_reconstruct(
+            path, kept, self._examples, size=args.size, seed=args.seed, progress=progress
+        )
+        captions = [f"{count} component{'s' * (count > 1)}" for count in kept]
+        args.command, args.images = "components", [Path(path.name)]
+        hashes = {path.name: sha256_of(path)}
+        results = edit_results(self.cascade, args, made.images[args.size], hashes)
+        yield [(path, "the image"), *zip(session.keep(results), captions, strict=True)]
+
+    def importance(
+        self, session: Session, progress: Progress, **controls: Any
+    ) -> Iterator[list[tuple[Path, str]]]:
+        """Decode a prompt without an embedding, with its z_t, and with the prior's z_i."""
+        args = self._arguments("text", count=1, **controls)
+        args.batch, shown = [(args.prompt, args.seed)], []
+        kinds = {"caption only": None, "caption + z_t": "none", "caption + z_i": self.priors[0]}
+        for caption, prior in kinds.items():
+            args.prior = prior or "none"
+            *_, images = self._sizes(args, _labeled(progress, caption), embed=prior is not None)
+            results = text_results(self.cascade, args, images)
+            if prior is None:
+                results = [
+                    Result(image, f"{name}-caption-only", {**metadata, "command": "caption only"})
+                    for image, name, metadata in results
+                ]
+            shown.append((session.keep(results)[0], caption))
+            yield shown
+
+    def restore(self, path: str | Path) -> tuple[str, dict[str, Any]]:
+        """Return the command of an image and the controls that generate it again."""
+        metadata = read_image_metadata(Path(path)) or {}
+        if not {"command", "settings", "bundle"} <= metadata.keys():
+            raise ValueError(f"{Path(path).name} has no metadata of sample.py")
+        try:
+            return metadata["command"], _controls(metadata)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{Path(path).name} has damaged metadata") from error
+
+    def same_bundle(self, path: str | Path) -> bool:
+        """Return whether the stages that made an image are those of the bundle."""
+        made_by = json.loads((read_image_metadata(Path(path)) or {})["bundle"])
+        own = {name: stage.fingerprint for name, stage in self.cascade.metadata.items()}
+        return made_by.items() <= own.items()
+
+    def _arguments(self, command: str, **controls: Any) -> Namespace:
+        """Return the arguments of a command: its defaults, changed by the controls."""
+        required = {"text": [], "edit": ["-", "--to", "-"]}.get(command, ["-"])
+        args = build_parser().parse_args([command, *required])
+        args.dtype = self.dtype
+        steps = {stage: controls.pop(f"{stage}_steps", None) for stage in ("prior", "decoder")}
+        args.steps = {stage: int(count) for stage, count in steps.items() if count}
+        whole = {"count", "frames", "seed", "size"}
+        given = {key: value for key, value in controls.items() if value not in (None, "")}
+        given |= {key: int(given[key]) for key in whole & given.keys()}
+        vars(args).update({"size": self.cascade.size} | given)
+        if command == "text":
+            args.prompt = given.get("prompt", "")
+        for key in ("count", "frames"):
+            if not 1 <= (number := getattr(args, key, 1)) <= MAX_IMAGES:
+                raise ValueError(f"{key} is {number}; on the page it can be 1 to {MAX_IMAGES}")
+        for stage, number in args.steps.items():
+            if not 1 <= number <= MAX_STEPS:
+                raise ValueError(f"{stage} steps is {number}; it can be 1 to {MAX_STEPS}")
+        if any(isinstance(text, str) and len(text) > MAX_TEXT for text in given.values()):
+            raise ValueError(f"a text is too long: the page takes at most {MAX_TEXT} characters")
+        return args
+
+    def _sizes(self, args: Namespace, progress: Progress, embed: bool = True) -> Iterator[Tensor]:
+        """Generate the images of `args.batch` stage by stage; yield them in each size."""
+        texts, seeds = zip(*args.batch, strict=True)
+        run: dict[str, Any] = {"seeds": seeds, "batch_size": len(seeds), "steps": args.steps}
+        run["progress"] = progress
+        self.cascade.require("clip", stage_of_prior(args.prior), *stages_for(args.size))
+        prior = {"prior": args.prior, "guidance_scale": args.prior_guidance}
+        z = self.cascade.prior(texts, **prior, **run) if embed else None
+        guidance = {"size": min(STAGE_OF_SIZE), "guidance_scale": args.guidance}
+        images = self.cascade.decode(z, texts, **guidance, **run).images[guidance["size"]]
+        yield images
+        for size in STAGE_OF_SIZE:
+            if images.shape[-1] < size <= args.size:
+                images = self.cascade.upsample(images, size=size, **run)[size]
+                yield images
+
+
+def _labeled(progress: Progress, label: str) -> Progress:
+    return lambda stage, step, steps: progress(f"{label}: {stage}", step, steps)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _parse(setting: str, text: str) -> list[Any]:
+    """Parse values of a setting, separated by commas."""
+    try:
+        return [SETTINGS[setting](value.strip()) for value in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{setting} is {text!r}: give numbers separated by commas") from error
+
+
+def _controls(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of the controls that are stored in an image."""
+    settings, batch = json.loads(metadata["settings"]), json.loads(metadata.get("batch", "[]"))
+    settings |= {key: metadata[key] for key in ("prompt", "seed") if key in metadata}
+    if batch and batch == [
+        [settings["prompt"], batch[0][1] + number] for number in range(len(batch))
+    ]:
+        settings |= {"seed": batch[0][1], "count": len(batch)}
+    elif batch:
+        settings["count"] = 1
+    controls = {
+        key: None if settings[key] is None else convert(settings[key])
+        for key, convert in RESTORED.items()
+        if key in settings
+    }
+    return controls | {
+        f"{stage}_steps": settings["steps"].get(stage) for stage in ("prior", "decoder")
+    }
