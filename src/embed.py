@@ -22,9 +22,9 @@ def main(cfg: DictConfig) -> None:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         check_targets(config)
         training.ensure_inputs(config, HydraConfig.get().overrides.task)
-        training.set_up_process(config["seed"])
         settings = config["trainer"]
         ranks = launch(settings["devices"], settings["accelerator"], settings.get("num_nodes", 1))
+        training.set_up_process(config["seed"])
         device = ranks.device("cpu" if settings["accelerator"] == "cpu" else None)
         dtype = resolve_dtype(config["embedder"]["dtype"], device)
         embedder = training.build(config["embedder"]["build"]).to(device, dtype)

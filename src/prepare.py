@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli.ranges import SEEDS, number
+
 BUILD = ("seed", "workers", "overwrite")  # options of every build
 
 
@@ -67,21 +69,22 @@ def _given(options: argparse.Namespace, *names: str) -> dict:
 
 
 def _parser() -> argparse.ArgumentParser:
-    number = {"type": int, "metavar": "N"}
+    count, positive = ({"type": number(int, low), "metavar": "N"} for low in (0, 1))
+    seed = {"type": number(int, *SEEDS), "metavar": "N", "default": 0}
     build = argparse.ArgumentParser(add_help=False)
-    build.add_argument("--seed", **number, default=0, help="seed (default: %(default)s)")
-    build.add_argument("--workers", **number, help="processes; 0: this one (default: all cores)")
+    build.add_argument("--seed", **seed, help="seed (default: %(default)s)")
+    build.add_argument("--workers", **count, help="processes; 0: this one (default: all cores)")
     overwrite = "replace a data set built with other settings"
     build.add_argument("--overwrite", action="store_true", help=overwrite)
 
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("source", type=Path, metavar="DIR", help="folder of the images")
     images.add_argument("out", type=Path, metavar="OUT", help="target folder")
-    sizes = {"type": int, "nargs": "+", "default": [64, 256, 1024], "metavar": "PIXELS"}
+    sizes = {"type": number(int, 1), "nargs": "+", "default": [64, 256, 1024], "metavar": "PIXELS"}
     images.add_argument("--sizes", **sizes, help="image sizes in pixels (default: 64 256 1024)")
-    images.add_argument("--val", **number, help="number of held-out images (default: 5%%)")
+    images.add_argument("--val", **count, help="number of held-out images (default: 5%%)")
     shard_size = "images per shard (default: %(default)s)"
-    images.add_argument("--shard-size", **number, default=1000, help=shard_size)
+    images.add_argument("--shard-size", **positive, default=1000, help=shard_size)
 
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="DATA SET")
@@ -95,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     emoji = add("emoji", _emoji, "emoji", about, build)
     emoji.add_argument("--set", choices=("S", "M", "L"), default="S", help="concepts (default: S)")
     emoji.add_argument("--out", type=Path, help="target folder (default: data/emoji_SET)")
-    emoji.add_argument("--train", **number, help="number of training scenes")
-    emoji.add_argument("--train-256", **number, help="training scenes also rendered at 256 px")
-    emoji.add_argument("--train-1024", **number, help="training scenes also rendered at 1024 px")
+    emoji.add_argument("--train", **positive, help="number of training scenes")
+    emoji.add_argument("--train-256", **count, help="training scenes also rendered at 256 px")
+    emoji.add_argument("--train-1024", **count, help="training scenes also rendered at 1024 px")
     emoji.add_argument("--quick", action="store_true", help="few scenes, to try every command")
 
     about = "your own images with captions in .txt, .json or a table metadata.*"

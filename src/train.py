@@ -60,7 +60,7 @@ def train(config: dict[str, Any], identity: dict[str, Any]) -> float | None:
         ensure_embeddings(embedder, data, trainer.strategy.root_device)
         embedder.drop_image_tower()
     if trainer.is_global_zero:
-        OmegaConf.save(config, folder / "config.yaml")
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
         if decay.start is not None:
             keep_stable(checkpoint, decay, folder)
     trainer.fit(module, data, ckpt_path=checkpoint)

@@ -2,6 +2,7 @@
 
 import unclip  # isort: skip # noqa: F401
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf, open_dict
 
 from cli import config_check, training
 from cli.config_check import ConfigurationError, check_targets, compose_strictly
+from cli.ranges import check_ranges
 from cli.training import check
 
 BASE = ("scale=quick", "data=folder", "data.root=nowhere", "run_folder=x")
@@ -83,6 +85,67 @@ def test_a_valid_command_line_passes(words):
     compose_strictly("train", [*BASE, *words])
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("train", [*BASE, "trainer.max_steps=0,3"]), ("evaluate", ["protocol.count=0"])],
+)
+def test_a_number_out_of_range_is_refused(program, words):
+    with pytest.raises(ConfigurationError, match=r"^[a-z_.]+=0: it must be at least 1$"):
+        compose_strictly(program, words)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("data.batch_size", 0, "at least 1"),
+        ("trainer.log_every_n_steps", 0, "at least 1"),
+        ("callbacks.samples.count", 0, "at least 1"),
+        ("steps.decoder", 0, "at least 1"),
+        ("network.multipliers", [1, 0], "at least 1"),
+        ("seed", 2**64, "from 0 to 9223372036854775807"),
+        ("protocol.seed", -1, "from 0 to 9223372036854775807"),
+        ("callbacks.ema.decay", 1.5, "from 0 to 1"),
+        ("optimizer.lr", -0.1, "at least 0"),
+        ("optimizer.lr", math.nan, "finite"),
+        ("trainer.gradient_clip_val", math.inf, "finite"),
+        ("optimizer.betas", [0.9, 1.0], "at least 0 and below 1"),
+        ("data.workers", -1, "at least 0"),
+        ("trainer.limit_val_batches", -1, "at least 0"),
+        ("trainer.max_steps_multiplier", 0, "above 0"),
+        ("guidance", math.nan, "finite"),
+    ],
+)
+def test_an_error_has_the_key_the_value_and_the_range(key, value, said):
+    shown = value[-1] if isinstance(value, list) else value
+    with pytest.raises(ValueError) as error:
+        check_ranges(nested(key, value))
+    assert str(error.value) == f"{key}={shown}: it must be {said}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.workers", 0),
+        ("data.shuffle_buffer", 0),
+        ("network.dropout", 0),
+        ("callbacks.ema.decay", 1),
+        ("trainer.limit_val_batches", 0.5),
+        ("trainer.gradient_clip_val", None),
+        ("measure.guidance.scales", [0.0, -1.5]),
+        ("data.root", "0"),
+        ("acceleration.compile", False),
+    ],
+)
+def test_the_ends_of_a_range_are_within_it(key, value):
+    check_ranges(nested(key, value))
+
+
+def nested(key, value):
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
 def test_sweeps_of_evaluations_pass():
     for sweep in ("guidance", "steps"):
         cfg = compose_strictly("evaluate", [f"sweep={sweep}"])
@@ -120,6 +183,7 @@ def test_every_stage_passes_unchanged():
             "image_size=130 is not a multiple of 4",
         ),
         (["stage=decoder", "data.root=pipe:ls"], "unsupported URL scheme 'pipe'"),
+        (["stage=decoder", "trainer.max_steps_multiplier=0.001"], "is 0: it must be at least 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(words, said):

@@ -189,12 +189,14 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("a dog", "--count", "0"), "'0' is not a positive integer"),
-            (("a dog", "--batch-size", "x"), "'x' is not a positive integer"),
+            (("a dog", "--count", "0"), "'0': expected an integer, at least 1"),
+            (("a dog", "--batch-size", "x"), "'x': expected an integer, at least 1"),
             (("a dog", "--steps", "16"), "'16' is not STAGE=N, such as decoder=16"),
+            (("a dog", "--guidance", "nan"), "'nan': expected a number, finite"),
+            (("a dog", "--seed", str(2**64)), "expected an integer, from 0 to 9"),
+            (("edit", "x.png", "--to", "y", "--strength", "inf"), "expected a number, finite"),
+            (("vary", "x.png", "--eta", "1.5"), "expected a number, from 0 to 1"),
             (("a dog", "--size", "128"), "invalid choice: 128"),
-            (("a dog", "--guidance", "nan"), "'nan' is not a finite number"),
-            (("edit", "x.png", "--to", "a cat", "--strength", "inf"), "'inf' is not a finite"),
         ],
     )
     def test_errors_of_the_parser(self, run, capsys, arguments, message):

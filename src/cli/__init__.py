@@ -1,6 +1,13 @@
 """Code of the command-line scripts in `src/`, and the bundle that comes with the repository."""
 
+import io
+import sys
 from pathlib import Path
+
+if isinstance(
+    sys.stdout, io.TextIOWrapper
+):  # a locale's encoding may lack a character of a message
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models/demo"
 

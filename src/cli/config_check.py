@@ -1,4 +1,4 @@
-"""Check a command line and its configuration: unknown keys, wrong types, secrets.
+"""Check a command line and its configuration: unknown keys, wrong types, ranges, secrets.
 
 Hydra answers an unknown key with the advice to add it; here the message names the nearest key that
 exists. Keys and types of objects to be built are compared with the signatures of their
@@ -22,6 +22,8 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from cli.ranges import check_ranges
 
 CONF = Path(__file__).parents[2] / "conf"
 SECRET = re.compile(r"oc\.env:\s*['\"]?\w*(KEY|TOKEN|SECRET|PASSWORD)\w*['\"]?", re.IGNORECASE)
@@ -83,7 +85,12 @@ def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:
     for override in overrides:
         if override.is_add() and override.key_or_group not in groups:
             _check_added(override.key_or_group, cfg)
-    for text in _texts(OmegaConf.to_container(cfg, resolve=False)):
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    try:
+        check_ranges({name: part for name, part in plain.items() if name != "hydra"})
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    for text in _texts(plain):
         if found := SECRET.search(text):
             raise ConfigurationError(
                 f"${{{found[0]}}}: the configuration is saved and logged, so it must not contain "

@@ -1,7 +1,6 @@
 """Parse the commands of sample.py, without importing torch, so that `--help` is quick."""
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +10,11 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from cli import default_model
+from cli.ranges import SEEDS, number
 
 Add = Callable[..., Any]  # `add_argument` of a command's parser
+
+positive, finite, fraction = number(int, 1), number(float), number(float, 0, 1)
 
 
 def log(message: object, file: TextIO | None = None) -> None:
@@ -48,20 +50,20 @@ def _text(add: Add) -> None:
     priors = ("diffusion", "ar", "linear", "none")
     about = "method that predicts image embeddings; none uses text embeddings instead"
     add("--prior", choices=priors, default="diffusion", help=about)
-    add("--prior-guidance", type=number, metavar="F", help="guidance scale of the prior; 1 is none")
+    add("--prior-guidance", type=finite, metavar="F", help="guidance scale of the prior; 1 is none")
     _sampling(add, batch_size=8)
 
 
 def _vary(add: Add) -> None:
     _editing(add)
     add("--count", type=positive, default=4, help="number of images")
-    add("--eta", type=number, default=0.5, help="0 reconstructs; 1 varies most")
+    add("--eta", type=fraction, default=0.5, help="0 reconstructs; 1 varies most")
 
 
 def _interpolate(add: Add) -> None:
     _editing(add, images="+")
     add("--frames", type=positive, default=9, help="frames from each image to the next")
-    add("--weights", type=number, nargs="+", help="make one mixture, with a weight for each image")
+    add("--weights", type=finite, nargs="+", help="make one mixture, with a weight for each image")
     about = "slerp interpolates the noise latent as well; fixed samples one by the seed"
     add("--noise", choices=("slerp", "fixed"), default="slerp", help=about)
 
@@ -76,7 +78,7 @@ def _edit(add: Add) -> None:
         help="description of the image; optional",
     )
     add("--to", dest="target", required=True, metavar="TEXT", help="description of the result")
-    add("--strength", type=number, default=0.5, help="largest angle of the edit, often 0.25 to 0.5")
+    add("--strength", type=finite, default=0.5, help="largest angle of the edit, often 0.25 to 0.5")
     add("--frames", type=positive, default=6, help="number of images, of increasing strength")
 
 
@@ -84,7 +86,7 @@ def _inpaint(add: Add) -> None:
     _editing(add)
     add("prompt", nargs="?", help="description of the whole result; default: as the image")
     add("--mask", type=Path, help="image that is white where to paint")
-    add("--margin", type=number, help="paint around the image instead; a fraction of its side")
+    add("--margin", type=finite, help="paint around the image instead; a fraction of its side")
     add("--count", type=positive, default=1, help="number of images")
 
 
@@ -104,8 +106,13 @@ def _editing(add: Add, images: int | str = 1) -> None:
 def _sampling(add: Add, *, batch_size: int) -> None:
     add("--out", type=Path, default=Path("samples"), help="output folder")
     add("--size", type=int, choices=(64, 256, 1024), help="pixels; default: the bundle's largest")
-    add("--seed", type=int, default=0, help="seed of the first image; the others count up")
-    add("--guidance", type=number, metavar="F", help="guidance scale of the decoder; 1 is none")
+    add(
+        "--seed",
+        type=number(int, *SEEDS),
+        default=0,
+        help="seed of the first image; the others count up",
+    )
+    add("--guidance", type=finite, metavar="F", help="guidance scale of the decoder; 1 is none")
     about = "sampler steps, such as: --steps prior=8 decoder=16"
     add("--steps", nargs="+", type=stage_steps, default=[], metavar="STAGE=N", help=about)
     add("--batch-size", type=positive, default=batch_size, metavar="N", help="images at a time")
@@ -170,21 +177,6 @@ The image must be a PNG that sample.py wrote. The bundle is found in models/ by 
 fingerprints; the images that it was made from at their old paths, or next to the PNG.""",
     ),
 }
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
-def number(text: str) -> float:
-    """Parse a number that is neither infinite nor NaN."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value
 
 
 def stage_steps(text: str) -> tuple[str, int]:

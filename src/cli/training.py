@@ -3,6 +3,7 @@
 torch and Lightning are imported inside functions, so that `train.py --help` starts quickly.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ OmegaConf.register_new_resolver("run_folder_of", _run_folder, replace=True)  # f
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with one line instead of a traceback if the message says how to fix the error."""
+    from unclip.launcher import LaunchError
     from unclip.training.resume import ResumeError
 
     program = Path(sys.argv[0]).name
@@ -56,7 +58,7 @@ def exit_on_user_error() -> Iterator[None]:
     except MissingMandatoryValue as error:
         key = error.full_key
         raise SystemExit(f"{program}: {key} has no value: add {key}=VALUE") from None
-    except (ConfigurationError, ResumeError, OSError) as error:
+    except (ConfigurationError, LaunchError, ResumeError, OSError) as error:
         raise SystemExit(f"{program}: {error}") from None
 
 
@@ -75,26 +77,32 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: the message says what to change.
         FileNotFoundError: a folder has no shards, and no command is known that makes them.
+        LaunchError: a launcher started another number of processes.
     """
+    from unclip.launcher import settle_rank
+
+    settle_rank(config["trainer"]["devices"], config["trainer"].get("num_nodes", 1))
     check_targets(config)
     import torch
 
     from unclip import bundle
     from unclip.data.shards import list_shards
     from unclip.training import run, sharding
-    from unclip.training.trainer import resolve_precision
+    from unclip.training.trainer import resolve_precision, total_steps
 
     name, recipe, folders = config["stage"], config["model"], config["folders"]
+    trainer = config["trainer"]
     try:
         refuse_shipped(Path(folders["models"]) / config["bundle"], "add bundle=NAME")
-        resolve_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
+        resolve_precision(trainer["precision"], trainer["accelerator"])
+        total_steps(trainer["max_steps"], trainer["max_steps_multiplier"])
         with torch.device("meta"):
             stage = bundle.build(recipe)
         data = build(config["data"])()
         run.check_disk(stage, [folders["runs"], folders["models"]], config["run_folder"])
         image_size = config["data"].get("image_size", 64)
         run.check_chain(name, recipe, image_size, Path(folders["models"]) / config["bundle"])
-        if config["trainer"]["strategy"] == "fsdp":
+        if trainer["strategy"] == "fsdp":
             sharding.blocks_of(stage)
         if config["init"] is not None:
             bundle.check_init(stage, run.resolve_init(config["init"], name))
@@ -130,16 +138,19 @@ def ensure_inputs(config: dict[str, Any], overrides: list[str]) -> None:
 def set_up_process(seed: int) -> None:
     """Configure logging, memory and random numbers of this process."""
     import torch
+    from lightning.pytorch.utilities import rank_zero_only
 
     from unclip.device import set_up_device
     from unclip.evaluation.distributed import die_with_parent
-    from unclip.training.resume import is_first_rank
+    from unclip.launcher import is_first_rank
     from unclip.training.trainer import silence_lightning, tune_malloc
 
     silence_lightning()
     if not torch.cuda.is_available():
         tune_malloc()
-    if not is_first_rank():
+    if is_first_rank():
+        rank_zero_only.rank = 0  # until the strategy sets it; Lightning has read a stale RANK
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the parent is rank 0 of the node, or torchrun
         die_with_parent()
     set_up_device(training=True)
     torch.manual_seed(seed)  # the same initial weights on all ranks

@@ -6,7 +6,6 @@ ValueError if it is damaged, hostile, or not what they expect.
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from unclip._version import __version__
 from unclip.clip import ClipEmbedder, fingerprint
 from unclip.clip import clip_fingerprint as fingerprint_of_clip
-from unclip.files import atomic_write
+from unclip.files import write_tensors
 from unclip.recipes import build, check_recipe, check_tensors, meta_parameters
 from unclip.stages import ClipStage, Stage
 
@@ -119,13 +118,7 @@ def save_stage(
     }
     if clip_fingerprint is not None:
         metadata["clip_fingerprint"] = clip_fingerprint
-    with atomic_write(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(mode)  # safetensors makes its files private
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+    write_tensors(path, tensors, metadata)
 
 
 def read_metadata(path: str | Path) -> StageMetadata:

@@ -1,5 +1,6 @@
 import pickle
 import random
+import time
 
 import open_clip
 import pytest
@@ -15,6 +16,8 @@ CAPTIONS = [
     "the quick brown fox jumps over the lazy dog " * 20,
     "<end_of_text> and <start_of_text>",
     "a" * 300,
+    "=-" * 1000,
+    "红色的狗" * 100,
 ]
 
 
@@ -33,6 +36,14 @@ def test_the_whole_vocabulary_equals_open_clip(length):
         assert row_mask == [True] * count + [False] * (length - count)
         assert row[0] == 49406 and row[count - 1] == 49407
         assert not any(row[count:])
+
+
+def test_a_caption_of_a_megabyte_without_a_space_takes_no_longer_than_one_of_a_kilobyte():
+    letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=2**20)
+    started = time.process_time()
+    tokens, _ = Tokenizer()(["".join(letters)])
+    assert time.process_time() - started < 5  # hours if the word were merged as a whole
+    assert torch.equal(tokens, open_clip.tokenize(["".join(letters[:1024])]))
 
 
 @pytest.mark.parametrize("fitted", [False, True])

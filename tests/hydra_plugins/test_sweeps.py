@@ -138,7 +138,7 @@ def test_a_sweep_file_starts_a_sweep(place):
 
 
 def test_a_sweep_under_torchrun_is_an_error(place):
-    code, _, err = run(place, "-m", "x=1,2", LOCAL_RANK="0")
+    code, _, err = run(place, "-m", "x=1,2", TORCHELASTIC_RUN_ID="1")
     assert code == 1 and "without torchrun" in err
     assert not (place / "swept" / "0").exists()
 

@@ -28,6 +28,10 @@ from unclip.training.sharding import unsharded
 from unclip.training.trainer import silence_lightning
 
 IMAGES, BATCH, STEPS, TIMEOUT = 32, 8, 6, 5.0
+FAULTS = [(kind, "ddp") for kind in ("raise", "hang", "kill", "preempt")]
+FAULTS += [(kind, "fsdp") for kind in ("hang", "kill", "nan")]
+SLURM = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+SLURM |= {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1"}
 MUON = functools.partial(
     muon.Muon,
     **{"lr": 1e-2, "muon_lr": 1e-2, "momentum": 0.95, "betas": (0.9, 0.99)},
@@ -49,7 +53,7 @@ class Reproducible(TinyStage):
         noise = torch.stack([torch.randn(3, 4, 4, generator=g) for g in generators])
         noise, image = noise.to(self.dtype), batch["image"].to(self.dtype)
         error = self.network(image + 0.1 * noise) - image.mean((2, 3), keepdim=True)
-        return {"loss": error.square().mean()}
+        return {"loss": error.square().mean() * batch.get("factor", 1.0)}
 
 
 class Shared(LightningDataModule):
@@ -90,16 +94,17 @@ class Preview(Callback):
                 module.stage.loss(module.preprocess(collate([Images(1)[0]])))
 
 
-def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, **changed):
+def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, fault=None, **changed):
     """Trains, and saves the log and the weights."""
     silence_lightning()
     kit = Kit(folder)
-    callbacks = [*kit.callbacks(every_steps=2), Preview()]
+    callbacks = [*kit.callbacks(every_steps=2), Preview(), Fault(fault)]
     parallel = {"devices": ranks, "strategy": strategy} if ranks > 1 else {}
     settings = {
         "loggers": [CsvLogger(folder)],
         "log_every_n_steps": 1,
         "precision": stage.precision,
+        "timeout_minutes": TIMEOUT / 60,
     }
     trainer = kit.trainer(STEPS, *callbacks, **settings, **parallel)
     module = kit.module(stage=stage, **changed)
@@ -118,30 +123,33 @@ def resume_damaged(folder, source):
 
 
 class Fault(Callback):
-    """Makes rank 1 raise, hang or die in its third step."""
+    """Makes rank 1 raise, hang, die or have a NaN loss in its sixth step, or be preempted earlier.
+
+    The data resume at the start of an epoch only, which is the fifth step.
+    """
 
     def __init__(self, kind):
         self.kind = kind
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if batch_idx == 2 and trainer.global_rank == 1:
-            if self.kind == "hang":
-                time.sleep(1000)
-            if self.kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+        step = 4 if self.kind == "preempt" else 5
+        if self.kind is None or trainer.global_step != step or trainer.global_rank == 0:
+            return
+        if self.kind == "raise":
             raise ZeroDivisionError("rank 1 fails")
+        if self.kind == "hang":
+            time.sleep(1000)
+        if self.kind == "nan":
+            batch["factor"] = torch.tensor(float("nan"))
+        if self.kind in ("kill", "preempt"):
+            os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGTERM)
 
 
-def fail(folder, kind):
-    silence_lightning()
-    kit = Kit(folder)
-    settings = {"devices": 2, "strategy": "ddp", "timeout_minutes": TIMEOUT / 60}
-    trainer = kit.trainer(STEPS, *kit.callbacks(every_steps=1), Fault(kind), **settings)
-    trainer.fit(kit.module(), Shared())
+def in_ranks(function, *arguments, slurm=False, **named):
+    """Returns rank 0's exit code and duration, and whether rank 1, its child, outlives it.
 
-
-def in_ranks(function, *arguments, **named):
-    """Returns rank 0's exit code and duration, and whether rank 1, its child, outlives it."""
+    The ranks are started as Lightning starts them, or as srun does.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -151,7 +159,9 @@ def in_ranks(function, *arguments, **named):
     first = os.fork()
     if first == 0:
         second = os.fork()
-        os.environ |= {"LOCAL_RANK": str(int(second == 0)), "NODE_RANK": "0"}
+        names = ("SLURM_PROCID", "SLURM_LOCALID") if slurm else ("LOCAL_RANK",)
+        os.environ |= dict.fromkeys(names, str(int(second == 0)))
+        os.environ |= SLURM if slurm else {"NODE_RANK": "0"}
         if second == 0:
             die_with_parent()
         else:
@@ -160,6 +170,8 @@ def in_ranks(function, *arguments, **named):
         try:
             function(*arguments, **named)
             code = 0
+        except SystemExit as stopped:
+            code = stopped.code
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally:
@@ -204,8 +216,16 @@ def main(folder):
     content[content.index(bias.numpy().tobytes())] ^= 1
     last.write_bytes(content)
     ended["damaged"] = in_ranks(resume_damaged, folder / "damaged", folder / "source")
-    for kind in ("raise", "hang", "kill"):
-        ended[kind] = in_ranks(fail, folder / kind, kind)
+    for kind, strategy in FAULTS:
+        place, stage = (
+            folder / f"{kind}_{strategy}",
+            Sharded if strategy == "fsdp" else Reproducible,
+        )
+        slurm = kind == "preempt"
+        ended[place.name] = in_ranks(curve, place, 2, strategy, stage, fault=kind, slurm=slurm)
+        if kind in ("kill", "preempt"):
+            last, place = place / "last.ckpt", folder / f"{place.name}_again"
+            ended[place.name] = in_ranks(curve, place, 2, strategy, stage, last, slurm=slurm)
     muon.has_native_bf16 = lambda device: False  # its rounding errors would hide those of the ranks
     assert alone(curve, folder / "muon", 1, "auto", Sharded, optimizer=MUON) == 0
     for strategy in ("ddp", "fsdp"):

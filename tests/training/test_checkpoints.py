@@ -91,14 +91,36 @@ def test_an_error_saves_the_run_before_it_ends(kit, tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_a_complete_step_and_prints_how_to_resume(kit, tmp_path, capsys, number):
+@pytest.fixture
+def hang_up():
+    """Return a function that sets the handler of SIGHUP until the test ends."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_under_nohup_ignores_that_its_shell_exits(kit, tmp_path, hang_up):
+    class HungUp(StageModule):
+        def training_step(self, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGHUP)
+            return super().training_step(batch, batch_idx)
+
+    hang_up(signal.SIG_IGN)
+    *_, trainer = train(kit, 2, folder=tmp_path, module=kit.module(HungUp))
+    assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_a_complete_step_and_prints_how_to_resume(
+    kit, tmp_path, capsys, number, hang_up
+):
     class Signalled(StageModule):
         def training_step(self, batch, batch_idx):
             if self.trainer.global_step == 4:
                 os.kill(os.getpid(), number)
             return super().training_step(batch, batch_idx)
 
+    hang_up(signal.SIG_DFL)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         train(kit, 9, folder=tmp_path, module=kit.module(Signalled))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 from hydra.utils import instantiate
 
@@ -42,7 +43,7 @@ def test_a_resumed_run_continues_its_log_from_the_checkpoint(tmp_path):
         for step in steps:
             logger.log_metrics({"train/loss": 1 / (1 + step)}, step)
             if step % 3 == 2:
-                logger.log_metrics({"validation/loss": step}, step + 1)
+                logger.log_metrics({"validation/loss": step}, step)  # Lightning's step
 
     log(whole, range(9))
     log(cut, range(8))
@@ -55,14 +56,24 @@ def test_a_resumed_run_continues_its_log_from_the_checkpoint(tmp_path):
         assert rows(tmp_path / "cut") == rows(tmp_path / "whole"), resumed_at
 
 
+def test_a_line_that_was_being_written_in_a_kill_is_removed(tmp_path):
+    CsvLogger(tmp_path).log_metrics({"train/loss": 1.0}, 0)
+    with open(tmp_path / "logs" / "metrics.csv", "a") as file:
+        file.write("1")
+    again = CsvLogger(tmp_path)
+    again.truncate(1)
+    again.log_metrics({"train/loss": 2.0}, 1)
+    assert [row["train/loss"] for row in rows(tmp_path)] == ["1.0", "2.0"]
+
+
 def test_a_repeated_validation_is_logged_once(tmp_path):
     first = CsvLogger(tmp_path)
     first.log_metrics({"train/loss": 1.0}, 2)
-    first.log_metrics({"validation/loss": 5.0}, 3)
+    first.log_metrics({"validation/loss": 5.0}, 2)
     again = CsvLogger(tmp_path)
     again.truncate(3)
-    again.log_metrics({"validation/loss": 5.0}, 3)
-    assert [row["step"] for row in rows(tmp_path)] == ["2", "3"]
+    again.log_metrics({"validation/loss": 5.0}, 2)
+    assert [row["step"] for row in rows(tmp_path)] == ["2", "2"]
 
 
 def test_a_resumed_training_has_the_log_of_an_unbroken_one(kit, tmp_path):
@@ -98,6 +109,9 @@ def no_account(monkeypatch, tmp_path):
         if name.startswith("WANDB"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    wandb.teardown()  # it remembers the variables
+    yield
+    wandb.teardown()
 
 
 def test_wandb_without_a_key_is_offline_and_keeps_the_runs_id(no_account, tmp_path, capsys):
@@ -107,6 +121,40 @@ def test_wandb_without_a_key_is_offline_and_keeps_the_runs_id(no_account, tmp_pa
     assert first._offline and first._wandb_init["resume"] == "allow"
     assert first._id == again._id == (tmp_path / "run" / "wandb_id").read_text() != other._id
     assert "wandb sync" in capsys.readouterr().out
+
+
+MALFORMED = "machine api.wandb.ai login user password short"
+
+
+@pytest.mark.parametrize(
+    ("netrc", "variables", "offline"),
+    [
+        ("machine github.com login me password secret", {}, True),
+        ("", {"WANDB_API_KEY": ""}, True),
+        ("", {"WANDB_API_KEY": "short"}, True),
+        (MALFORMED, {}, True),
+        (MALFORMED.replace("short", "k" * 40), {}, False),
+        ("", {"WANDB_API_KEY": "k" * 40}, False),
+        ("", {"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "offline"}, True),
+    ],
+)
+def test_wandb_is_online_if_it_would_find_a_key_itself(
+    no_account, monkeypatch, tmp_path, capsys, netrc, variables, offline
+):
+    (tmp_path / ".netrc").write_text(netrc)
+    (tmp_path / ".netrc").chmod(0o600)
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    assert wandb_logger(tmp_path / "run", project="p", name="n")._offline == offline
+    assert ("wandb sync" in capsys.readouterr().out) == offline
+
+
+def test_nothing_is_written_if_wandb_is_disabled(no_account, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = wandb_logger(tmp_path / "run", project="p", name="n")
+    logger.log_hyperparams({"seed": 0})
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 
 
 def test_tensorboard_takes_the_configuration_and_metrics(tmp_path):

@@ -18,12 +18,15 @@ TIMEOUT = 5.0  # as in ranks_script.py
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     path = os.pathsep.join(map(str, (HERE, HERE.parents[1] / "src", HERE.parent)))
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, str(HERE / "ranks_script.py"), str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
+        capture_output=True,
+        text=True,
         timeout=280,
     )
+    assert done.returncode == 0, done.stderr
+    (folder / "output.txt").write_text(done.stdout)
     return folder
 
 
@@ -104,10 +107,45 @@ def test_all_ranks_resume_from_the_checkpoint_that_rank_0_has_verified(folder, e
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["raise", "hang", "kill"])
+@pytest.mark.parametrize("kind", ["raise_ddp", "hang_ddp", "kill_ddp", "hang_fsdp", "kill_fsdp"])
 def test_a_dead_rank_ends_the_run_in_time_and_leaves_no_process(folder, ended, kind):
     assert ended[kind]["code"] == 1
     assert ended[kind]["seconds"] < TIMEOUT + 40
     assert not ended[kind]["left"]
-    saved = torch.load(folder / kind / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 1  # the second step is saved when the third begins
+    assert step_of(folder / kind) == 4
+    command = f"resume={folder / kind / 'last.ckpt'}"
+    before, found, _ = (folder / "output.txt").read_text().partition(command)
+    assert found and "died or did not answer" in before.rpartition("rank 0 ends")[2]
+
+
+@pytest.mark.slow
+def test_a_nan_on_one_rank_stops_all_ranks_of_a_sharded_run(folder, ended):
+    assert ended["nan_fsdp"]["code"] == 1 and not ended["nan_fsdp"]["left"]
+    dumps = sorted(path.name for path in (folder / "nan_fsdp").glob("nonfinite_*"))
+    assert dumps == ["nonfinite_5_0.json", "nonfinite_5_1.json"]
+    assert step_of(folder / "nan_fsdp") == 4
+
+
+@pytest.mark.slow
+def test_a_preempted_slurm_job_saves_on_all_ranks_and_ends_with_the_signals_code(folder, ended):
+    """The signal reached rank 1 only."""
+    assert ended["preempt_ddp"]["code"] == 128 + 15 and not ended["preempt_ddp"]["left"]
+    assert step_of(folder / "preempt_ddp") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "undisturbed", "rtol"),
+    [("kill_ddp", "two", 1e-6), ("kill_fsdp", "sharded", 0), ("preempt_ddp", "two", 1e-6)],
+)
+def test_the_next_start_ends_as_if_nothing_had_happened(folder, ended, kind, undisturbed, rtol):
+    """Except that Lightning loads float64 weights through float32."""
+    assert ended[f"{kind}_again"]["code"] == 0
+    expected = learned(folder / undisturbed)
+    for name, values in learned(folder / f"{kind}_again").items():
+        ours, theirs = torch.tensor(values), torch.tensor(expected[name])
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol)
+
+
+def step_of(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)["global_step"]

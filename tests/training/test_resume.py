@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_shards import write_shards
 
-from unclip.training import resume
+from unclip import launcher
 from unclip.training.resume import (
     Decay,
     ResumeError,
@@ -29,7 +29,7 @@ RECORD = {"config": {"optimizer": {"lr": 0.1}, "seed": 0}, "data_set": "0123", "
 
 @pytest.fixture(autouse=True)
 def no_ranks(monkeypatch):
-    for name in resume._RANKS:
+    for name in launcher._RANKS:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -159,6 +159,8 @@ def test_another_run_is_refused_unless_strict_is_false(tmp_path, record, named):
 
 def test_a_finished_run_does_not_resume(tmp_path):
     path = write(tmp_path / "last.ckpt", step=4)
+    check_same_run(path, RECORD, max_steps=4)  # killed before it was marked as finished
+    (tmp_path / "objective.json").touch()
     for strict in (False, True):
         with pytest.raises(ResumeError, match="finished run of 4 steps"):
             check_same_run(path, RECORD, max_steps=4, strict=strict)

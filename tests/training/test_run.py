@@ -44,7 +44,9 @@ def test_ranks_do_not_train_missing_stages(tmp_path, monkeypatch, name, text):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a run was started"))
     monkeypatch.setattr(sys, "argv", ["src/train.py"])
     monkeypatch.setenv(name, text)
-    with pytest.raises(FileNotFoundError, match=r"srun: .* first with `python .*stage=clip`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"under (srun|torchrun): .* first with `python .*stage=clip`"
+    ):
         run.ensure_upstream(["clip"], tmp_path, [], train=True)
 
 

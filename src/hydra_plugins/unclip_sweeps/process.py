@@ -53,10 +53,12 @@ class ProcessLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
         """Run a batch of jobs; under torchrun or srun, raise ValueError."""
-        if "LOCAL_RANK" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        from unclip.launcher import started_by  # it imports torch
+
+        if launcher := started_by():
             raise ValueError(
-                "the jobs of a sweep start their ranks themselves: run the sweep without torchrun "
-                "or srun, with trainer=ddp"
+                f"the jobs of a sweep start their ranks themselves: run the sweep without "
+                f"{launcher}, with trainer=ddp"
             )
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
@@ -105,7 +107,7 @@ class ProcessLauncher(Launcher):
 
     def _start(self, job: Job, slot: int) -> subprocess.Popen:
         log.info("#%d: %s", job.number, shlex.join(job.overrides))
-        from unclip.training.resume import without_ranks  # it imports torch
+        from unclip.launcher import without_ranks
 
         environment = without_ranks()
         settings: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 BYTE_TOKENS = 512  # ids 0 to 255 are bytes inside a word, 256 to 511 the last byte of a word
 CACHED_CAPTIONS = 65536
-MAX_WORD = 4000  # letters of a word that are encoded; merging pairs takes quadratic time
+LONGEST_WORD = 1024  # bytes; longer ones are split, because merging takes their length squared
 
 
 class Tokens(NamedTuple):
@@ -101,8 +101,8 @@ class Tokenizer:
     def _encode(self, caption: str) -> tuple[int, ...]:
         """Return a caption's ids from start to end token, without padding."""
         text = _byte_pairs().clean_fn(caption)
-        body = [token for _, tokens in _words(text) for token in self._compact(tokens)]
-        return self.start, *body[: self.context_length - 2], self.end
+        body = (token for _, tokens in _words(text) for token in self._compact(tokens))
+        return self.start, *islice(body, self.context_length - 2), self.end
 
     def _compact(self, tokens: Iterable[int]) -> list[int]:
         """Convert CLIP's ids to this vocabulary's."""
@@ -140,8 +140,9 @@ def fit_vocabulary(captions: Iterable[str], size: int) -> list[int]:
         )
     counts: Counter[int] = Counter()
     for caption, times in Counter(captions).items():
-        for token in _byte_pairs().encode(caption):
-            counts[token] += times
+        for _, tokens in _words(_byte_pairs().clean_fn(caption)):
+            for token in tokens:
+                counts[token] += times
     merged = range(BYTE_TOKENS, everything - 2)
     chosen = sorted(merged, key=lambda token: (-counts[token], token))[: size - BYTE_TOKENS - 2]
     return [*range(BYTE_TOKENS), *sorted(chosen), everything - 2, everything - 1]
@@ -151,8 +152,10 @@ def _words(text: str) -> Iterable[tuple[int, list[int]]]:
     """Yield the start of each word of a cleaned text, and its ids."""
     bpe = _byte_pairs()
     for match in bpe.pat.finditer(text):
-        symbols = "".join(bpe.byte_encoder[byte] for byte in match[0][:MAX_WORD].encode("utf-8"))
-        yield match.start(), [bpe.encoder[piece] for piece in bpe.bpe(symbols).split(" ")]
+        symbols = "".join(bpe.byte_encoder[byte] for byte in match[0].encode("utf-8"))
+        for start in range(0, len(symbols), LONGEST_WORD):
+            pieces = bpe.bpe(symbols[start : start + LONGEST_WORD]).split(" ")
+            yield match.start(), [bpe.encoder[piece] for piece in pieces]
 
 
 @lru_cache(maxsize=1)

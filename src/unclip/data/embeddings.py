@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unclip.data.shards import Source, list_shards, read_ends
-from unclip.files import atomic_write
+from unclip.files import write_tensors
 
 EMBED = "python src/embed.py"
 
@@ -49,8 +48,7 @@ def write_embeddings(
     tensors = {"image_embedding": image_embedding.detach().to("cpu", torch.float16).contiguous()}
     metadata = {"keys": json.dumps(list(keys)), "shard": _digest(Path(shard))}
     path = embeddings_path(shard, fingerprint)
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    write_tensors(path, tensors, metadata)
     return path
 
 

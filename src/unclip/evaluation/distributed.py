@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from unclip.launcher import settle_rank, started_by
+
 LONGEST_WAIT = timedelta(days=7)  # ranks finish their samples hours apart
 
 
@@ -60,14 +62,20 @@ class Ranks:
             return torch.device(name)
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", 0 if self.fabric is None else self.fabric.local_rank)
 
 
 @cache  # the processes of a sweep's jobs meet once and stay together until the program ends
 def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) -> Ranks:
-    """Start `devices` processes per node, or join those that torchrun or Slurm started."""
-    if local := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun
-        devices, nodes = int(local), int(os.environ["WORLD_SIZE"]) // int(local)
+    """Start `devices` processes per node, or join those that torchrun or srun started.
+
+    Raises:
+        LaunchError: srun started another number of processes.
+    """
+    if started_by() == "torchrun":
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    settle_rank(devices, nodes)
     if devices == "auto":
         devices = max(torch.cuda.device_count(), 1)
     if int(devices) * nodes == 1:
@@ -76,14 +84,27 @@ def launch(devices: int | str = 1, accelerator: str = "auto", nodes: int = 1) ->
     from lightning.fabric.strategies.ddp import DDPStrategy
 
     strategy = DDPStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT)
-    fabric = Fabric(
-        accelerator=accelerator, devices=int(devices), num_nodes=nodes, strategy=strategy
-    )
+    settings = {"accelerator": accelerator, "devices": int(devices), "num_nodes": nodes}
+    fabric = Fabric(**settings, strategy=strategy, plugins=cluster_environment())
     fabric.launch()
     if fabric.global_rank:
         die_with_parent()
     atexit.register(_destroy_process_group)
     return Ranks(fabric)
+
+
+def cluster_environment() -> Any:
+    """Return Lightning's interface to the launcher of this process."""
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    launcher = started_by()
+    if launcher == "torchrun":
+        return TorchElasticEnvironment()
+    if launcher == "srun":
+        return SLURMEnvironment(auto_requeue=False)  # it would save to another folder
+    return LightningEnvironment()  # also in a Slurm job of one task
 
 
 def die_with_parent() -> None:

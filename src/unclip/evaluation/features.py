@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.protocol import Protocol, fingerprint
 from unclip.evaluation.sources import Source, load_images
-from unclip.files import atomic_write, sha256_of
+from unclip.files import sha256_of, write_tensors
 
 Images = UInt8[Tensor, "batch 3 height width"]
 Features = Float[Tensor, "batch features"]
@@ -208,8 +208,7 @@ def real_features(
 
     features = compute_features(network, load, len(indices), ranks=ranks, progress=progress)
     if ranks.first:
-        with atomic_write(file) as temporary:
-            save_file({"features": features.contiguous()}, temporary)
+        write_tensors(file, {"features": features.contiguous()})
     return features
 
 

@@ -219,12 +219,20 @@ def _fake(value: Any) -> Any:
     return torch.empty(value.shape, dtype=value.dtype) if torch.is_tensor(value) else value
 
 
+def _tokens(clip: ClipStage, batch: Batch) -> Tensor:
+    """Return a batch's tokens; a batch of the loader has only captions."""
+    if "tokens" in batch:
+        return batch["tokens"]
+    return torch.zeros(len(batch["caption"]), clip.model.context_length, dtype=torch.int64)
+
+
 def _encode_text(clip: ClipStage, batch: Batch) -> Tensor:
-    return encode_text(clip.model, batch["tokens"]).text_embedding
+    return encode_text(clip.model, _tokens(clip, batch)).text_embedding
 
 
 def _encode_images(clip: ClipStage, batch: Batch) -> Tensor:
-    return clip.model.encode_image(torch.empty(len(batch["tokens"]), 3, *[clip.image_size] * 2))
+    size = clip.image_size
+    return clip.model.encode_image(torch.empty(len(_tokens(clip, batch)), 3, size, size))
 
 
 def _bytes(values: Iterable[Any]) -> int:

@@ -14,14 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unclip.launcher import is_first_rank
+
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 STABLE = "stable.ckpt"  # the checkpoint that a decay of the learning rate started from
 FINISHED = "objective.json"  # in the folder of a finished run
 AUTO = "auto"
-
-# Environment variables that tell a process its rank, and others of a group of ranks.
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-_GROUP = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT")
 
 
 class ResumeError(ValueError):
@@ -74,16 +72,6 @@ def lock_run_dir(folder: Path, *, restart: bool = False) -> Iterator[None]:
         for path in stale:
             path.unlink(missing_ok=True)
         yield
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0, by the environment variables of its launcher."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
-
-
-def without_ranks() -> dict[str, str]:
-    """Return this process's environment without the variables that make it a rank."""
-    return {name: text for name, text in os.environ.items() if name not in (*_RANKS, *_GROUP)}
 
 
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
@@ -144,6 +132,8 @@ def check_same_run(
 ) -> None:
     """Raise ResumeError if a checkpoint's run has finished, or is another run than the present one.
 
+    A run that was killed after its last checkpoint, before it was marked as finished, passes.
+
     Args:
         path: checkpoint.
         metadata: description of the run, as `RunMetadata` saves it; its "decay" may change.
@@ -151,7 +141,7 @@ def check_same_run(
         strict: require the same configuration, data and CLIP.
     """
     saved = load_checkpoint(path)
-    if saved["global_step"] >= max_steps:
+    if saved["global_step"] >= max_steps and path.with_name(FINISHED).exists():
         raise ResumeError(
             f"{path} belongs to a finished run of {saved['global_step']} steps: add resume=null to "
             "start over, or a larger trainer.max_steps and resume_strict=false to train longer"

@@ -1,7 +1,6 @@
 """Preconditions of a run: data, upstream stages, disk space and sizes that fit together."""
 
 import fcntl
-import os
 import shlex
 import shutil
 import subprocess
@@ -17,7 +16,8 @@ from unclip.bundle import load_embedder, read_metadata, stage_file
 from unclip.clip import ClipEmbedder
 from unclip.files import atomic_write
 from unclip.interop import public_name, write_public_clip
-from unclip.training.resume import LAST, PREVIOUS, without_ranks
+from unclip.launcher import started_by, without_ranks
+from unclip.training.resume import LAST, PREVIOUS
 
 # The stage whose output a stage upsamples.
 UPSTREAM_OF = {"upsampler_256": "decoder", "upsampler_1024": "upsampler_256"}
@@ -177,9 +177,9 @@ def ensure_upstream(
                 f"{path} is missing. Train it with `{command}`, or add upstream=train to train it "
                 "first"
             )
-        if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        if launcher := started_by():
             raise FileNotFoundError(
-                f"{path} is missing, and upstream=train does not work under torchrun or srun: "
+                f"{path} is missing, and upstream=train does not work under {launcher}: "
                 f"train it first with `{command}`"
             )
         with one_at_a_time(path):

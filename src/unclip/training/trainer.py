@@ -8,14 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from unclip.device import device_of
+from unclip.evaluation.distributed import cluster_environment
 from unclip.training.acceleration import has_native_bf16
 from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
 from unclip.training.sharding import ShardedStrategy
@@ -54,10 +53,20 @@ def resolve_precision(precision: str | int, accelerator: str) -> str | int:
     return "16-mixed" if device == "cuda" else "32-true"
 
 
+def total_steps(max_steps: int, multiplier: float) -> int:
+    """Multiply the number of steps; ValueError if none is left."""
+    if (steps := round(max_steps * multiplier)) < 1:
+        product = "trainer.max_steps × trainer.max_steps_multiplier"
+        raise ValueError(f"{product} is {steps}: it must be at least 1")
+    return steps
+
+
 def silence_lightning() -> None:
     """Hide Lightning's messages about itself; warnings and errors that matter are still shown."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It ends all ranks if one of them dies, and says so.
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message)
 
@@ -109,18 +118,12 @@ def build_trainer(
         timeout_minutes: how long ranks wait for a dead or hanging rank before they fail.
         settings: other arguments of Lightning's Trainer.
     """
-    max_steps = round(max_steps * max_steps_multiplier)
-    if max_steps < 1:
-        product = "trainer.max_steps × trainer.max_steps_multiplier"
-        raise ValueError(f"{product} is {max_steps}: it must be at least 1")
+    max_steps = total_steps(max_steps, max_steps_multiplier)
     timeout = timedelta(minutes=timeout_minutes)
     strategies = {
         "ddp": DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False, timeout=timeout),
         "fsdp": ShardedStrategy(timeout=timeout),
     }
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save to another folder
     return Trainer(
         max_steps=max_steps,
         max_epochs=-1,
@@ -135,6 +138,6 @@ def build_trainer(
         accumulate_grad_batches=accumulate_grad_batches,
         use_distributed_sampler=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        plugins=plugins,
+        plugins=[AtomicCheckpointIO(), cluster_environment()],
         **{"enable_model_summary": False, "enable_progress_bar": False, **settings},
     )

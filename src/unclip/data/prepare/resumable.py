@@ -60,6 +60,7 @@ class ResumableBuild:
             for folder in filter(Path.is_dir, self.root.iterdir()):
                 shutil.rmtree(folder)
         elif self._shards and all((self.root / shard).exists() for shard in self._shards):
+            (self.root / UNFINISHED).unlink(missing_ok=True)  # of a build killed at its very end
             return False
         self._found = settings
         _write(self.root / UNFINISHED, settings)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,10 @@ class RunCheckpoint(Checkpoint):
     A checkpoint is written before the following step, when the step and its validation are logged,
     so that a resumed run leaves no gap. The last one is written after the export.
 
-    Ctrl-C and SIGTERM end the run after the current step, on several GPUs after the next logged
-    step: it is saved, and a line says how to resume. A second Ctrl-C ends the run at once. All
-    ranks stop at the same step, whichever rank received the signal. A signal in a validation saves
-    at once and stops when the validation ends.
+    Ctrl-C, SIGTERM and a closed terminal (SIGHUP, unless nohup ignores it) end the run after the
+    current step, on several GPUs after the next logged step: it is saved, and a line says how to
+    resume. A second Ctrl-C ends the run at once. All ranks stop at the same step, whichever rank
+    received the signal. A signal in a validation saves at once and stops when the validation ends.
 
     Args:
         folder: folder of last.ckpt.
@@ -128,7 +129,9 @@ class RunCheckpoint(Checkpoint):
         """Replace Lightning's signal handlers, which save nothing."""
         self._saved_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -136,7 +139,8 @@ class RunCheckpoint(Checkpoint):
             raise KeyboardInterrupt
         self._signal = number
         message = "\nStopping after this step; press Ctrl-C again to stop at once."
-        rank_zero_only(print)(message, flush=True)
+        with suppress(OSError):  # the terminal may be closed
+            rank_zero_only(print)(message, flush=True)
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
@@ -176,9 +180,18 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Save after an error, unless weights are in doubt or other ranks would wait forever."""
         self._restore_handlers()
-        if not isinstance(exception, UNSAVED) and trainer.world_size == 1:
+        if isinstance(exception, UNSAVED):
+            return
+        if trainer.world_size == 1:
             self._save(trainer)
-            self._print_resume_command()
+        else:
+            name, rank = type(exception).__name__, trainer.global_rank
+            print(
+                f"rank {rank} ends with {name}: the cause is the first error in the output, or a "
+                "rank died or did not answer",
+                flush=True,
+            )
+        self._print_resume_command()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: StageModule, checkpoint: dict[str, Any]

@@ -71,6 +71,8 @@ class Export(Callback):
             parts.append(f"{throughput.images / max(throughput.seconds, 1e-9):.1f} images/s")
         if self.metric in scores:
             parts.append(f"{self.metric} {scores[self.metric]:.4g}")
+        for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):  # a killed run's
+            left.unlink(missing_ok=True)
         save_stage(
             self.path,
             pl_module.stage,

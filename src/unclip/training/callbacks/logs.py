@@ -5,7 +5,6 @@ id of the W&B run is kept in the run folder. Lightning's CSVLogger deletes metri
 """
 
 import csv
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -35,12 +35,14 @@ class CsvLogger(Logger):
         self.path = Path(folder) / "logs" / "metrics.csv"
         self._rows: list[dict[str, str]] = []  # content of the file
         self._columns: list[str] = []
+        self._torn = False  # whether the file has a line that was being written in a kill
         if self.path.is_file():
             with open(self.path, newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 self._columns = list(reader.fieldnames or [])
-                # A line that was being written when the run was killed is too short.
-                self._rows = [row for row in reader if None not in row.values()]
+                rows = list(reader)
+                self._rows = [row for row in rows if None not in row.values()]
+                self._torn = len(self._rows) < len(rows)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Do nothing: config.yaml in the run folder has the settings."""
@@ -66,8 +68,8 @@ class CsvLogger(Logger):
     @rank_zero_only
     def truncate(self, step: int) -> None:
         """Remove the lines after the step that a run resumes from; 0 removes all lines."""
-        kept = [row for row in self._rows if _is_before(row, step)]
-        if len(kept) < len(self._rows):
+        kept = [row for row in self._rows if int(row["step"] or 0) < step]
+        if self._torn or len(kept) < len(self._rows):
             self._rows = kept
             self._write()
 
@@ -76,13 +78,6 @@ class CsvLogger(Logger):
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(self._rows)
-
-
-def _is_before(row: Mapping[str, str], step: int) -> bool:
-    """Return whether a line belongs to earlier steps; a step's validation follows its training."""
-    at = int(row["step"] or 0)
-    trained = any(value for name, value in row.items() if name.startswith("train/"))
-    return at < step or (at == step > 0 and not trained)
 
 
 class TruncateLogsOnResume(Callback):
@@ -98,18 +93,29 @@ class TruncateLogsOnResume(Callback):
 def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:
     """Build a Weights & Biases logger; without an API key it is offline and never asks for one.
 
-    The run's id is kept in FOLDER/wandb_id, so that a resumed run stays one run. The console output
-    is not uploaded.
+    With WANDB_MODE=disabled nothing is written. Otherwise the run's id is kept in FOLDER/wandb_id,
+    so that a resumed run stays one run. The console output is not uploaded.
     """
     import wandb
     from lightning.pytorch.loggers import WandbLogger
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib import wbauth
+    from wandb.sdk.wandb_setup import singleton
 
-    folder = Path(folder)
-    key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
-    offline = os.environ.get("WANDB_MODE") == "offline" or not key
+    folder, found = Path(folder), singleton().settings  # of variables and files
+    if found.mode == "disabled":
+        return DummyLogger()
+    try:
+        lookup = {"source": "unclip", "prompt": False, "update_session": False}
+        key = wbauth.authenticate_session(host=found.base_url, **lookup)
+        reason = "there is no API key"
+    except AuthenticationError as error:
+        key, reason = None, str(error)
+    offline = found.mode in ("offline", "dryrun") or key is None
     if offline:
+        why = "" if key else f" ({reason})"
         rank_zero_only(print)(
-            f"wandb is offline: upload with `wandb sync {folder / 'wandb'}/offline-run-*`",
+            f"wandb is offline{why}: upload with `wandb sync {folder / 'wandb'}/offline-run-*`",
             flush=True,
         )
     logger = WandbLogger(
