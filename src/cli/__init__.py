@@ -4,9 +4,8 @@ import io
 import sys
 from pathlib import Path
 
-if isinstance(
-    sys.stdout, io.TextIOWrapper
-):  # a locale's encoding may lack a character of a message
+# A locale's encoding may lack a character of a message.
+if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models/demo"
@@ -19,7 +18,7 @@ def default_model() -> Path:
 
 def refuse_shipped(folder: str | Path, fix: str) -> None:
     """Raise ValueError if a folder is the shipped bundle or a part of it; `fix` says what to do."""
-    if Path(folder).resolve().is_relative_to(SHIPPED):
+    if Path(folder).resolve().is_relative_to(SHIPPED.resolve()):
         raise ValueError(f"{folder} is the bundle that comes with the repository: {fix}")
 
 
