@@ -20,20 +20,20 @@ from unclip.device import set_up_device
 from unclip.files import write_text
 from unclip.images import to_pil
 
-# The pairs of objects in the last four captions are in no training image.
+# The pairs and colors of objects in the last four captions are in no training image.
 PROMPTS = (
-    "a red heart on a white background",
-    "a blue star on a yellow background",
-    "three mushrooms on a green background",
-    "a red apple to the left of a dog on a white background",
-    "a yellow star above a purple crown on a blue background",
-    "a cat to the left of a fish on a white background",
+    "a red heart on a yellow background",
+    "a purple umbrella on a yellow background",
+    "three red hearts on a white background",
+    "a red apple to the left of a dog",
     "a pink heart above a butterfly on a yellow background",
-    "a red car to the left of a blue umbrella on a grey background",
+    "a yellow star above a purple crown on a blue background",
+    "a green cat on a pink background",
+    "a blue dog on an orange background",
 )
 VARIED, EDITED, PAINTED = 1, 0, 3  # numbers of the images that are edited
-EDIT = ("a red heart on a white background", "a green heart on a white background")
-PAINT = "a red apple to the left of a cat on a white background"
+EDIT = ("a red heart on a yellow background", "a green heart on a yellow background")
+PAINT = "a red apple to the left of a cat on a purple background"
 
 
 class Section(NamedTuple):
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   {python} src/sample.py "a purple cat on a yellow background"    your own prompt
   {python} src/sample.py --help    variations, edits, inpainting
+  make app      a page in the browser, with your own captions and images
   make train    train all stages from scratch in half an hour""")
     return 0
 
@@ -85,7 +86,7 @@ def make_sections(cascade: Cascade, size: int) -> list[Section]:
     return [
         Section(
             "Text to image",
-            "The pairs of objects in the last four captions are in no training image.",
+            "The pairs and colors of objects in the last four captions are in no training image.",
             list(zip(first, PROMPTS, strict=True)),
         ),
         Section(

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cli.config_check import check_command_line
 from unclip import bundle
+from unclip.files import read_text, split_lines
 from unclip.stages import Stage, UpsamplerStage
 from unclip.training.acceleration import optimize
 from unclip.training.cost import StepCost, measure_step, step_seconds
@@ -123,8 +124,8 @@ def measured_flops(folder: Path) -> dict[str, float]:
     """Return the FLOP/s that the latest run in a folder has logged last, under the run's name."""
     logs = folder.glob("*/logs/metrics.csv")
     for path in sorted(logs, key=lambda path: path.stat().st_mtime, reverse=True):
-        with open(path, newline="", encoding="utf-8") as file:
-            logged = [row.get("train/tflops") for row in csv.DictReader(file)]
+        rows = csv.DictReader(split_lines(read_text(path)))
+        logged = [row.get("train/tflops") for row in rows]
         if values := list(filter(None, logged)):
             return {f"measured in {path.parents[1].name}": 1e12 * float(values[-1])}
     return {}

@@ -193,9 +193,11 @@ def test_sizes_that_do_not_fit_are_refused(words, said):
 
 def test_a_clip_of_another_size_is_refused_with_the_override_that_fits(monkeypatch):
     clip = SimpleNamespace(embedding_dim=8, text_width=16, context_length=77, fingerprint="0123")
+    clip.to = lambda device, dtype: clip
     monkeypatch.setattr(training, "build", lambda config: clip)
     sizes = {"embedding_dim": 8, "text_width": 16, "context_length": 77}
-    config = {"needs_clip": True, "embedder": {"build": None}, "clip": sizes}
+    embedder, trainer = {"build": None, "dtype": "auto"}, {"accelerator": "cpu"}
+    config = {"needs_clip": True, "embedder": embedder, "trainer": trainer, "clip": sizes}
     assert training.build_embedder(config) is clip
     with pytest.raises(ConfigurationError, match=r"clip\.text_width=16"):
         training.build_embedder(config | {"clip": sizes | {"text_width": 32}})
