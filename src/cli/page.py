@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from cli.page_session import Session
-from cli.sample import build_parser
+from cli.ranges import check_ranges
+from cli.sample import COMMANDS, build_parser
 from cli.sample_images import Result, edit_results, generate, metadata_of, text_results
 from cli.sample_output import open_cascade, slug, write_gif, write_png
 from unclip.contact_sheet import Tile, contact_sheet
@@ -126,11 +127,11 @@ class Page:
         return max(sets, key="SML".find) or None
 
     def session(self, key: str) -> Session:
-        """Return a browser's session; the oldest one is deleted if there are too many."""
-        if key not in self.sessions:
-            if len(self.sessions) >= SESSIONS:
-                self.forget(next(iter(self.sessions)))
-            self.sessions[key] = Session(Path(tempfile.mkdtemp(dir=self.folder)))
+        """Return a browser's session; of too many, the one not used for longest is deleted."""
+        session = self.sessions.pop(key, None)
+        if session is None and len(self.sessions) >= SESSIONS:
+            self.forget(next(iter(self.sessions)))
+        self.sessions[key] = session or Session(Path(tempfile.mkdtemp(dir=self.folder)))
         return self.sessions[key]
 
     def forget(self, key: str) -> None:
@@ -153,7 +154,6 @@ class Page:
 
         Each new thread that runs a network would start, and keep, threads of its own.
         """
-        progress("starting", 0, 1)
         run = copy_context().run  # the context holds the progress bar of the page
 
         def advance() -> tuple[Any, list[str]]:
@@ -162,6 +162,7 @@ class Page:
             return item, [str(one.message) for one in caught if one.category is UserWarning]
 
         while True:
+            progress("next stage", 0, 1)
             item, messages = self._thread.submit(run, advance).result()
             for message in dict.fromkeys(messages):
                 warn(message)
@@ -294,6 +295,10 @@ class Page:
         metadata = read_image_metadata(Path(path)) or {}
         if not {"command", "settings", "bundle"} <= metadata.keys():
             raise ValueError(f"{Path(path).name} has no metadata of sample.py")
+        if metadata["command"] not in COMMANDS or "index" not in metadata:
+            raise ValueError(
+                f"{Path(path).name} is a sheet or an image of Look inside: use another"
+            )
         try:
             return metadata["command"], _controls(metadata)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -311,11 +316,12 @@ class Page:
         args = build_parser().parse_args([command, *required])
         args.dtype = self.dtype
         steps = {stage: controls.pop(f"{stage}_steps", None) for stage in ("prior", "decoder")}
-        args.steps = {stage: int(count) for stage, count in steps.items() if count}
+        args.steps = {stage: int(count) for stage, count in steps.items() if count is not None}
         whole = {"count", "frames", "seed", "size"}
         given = {key: value for key, value in controls.items() if value not in (None, "")}
         given |= {key: int(given[key]) for key in whole & given.keys()}
         vars(args).update({"size": self.cascade.size} | given)
+        check_ranges(given)
         if command == "text":
             args.prompt = given.get("prompt", "")
         for key in ("count", "frames"):

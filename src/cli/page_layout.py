@@ -407,7 +407,7 @@ class Layout:
             if len(self.blocks._queue) >= WAITING:
                 raise gr.Error(BUSY, print_exception=False)
             self.page.session(str(request.session_hash)).stopped = False
-            seed = random.randrange(10**6) if fresh else seed
+            seed = random.randrange(10**6) if fresh or seed is None else seed
             return [gr.update(visible=False), gr.update(visible=True), "", seed]
 
         def compute(
@@ -499,6 +499,8 @@ class Layout:
             raise gr.Error(str(error), print_exception=False) from error
         is_edit = command in (name for name, _ in EDITS.values())
         controls = self.edited if is_edit else self.created
+        if not is_edit and values.get("guidance") is None:  # a slider has no empty value
+            values["guidance"] = self.page.guidance_scale
         updates = {controls[key]: value for key, value in values.items() if key in controls}
         updates[self.tabs] = gr.Tabs(selected="edit" if is_edit else "create")
         if is_edit:

@@ -38,10 +38,15 @@ class Session:
         return paths
 
     def take(self, image: str | Path | None) -> Path:
-        """Check an input image, and copy it into the session's folder if it is not there."""
+        """Check an input image, and copy it into the session's folder if it is not there.
+
+        Gradio does not check the paths of requests that were not written by its own page.
+        """
         if image is None:
             raise ValueError("no image: upload one, or choose one of this session")
         path = Path(image)
+        if not path.resolve().is_relative_to(self.folder.resolve().parent):
+            raise ValueError(f"cannot read the image {path.name}: it was not uploaded")
         try:
             decode_image(read_bytes(path), max_pixels=MAX_PIXELS)
         except (OSError, ImageError) as error:

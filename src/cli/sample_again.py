@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cli.sample import log
+from cli.sample import COMMANDS, log
 from cli.sample_images import generate
 from cli.sample_output import open_cascade, progress_bar, write_png
 from unclip.bundle import read_metadata, stage_file
@@ -24,6 +24,8 @@ def run(args: Namespace) -> None:
     metadata = read_image_metadata(args.image) or {}
     if not {"command", "settings", "bundle"} <= metadata.keys():
         raise ValueError(f"{args.image} has no metadata of sample.py")
+    if metadata["command"] not in COMMANDS:
+        raise ValueError(f"{args.image} was made by Look inside on the page: no command makes it")
     if "index" not in metadata:
         raise ValueError(f"{args.image} is a contact sheet: give one of its images")
     settings = json.loads(metadata["settings"])

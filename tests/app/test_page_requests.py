@@ -129,7 +129,7 @@ def test_an_edit_restores_its_controls(page, session):
 
 @pytest.mark.parametrize("settings", ["[]", "{", '{"steps": 3}', '{"steps": {}, "size": "big"}'])
 def test_damaged_metadata_are_refused(settings, page, tmp_path):
-    text = {"command": "text", "settings": settings, "bundle": "{}", "batch": "[]"}
+    text = {"index": "0", "command": "text", "settings": settings, "bundle": "{}", "batch": "[]"}
     path = save_png(Image.new("RGB", (8, 8)), tmp_path / "damaged.png", text)
     with pytest.raises(ValueError, match=r"damaged.png has damaged metadata"):
         page.restore(path)
@@ -191,8 +191,10 @@ def test_look_inside_decodes_components_and_the_inputs_of_the_decoder(page, sess
         ({"prompt": ""}, "a prompt is blank: describe the image"),
         ({"prompt": "a" * (MAX_TEXT + 1)}, "a text is too long"),
         ({"count": MAX_IMAGES + 1}, "count is 17"),
-        ({"count": 0}, "count is 0"),
+        ({"count": 0}, "count=0: it must be at least 1"),
         ({"decoder_steps": 1000}, "decoder steps is 1000"),
+        ({"decoder_steps": 0}, "decoder steps is 0"),
+        ({"guidance": float("nan")}, "guidance=nan: it must be finite"),
         ({"size": 100}, "size is 100; it can be 64, 256, 1024"),
         ({"prior": "magic"}, "prior is 'magic'"),
         ({"prior": "ar"}, r"prior_ar.safetensors is missing: train it with"),
@@ -221,13 +223,16 @@ def test_an_edit_without_its_inputs_is_refused(operation, controls, message, pag
 
 
 def test_an_image_that_cannot_be_read_is_refused(page, session, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    with pytest.raises(ValueError, match=r"private.png: it was not uploaded"):
+        edit(page, session, "Reconstruct", tmp_path / "private.png")
+    (page.folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(ValueError, match=r"cannot read the image broken.png: corrupt image"):
-        edit(page, session, "Reconstruct", tmp_path / "broken.png")
+        edit(page, session, "Reconstruct", page.folder / "broken.png")
     side = int(MAX_PIXELS**0.5) + 1
-    Image.new("1", (side, side)).save(tmp_path / "large.png")
+    Image.new("1", (side, side)).save(page.folder / "large.png")
     with pytest.raises(ValueError, match=r"cannot read the image large.png: image too large"):
-        edit(page, session, "Reconstruct", tmp_path / "large.png")
+        edit(page, session, "Reconstruct", page.folder / "large.png")
 
 
 def test_a_request_stops_within_a_step_and_the_next_one_works(page, session):
