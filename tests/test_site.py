@@ -28,7 +28,7 @@ def site(tmp_path_factory):
 def test_every_page_is_in_the_navigation(site):
     home = (site / "index.html").read_text()
     for page in (ROOT / "docs").glob("*.md"):
-        assert f'href="{page.stem}.html' in home or page.stem == "index"
+        assert f'href="./{page.stem}.html' in home or page.stem == "index"
 
 
 def test_pages_load_nothing_from_elsewhere(site):

@@ -50,7 +50,7 @@ def number(
         try:
             value = kind(text)
         except ValueError:
-            value = math.nan
+            value = math.nan if kind is float else low - 1
         if not low <= value <= high or math.isinf(value):
             name = "an integer" if kind is int else "a number"
             about = _describe(value, low, high)
@@ -63,6 +63,6 @@ def number(
 def _describe(value: float, low: float, high: float) -> str:
     """Describe the range that a value is not in."""
     if high == math.inf:
-        finite = low > -math.inf and not math.isinf(value)
+        finite = low > -math.inf and math.isfinite(value)
         return ("above 0" if low == _ABOVE_0 else f"at least {low}") if finite else "finite"
     return f"from {low} to {high}" if high != _BELOW_1 else "at least 0 and below 1"

@@ -13,11 +13,11 @@ def test_probes_ask_only_what_an_image_can_answer():
             (item,) = drawn[row].items
             assert item.concept.name in choices[answer]
             assert name == "concept" or f" {item.color} " in f" {choices[answer]} "
-            assert len(set(choices)) == len(choices) == (8 if name == "colour" else 18)
+            assert len(set(choices)) == len(choices) == (8 if name == "color" else 18)
     assert asked["concept"].choices[0][:2] == ["an apple", "a dog"]
     kinds = {name: {drawn[row].kind for row in probe.rows} for name, probe in asked.items()}
     assert kinds["concept"] == {"single"}
-    assert kinds["concept_recoloured"] == kinds["colour"] == {"recoloured"}
+    assert kinds["concept_recolored"] == kinds["color"] == {"recoloured"}
 
 
 def test_sheet_prompts_cover_the_set_and_the_held_out_cells():

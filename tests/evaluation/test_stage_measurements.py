@@ -104,11 +104,11 @@ def test_the_judge_is_asked_the_same_of_real_images(values):
         assert sources.keys() == {"generated", "real"}
         for answers in sources.values():
             assert answers["caption"]["among"] == 4
-            assert answers["concept_recoloured"]["among"] == 18
-            assert answers["colour"]["among"] == 8
+            assert answers["concept_recolored"]["among"] == 18
+            assert answers["color"]["among"] == 8
             assert ("concept" in answers) == (split == "test_seen")
             expected = {"test_seen": 10, "test_held_out": 8}
-            assert answers["caption"]["n"] == expected[split] > answers["colour"]["n"]
+            assert answers["caption"]["n"] == expected[split] > answers["color"]["n"]
 
 
 def test_a_category_that_the_judge_gets_wrong_on_real_images_is_not_measurable(found):

@@ -62,7 +62,7 @@ def test_embedding_accepts_the_same_samples_as_training(tmp_path):
     root = write_shards(tmp_path / "data", sizes=(12,), images=60, shards=1)
     embedder = MeanColor()
     settings = {"image_size": 12, "workers": 0}
-    with pytest.raises(ValueError, match="data.max_bad_fraction=FRACTION"):
+    with pytest.raises(ValueError, match=r"data\.max_bad_fraction=FRACTION"):
         ensure_embeddings(embedder, ShardDataModule(root, **settings), "cpu")
     for more, rows in (({"max_bad_fraction": 1.0}, 0), ({"minimum_size": 8}, 60)):
         ensure_embeddings(embedder, ShardDataModule(root, **settings, **more), "cpu")

@@ -37,13 +37,13 @@ def object_probes(metadata: Sequence[Mapping[str, Any]], name: str) -> dict[str,
     """Return the questions about images of one object.
 
     `concept`: which concept of set `name` an object in its natural colors is ("an apple").
-    `concept_recoloured`: which concept a recolored object is, given its color ("a blue apple");
-    without the color, a judge may rightly reject a blue apple. "colour": which color a recolored
+    `concept_recolored`: which concept a recolored object is, given its color ("a blue apple");
+    without the color, a judge may rightly reject a blue apple. `color`: which color a recolored
     object has, given its concept. All held-out single objects are recolored.
     """
     known, colors = concepts(name), list(COLORS)
     index = {concept.hexcode: row for row, concept in enumerate(known)}
-    probes = {kind: Probe([], [], []) for kind in ("concept", "concept_recoloured", "colour")}
+    probes = {kind: Probe([], [], []) for kind in ("concept", "concept_recolored", "color")}
     for row, scene in enumerate(metadata):
         if len(scene.get("objects", ())) != 1:
             continue
@@ -53,9 +53,9 @@ def object_probes(metadata: Sequence[Mapping[str, Any]], name: str) -> dict[str,
             probes["concept"].add(row, [article(one.name) for one in known], answer)
             continue
         recolored = [article(f"{color} {one.name}") for one in known]
-        probes["concept_recoloured"].add(row, recolored, answer)
+        probes["concept_recolored"].add(row, recolored, answer)
         painted = [article(f"{other} {item['name']}") for other in colors]
-        probes["colour"].add(row, painted, colors.index(color))
+        probes["color"].add(row, painted, colors.index(color))
     return probes
 
 

@@ -21,8 +21,8 @@ MEASURABLE = 0.9  # least share of real images on which a judge must be right
 _PROBES = {
     "caption": "own caption",
     "concept": "concept",
-    "concept_recoloured": "concept, recolored",
-    "colour": "color, recolored",
+    "concept_recolored": "concept, recolored",
+    "color": "color, recolored",
     "count": "count",
     "pair_places": "places of a pair",
     "pair_colors": "colors of a pair",
