@@ -146,7 +146,7 @@ class Layout:
                 gr.Markdown(page.about)
         with gr.Row(elem_classes="workspace"):
             with gr.Column(scale=1, min_width=280):
-                count = gr.Slider(1, 8, 4, step=1, label="Images")
+                count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
                 seed, fresh = _seed()
                 guidance = gr.Slider(
                     1,
@@ -220,7 +220,7 @@ class Layout:
                 numbers = {
                     "strength": gr.Slider(0.05, 1, 0.5, step=0.05, label="Strength"),
                     "margin": gr.Slider(0.05, 1, 0.25, step=0.05, label="Margin"),
-                    "count": gr.Slider(1, 8, 4, step=1, label="Images"),
+                    "count": gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images"),
                     "frames": gr.Slider(2, MAX_IMAGES, 6, step=1, label="Frames"),
                     "eta": gr.Slider(
                         0, 1, 0.5, step=0.05, label="Change", info="0 reconstructs the image."
