@@ -32,7 +32,13 @@ def coco(tmp_path_factory):
 
 def make_command(**variables) -> str:
     """Return the command of `make eval-coco`."""
-    words = ["make", "-n", "eval-coco", *(f"{name}={value}" for name, value in variables.items())]
+    words = [
+        "make",
+        "-n",
+        "--no-print-directory",
+        "eval-coco",
+        *(f"{name}={value}" for name, value in variables.items()),
+    ]
     lines = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = lines[lines.index("src/evaluate.py") :].replace("\\\n", " ")
     return f"python {command}"
