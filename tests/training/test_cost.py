@@ -179,12 +179,15 @@ def test_the_frozen_clip_counts():
     assert text.training_flops == alone.training_flops
 
 
+def planned(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = plan._to_dict(compose("plan", ["scale=paper", *overrides]))
+        return config, plan.measure(config)
+
+
 @pytest.fixture(scope="module")
 def papers_prior():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = ["stage=prior", "scale=paper", "trainer.devices=64"]
-        config = plan._to_dict(compose("plan", overrides))
-        return config, plan.measure(config)
+    return planned("stage=prior", "trainer.devices=64")
 
 
 def test_the_papers_prior_takes_4260_gpu_hours_and_its_clip_a_tenth_more(papers_prior):
@@ -203,10 +206,7 @@ def test_the_papers_prior_takes_4260_gpu_hours_and_its_clip_a_tenth_more(papers_
 
 @pytest.fixture(scope="module")
 def papers_upsampler():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = ["stage=upsampler_256", "scale=paper", "trainer.devices=32"]
-        config = plan._to_dict(compose("plan", overrides))
-        return config, plan.measure(config)
+    return planned("stage=upsampler_256", "trainer.devices=32")
 
 
 def test_bf16_saves_a_quarter_of_a_u_net_s_activations(papers_upsampler):

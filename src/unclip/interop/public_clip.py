@@ -64,7 +64,7 @@ def _recipe(name: str, embedder: ClipEmbedder) -> dict[str, Any]:
     if unknown:
         raise ValueError(
             f"{name} cannot be stored in a bundle, because unclip's CLIP has no {min(unknown)}: "
-            "use a CLIP of the ViT-B, ViT-L, ViT-H or RN kind"
+            "use a ViT-B, ViT-L, ViT-H or ResNet (RN) model"
         )
     return {
         "_target_": "unclip.stages.ClipStage",
