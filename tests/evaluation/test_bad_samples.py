@@ -10,7 +10,7 @@ from PIL import Image
 from unclip.data.prepare.resumable import write_samples
 from unclip.evaluation import sources
 from unclip.evaluation.measurement import run
-from unclip.evaluation.report.results import collect
+from unclip.evaluation.report import collect
 from unclip.evaluation.sources import open_source, read_real
 
 PROTOCOL = replace(tiny_protocol.PROTOCOL, split="val", count=60)

@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from tiny_shards import write_shards
 
-from unclip.evaluation.metrics.distances import Frechet, Kernel
-from unclip.evaluation.sampling import Settings
+from unclip.evaluation.generation import Settings
+from unclip.evaluation.metrics import Frechet, Kernel
 
 ROOT = Path(__file__).parents[2]
 SETS = ["offline", "quick", "full", "limits", "paper"]

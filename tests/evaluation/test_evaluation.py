@@ -23,11 +23,10 @@ from tiny_shards import write_shards
 
 from unclip.bundle import load_embedder
 from unclip.cascade import Cascade
+from unclip.evaluation.features import ClipNetwork, Inception, weights_of
 from unclip.evaluation.measurement import Measurement, Result, mean_score, run
-from unclip.evaluation.metrics.distances import Frechet
-from unclip.evaluation.networks import ClipNetwork, Inception, weights_of
-from unclip.evaluation.report.publish import write_samples
-from unclip.evaluation.report.results import collect
+from unclip.evaluation.metrics import Frechet
+from unclip.evaluation.report import collect, write_samples
 
 
 @pytest.fixture(scope="module")

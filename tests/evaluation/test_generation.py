@@ -15,9 +15,8 @@ from tiny_protocol import COUNT, PROTOCOL, settings_of
 
 from unclip import bundle
 from unclip.cascade import Cascade
-from unclip.evaluation.generation import ImageFolder, generate
+from unclip.evaluation.generation import ImageFolder, Sampling, generate
 from unclip.evaluation.protocol import Prompt
-from unclip.evaluation.sampling import Sampling
 from unclip.evaluation.sources import open_source
 from unclip.images import to_pil
 

@@ -3,7 +3,7 @@
 import pytest
 from tiny_context import configured, context_of, write_data, write_model
 
-from unclip.evaluation import spelling
+from unclip.evaluation import limits as spelling
 from unclip.evaluation.measurement import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt is too long")

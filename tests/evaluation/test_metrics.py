@@ -11,9 +11,15 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from unclip.evaluation.measurement import mean_score
-from unclip.evaluation.metrics.agreement import ClipScore, RetrievalPrecision
-from unclip.evaluation.metrics.distances import Cmmd, Frechet, Kernel
-from unclip.evaluation.metrics.diversity import InceptionScore, Manifold
+from unclip.evaluation.metrics import (
+    ClipScore,
+    Cmmd,
+    Frechet,
+    InceptionScore,
+    Kernel,
+    Manifold,
+    RetrievalPrecision,
+)
 
 
 def two_sets(count=300, dim=24, shift=0.3):

@@ -9,10 +9,11 @@ from given_features import Given
 from torch import nn
 
 from unclip.clip import ClipEmbedder, fingerprint
-from unclip.evaluation.features import EfficientNetLite0, FeatureNetwork
-from unclip.evaluation.networks import (
+from unclip.evaluation.features import (
     INCEPTION_SHA256,
     ClipNetwork,
+    EfficientNetLite0,
+    FeatureNetwork,
     Inception,
     TimmNetwork,
     encode_texts,
@@ -164,7 +165,7 @@ def test_any_network_of_timm_from_a_local_file(tmp_path):
 def test_clip_score_is_torchmetrics_with_the_same_model(clip):
     from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 
-    from unclip.evaluation.metrics.agreement import ClipScore
+    from unclip.evaluation.metrics import ClipScore
 
     captions = ["a red square", "a blue star", "two dogs"]
 

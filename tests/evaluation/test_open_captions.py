@@ -13,7 +13,7 @@ from unclip.emoji import BACKGROUNDS
 from unclip.emoji.compositions import is_cell_held_out
 from unclip.emoji.scenes import Item, Scene
 from unclip.emoji.templates import Templates
-from unclip.evaluation.open_captions import choose_captions, measure_open
+from unclip.evaluation.emoji_scenes import choose_captions, measure_open
 
 SEEDS = 3
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unclip.evaluation.power_spectrum import (
+from unclip.evaluation.limits import (
     BANDS,
     band_power,
     compare,

@@ -12,9 +12,17 @@ from PIL import Image
 from unclip.evaluation.generation import ImageFolder
 from unclip.evaluation.measurement import Result, Results, Score, Table, mean_score
 from unclip.evaluation.protocol import Prompt, Protocol
-from unclip.evaluation.report.publish import log_report, publish, render_report, summarize
-from unclip.evaluation.report.results import Report, _merge, main_score, write_results
-from unclip.evaluation.report.sweep_plot import (
+from unclip.evaluation.report import (
+    Report,
+    _merge,
+    log_report,
+    main_score,
+    publish,
+    render_report,
+    summarize,
+    write_results,
+)
+from unclip.evaluation.sweep_plot import (
     axes,
     comparable,
     differing,
@@ -22,7 +30,7 @@ from unclip.evaluation.report.sweep_plot import (
     read_points,
     write_curves,
 )
-from unclip.evaluation.report.tables import format_table, not_available
+from unclip.evaluation.tables import format_table, not_available
 
 PROTOCOL = Protocol(
     name="coco14-30k",

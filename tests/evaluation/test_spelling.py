@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from unclip.evaluation.spelling import WORDS, load_reader, sign, similarity
+from unclip.evaluation.limits import WORDS, load_reader, sign, similarity
 
 
 def test_similarity_ignores_case_and_spaces():
@@ -41,7 +41,7 @@ def test_the_reader_reads_what_a_font_draws_and_nothing_in_an_empty_image():
 
 
 def test_without_the_reader_the_message_has_the_command(monkeypatch):
-    from unclip.evaluation import spelling
+    from unclip.evaluation import limits as spelling
 
     monkeypatch.setattr(spelling, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install -e '\.\[text\]'"):

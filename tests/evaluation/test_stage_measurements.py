@@ -13,9 +13,8 @@ from unclip.evaluation import enlargement
 from unclip.evaluation.decoder_distance import build_untrained, frechet_distances
 from unclip.evaluation.features import EfficientNetLite0, extract
 from unclip.evaluation.measurement import run
-from unclip.evaluation.sample_sheets import varied
 from unclip.evaluation.sources import Real, read_real
-from unclip.evaluation.stages import clip_recall, prior_cosines
+from unclip.evaluation.stages import clip_recall, prior_cosines, varied
 from unclip.images import bicubic
 
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt is too long")

@@ -16,10 +16,9 @@ from PIL import Image
 from unclip.emoji.scene_shards import description
 from unclip.emoji.scenes import scenes
 from unclip.evaluation.context import Context
-from unclip.evaluation.features import EfficientNetLite0
-from unclip.evaluation.networks import judge
+from unclip.evaluation.features import EfficientNetLite0, judge
+from unclip.evaluation.generation import Settings
 from unclip.evaluation.protocol import Protocol
-from unclip.evaluation.sampling import Settings
 
 CONF = Path(__file__).parents[2] / "conf" / "measure"
 COUNTS = {"val": 10, "test_seen": 10, "test_held_out": 8}

@@ -5,14 +5,11 @@ import torch
 from torch import nn
 
 from unclip.evaluation.context import Context
-from unclip.evaluation.features import resize
+from unclip.evaluation.features import judge, resize
+from unclip.evaluation.generation import Settings
 from unclip.evaluation.measurement import run
-from unclip.evaluation.metrics.agreement import ClipScore, RetrievalPrecision
-from unclip.evaluation.metrics.distances import Frechet, Kernel
-from unclip.evaluation.metrics.diversity import Manifold
-from unclip.evaluation.networks import judge
+from unclip.evaluation.metrics import ClipScore, Frechet, Kernel, Manifold, RetrievalPrecision
 from unclip.evaluation.protocol import Protocol
-from unclip.evaluation.sampling import Settings
 
 COUNT = 20
 PROTOCOL = Protocol(

@@ -6,13 +6,18 @@ from typing import Any, cast
 
 import torch
 
-from unclip.bundle import StageMetadata, build, stage_file
+from unclip.bundle import StageMetadata, build
 from unclip.evaluation.choices import judge_choices
 from unclip.evaluation.context import SEEN, VALIDATION, Context
-from unclip.evaluation.features import EfficientNetLite0, Features, Images
+from unclip.evaluation.features import (
+    EfficientNetLite0,
+    Features,
+    Images,
+    encode_images,
+    encode_texts,
+)
 from unclip.evaluation.frechet import bootstrap_error, frechet, kernel_distance, seeded
 from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
-from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.images import to_uint8
 from unclip.stages import Stage
 
@@ -28,47 +33,44 @@ _SOURCES = {
 
 
 class DecoderDistance(Measurement):
-    """Fréchet distance of the decoder's images of seen compositions to the validation images."""
+    """Fréchet distance of the decoder's images of seen compositions to the validation images.
 
-    # sampler steps of the untrained decoder, whose output is nearly constant
-    untrained_steps: int = 2
+    Generated, real and untrained images are compared at the same n.
+    """
+
+    untrained_steps: int = 2  # sampler steps of the untrained decoder; its output hardly varies
     resamples: int = 10  # number of bootstrap resamples
 
     title = "The decoder's Fréchet distance"
     stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
-        """Compare generated, real and untrained images, all at the same n."""
-        captions, steps = context.real(SEEN).captions, self.untrained_steps
-        images = untrained(context, captions, steps)
+        captions = context.real(SEEN).captions
+        images = untrained(context, captions, self.untrained_steps)
         features = {
             "real": context.split_features(NETWORK, "real", SEEN),
             "prior": context.split_features(NETWORK, "generated", SEEN),
             "untrained": context.features_of(NETWORK, "untrained", images),
         }
         reference = context.split_features(NETWORK, "real", VALIDATION)
-        n = min(len(captions), len(reference))
-        distances = frechet_distances(
-            {name: rows[:n] for name, rows in features.items()},
-            reference[:n],
-            resamples=self.resamples,
-            seed=context.seed,
-        )
-        table = _table(distances, n, {})
+        n, options = min(len(captions), len(reference)), {"seed": context.seed}
+        few = {name: rows[:n] for name, rows in features.items()}
+        distances = frechet_distances(few, reference[:n], resamples=self.resamples, **options)
         values = {
             f"fd_{NETWORK}": {**distances, "n": n},
             "reference": VALIDATION,
             "captions": SEEN,
             "feature_size": cast(EfficientNetLite0, context.network(NETWORK)).size,
         }
-        return Result(tables={"Decoder": table}, values={"decoder": values})
+        return Result(tables={"Decoder": _table(distances, n)}, values={"decoder": values})
 
 
 class PriorGap(Measurement):
     """Quality of the decoder's images from the true z_i, the prior's z_i, z_t and the caption.
 
     "The caption alone" is GLIDE: no image embedding. All sources have the same captions and noise,
-    and the same number of images, because distances depend on it.
+    and the same number of images, because distances depend on it. The prior's is left out if the
+    bundle has no prior.
     """
 
     count: int = 66  # number of images per source
@@ -79,41 +81,38 @@ class PriorGap(Measurement):
     stages = ("clip", "decoder")
 
     def __call__(self, context: Context) -> Result:
-        """Measure each source; the prior's is left out if the bundle has no prior."""
         real, few = context.real(SEEN), min(self.count, len(context.real(SEEN)))
         captions, seed = real.captions[:few], context.seed
-        starts = {
-            "true_embedding": encode_images(context.embedder, real.images[:few]),
-            "text_embedding": encode_texts(context.embedder, captions),
-            "caption_alone": None,
-        }
         images = {"real": real.images[:few]}
         features = {"real": context.split_features(NETWORK, "real", SEEN)[:few]}
         with suppress(FileNotFoundError):  # the bundle has no prior
             images["prior"] = context.generated(SEEN)[:few]
             features["prior"] = context.split_features(NETWORK, "generated", SEEN)[:few]
+        starts = {
+            "true_embedding": encode_images(context.embedder, real.images[:few]),
+            "text_embedding": encode_texts(context.embedder, captions),
+            "caption_alone": None,
+        }
         for name, z in starts.items():
             images[name] = context.sampling.decode(z, captions)
             features[name] = context.features_of(NETWORK, ("prior gap", name), images[name])
         reference = context.split_features(NETWORK, "real", VALIDATION)[: len(real)]
         gap = frechet_distances(features, reference[:few], resamples=self.resamples, seed=seed)
-        has_judge = stage_file(context.cascade.folder, "judge").is_file()
         for name, numbers in gap.items():
             numbers["kid"] = kernel_distance(features[name], reference, seed=seed)[0]
-            if has_judge:
+            if context.has_judge:
                 options = {"among": self.among, "seed": seed}
                 chosen = judge_choices(context.judge, images[name], captions, {}, **options)
                 numbers["judge"] = chosen["caption"]["share"]
-        extra = {"kid": "kid", "judge": "judge chooses the caption"}
-        table = _table(gap, few, extra)
+        table = _table(gap, few, {"kid": "kid", "judge": "judge chooses the caption"})
         values = {"decoder": {"prior_gap": {**gap, "n": few}}}
         return Result(tables={"Prior gap": table}, values=values)
 
 
-def _table(found: Mapping[str, Numbers], n: int, extra: Mapping[str, str]) -> Table:
-    """Return a row per source of the embedding, with `extra` columns."""
+def _table(found: Mapping[str, Numbers], n: int, more: Mapping[str, str] | None = None) -> Table:
+    """Return a row per source of the embedding, with `more` columns."""
     named = {words: {**found[k], "n": n} for k, words in _SOURCES.items() if k in found}
-    columns = {"distance": f"fd_{NETWORK}", "error": "±", **extra, "n": "n"}
+    columns = {"distance": f"fd_{NETWORK}", "error": "±", **(more or {}), "n": "n"}
     return Table.of("decoder from", named, columns)
 
 

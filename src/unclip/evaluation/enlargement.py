@@ -29,7 +29,6 @@ class Enlargement(Measurement):
         return (f"upsampler_{self.size}",)
 
     def __call__(self, context: Context) -> Result:
-        """Compare the enlarged images with the real ones."""
         (stage,) = self.stages
         true = context.real(SEEN, self.size, count=self.count).images
         low_res = bicubic(true, self.size // 4)

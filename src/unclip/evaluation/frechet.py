@@ -63,8 +63,7 @@ def bootstrap_error(
 ) -> float:
     """Compute the standard deviation of a distance over bootstrap resamples of both sets.
 
-    Only the spread is returned, not percentiles: repeated rows add to the distance's own bias, so
-    the resampled distances are above the distance itself.
+    Repeated rows add to the distance's own bias, so percentiles would be above the distance.
     """
     generator = torch.Generator().manual_seed(seed)
     distances = [

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip.evaluation.measurement import Table
-from unclip.evaluation.report.tables import Section, write_csv
+from unclip.evaluation.tables import Section, write_csv
 from unclip.files import atomic_write, read_json
 
 GUIDANCE = "guidance scale of the decoder"
@@ -44,26 +44,49 @@ def _settings(results: dict[str, Any]) -> dict[str, Any]:
     """Return the settings in which two jobs can differ, named as on the command line."""
     made = results["made_with"]
     sampling: dict[str, dict[str, Any]] = made.get("sampling", {})
+    prior = sampling.get("prior", {})
     return {
         "model": results["model"],
         "guidance": sampling.get("decoder", {}).get("guidance_scale"),
-        "prior": sampling.get("prior", {}).get("sampler"),
-        "prior_guidance": sampling.get("prior", {}).get("guidance_scale"),
+        "prior": prior.get("sampler"),
+        "prior_guidance": prior.get("guidance_scale"),
         **{f"steps.{stage}": how.get("steps") for stage, how in sampling.items()},
         "seed": made.get("seed"),
         **{f"networks.{name}": of_weights for name, of_weights in results["networks"].items()},
     }
 
 
-def comparable(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """Group points by key; only points of one key are comparable."""
-    return {key: [p for p in points if p.key == key] for key in sorted({p.key for p in points})}
+def write_curves(folder: Path) -> list[Section]:
+    """Write curve-KEY.csv and curve-KEY.png for each key of a sweep; return a section for each.
+
+    Only points of one key are comparable.
+    """
+    sections, every = [], read_points(folder)
+    for key in sorted({point.key for point in every}):
+        points = [point for point in every if point.key == key]
+        section, path = Section(key, tables={"": table_of(points)}), folder / f"curve-{key}.png"
+        write_csv(section.tables[""], path.with_suffix(".csv"))
+        if (figure := plot(points)) is not None:
+            section.images = {key: path}
+            with atomic_write(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=110)
+        sections.append(section)
+    return sections
 
 
 def differing(points: Sequence[Point]) -> list[str]:
     """Return the settings other than guidance in which points differ."""
     names = dict.fromkeys(name for point in points for name in point.settings)
     return [name for name in names if len({point.settings.get(name) for point in points}) > 1]
+
+
+def table_of(points: Sequence[Point]) -> Table:
+    """Return one row per point: guidance, differing settings, scores and errors."""
+    columns = {"guidance": "guidance"}
+    columns |= {f"settings/{name}": name for name in differing(points)}
+    for name in dict.fromkeys(name for point in points for name in point.scores):
+        columns |= {f"scores/{name}/value": name, f"scores/{name}/error": f"{name} ±"}
+    return Table.of("job", {point.job: point._asdict() for point in points}, columns)
 
 
 def lines_of(points: Sequence[Point]) -> dict[str, list[Point]]:
@@ -78,35 +101,9 @@ def lines_of(points: Sequence[Point]) -> dict[str, list[Point]]:
 def axes(points: Sequence[Point]) -> list[str]:
     """Return the names of a distance (FID first) and an agreement that all points have."""
     shared = sorted(set.intersection(*(set(point.scores) for point in points)))
-    distances = sorted(
-        (n for n in shared if n.startswith(("fid", "fd_"))), key=lambda n: n != "fid"
-    )
+    distances = [name for name in shared if name.startswith(("fid", "fd_"))]
     agreements = [name for name in shared if name.startswith("clip_score")]
-    return distances[:1] + agreements[:1]
-
-
-def write_curves(folder: Path) -> list[Section]:
-    """Write curve-KEY.csv and curve-KEY.png for each key of a sweep; return a section for each."""
-    sections = []
-    for key, points in comparable(read_points(folder)).items():
-        section = Section(key, tables={"": table_of(points)})
-        path = folder / f"curve-{key}.csv"
-        write_csv(section.tables[""], path)
-        if (figure := plot(points)) is not None:
-            section.images = {key: path.with_suffix(".png")}
-            with atomic_write(path.with_suffix(".png")) as temporary:
-                figure.savefig(temporary, format="png", dpi=110)
-        sections.append(section)
-    return sections
-
-
-def table_of(points: Sequence[Point]) -> Table:
-    """Return one row per point: guidance, differing settings, scores and errors."""
-    columns = {"guidance": "guidance"}
-    columns |= {f"settings/{name}": name for name in differing(points)}
-    for name in dict.fromkeys(name for point in points for name in point.scores):
-        columns |= {f"scores/{name}/value": name, f"scores/{name}/error": f"{name} ±"}
-    return Table.of("job", {point.job: point._asdict() for point in points}, columns)
+    return sorted(distances, key=lambda name: name != "fid")[:1] + agreements[:1]
 
 
 def plot(points: Sequence[Point]) -> Any:
@@ -117,30 +114,33 @@ def plot(points: Sequence[Point]) -> Any:
     names = axes(points) if len(points) > 1 else []
     if not names:
         return None
-    panels = [(GUIDANCE, name) for name in names] + [tuple(reversed(names))][: len(names) - 1]
-    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (across, up) in zip(grid, panels, strict=True):
-        for words, line in lines_of(points).items():
-            x, y = ([point.value(name) for point in line] for name in (across, up))
-            errors = [point.value(up, "error") for point in line]
-            if across == GUIDANCE:
-                axis.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=words or None)
-                continue
-            axis.plot(x, y, marker="o")
-            for point, *place in zip(line, x, y, strict=True):
-                words = f"{point.guidance:g}"
-                axis.annotate(words, place, textcoords="offset points", xytext=(5, 5))
-        axis.set(xlabel=across, ylabel=up, title="trade-off")
-        axis.grid(alpha=0.3)
+    figure = Figure(figsize=(4.6 * (2 * len(names) - 1), 3.6), layout="constrained")
+    grid = figure.subplots(1, 2 * len(names) - 1, squeeze=False)[0]
     for axis, name in zip(grid, names, strict=False):
-        _add_baseline(axis, points, name)
+        _plot_over_guidance(axis, points, name)
+    if len(names) == 2:
+        distance, agreement = names
+        grid[2].set(xlabel=agreement, ylabel=distance, title="trade-off")
+        for line in lines_of(points).values():
+            x, y = ([point.value(name) for point in line] for name in (agreement, distance))
+            grid[2].plot(x, y, marker="o")
+            for point, *place in zip(line, x, y, strict=True):
+                words, offset = f"{point.guidance:g}", {"textcoords": "offset points"}
+                grid[2].annotate(words, place, xytext=(5, 5), **offset)
+    for axis in grid:
+        axis.grid(alpha=0.3)
     figure.suptitle(f"{points[0].key}, n = {points[0].scores[names[0]]['n']:,}")
     return figure
 
 
-def _add_baseline(axis: Any, points: Sequence[Point], name: str) -> None:
-    """Add the score of real images, and the best score as the title, to a plot over guidance."""
+def _plot_over_guidance(axis: Any, points: Sequence[Point], name: str) -> None:
+    """Plot a score with its errors and that of real images; the title has the best one."""
+    for words, line in lines_of(points).items():
+        x, y, errors = (
+            [point.value(*place) for point in line]
+            for place in ((GUIDANCE,), (name,), (name, "error"))
+        )
+        axis.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=words or None)
     first = points[0].scores[name]
     if first.get("real") is not None:
         axis.axhline(first["real"], linestyle=":", color="gray", label="real images")
@@ -148,4 +148,5 @@ def _add_baseline(axis: Any, points: Sequence[Point], name: str) -> None:
         axis.legend(fontsize="small")
     better = min if first["better"] == "lower" else max
     best = better(points, key=lambda point: point.value(name))
-    axis.set(title=f"best {best.value(name):.4g} at {best.guidance:g}")
+    title = f"best {best.value(name):.4g} at {best.guidance:g}"
+    axis.set(xlabel=GUIDANCE, ylabel=name, title=title)
