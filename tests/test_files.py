@@ -95,7 +95,6 @@ EXCEPTIONS = {
     "cli/sample_again.py": "opens the PNG whose text it has read",
     "cli/sample_output.py": "reads the comment of a GIF",
     "unclip/evaluation/tables.py": "opens images that this evaluation saved",
-    "unclip/evaluation/limits.py": "reads the plot that it has just drawn",
     "unclip/training/callbacks/logs.py": "reads and continues its own metrics.csv",
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -31,19 +31,18 @@ from unclip.files import write_tensors
 
 SPLITS = VALIDATION, SEEN, HELD_OUT = "val", "test_seen", "test_held_out"
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable)
 
 
-def kept(method: Callable[Concatenate["Context", P], T]) -> Callable[Concatenate["Context", P], T]:
+def kept(method: Method) -> Method:
     """Cache the results of a method by its arguments, as `Context.cached` does."""
 
     @wraps(method)
-    def cached(self: "Context", *args: P.args, **options: P.kwargs) -> T:
-        key = (method.__name__, *args, *options.items())
-        return self.cached(key, lambda: method(self, *args, **options))
+    def cached(self: "Context", *args: Any) -> Any:
+        return self.cached((method.__name__, *args), lambda: method(self, *args))
 
-    return cached
+    return cast(Method, cached)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -179,10 +179,6 @@ class Inception(FeatureNetwork):
         """Compute the 2048 features before the classifier."""
         return self.network(images)[0]
 
-    def logits(self, features: Features) -> Features:
-        """Compute the classifier's logits without its bias, as the Inception Score does."""
-        return features @ self.network.fc.weight.T.to(features)
-
 
 class TimmNetwork(FeatureNetwork):
     """A network of timm, such as DINOv2: distances in its features agree better with people.

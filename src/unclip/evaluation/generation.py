@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,30 +90,21 @@ class Sampling:
 
     @contextmanager
     def _options(self, rows: Sequence | Tensor, first: int) -> Iterator[dict[str, Any]]:
-        """Yield the options of a call of the cascade; the bar of `progress` ends with it."""
+        """Yield the options of a call of the cascade; its progress bar ends with the block."""
         start = self.settings.seed + first
         with tqdm(leave=False, unit="step", disable=not self.settings.progress) as bar:
+
+            def progress(stage: str, step: int, steps: int) -> None:
+                bar.total = steps
+                bar.set_description(stage, refresh=False)
+                bar.update(step - bar.n)
+
             yield {
                 "seeds": range(start, start + len(rows)),
                 "steps": self.settings.steps,
                 "batch_size": self.settings.batch_size,
-                "progress": _progress(bar),
+                "progress": progress,
             }
-
-
-def _progress(bar: tqdm) -> Callable[[str, int, int], None]:
-    """Return a progress callback for the cascade; its bar restarts with each stage."""
-    current = ""
-
-    def progress(stage: str, step: int, steps: int) -> None:
-        nonlocal current
-        if stage != current:
-            current = stage
-            bar.reset(total=steps)
-            bar.set_description(stage)
-        bar.update(step - bar.n)
-
-    return progress
 
 
 class GeneratedImage(NamedTuple):
@@ -131,8 +122,7 @@ class ImageFolder:
 
     path: Path
     rows: list[GeneratedImage]  # every image that it has, or will have
-    # how the images were sampled; {} if unknown
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]  # how the images were sampled; {} if unknown
 
     @classmethod
     def create(
@@ -178,13 +168,11 @@ class ImageFolder:
         files = [file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in _SUFFIXES]
         if not files:
             raise FileNotFoundError(f"{path} has no image ({', '.join(_SUFFIXES)})")
-        settings_file = path / SETTINGS
-        settings = read_json(settings_file) if settings_file.is_file() else {}
-        if (path / MANIFEST).is_file():
-            rows = _read_manifest(path / MANIFEST, files)
-        else:
-            rows = [GeneratedImage(file.stem, file, None, None) for file in files]
-        return cls(path, rows, settings)
+        settings, manifest = path / SETTINGS, path / MANIFEST
+        rows = [GeneratedImage(file.stem, file, None, None) for file in files]
+        if manifest.is_file():
+            rows = _read_manifest(manifest, files)
+        return cls(path, rows, read_json(settings) if settings.is_file() else {})
 
     @property
     def prompts(self) -> list[str] | None:
@@ -253,10 +241,8 @@ def _sampling_of(
     if sampler is not None:
         described = {"sampler": sampler.func.__name__, **sampler.keywords}
         described |= {} if steps is None else {"steps": steps}
-    if guidance_scale is not None:
-        return described | {"guidance_scale": float(guidance_scale)}
-    own = {name: getattr(stage, name, None) for name in ("guidance_scale", "text_guidance_scale")}
-    return described | {name: float(scale) for name, scale in own.items() if scale is not None}
+    scale = getattr(stage, "guidance_scale", None) if guidance_scale is None else guidance_scale
+    return described if scale is None else described | {"guidance_scale": float(scale)}
 
 
 def generate(

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from importlib import import_module
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +128,15 @@ class PowerSpectrum(Measurement):
     stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
-        scores, spectra, folders = {}, {}, {}
+        scores, folders = {}, {}
         for size, count in sorted((int(size), count) for size, count in self.images.items()):
             if context.cascade.size < size:
                 continue
             real = context.real(SEEN, size, count=count)
             generated, folder = context.samples("detail", real.captions, size)
             folders[str(size)] = str(folder)
-            spectra[size] = radial_power(generated), radial_power(real.images)
-            bands = compare(*spectra[size], resamples=self.resamples, seed=context.seed)
+            spectra = radial_power(generated), radial_power(real.images)
+            bands = compare(*spectra, resamples=self.resamples, seed=context.seed)
             scores |= {f"{size}_{band}": score.plain() for band, score in bands.items()}
         note = (
             "Decibels: 0 is as much power as real images have, -3 half as much (the images are too "
@@ -146,7 +145,6 @@ class PowerSpectrum(Measurement):
         about = {"unit": "dB", "bands": BANDS, "samples": folders}
         return Result(
             tables={"Detail": score_table(scores)},
-            images={"power_spectrum": plot(spectra)},
             values={"limits": {"detail": {"scores": scores, "about": about}}},
             note=note,
         )
@@ -222,32 +220,3 @@ def compare(
 def ratio(power: Float[Tensor, " n"], reference: Float[Tensor, " m"]) -> Float[Tensor, ""]:
     """Return the ratio of two mean powers in decibels."""
     return _DECIBELS * ((power.mean() + _FLOOR).log() - (reference.mean() + _FLOOR).log())
-
-
-def plot(spectra: Mapping[int, tuple[Tensor, Tensor]]) -> Image.Image:
-    """Plot the spectra of generated and real images of each size, and their ratio below."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.4 * len(spectra), 5.2), dpi=110, layout="constrained")
-    shared = {"sharex": "col", "sharey": "row", "height_ratios": (3, 2)}
-    axes = figure.subplots(2, len(spectra), squeeze=False, **shared)
-    for (size, (generated, real)), (upper, lower) in zip(spectra.items(), axes.T, strict=True):
-        frequency = torch.arange(1, generated.shape[1]) / size
-        ours, theirs = (power.mean(dim=0)[1:] + _FLOOR for power in (generated, real))
-        upper.loglog(frequency, theirs, color="black", label=f"real, n = {len(real)}")
-        upper.loglog(frequency, ours, color="C3", label=f"generated, n = {len(generated)}")
-        upper.set(title=f"{size} px")
-        upper.legend()
-        lower.semilogx(frequency, _DECIBELS * (ours / theirs).log(), color="C3")
-        lower.axhline(0, color="black", linewidth=0.8)
-        for low, high in BANDS.values():
-            lower.axvspan(low, high, color="gray", alpha=0.06 + 0.2 * low)
-        lower.set(xlabel="cycles per pixel")
-        lower.xaxis.set_minor_formatter("")
-    axes[0, 0].set(ylabel="power of luminance")
-    axes[1, 0].set(ylabel="generated / real, dB")
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    content = BytesIO()
-    figure.savefig(content, format="png")
-    return Image.open(content).convert("RGB")

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,8 @@ from unclip.evaluation.context import Context
 from unclip.evaluation.features import Features
 from unclip.evaluation.frechet import (
     bootstrap_error,
-    build_metric,
     frechet,
     kernel_distance,
-    seeded,
     subset_size_of,
 )
 from unclip.evaluation.measurement import Measurement, Result, Score, around, mean_score
@@ -194,28 +192,6 @@ def _radii(rows: Features, neighbors: int) -> Float[Tensor, " rows"]:
     values, k = rows.double(), neighbors + 1  # a row is its own nearest
     distances = (torch.cdist(part, values) for part in values.split(1024))
     return torch.cat([distance.kthvalue(k, dim=1).values for distance in distances])
-
-
-class InceptionScore(Measurement):
-    """The Inception Score (Salimans et al. 2016); it compares with no real images."""
-
-    network: str = "inception"  # name of a network with a classifier
-    splits: int = 10  # number of splits, whose spread is the error that papers report
-
-    def __call__(self, context: Context) -> Result:
-        from torchmetrics.image.inception import InceptionScore as TorchInceptionScore
-
-        features = context.features(self.network)
-        if len(features) < 2 * self.splits:
-            raise ValueError(f"{self.splits} splits need {2 * self.splits} images")
-        metric = build_metric(TorchInceptionScore, splits=self.splits)
-        network = cast(Any, context.network(self.network))
-        metric.update(network.logits(features).double())
-        with seeded(context.seed):  # it shuffles with the global generator
-            value, spread = (float(number) for number in metric.compute())
-        interval, about = around(value, spread), {"splits": self.splits}
-        score = Score(value, spread, interval, len(features), "higher", about=about)
-        return Result({"inception_score": score})
 
 
 class ClipScore(Measurement):

@@ -162,14 +162,13 @@ def publish(
     """
     path, page = write_results(report.results, out / "results.json"), out / "report.html"
     write_samples(report, out / "samples.csv")
-    summary = write_curves(out.parent) if sweep else []
-    curves = {title: image for one in summary for title, image in one.images.items()}
-    write_text(page, render_report(report, Section("Guidance", images=curves)))
+    write_text(page, render_report(report))
     for logger in loggers:
         log_report(logger, report)
     print(f"{summarize(report)}\n\nresults: {path}\nreport: {page}")
     if sweep:
-        write_text(out.parent / page.name, render(f"Sweep of {out.parent.name}", summary))
+        curves = write_curves(out.parent)
+        write_text(out.parent / page.name, render(f"Sweep of {out.parent.name}", curves))
         print(f"sweep: {out.parent / page.name}")
     return main_score(report.results)
 
@@ -199,12 +198,11 @@ def main_score(results: Mapping[str, Any]) -> float | None:
     return None if score is None else score["value"]
 
 
-def render_report(report: Report, curves: Section | None = None) -> str:
-    """Render an evaluation's page, with the curves of its sweep."""
-    results, (scores, *others) = report.results, report.sections
+def render_report(report: Report) -> str:
+    """Render an evaluation's page."""
+    results = report.results
     about = Section(notes=[_about(results)] if results["key"] else [])
-    settings = Section("Settings", tables={"": _settings(results)})
-    sections = [about, scores, curves or Section(), *others, settings]
+    sections = [about, *report.sections, Section("Settings", tables={"": _settings(results)})]
     return render(f"Evaluation of {results['model'] or results['generated']}", sections)
 
 

@@ -8,8 +8,6 @@ from unclip.evaluation.measurement import Table
 from unclip.evaluation.tables import Section, write_csv
 from unclip.files import atomic_write, read_json
 
-GUIDANCE = "guidance scale of the decoder"
-
 
 class Point(NamedTuple):
     """One job of a sweep."""
@@ -21,8 +19,8 @@ class Point(NamedTuple):
     scores: dict[str, dict[str, Any]]
 
     def value(self, name: str, part: str = "value") -> float:
-        """Return the guidance, or a part of a score; 0 if it is unknown."""
-        return (self.guidance if name == GUIDANCE else self.scores[name][part]) or 0.0
+        """Return a part of a score; 0 if it is unknown."""
+        return self.scores[name][part] or 0.0
 
 
 def read_points(folder: Path) -> list[Point]:
@@ -136,10 +134,8 @@ def plot(points: Sequence[Point]) -> Any:
 def _plot_over_guidance(axis: Any, points: Sequence[Point], name: str) -> None:
     """Plot a score with its errors and that of real images; the title has the best one."""
     for words, line in lines_of(points).items():
-        x, y, errors = (
-            [point.value(*place) for point in line]
-            for place in ((GUIDANCE,), (name,), (name, "error"))
-        )
+        x, y = [point.guidance for point in line], [point.value(name) for point in line]
+        errors = [point.value(name, "error") for point in line]
         axis.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=words or None)
     first = points[0].scores[name]
     if first.get("real") is not None:
@@ -149,4 +145,4 @@ def _plot_over_guidance(axis: Any, points: Sequence[Point], name: str) -> None:
     better = min if first["better"] == "lower" else max
     best = better(points, key=lambda point: point.value(name))
     title = f"best {best.value(name):.4g} at {best.guidance:g}"
-    axis.set(xlabel=GUIDANCE, ylabel=name, title=title)
+    axis.set(xlabel="guidance scale of the decoder", ylabel=name, title=title)
