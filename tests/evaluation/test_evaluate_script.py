@@ -63,13 +63,6 @@ def test_every_set_of_measurements_builds(measure):
     assert used <= set(cfg.networks)
 
 
-def test_the_coco_protocol_is_the_papers():
-    protocol = instantiate(composed("data=coco").protocol)
-    assert (protocol.split, protocol.count, protocol.reference) == ("val2014", 30000, "val2014")
-    assert protocol.reference_count is None and protocol.resolution == 256
-    assert protocol.network == "inception" and protocol.captions == "one_per_image"
-
-
 @pytest.mark.parametrize(
     ("data", "digest"),
     [
