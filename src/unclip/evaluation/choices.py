@@ -116,9 +116,11 @@ def choose_own(
     own = torch.arange(len(captions))[:, None]
     rows = torch.cat([own, distractors(captions, count=among - 1, seed=seed)], dim=1)
     batches = zip(image_embedding.split(256), rows.split(256), strict=True)
-    first = torch.zeros(len(captions), dtype=torch.int64)
     return torch.cat(
-        [choose(images, text_embedding[row], first[: len(row)]) for images, row in batches]
+        [
+            choose(images, text_embedding[row], torch.zeros_like(row[:, 0]))
+            for images, row in batches
+        ]
     )
 
 

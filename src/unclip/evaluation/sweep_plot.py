@@ -1,6 +1,7 @@
 """Plot a sweep: distance and agreement with the caption against guidance (figure 11)."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,31 +28,26 @@ def read_points(folder: Path) -> list[Point]:
     """Read the finished jobs of a sweep, in the order of their guidance."""
     points = []
     for path in folder.glob("*/results.json"):
-        try:
-            results = read_json(path)
-            settings = _settings(results)
-            guidance, key = settings.pop("guidance"), results["key"]
-            points.append(Point(path.parent.name, key, guidance, settings, results["scores"]))
-        except (OSError, ValueError, KeyError):
-            continue  # not finished, or another program's file
+        with suppress(OSError, ValueError, KeyError):  # not finished, or another program's file
+            points.append(_point(path.parent.name, read_json(path)))
     points = [point for point in points if point.key is not None]  # None: no protocol's images
     return sorted(points, key=lambda point: (point.key, point.guidance or 0.0, point.job))
 
 
-def _settings(results: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings in which two jobs can differ, named as on the command line."""
-    made = results["made_with"]
-    sampling: dict[str, dict[str, Any]] = made.get("sampling", {})
-    prior = sampling.get("prior", {})
-    return {
+def _point(job: str, results: dict[str, Any]) -> Point:
+    """Return a job with the settings in which two jobs can differ, named as on the command line."""
+    made, sampling = results["made_with"], results["made_with"].get("sampling", {})
+    decoder, prior = sampling.get("decoder", {}), sampling.get("prior", {})
+    settings = {
         "model": results["model"],
-        "guidance": sampling.get("decoder", {}).get("guidance_scale"),
         "prior": prior.get("sampler"),
         "prior_guidance": prior.get("guidance_scale"),
         **{f"steps.{stage}": how.get("steps") for stage, how in sampling.items()},
         "seed": made.get("seed"),
         **{f"networks.{name}": of_weights for name, of_weights in results["networks"].items()},
     }
+    guidance = decoder.get("guidance_scale")
+    return Point(job, results["key"], guidance, settings, results["scores"])
 
 
 def write_curves(folder: Path) -> list[Section]:
