@@ -84,6 +84,22 @@ def test_features_do_not_depend_on_the_batch_the_mode_or_autocast(network):
         assert torch.equal(network(images(3)), features)
 
 
+def test_features_use_no_tf32(effnet, monkeypatch):
+    def encode(images):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+        return images
+
+    monkeypatch.setattr(effnet, "encode", encode)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        effnet(images())
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_floats_and_other_shapes_are_refused(network):
     for wrong in (torch.rand(2, 3, 64, 64), images()[0], images()[:, :1]):
         with pytest.raises(ValueError, match="uint8 images"):
