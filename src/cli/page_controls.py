@@ -24,7 +24,7 @@ def make_text(label: str, **options: Any) -> gr.Textbox:
 
 def make_number(label: str) -> gr.Textbox:
     """Make a line for a number that can be left empty; Gradio's number would turn it into 0."""
-    return make_text(label, placeholder="the model's own")
+    return make_text(label, value="", placeholder="the model's own")
 
 
 def make_seed() -> dict[str, gr.components.Component]:

@@ -380,7 +380,7 @@ class Layout:
         elif values.get("guidance") is None:  # a slider has no empty value
             values["guidance"] = self.page.guidance_scale
         if notes:
-            gr.Warning("; ".join(notes), title="Settings restored, but:", duration=None)
+            gr.Warning("; ".join(["settings restored", *notes]), duration=None)
         else:
             gr.Info("settings restored")
         updates = {controls[key]: one for key, one in values.items() if key in controls}

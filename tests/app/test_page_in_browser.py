@@ -260,6 +260,7 @@ def test_nothing_overflows_and_every_control_has_a_name(width, visit):
 def test_the_page_works_by_keyboard(visit):
     user = visit()
     user.get_by_label("Prompt").first.focus()
+    assert user.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     user.keyboard.type(PROMPT)
     user.keyboard.press("Enter")
     finish(user, "Generate")
