@@ -273,14 +273,15 @@ class Page:
         known = {sha256_of(file): str(file) for file in session.folder.iterdir()}
         own = {name: stage.fingerprint for name, stage in self.cascade.metadata.items()}
         try:
-            controls, notes = _controls(metadata), []
+            controls, notes, missing = _controls(metadata), [], []
             if not json.loads(metadata["bundle"]).items() <= own.items():
                 notes.append("another bundle made this image: this one makes a different image")
             settings, hashes = (json.loads(metadata.get(k, "{}")) for k in ("settings", "inputs"))
             for key, file in zip(("image", "second"), settings.get("images", []), strict=False):
                 controls[key] = known.get(hashes[file])
-                if controls[key] is None:
-                    notes.append(f"choose {Path(file).name} again: a PNG has only its input's name")
+                missing += [] if controls[key] else [Path(file).name]
+            if missing:
+                notes.append(f"choose the input again, which is not in a PNG: {', '.join(missing)}")
             if settings.get("mask"):
                 notes.append("paint the mask again")
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -128,7 +128,7 @@ def test_an_edit_restores_its_controls(page, session):
     Image.new("RGB", (8, 8)).save(image)
     _, restored, notes = page.restore(session, made.images[0][0])
     assert restored["image"] is None
-    assert notes == [f"choose {image.name} again: a PNG has only its input's name"]
+    assert notes == [f"choose the input again, which is not in a PNG: {image.name}"]
 
 
 def test_an_image_of_another_bundle_is_restored_with_a_note(page, session, tmp_path):
