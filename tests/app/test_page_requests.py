@@ -135,7 +135,8 @@ def test_an_image_of_another_bundle_is_restored_with_a_note(page, session, tmp_p
     [[(path, _)]] = create(page, session, count=1)
     metadata = read_image_metadata(path) | {"bundle": '{"clip": "another"}'}
     other = save_png(Image.new("RGB", (8, 8)), tmp_path / "other.png", metadata)
-    assert "another bundle made this image" in page.restore(session, other).notes[0]
+    _, _, [note] = page.restore(session, other)
+    assert "another bundle made this image" in note
 
 
 @pytest.mark.parametrize("settings", ["[]", "{", '{"steps": 3}', '{"steps": {}, "size": "big"}'])
@@ -250,8 +251,8 @@ def test_an_image_that_cannot_be_read_is_refused(page, session, tmp_path):
 
 def test_a_request_stops_within_a_step_and_the_next_one_works(page, session, request):
     evaluations, calls = [], []
-    network = page.cascade.stage("decoder").network
-    request.addfinalizer(network.register_forward_hook(lambda *_: calls.append(1)).remove)
+    middle = page.cascade.stage("decoder").network.middle[0]
+    request.addfinalizer(middle.register_forward_hook(lambda *_: calls.append(1)).remove)
 
     def stop_later(stage, step, steps):
         evaluations.append(stage)
