@@ -249,7 +249,7 @@ def test_nothing_overflows_and_every_control_has_a_name(width, visit):
     expect(user.locator(".block.status").first).to_be_hidden()  # it would be an empty band
     generate(user)
     container = user.locator(".gradio-container")
-    assert user.locator(".header").bounding_box()["height"] < 150
+    assert user.locator(".block.header").bounding_box()["height"] < 150
     for tab in ("Create", "Edit", "Compare", "Look inside"):
         user.get_by_role("tab", name=tab).click()
         assert user.evaluate("document.documentElement.scrollWidth") <= width
