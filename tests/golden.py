@@ -67,24 +67,15 @@ def fingerprints(out: Path) -> dict[str, object]:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118
                 found[f"{path.stem}:{name}"] = _digest(file.get_tensor(name).numpy().tobytes())
-    for folder in [
-        "samples",
-        "large",
-        "ar",
-        "vary",
-        "interpolate",
-        "edit",
-        "inpaint",
-        "reconstruct",
-    ]:
+    commands = ("vary", "interpolate", "edit", "inpaint", "reconstruct")
+    for folder in ("samples", "large", "ar", *commands):
         for number, path in enumerate(sorted((out / folder).glob("*.png"))):
             found[f"{folder}:{number}"] = _digest(Image.open(path).convert("RGB").tobytes())
     for path in sorted((out / "data").rglob("*.tar")):
         found[str(path.relative_to(out))] = _digest(path.read_bytes())
     results = json.loads((out / "evaluation/results.json").read_text())
-    for name in (
-        *("settings", "versions", "seconds", "paths", "made_with", "model", "generated", "tables"),
-    ):
+    changing = ("settings", "versions", "seconds", "paths", "made_with")
+    for name in (*changing, "model", "generated", "tables"):
         results.pop(name, None)
     _flatten("results", results, found)
     _flatten("dataset", json.loads((out / "data/dataset.json").read_text()), found)
