@@ -54,8 +54,7 @@ def run(repo: Path, out: Path) -> None:
     inpaint = [str(apple), "a dog", "--mask", f"{out}/mask.png"]
     script("sample.py", "inpaint", *inpaint, *where, "--out", f"{out}/inpaint")
     script("sample.py", "reconstruct", str(apple), *where, "--out", f"{out}/reconstruct")
-    group = "measure" if (repo / "conf/measure").is_dir() else "metrics"
-    evaluate = [f"model={model}", "data=emoji_quick", f"data.root={data}", f"{group}=quick"]
+    evaluate = [f"model={model}", "data=emoji_quick", f"data.root={data}", "measure=quick"]
     script("evaluate.py", *evaluate, f"out={out}/evaluation", f"references={out}/references")
     (out / "golden.json").write_text(json.dumps(fingerprints(out), indent=1) + "\n")
 
@@ -67,8 +66,7 @@ def fingerprints(out: Path) -> dict[str, object]:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118
                 found[f"{path.stem}:{name}"] = _digest(file.get_tensor(name).numpy().tobytes())
-    commands = ("vary", "interpolate", "edit", "inpaint", "reconstruct")
-    for folder in ("samples", "large", "ar", *commands):
+    for folder in SAMPLES:
         for number, path in enumerate(sorted((out / folder).glob("*.png"))):
             found[f"{folder}:{number}"] = _digest(Image.open(path).convert("RGB").tobytes())
     for path in sorted((out / "data").rglob("*.tar")):

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_bundle
 
 import cli
 import demo
@@ -20,11 +19,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:a prompt is too long")  # for th
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    model = tiny_bundle.write(folder / "models" / "tiny")
-    assert demo.main(["--model", str(model), "--size", "64", "--out", str(folder / "demo")]) == 0
-    return (folder / "demo" / "index.html").read_text()
+    assert demo.main(["--model", str(tiny_folder), "--size", "64", "--out", str(folder)]) == 0
+    return (folder / "index.html").read_text()
 
 
 def test_the_page_has_all_images_and_needs_no_other_file(page):

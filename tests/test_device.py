@@ -78,8 +78,8 @@ def test_the_sampler_computes_in_float32_whatever_the_networks_do(name, dtype, m
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_only_the_networks_of_a_bundle_are_converted(dtype, tmp_path):
-    cascade = Cascade.load(tiny_bundle.write(tmp_path), device="cpu", dtype=dtype)
+def test_only_the_networks_of_a_bundle_are_converted(dtype, tiny_folder):
+    cascade = Cascade.load(tiny_folder, device="cpu", dtype=dtype)
     for name in ("prior", "decoder", "upsampler_256"):
         for key, tensor in cascade.stage(name).state_dict().items():
             own = key.startswith(("network.", "text_encoder."))

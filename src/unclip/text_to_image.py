@@ -145,8 +145,9 @@ class TextToImage(OpenBundle):
         run.check_rows({"caption": captions})
         starts = range(0, len(captions), run.batch_size)
         parts = [self.embedder.text(captions[start : start + run.batch_size]) for start in starts]
-        names = parts[0]._fields
-        return dict(zip(names, map(torch.cat, zip(*parts, strict=True)), strict=True))
+        return {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._fields
+        }
 
     def _no_text(self, count: int) -> dict[str, Tensor]:
         """Return the text features of `count` missing captions: a mask without tokens."""
