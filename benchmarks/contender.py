@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from cli.config_check import compose_strictly
+from unclip import bundle
 from unclip.diffusion import GaussianDiffusion, ddpm
 from unclip.networks import PriorTransformer, UNet
 from unclip.stages import PriorStage
@@ -20,7 +23,7 @@ from unclip.training.trainer import tune_malloc
 GUIDANCE_SCALE = 3.0
 NOISES = 4  # noised samples per caption in our prior's training
 MEASURES = {"prior": ("step", "sample", "train")}
-MEASURES |= dict.fromkeys(("decoder", "upsampler_256", "upsampler_1024"), ("step", "train"))
+MEASURES |= dict.fromkeys(("decoder", "upsampler_256", "upsampler_1024", "clip"), ("step", "train"))
 TRANSFORMER = ("width", "layers", "heads")
 UNET = ("channels", "multipliers", "blocks", "attention_levels", "head_width")
 
@@ -71,6 +74,10 @@ SIZES = {
         "upsampler_256": _unet(32, (1, 1), 1, 2, side=16),
     },
 }
+
+
+for scale in ("emoji", "karlo", "paper", "quick"):
+    SIZES[scale]["clip"] = {"scale": scale}  # conf/preset/clip has the sizes
 
 
 class Task(SimpleNamespace):
@@ -239,3 +246,24 @@ def our_prior(task: Task) -> Contender:
 
     optimizer = torch.optim.AdamW(parameter_groups(network), lr=1e-4, fused=True)
     return Contender(task, problem, network, optimizer, predict, prepare, guided, NOISES)
+
+
+def our_clip(task: Task) -> Contender:
+    """Build open_clip's towers, in channels_last with fused AdamW, without the contrastive loss."""
+    tune_malloc()
+    cfg = compose_strictly("train", ["stage=clip", f"scale={task.scale}"])
+    size, batch = cfg.network, cfg.data.batch_size
+    sizes = {"batch": batch, "embedding_dim": size.embed_dim, "tokens": size.context_length}
+    problem = Problem.sample(Task(**vars(task), **sizes))
+    with torch.device(task.device):
+        network = bundle.build(OmegaConf.to_container(cfg.model, resolve=True)).model
+        network = network.to(memory_format=torch.channels_last)
+        image = torch.randn(batch, 3, size.image_size, size.image_size)
+        tokens = torch.randint(network.vocab_size, (batch, size.context_length))
+    encode_image, encode_text = map(task.compiled, (network.encode_image, network.encode_text))
+
+    def predict() -> Tensor:
+        return encode_image(image) + encode_text(tokens)
+
+    optimizer = torch.optim.AdamW(parameter_groups(network), lr=1e-4, fused=True)
+    return Contender(task, problem, network, optimizer, predict, lambda: predict)

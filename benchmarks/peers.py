@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from contender import GUIDANCE_SCALE, Contender, Problem, Task, our_prior, our_unet
+from contender import GUIDANCE_SCALE, Contender, Problem, Task, our_clip, our_prior, our_unet
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -134,6 +134,7 @@ def diffusers_upsampler(task: Task) -> Contender:
 
 # stage → contender → the function that builds it; ours is first
 CONTENDERS = {
+    "clip": {"unclip": our_clip},  # it is open_clip's own network
     "prior": {"unclip": our_prior, "diffusers": diffusers_prior},
     "decoder": {
         "unclip": our_unet,

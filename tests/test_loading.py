@@ -47,6 +47,15 @@ def test_the_embedder_holds_one_copy(tiny_folder):
     assert half.fingerprint == embedder.fingerprint  # of the weights as they were written
 
 
+@pytest.mark.parametrize("name", ["clip", "prior", "decoder"])
+def test_loading_computes_no_random_weights(tiny_folder, name, monkeypatch):
+    devices = []
+    for rule in ("kaiming_uniform_", "normal_", "xavier_uniform_"):
+        monkeypatch.setattr(torch.nn.init, rule, lambda t, *_, **__: devices.append(t.device.type))
+    bundle.load_stage(bundle.stage_file(tiny_folder, name))
+    assert set(devices) == {"meta"}
+
+
 def test_a_start_that_does_not_fit_says_what(tiny_folder):
     prior = bundle.stage_file(tiny_folder, "prior")
     wider = tiny_bundle.recipe("prior")

@@ -25,6 +25,18 @@ def set_up_device(*, training: bool = False) -> None:
         torch.backends.cudnn.benchmark = training
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let a GPU compute products and convolutions of float32 in float32 inside the context."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def device_of(accelerator: str) -> str:
     """Return the device type, "cuda" or "cpu", of a trainer with Lightning's accelerator."""
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"

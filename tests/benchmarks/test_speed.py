@@ -31,7 +31,7 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_with_tiny_networks(tmp_path):
     assert "| upsampler_256 | quick | train " in (tmp_path / "all.md").read_text()
     results = everything["networks"]
     assert results["machine"]["cores"] >= 1 and results["versions"]["torch"] == torch.__version__
-    assert {row["stage"] for row in results["rows"]} == {"prior", "upsampler_256"}
+    assert {row["stage"] for row in results["rows"]} == {"prior", "upsampler_256", "clip"}
     prior = [row for row in results["rows"] if row["stage"] == "prior"]
     rows = {(row["measure"], row["contender"]): row for row in prior}
     assert results["not_measured"] == {}
