@@ -185,12 +185,6 @@ def our_unet_network(task: Task) -> UNet:
     return UNet(**size, out_channels=6, conditioning=widths)
 
 
-def our_prior_network(task: Task) -> PriorTransformer:
-    """Build the paper's prior; the peers match its parameters."""
-    dim, size = task.embedding_dim, {name: getattr(task, name) for name in TRANSFORMER}
-    return PriorTransformer(embedding_dim=dim, text_width=dim, context_length=task.tokens, **size)
-
-
 def our_unet(task: Task) -> Contender:
     """`UNet` in channels_last with fused AdamW and freed memory kept."""
     tune_malloc()
@@ -215,9 +209,10 @@ def our_unet(task: Task) -> Contender:
 def our_prior(task: Task) -> Contender:
     """`PriorTransformer` with several noises per caption and one prefix per prompt."""
     tune_malloc()
-    problem = Problem.sample(task)
+    problem, dim = Problem.sample(task), task.embedding_dim
+    size = {name: getattr(task, name) for name in TRANSFORMER} | {"context_length": task.tokens}
     with torch.device(task.device):
-        network = our_prior_network(task)
+        network = PriorTransformer(embedding_dim=dim, text_width=dim, **size)
     run_prefix, run_suffix = task.compiled(network.prefix), task.compiled(network.suffix)
     x_t = problem.x_t[:, None].repeat(1, NOISES, 1)
     t = torch.randint(0, 1000, (task.batch, NOISES), device=task.device)

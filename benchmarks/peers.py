@@ -1,7 +1,6 @@
 """The peers of our networks: those of diffusers, which is imported where it is used."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,13 +38,12 @@ def diffusers_modules(task: Task) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet, "projection": projection})
 
 
-def diffusers_decoder(task: Task, *, channels_last: bool = False) -> Contender:
-    """diffusers' unCLIP U-Net."""
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+def diffusers_decoder(task: Task) -> Contender:
+    """diffusers' unCLIP U-Net in channels_last."""
     problem = Problem.sample(task)
-    x_t = problem.x_t.to(memory_format=memory_format)
+    x_t = problem.x_t.to(memory_format=torch.channels_last)
     with torch.device(task.device):
-        modules = diffusers_modules(task).to(memory_format=memory_format)
+        modules = diffusers_modules(task).to(memory_format=torch.channels_last)
     unet = task.compiled(modules["unet"])
 
     def prepare() -> Callable[[], Tensor]:
@@ -100,28 +98,22 @@ def diffusers_prior(task: Task) -> Contender:
     return Contender(task, problem, network, optimizer, predict, lambda: predict, guided)
 
 
-def diffusers_unet(task: Task) -> nn.Module:
-    """Build the U-Net of diffusers' unCLIP upsamplers, without attention."""
+def diffusers_upsampler(task: Task) -> Contender:
+    """Build the U-Net of diffusers' unCLIP upsamplers, without attention, in channels_last."""
     from diffusers import UNet2DModel
 
-    levels = len(task.multipliers)
-    return UNet2DModel(
-        in_channels=6,
-        out_channels=3,
-        block_out_channels=[task.channels * multiplier for multiplier in task.multipliers],
-        layers_per_block=task.blocks,
-        down_block_types=["ResnetDownsampleBlock2D"] * levels,
-        up_block_types=["ResnetUpsampleBlock2D"] * levels,
-        resnet_time_scale_shift="scale_shift",
-        add_attention=False,
-    )
-
-
-def diffusers_upsampler(task: Task) -> Contender:
-    """diffusers' upsampler in channels_last."""
-    problem = Problem.sample(task)
+    problem, levels = Problem.sample(task), len(task.multipliers)
     with torch.device(task.device):
-        network = diffusers_unet(task).to(memory_format=torch.channels_last)
+        network = UNet2DModel(
+            in_channels=6,
+            out_channels=3,
+            block_out_channels=[task.channels * multiplier for multiplier in task.multipliers],
+            layers_per_block=task.blocks,
+            down_block_types=["ResnetDownsampleBlock2D"] * levels,
+            up_block_types=["ResnetUpsampleBlock2D"] * levels,
+            resnet_time_scale_shift="scale_shift",
+            add_attention=False,
+        ).to(memory_format=torch.channels_last)
     run = task.compiled(network)
     x_t = torch.cat([problem.x_t, problem.concat], dim=1).to(memory_format=torch.channels_last)
 
@@ -136,11 +128,7 @@ def diffusers_upsampler(task: Task) -> Contender:
 CONTENDERS = {
     "clip": {"unclip": our_clip},  # it is open_clip's own network
     "prior": {"unclip": our_prior, "diffusers": diffusers_prior},
-    "decoder": {
-        "unclip": our_unet,
-        "diffusers": diffusers_decoder,
-        "diffusers, channels_last": partial(diffusers_decoder, channels_last=True),
-    },
+    "decoder": {"unclip": our_unet, "diffusers, channels_last": diffusers_decoder},
 }
 for upsampler in ("upsampler_256", "upsampler_1024"):
     CONTENDERS[upsampler] = {"unclip": our_unet, "diffusers, channels_last": diffusers_upsampler}

@@ -1,7 +1,6 @@
 """Race our decoder against DALLE2-pytorch's: equal parameters, data, CLIP embeddings and CPU time.
 
-`python benchmarks/race.py --model models/emoji --seconds 1600 scale=emoji` trains both from scratch
-on one thread each, given the bundle's CLIP and prior, and writes race.json and race.png.
+Both are trained from scratch on one thread each, given the bundle's CLIP and prior.
 """
 
 import unclip  # isort: skip  # noqa: F401 (first: torchvision then imports next to a CPU torch)
@@ -120,8 +119,7 @@ def peer_environment() -> Path:
 def cache(cascade: Cascade, train: Real, test: dict[str, Real], out: Path) -> Batch:
     """Write the inputs of both decoders, train.safetensors and test.safetensors; return the first.
 
-    Training images have their own image embeddings, test captions those of the prior; all have one
-    caption. In the test file the rows of one split follow those of the other.
+    Training images have their own image embeddings, test captions, split by split, the prior's.
     """
 
     def text(captions: list[str]) -> Batch:

@@ -28,10 +28,7 @@ class Racer(NamedTuple):
 
 
 def race(folder: Path, name: str, rules: Rules, enter: Callable[[Batch], Racer]) -> Rules:
-    """Train on train.safetensors and sample the rows of test.safetensors.
-
-    Write the images to NAME.safetensors and a description to NAME.json; return the latter.
-    """
+    """Train on train.safetensors; write test's images and a description, which is returned."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     train, test = (load_file(folder / f"{split}.safetensors") for split in ("train", "test"))

@@ -1,6 +1,5 @@
-"""Compare unclip's speed with diffusers' at equal parameters: `benchmarks/speed.py [--quick]`.
+"""Compare unclip's speed with diffusers' at equal parameters: how many times as fast it is.
 
-It prints how many times as fast unclip is in each measure, and writes the results after each case.
 Contenders take turns, so that a disturbance hits all of them; on a GPU they run one after another,
 and the times are those of CUDA events.
 """
@@ -90,11 +89,6 @@ def _run(measure: str) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def _peak_gib() -> float | None:
-    cuda = _built[0].task.device == "cuda"
-    return torch.cuda.max_memory_allocated() / 2**30 if cuda else None
-
-
 def main() -> None:
     arguments = parse()
     os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"  # diffusers uses deprecated functions
@@ -141,7 +135,8 @@ def compare(
             found |= interleave(runs, **limits) if runs else {}
         for name, worker in workers.items():
             about[name] = {"parameters": worker.parameters, "noises": worker.noises}
-            about[name] |= {"GiB": worker.submit(_peak_gib).result(), "planned GiB": None}
+            peak_bytes = worker.submit(torch.cuda.max_memory_allocated).result()  # 0 on a CPU
+            about[name] |= {"GiB": peak_bytes / 2**30 or None, "planned GiB": None}
             worker.shutdown()
     if OURS not in about:
         return []
@@ -182,10 +177,7 @@ def start(stage: str, task: Task, names: list[str], missing: dict[str, str]) -> 
 
 
 def rows_of(seconds: Seconds, about: dict[str, Row], measure: str) -> list[Row]:
-    """Return a row per contender with quartiles; `ratio` is how many times as fast ours is.
-
-    In training the ratio compares noised samples per second.
-    """
+    """Return a row per contender with quartiles; in training, ratios are of noised samples."""
     rows = []
     for name, values in seconds.items():
         noises = about[OURS]["noises"] / about[name]["noises"] if measure == "train" else 1

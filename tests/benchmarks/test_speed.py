@@ -64,10 +64,13 @@ def test_peers_have_our_parameters_at_every_size(load, size, stage):
     task = contender.Task(**contender.SIZES[size][stage], compile=False, device="meta")
     with torch.device("meta"):
         if stage == "prior":
-            ours = contender.our_prior_network(task)
+            ours = contender.our_prior(task).modules
             theirs = load("peers").diffusers_prior(task).modules
         else:
-            ours, theirs = contender.our_unet_network(task), load("peers").diffusers_unet(task)
+            ours, theirs = (
+                contender.our_unet_network(task),
+                load("peers").diffusers_upsampler(task).modules,
+            )
     count = contender.count_parameters
     statistics = 2 * task.embedding_dim if stage == "prior" else 0  # parameters only there
     assert count(theirs) - statistics == count(ours)
