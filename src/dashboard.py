@@ -13,7 +13,6 @@ PLOTS = {
         "CLIP: recall": ["text_to_image_at_1", "image_to_text_at_1", "text_to_image_at_5"],
         "Prior: cosine": ["cosine", "cosine_text", "cosine_shuffled"],
         "Decoder: loss": ["loss"],
-        "Decoder: Fréchet distance": ["fd_effnet_lite0"],
         "Upsamplers: PSNR": ["psnr", "psnr_bicubic"],
         "Upsamplers: gain over bicubic": ["psnr_gain"],
     },
