@@ -83,7 +83,7 @@ train: setup ## Train the missing stages and evaluate all: set S, SET=M HOURS=2,
 		$(RUN) src/train.py stage=$$stage scale=$(SCALE) upstream=train $(EFFORT) || exit 1; done
 	$(RUN) src/evaluate.py model=models/$(SCALE) data=$(DATA) measure=$(MEASURE)
 
-bench: setup-dev ## Compare speed with diffusers and DALLE2-pytorch, in ten minutes
+bench: setup-dev ## Compare speed with diffusers, in ten minutes
 	$(RUN) benchmarks/speed.py $(if $(QUICK),--quick)
 
 race: setup ## Compare with DALLE2-pytorch's decoder, each trained for CPU_SECONDS

@@ -1,8 +1,4 @@
-"""Measure the data loader on generated shards: `benchmarks/data.py [--quick]`.
-
-A row has the images per second of one core, the peak memory of the process, and the cores that
-eight GPUs of 300 TFLOP/s keep busy at the paper's scale.
-"""
+"""Measure the data loader on generated shards, next to the needs of eight GPUs."""
 
 import unclip  # isort: skip # noqa: F401 (first: torchvision then imports next to a CPU torch)
 

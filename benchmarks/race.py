@@ -1,7 +1,6 @@
 """Race our decoder against DALLE2-pytorch's: equal parameters, data, CLIP embeddings and CPU time.
 
-`python benchmarks/race.py --model models/emoji --seconds 1600 scale=emoji` trains both from scratch
-on one thread each, given the bundle's CLIP and prior, and writes race.json and race.png.
+Both are trained from scratch on one thread each, given the bundle's CLIP and prior.
 """
 
 import unclip  # isort: skip  # noqa: F401 (first: torchvision then imports next to a CPU torch)
@@ -12,6 +11,7 @@ import os
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,26 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from race_loop import Batch, Racer, Rules, batch_of, race
-from race_score import score, sheet, summary
-from results import write_results
+from results import markdown, write_results
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cli.config_check import ConfigurationError, compose_strictly
 from unclip import bundle
+from unclip.bundle import load_embedder, stage_file
 from unclip.cascade import Cascade
-from unclip.evaluation.context import HELD_OUT, SEEN
-from unclip.evaluation.features import encode_images
+from unclip.contact_sheet import Tile, contact_sheet
+from unclip.emoji.probes import concept_set
+from unclip.emoji.templates import Templates
+from unclip.evaluation.choices import judge_choices
+from unclip.evaluation.context import HELD_OUT, SEEN, VALIDATION
+from unclip.evaluation.emoji_scenes import measure_scenes, read_singles
+from unclip.evaluation.features import EfficientNetLite0, encode_images, extract
+from unclip.evaluation.image_stages import frechet_distances
 from unclip.evaluation.sources import Real, read_real
+from unclip.evaluation.stages import varied
 from unclip.images import save_png, to_uint8
 from unclip.training.optim import parameter_groups
 from unclip.training.trainer import resolve_precision, tune_malloc
@@ -38,7 +46,11 @@ from unclip.training.trainer import resolve_precision, tune_malloc
 ROOT = Path(__file__).parents[1]
 OURS, PEER, REAL = "unclip", "DALLE2-pytorch", "real renders"
 ENVIRONMENT = ROOT / ".venv-race"  # the peer needs older versions of packages that unclip needs
+SHEET_ROWS = 12
 PACKAGES = ("torch", "torchvision", "dalle2-pytorch==1.15.6")
+
+Images = dict[str, Tensor]  # by split
+Scores = dict[str, Any]
 
 
 def main() -> None:
@@ -107,8 +119,7 @@ def peer_environment() -> Path:
 def cache(cascade: Cascade, train: Real, test: dict[str, Real], out: Path) -> Batch:
     """Write the inputs of both decoders, train.safetensors and test.safetensors; return the first.
 
-    Training images have their own image embeddings, test captions those of the prior; all have one
-    caption. In the test file the rows of one split follow those of the other.
+    Training images have their own image embeddings, test captions, split by split, the prior's.
     """
 
     def text(captions: list[str]) -> Batch:
@@ -162,6 +173,59 @@ def race_peer(python: Path, rules: Rules, out: Path) -> dict[str, Any]:
     script = Path(__file__).with_name("race_peer.py")
     subprocess.run([python, script, out], check=True, env=environment)
     return json.loads((out / f"{PEER}.json").read_text())
+
+
+def score(
+    cascade: Cascade, images: dict[str, Images], real: dict[str, Real], root: Path
+) -> dict[str, Scores]:
+    """Measure each decoder's Fréchet distance, judge's choices and scenes of two objects."""
+    reference = read_real(root, VALIDATION, 64, count=len(real[SEEN])).images
+    network, judge = EfficientNetLite0(), load_embedder(stage_file(cascade.folder, "judge"))
+    count = min(len(real[SEEN]), len(reference))
+    features = {name: extract(network, splits[SEEN][:count]) for name, splits in images.items()}
+    distances = frechet_distances(features, extract(network, reference[:count]))
+    templates = None
+    if known := concept_set(root):
+        singles = read_singles(root)
+        templates = Templates.cut(singles.images, singles.metadata, known)
+    scores: dict[str, Scores] = {}
+    for name, splits in images.items():
+        distance = {**distances[name], "n": count}
+        scores[name] = found = {"fd_effnet_lite0": distance, "judge": {}, "two_objects": {}}
+        for split, shown in real.items():
+            choices = judge_choices(judge, splits[split], shown.captions, {})
+            found["judge"][split] = choices["caption"]
+            if templates is not None:
+                generated = replace(shown, images=splits[split])
+                found["two_objects"][split] = measure_scenes(generated, templates)
+    return scores
+
+
+def summary(contenders: dict[str, Scores]) -> str:
+    """Format the scores as a table."""
+    rows = []
+    for name, found in contenders.items():
+        keys = ("parameters", "cpu_seconds", "steps", "evaluations")
+        row = {"decoder": name} | {key: found.get(key) for key in keys}
+        row |= {f"FD {key}": found["fd_effnet_lite0"][key] for key in ("distance", "error", "n")}
+        for split, words in ((SEEN, "seen"), (HELD_OUT, "held out")):
+            shares = {"judge": found["judge"][split]}
+            shares["both objects"] = found["two_objects"].get(split, {}).get("both", {})
+            for key, share in shares.items():
+                row |= {f"{key}, {words}": share.get("share"), f"n {key}, {words}": share.get("n")}
+        rows.append(row)
+    return markdown(rows)
+
+
+def sheet(images: dict[str, Images], real: dict[str, Real]) -> Image.Image:
+    """Plot the images of all decoders for the same captions side by side."""
+    tiles = []
+    for split, shown in real.items():
+        for row in varied(shown, SHEET_ROWS // 2):
+            captions = {name: f"{name}: {shown.captions[row]}" for name in images}
+            marked = split == HELD_OUT
+            tiles += [Tile(images[k][split][row], captions[k], marked=marked) for k in images]
+    return contact_sheet(tiles, columns=len(images), title="framed: held out", lines=4)
 
 
 if __name__ == "__main__":

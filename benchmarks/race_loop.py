@@ -28,10 +28,7 @@ class Racer(NamedTuple):
 
 
 def race(folder: Path, name: str, rules: Rules, enter: Callable[[Batch], Racer]) -> Rules:
-    """Train on train.safetensors and sample the rows of test.safetensors.
-
-    Write the images to NAME.safetensors and a description to NAME.json; return the latter.
-    """
+    """Train on train.safetensors; write test's images and a description, which is returned."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     train, test = (load_file(folder / f"{split}.safetensors") for split in ("train", "test"))
@@ -66,17 +63,11 @@ def batch_of(data: Batch, rows: Tensor) -> Batch:
 def train_for(
     rules: Rules, loss: Callable[[Tensor], Tensor], optimizer: Optimizer, *, rows: int, since: float
 ) -> dict[str, float]:
-    """Train for a CPU time, leave the averaged weights in the parameters and return statistics.
+    """Train for the rules' CPU seconds, leave the averaged weights, and return statistics.
 
     The learning rates rise linearly, then fall to zero along half a cosine of the CPU time.
     Gradients are clipped to a norm of 1. The EMA's update t decays by at most (1 + t) / (10 + t).
-
-    Args:
-        rules: "seconds" (at least one step is made), "batch_size", "warm_up_steps", "ema_decay".
-        loss: loss of a batch, given the indices of its rows.
-        optimizer: optimizer of all parameters that are trained.
-        rows: number of training images.
-        since: `time.process_time()` at the start.
+    `loss` takes the indices of a batch's rows, and `since` is `time.process_time()` at the start.
     """
     batch_size, warm_up_steps = rules["batch_size"], max(rules["warm_up_steps"], 1)
     rates = [group["lr"] for group in optimizer.param_groups]

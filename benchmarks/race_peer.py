@@ -21,7 +21,6 @@ EVALUATIONS, GUIDANCE_SCALE = 32, 2.0
 OPTIMIZER = {"lr": 3e-4, "betas": (0.9, 0.99), "weight_decay": 0.01, "fused": True}
 DIFFUSION = {"timesteps": 1000, "sample_timesteps": (EVALUATIONS,), "learned_variance": True}
 DIFFUSION |= {"image_cond_drop_prob": 0.1, "text_cond_drop_prob": 0.5}
-TOLERANCE = 0.05
 
 
 def unet_of(rules: Rules) -> Unet:
@@ -52,14 +51,13 @@ def unet_of(rules: Rules) -> Unet:
     # A cond_dim equal to the embedding's width fails: it would not become four tokens.
     cond_dims = [width for width in range(16, 257, 16) if width != rules["image_dim"]]
     nearest = min(product(range(8, 257, 8), cond_dims), key=distance)
-    if distance(nearest) > TOLERANCE:
-        count = f"{rules['parameters']} parameters to within {TOLERANCE:.0%}"
-        raise ValueError(f"no U-Net of DALLE2-pytorch has {count}: change network.channels of ours")
+    if distance(nearest) > 0.05:
+        raise ValueError("no U-Net of DALLE2-pytorch is within 5%: change network.channels of ours")
     return make(*nearest)
 
 
 def text_of(batch: Batch) -> dict[str, Tensor]:
-    """Return the condition; the network derives the text's mask from states that are zero."""
+    """Return the condition; states that are zero are the text's mask."""
     states = batch["text_states"] * batch["text_mask"][..., None]
     return {"image_embed": batch["image_embedding"], "text_encodings": states}
 

@@ -1,26 +1,28 @@
-"""Compare unclip's speed with its peers' at equal parameters: `benchmarks/speed.py [--quick]`.
+"""Compare unclip's speed with diffusers' at equal parameters: how many times as fast it is.
 
-It prints how many times as fast unclip is in each measure, and writes the results after each case.
-On a GPU the times are those of CUDA events, and the contenders run one after another.
+Contenders take turns, so that a disturbance hits all of them; on a GPU they run one after another,
+and the times are those of CUDA events.
 """
 
 import unclip  # isort: skip  # noqa: F401 (first: torchvision then imports next to a CPU torch)
 
 import argparse
-import importlib.util
 import itertools
+import multiprocessing
 import os
+import statistics
 import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from contender import MEASURES, SIZES, Task
+from contender import MEASURES, SIZES, Contender, Task, count_parameters
 from peers import CONTENDERS
 from results import device_name, markdown, write_results
-from timing import Worker, interleave, quartiles, ratios
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -28,15 +30,68 @@ from unclip.training.cost import StepMeter, peak_flops
 from unclip.training.trainer import resolve_precision
 
 OURS = "unclip"
+quartiles = partial(statistics.quantiles, n=4, method="inclusive")
+
+_built: list[Contender] = []  # the contender of a worker's process
 
 Row = dict[str, Any]
 Seconds = dict[str, list[float]]  # by contender, one per round
 
 
+def interleave(
+    contenders: Mapping[str, Callable[[], float]], *, rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Call every contender once per round and collect the results; each round begins by another.
+
+    After `seconds` no round is begun, except the first three.
+    """
+    names, end = list(contenders), time.perf_counter() + seconds
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        if number >= 3 and time.perf_counter() > end:
+            break
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(contenders[name]())
+    return found
+
+
+class Worker(ProcessPoolExecutor):
+    """A process with one contender and the allocator settings of its project."""
+
+    def __init__(self, build: Callable[[Task], Contender], task: Task):
+        super().__init__(1, mp_context=multiprocessing.get_context("spawn"))
+        self.parameters, self.noises = self.submit(_build, build, task).result()
+
+    def seconds(self, measure: str) -> float:
+        """Run a measure once and return its duration."""
+        return self.submit(_run, measure).result()
+
+
+def _build(build: Callable[[Task], Contender], task: Task) -> tuple[int, int]:
+    torch.set_num_threads(task.threads)
+    torch.set_float32_matmul_precision("high")
+    _built.append(build(task))
+    return count_parameters(_built[0].modules), _built[0].noises
+
+
+def _run(measure: str) -> float:
+    run = getattr(_built[0], measure)
+    if _built[0].task.device != "cuda":
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
 def main() -> None:
     arguments = parse()
-    # Peers show progress bars while they sample, and use deprecated functions.
-    os.environ |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+    os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"  # diffusers uses deprecated functions
     end = time.monotonic() + 60 * arguments.minutes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = resolve_precision(arguments.precision, "gpu" if device == "cuda" else "cpu")
@@ -46,8 +101,7 @@ def main() -> None:
     print(f"{device_name()}, torch {torch.__version__}, {precision}, {peak / 1e12:.2f} TFLOP/s")
     limits = {"rounds": 30, "seconds": 60.0} if device == "cpu" else {"rounds": 7, "seconds": 3.0}
     limits = {"rounds": 2, "seconds": 0.0} if arguments.quick else limits
-    rows: list[Row] = []
-    missing: dict[str, str] = {}
+    rows, missing = [], {}
     sizes = ["quick"] if arguments.quick else arguments.sizes
     for size, stage in itertools.product(sizes, arguments.stages):
         if stage not in SIZES[size]:
@@ -81,7 +135,8 @@ def compare(
             found |= interleave(runs, **limits) if runs else {}
         for name, worker in workers.items():
             about[name] = {"parameters": worker.parameters, "noises": worker.noises}
-            about[name] |= {"GiB": worker.peak_gib(), "planned GiB": None}
+            peak_bytes = worker.submit(torch.cuda.max_memory_allocated).result()  # 0 on a CPU
+            about[name] |= {"GiB": peak_bytes / 2**30 or None, "planned GiB": None}
             worker.shutdown()
     if OURS not in about:
         return []
@@ -97,13 +152,10 @@ def compare(
 
 
 def planned(stage: str, task: Task) -> tuple[int, float]:
-    """Return the FLOPs and the peak GiB of our training step, from fake tensors on a CPU."""
+    """Return FLOPs and peak GiB of our training step from fake tensors, which cannot move."""
     task = Task(**{**vars(task), "device": "cpu", "compile": False})
-    stay = patch.object(
-        nn.Module, "to", lambda module, *_, **__: module
-    )  # fake weights cannot move
-    with FakeTensorMode(), stay:
-        ours = CONTENDERS[stage][OURS][1](task)
+    with FakeTensorMode(), patch.object(nn.Module, "to", lambda module, *_, **__: module):
+        ours = CONTENDERS[stage][OURS](task)
         weights = list(ours.modules.parameters())
         with StepMeter([*weights, *ours.problem]) as meter:
             ours.train()
@@ -114,12 +166,8 @@ def start(stage: str, task: Task, names: list[str], missing: dict[str, str]) -> 
     """Start contenders and warm them up; those that fail are added to `missing`."""
     workers = {}
     for name in names:
-        package, build = CONTENDERS[stage][name]
-        if importlib.util.find_spec(package) is None:
-            missing[name] = f"{package} is not installed: see docs/performance.md"
-            continue
         try:
-            worker = Worker(build, task)
+            worker = Worker(CONTENDERS[stage][name], task)
             for measure in MEASURES[stage]:
                 worker.seconds(measure)  # compiles the networks
             workers[name] = worker
@@ -129,17 +177,16 @@ def start(stage: str, task: Task, names: list[str], missing: dict[str, str]) -> 
 
 
 def rows_of(seconds: Seconds, about: dict[str, Row], measure: str) -> list[Row]:
-    """Return a row per contender with quartiles; `ratio` is how many times as fast ours is.
-
-    In training the ratio compares noised samples per second.
-    """
+    """Return a row per contender with quartiles; in training, ratios are of noised samples."""
     rows = []
     for name, values in seconds.items():
         noises = about[OURS]["noises"] / about[name]["noises"] if measure == "train" else 1
         row = {"measure": measure, "contender": name, "parameters": about[name]["parameters"]}
         low, median, high = quartiles([1000 * value for value in values])
         row |= {"rounds": len(values), "ms": median, "ms low": low, "ms high": high}
-        low, median, high = quartiles([noises * r for r in ratios(values, seconds[OURS])])
+        # Round by round, because a disturbance that is longer than a round slows down both.
+        rounds = zip(values, seconds[OURS], strict=False)
+        low, median, high = quartiles([noises * value / ours for value, ours in rounds])
         row |= {"ratio": median, "ratio low": low, "ratio high": high, "MFU": None}
         memory = {key: about[name][key] for key in ("GiB", "planned GiB")}
         rows.append(row | (memory if measure == "train" else dict.fromkeys(memory)))
@@ -154,8 +201,7 @@ def parse() -> argparse.Namespace:
     precisions = ["auto", "32-true", "bf16-mixed"]  # auto: bf16 if the hardware has it
     parser.add_argument("--precision", choices=precisions, default="auto")
     parser.add_argument("--compile", action="store_true", help="compile all contenders")
-    about = "no case is begun after this time"
-    parser.add_argument("--minutes", type=float, default=30.0, help=about)
+    parser.add_argument("--minutes", type=float, default=30.0, help="begin no case after them")
     parser.add_argument("--out", type=Path, default=Path("runs/bench.json"))
     return parser.parse_args()
 

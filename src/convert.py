@@ -14,7 +14,17 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 2 for a user error."""
-    args = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(description=__doc__)
+    about = "float16 halves a bundle's size, karlo reads Karlo's weights"
+    parser.add_argument("format", choices=["float16", "karlo"], help=about)
+    about = "folder of the bundle; for karlo, of diffusers' components or Karlo's .ckpt files"
+    parser.add_argument("source", type=Path, help=about)
+    about = "folder of the new bundle, such as models/karlo"
+    parser.add_argument("out", type=Path, help=about)
+    about = "folder with text_encoder and image_encoder, or the file or tag of open_clip's "
+    about += "ViT-L-14 weights; required with .ckpt files"
+    parser.add_argument("--clip", metavar="SOURCE", help=about)
+    args = parser.parse_args(arguments)
     try:
         if args.format == "float16":
             to_float16(args.source, args.out)
@@ -44,15 +54,8 @@ def to_float16(source: Path, out: Path) -> None:
         raise FileNotFoundError(f"{source} holds no stage: give the folder of a bundle")
     for file in files:
         metadata = read_metadata(file)
-        save_stage(
-            out / file.name,
-            load_stage(file),
-            recipe=metadata.recipe,
-            steps=metadata.steps,
-            clip_fingerprint=metadata.clip_fingerprint,
-            extra=metadata.extra,
-            dtype=torch.float16,
-        )
+        kept = {k: getattr(metadata, k) for k in ("recipe", "steps", "clip_fingerprint", "extra")}
+        save_stage(out / file.name, load_stage(file), **kept, dtype=torch.float16)
         print(out / file.name)
     print(write_model_card(out, source / "results.json"))
 
@@ -63,22 +66,6 @@ def karlo_recipe(stage: str) -> dict[str, Any]:
         last = ["model.last_network=${network}"] if stage == "upsampler_256" else []
         cfg = compose("train", [f"stage={stage}", "scale=karlo", *last])
     return cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    about = "float16 halves a bundle's size, karlo reads Karlo's weights"
-    parser.add_argument("format", choices=["float16", "karlo"], help=about)
-    about = "folder of the bundle; for karlo, of diffusers' components or Karlo's .ckpt files"
-    parser.add_argument("source", type=Path, help=about)
-    about = "folder of the new bundle, such as models/karlo"
-    parser.add_argument("out", type=Path, help=about)
-    about = (
-        "folder with text_encoder and image_encoder, or the file or tag of open_clip's "
-        "ViT-L-14 weights; required with .ckpt files"
-    )
-    parser.add_argument("--clip", metavar="SOURCE", help=about)
-    return parser
 
 
 if __name__ == "__main__":

@@ -7,26 +7,25 @@ from collections.abc import Sequence
 
 STEP = "trainer/global_step"
 
-# Validation metrics of each stage and their baselines, by the title of their plot.
-VALIDATION = {
-    "CLIP: recall": ["text_to_image_at_1", "image_to_text_at_1", "text_to_image_at_5"],
-    "Prior: cosine": ["cosine", "cosine_text", "cosine_shuffled"],
-    "Decoder: loss": ["loss"],
-    "Decoder: Fréchet distance": ["fd_effnet_lite0"],
-    "Upsamplers: PSNR": ["psnr", "psnr_bicubic"],
-    "Upsamplers: gain over bicubic": ["psnr_gain"],
-}
-TRAINING = {
-    "Loss": ["loss"],
-    "Loss by quartile of the timesteps": ["loss_q0", "loss_q1", "loss_q2", "loss_q3"],
-    "Loss terms": ["mse", "vb"],
-    "Gradient norm": ["gradient_norm"],
-    "Learning rate": ["learning_rate"],
-}
-MACHINE = {
-    "Images per second": ["images_per_second"],
-    "Images": ["images"],
-    "Memory (GiB)": ["memory_gib"],
+# Prefix → title of a plot → its metrics; those of validation with their baselines.
+PLOTS = {
+    "validation": {
+        "CLIP: recall": ["text_to_image_at_1", "image_to_text_at_1", "text_to_image_at_5"],
+        "Prior: cosine": ["cosine", "cosine_text", "cosine_shuffled"],
+        "Decoder: loss": ["loss"],
+        "Upsamplers: PSNR": ["psnr", "psnr_bicubic"],
+        "Upsamplers: gain over bicubic": ["psnr_gain"],
+    },
+    "train": {
+        "Loss": ["loss"],
+        "Loss by quartile of the timesteps": ["loss_q0", "loss_q1", "loss_q2", "loss_q3"],
+        "Loss terms": ["mse", "vb"],
+        "Gradient norm": ["gradient_norm"],
+        "Learning rate": ["learning_rate"],
+        "Images per second": ["images_per_second"],
+        "Images": ["images"],
+        "Memory (GiB)": ["memory_gib"],
+    },
 }
 
 
@@ -52,23 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(entity: str, project: str, name: str):
-    """Build the workspace: validation, samples, training, machine and the runs' settings."""
+    """Build the workspace: validation, training, samples and the runs' settings."""
     from wandb_workspaces import workspaces
     from wandb_workspaces.reports import v2 as panels
 
-    def plots(prefix: str, titles: dict[str, list[str]]) -> list:
-        return [
-            panels.LinePlot(title=title, x=STEP, y=[f"{prefix}/{metric}" for metric in metrics])
-            for title, metrics in titles.items()
-        ]
-
     sections = {
-        "Validation": plots("validation", VALIDATION),
-        "Samples": [panels.MediaBrowser(media_keys=["samples"], num_columns=1)],
-        "Training": plots("train", TRAINING),
-        "Machine": plots("train", MACHINE),
-        "Settings": [panels.RunComparer(diff_only="split")],
+        prefix.capitalize(): [
+            panels.LinePlot(title=title, x=STEP, y=[f"{prefix}/{metric}" for metric in metrics])
+            for title, metrics in plots.items()
+        ]
+        for prefix, plots in PLOTS.items()
     }
+    sections["Samples"] = [panels.MediaBrowser(media_keys=["samples"], num_columns=1)]
+    sections["Settings"] = [panels.RunComparer(diff_only="split")]
     return workspaces.Workspace(
         entity=entity,
         project=project,

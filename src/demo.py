@@ -73,13 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_sections(cascade: Cascade, size: int) -> list[Section]:
     """Generate and edit the images of the page, and print each step."""
-    report("generating", len(PROMPTS))
+    print(f"generating {len(PROMPTS)} images …", flush=True)
     first = cascade.text_to_image(PROMPTS, seeds=range(len(PROMPTS)), size=size).images[size]
-    report("varying", 3)
+    print("varying 3 images …", flush=True)
     varied = cascade.vary(first[VARIED], 3, size=size).images[size]
-    report("editing", 3)
+    print("editing 3 images …", flush=True)
     edited = cascade.text_diff(first[EDITED], *EDIT, frames=3, size=size).images[size]
-    report("inpainting", 2)
+    print("inpainting 2 images …", flush=True)
     mask = torch.zeros(size, size, dtype=torch.bool)
     mask[:, size // 2 :] = True
     painted = cascade.inpaint(first[PAINTED], mask, PAINT, 2, size=size).images[size]
@@ -105,11 +105,6 @@ def make_sections(cascade: Cascade, size: int) -> list[Section]:
             [(first[PAINTED], "original"), *((image, "inpainted") for image in painted)],
         ),
     ]
-
-
-def report(verb: str, count: int) -> None:
-    """Print a line about the next step."""
-    print(f"{verb} {count} images …", flush=True)
 
 
 def render(sections: Sequence[Section], model: Path) -> str:

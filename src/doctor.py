@@ -27,12 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
     options = parser.parse_args(arguments)
-    checks = {
-        "packages": check_packages(),
-        "environment": check_environment(),
-        "data": check_data(options.data),
-        "bundles": check_bundles(options.models),
-    }
+    checks = {"packages": check_packages(), "environment": check_environment()}
+    checks |= {"data": check_data(options.data), "bundles": check_bundles(options.models)}
     failed = False
     for title, findings in checks.items():
         print(title)
@@ -96,8 +92,7 @@ def check_data(folder: Path) -> Iterator[Finding]:
     again = "run its prepare.py command again"
     roots = sorted({path.parents[2] for path in folder.glob("*/train/*/*.tar")})
     if not roots:
-        fix = "make data-emoji, or see docs/data.md"
-        yield Finding("info", f"no data set in {folder}", fix)
+        yield Finding("info", f"no data set in {folder}", "make data-emoji, or see docs/data.md")
     for root in roots:
         if (root / "building.json").is_file():
             yield Finding("error", f"{root.name} is not finished", again)

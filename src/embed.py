@@ -32,10 +32,9 @@ def main(cfg: DictConfig) -> None:
         started = time.perf_counter()
         done = embed_shards(embedder, data, rank=ranks.rank, world_size=ranks.world)
         speed = done.images / (time.perf_counter() - started)
-        rate = f", {speed:.0f} images/s" if done.images else ""
         print(
             f"rank {ranks.rank}: embedded {done.shards} shards of {data.root} with CLIP "
-            f"{embedder.fingerprint}{rate}"
+            f"{embedder.fingerprint}, {speed:.0f} images/s"
         )
         ranks.wait()
 

@@ -31,13 +31,10 @@ def main(cfg: DictConfig) -> float | None:
     set_up_device()
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        ranks = launch(
-            cfg.trainer.get("devices", 1),
-            cfg.trainer.get("accelerator", "auto"),
-            cfg.trainer.get("num_nodes", 1),
-        )
+        settings, accelerator = cfg.trainer, cfg.trainer.get("accelerator", "auto")
+        ranks = launch(settings.get("devices", 1), accelerator, settings.get("num_nodes", 1))
         with open_dict(cfg):
-            if cfg.trainer.get("accelerator") == "cpu":
+            if accelerator == "cpu":
                 cfg.device = "cpu"
             # Ranks share the folder, because that of a sweep is named by the time.
             cfg.out = ranks.share(str(output_folder(cfg, sweep)))
@@ -66,19 +63,13 @@ def output_folder(cfg: DictConfig, sweep: bool) -> Path:
 
 
 def choose(measurements: Mapping[str, Any], cfg: DictConfig, sweep: bool) -> dict[str, Any]:
-    """Return the measurements to run, as `only` and `by_stage` say.
-
-    Raises:
-        ValueError: `only` names an unknown measurement.
-    """
+    """Return the measurements that `only` and `by_stage` choose; an unknown one is an error."""
     chosen = {name: one for name, one in measurements.items() if one is not None}
     if unknown := set(cfg.only or ()) - chosen.keys():
         raise ValueError(f"only={min(unknown)}: the measurements are {', '.join(chosen)}")
     if cfg.only is not None:
         return {name: chosen[name] for name in cfg.only}
-    by_stage = cfg.by_stage
-    if by_stage is None:
-        by_stage = not sweep and cfg.generated is None
+    by_stage = not sweep and cfg.generated is None if cfg.by_stage is None else cfg.by_stage
     return {name: one for name, one in chosen.items() if by_stage or not one.stages}
 
 

@@ -27,12 +27,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def train(config: dict[str, Any], identity: dict[str, Any]) -> float | None:
-    """Build the parts of a run, and fit the stage.
-
-    Args:
-        config: resolved configuration.
-        identity: part of it that must not change when the run resumes.
-    """
+    """Build the parts of a run, whose `identity` must not change, and fit the stage."""
     training.set_up_process(config["seed"])
     from unclip.files import write_text
     from unclip.training.embeddings import ensure_embeddings

@@ -1,4 +1,4 @@
-import unclip  # isort: skip  # noqa: F401 (first: it makes torchvision work with a CPU torch)
+import unclip  # isort: skip (first: it makes torchvision work with a CPU torch)
 
 import signal
 from collections.abc import Callable
@@ -15,6 +15,19 @@ torch.set_num_threads(1)  # the tensors of the tests are too small for more thre
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """The folder of a tiny bundle, which tests only read."""
+    import tiny_bundle  # its imports take 2 s
+
+    return tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    return unclip.Cascade.load(tiny_folder, device="cpu")
 
 
 @pytest.fixture

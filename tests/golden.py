@@ -54,8 +54,7 @@ def run(repo: Path, out: Path) -> None:
     inpaint = [str(apple), "a dog", "--mask", f"{out}/mask.png"]
     script("sample.py", "inpaint", *inpaint, *where, "--out", f"{out}/inpaint")
     script("sample.py", "reconstruct", str(apple), *where, "--out", f"{out}/reconstruct")
-    group = "measure" if (repo / "conf/measure").is_dir() else "metrics"
-    evaluate = [f"model={model}", "data=emoji_quick", f"data.root={data}", f"{group}=quick"]
+    evaluate = [f"model={model}", "data=emoji_quick", f"data.root={data}", "measure=quick"]
     script("evaluate.py", *evaluate, f"out={out}/evaluation", f"references={out}/references")
     (out / "golden.json").write_text(json.dumps(fingerprints(out), indent=1) + "\n")
 
@@ -67,24 +66,14 @@ def fingerprints(out: Path) -> dict[str, object]:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118
                 found[f"{path.stem}:{name}"] = _digest(file.get_tensor(name).numpy().tobytes())
-    for folder in [
-        "samples",
-        "large",
-        "ar",
-        "vary",
-        "interpolate",
-        "edit",
-        "inpaint",
-        "reconstruct",
-    ]:
+    for folder in SAMPLES:
         for number, path in enumerate(sorted((out / folder).glob("*.png"))):
             found[f"{folder}:{number}"] = _digest(Image.open(path).convert("RGB").tobytes())
     for path in sorted((out / "data").rglob("*.tar")):
         found[str(path.relative_to(out))] = _digest(path.read_bytes())
     results = json.loads((out / "evaluation/results.json").read_text())
-    for name in (
-        *("settings", "versions", "seconds", "paths", "made_with", "model", "generated", "tables"),
-    ):
+    changing = ("settings", "versions", "seconds", "paths", "made_with")
+    for name in (*changing, "model", "generated", "tables"):
         results.pop(name, None)
     _flatten("results", results, found)
     _flatten("dataset", json.loads((out / "data/dataset.json").read_text()), found)

@@ -94,7 +94,7 @@ READERS = {"unclip/files.py", "unclip/images.py"}
 EXCEPTIONS = {
     "unclip/provenance.py": "reads the text of a PNG",
     "unclip/emoji/render.py": "keeps the transparency of its own renders",
-    "hydra_plugins/unclip_sweeps/jobs.py": "must not import torch",
+    "hydra_plugins/unclip_sweeps/process.py": "must not import torch",
     "cli/sample_again.py": "opens the PNG whose text it has read",
     "cli/sample_output.py": "reads the comment of a GIF",
     "unclip/evaluation/tables.py": "opens images that this evaluation saved",

@@ -9,22 +9,15 @@ from safetensors.torch import load_file
 import convert
 import doctor
 from unclip import Cascade
-from unclip.bundle import (
-    build,
-    initialize,
-    load_embedder,
-    load_stage,
-    read_metadata,
-    save_stage,
-)
+from unclip.bundle import build, initialize, load_embedder, load_stage, read_metadata, save_stage
 from unclip.clip import clip_fingerprint, fingerprint
+
+NAMES = (*tiny_bundle.NAMES, "prior_ar")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    folder = tiny_bundle.write(
-        tmp_path_factory.mktemp("models") / "tiny", (*tiny_bundle.NAMES, "prior_ar")
-    )
+    folder = tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny", NAMES)
     tiny_bundle.write_judge(folder, steps=5, extra={"license": "CC-BY-SA-4.0", "seconds": 7.5})
     return folder
 
@@ -36,11 +29,7 @@ def half(source):
     return out
 
 
-def names():
-    return [*tiny_bundle.NAMES, "prior_ar", "judge"]
-
-
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [*NAMES, "judge"])
 def test_only_networks_are_rounded(name, source, half):
     old, new = (load_file(folder / f"{name}.safetensors") for folder in (source, half))
     assert old.keys() == new.keys()
@@ -50,7 +39,7 @@ def test_only_networks_are_rounded(name, source, half):
         assert torch.equal(tensor, old[key].to(tensor.dtype)), key
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [*NAMES, "judge"])
 def test_loading_returns_float32_and_the_tables(name, source, half):
     old, new = (load_stage(folder / f"{name}.safetensors") for folder in (source, half))
     assert {key: t.dtype for key, t in new.state_dict().items()} == {

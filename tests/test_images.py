@@ -64,16 +64,6 @@ def test_images_of_all_modes_become_rgb(image, tmp_path):
     assert open_image(transparent).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_an_image_is_rotated_as_its_exif_orientation_says(image, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90° clockwise
-    image.save(tmp_path / "a.png", exif=exif)
-    upright = open_image(tmp_path / "a.png")
-    assert upright.size == (20, 40)
-    assert upright.getpixel((10, 2)) == (255, 0, 0)
-    assert upright.getpixel((10, 38)) == (0, 0, 255)
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [

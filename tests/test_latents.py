@@ -29,13 +29,6 @@ class TestSlerp:
         ours = torch.stack([slerp(a, b, fraction) for fraction in at])
         torch.testing.assert_close(ours, torch.from_numpy(expected).float())
 
-    def test_the_norm_is_kept_and_the_angle_grows_linearly(self):
-        a, b = unit(512), unit(512)
-        for fraction in torch.linspace(0, 1, 11).tolist():
-            point = slerp(a, b, fraction)
-            assert point.norm().item() == pytest.approx(1, abs=1e-6)
-            assert angle(a, point) == pytest.approx(fraction * angle(a, b), abs=1e-6)
-
     def test_lengths_are_interpolated(self):
         point = slerp(3 * unit(64), 5 * unit(64), 0.25)
         assert point.norm().item() == pytest.approx(3.5, abs=1e-5)
@@ -45,12 +38,6 @@ class TestSlerp:
             a, b = torch.randn(2, 3, 64, 64)
             assert torch.equal(slerp(a, b, 0.0), a)
             torch.testing.assert_close(slerp(a, b, 1.0), b)
-
-    def test_it_is_not_elementwise(self):
-        """The formula of both public pipelines leaves the sphere: norm 1.30 at cosine 0.7."""
-        a, across = torch.eye(8)[:2]
-        b = 0.7 * a + math.sqrt(1 - 0.49) * across
-        assert slerp(a, b, 0.5).norm().item() == pytest.approx(1, abs=1e-6)
 
     @pytest.mark.parametrize("away", [0.0, 1e-12, 1e-8, 1e-6, 1e-3])
     def test_between_close_points_it_is_the_middle(self, away):

@@ -11,11 +11,6 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_three_notebooks():
-    names = [path.stem for path in NOTEBOOKS]
-    assert names == ["latent_space", "quickstart", "train_your_own"]
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_stored_without_outputs(path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:

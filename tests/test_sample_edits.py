@@ -8,13 +8,7 @@ import torch
 from PIL import Image
 
 import sample
-from unclip.cascade import Cascade
 from unclip.images import open_image, to_tensor
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_bundle.write(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
@@ -31,12 +25,13 @@ def images(tmp_path):
 
 
 @pytest.fixture
-def run(model, images, monkeypatch):
+def run(tiny_folder, images, monkeypatch):
     """Run a command on the tiny bundle at 64 pixels, few steps; return the names of the files."""
     monkeypatch.chdir(images)
 
     def run(command: str, *arguments: str) -> list[str]:
-        default = ["--model", str(model), "--out", "out", "--size", "64", "--steps", "decoder=3"]
+        default = ["--model", str(tiny_folder), "--out", "out", "--size", "64"]
+        default += ["--steps", "decoder=3"]
         assert sample.main([command, *arguments, *default]) == 0
         return sorted(path.name for path in Path("out").iterdir())
 
@@ -48,12 +43,10 @@ def pixels(path):
 
 
 class TestCommands:
-    def test_vary(self, run, model):
+    def test_vary(self, run, tiny):
         names = run("vary", "a.png", "--count", "2", "--eta", "0.5", "--seed", "3", "--grid")
         assert names == [f"a-vary-seed3-{end}.png" for end in ("00-64", "01-64", "sheet")]
-        expected = Cascade.load(model, device="cpu").vary(
-            "a.png", 2, eta=0.5, seed=3, size=64, steps={"decoder": 3}
-        )
+        expected = tiny.vary("a.png", 2, eta=0.5, seed=3, size=64, steps={"decoder": 3})
         for name, image in zip(names, expected.images[64], strict=False):
             assert torch.equal(pixels(Path("out", name)), image)
 
@@ -115,6 +108,7 @@ class TestAgain:
         "arguments",
         [
             ("text", "a dog", "a cat", "--count", "2", "--guidance", "3"),
+            ("text", "a dog", "--dtype", "bfloat16", "--offload"),
             ("vary", "a.png", "--count", "2"),
             ("interpolate", "a.png", "b.png", "--frames", "3", "--batch-size", "2"),
             ("edit", "a.png", "--to", "a dog", "--frames", "2"),
@@ -122,28 +116,28 @@ class TestAgain:
             ("reconstruct", "a.png", "b.png"),
         ],
     )
-    def test_bit_for_bit(self, run, model, capsys, arguments):
+    def test_bit_for_bit(self, run, tiny_folder, capsys, arguments):
         name = run(*arguments)[-1]
         capsys.readouterr()
-        again = ["again", f"out/{name}", "--model", str(model), "--out", "again"]
+        again = ["again", f"out/{name}", "--model", str(tiny_folder), "--out", "again"]
         assert sample.main(again) == 0
         assert "the same, pixel for pixel" in capsys.readouterr().err
         assert Path("again", name).read_bytes() == Path("out", name).read_bytes()
 
-    def test_a_bundle_is_found_by_its_fingerprints(self, run, model, capsys):
+    def test_a_bundle_is_found_by_its_fingerprints(self, run, tiny_folder, capsys):
         (name,) = run("reconstruct", "a.png")
-        shutil.copytree(model, "models/elsewhere")
+        shutil.copytree(tiny_folder, "models/elsewhere")
         other = tiny_bundle.write(Path("models/another"), names=("clip", "prior"))
         assert other.is_dir()
         assert sample.main(["again", f"out/{name}"]) == 0
         assert "pixel for pixel" in capsys.readouterr().err
 
-    def test_an_input_image_may_be_next_to_the_result(self, run, model):
+    def test_an_input_image_may_be_next_to_the_result(self, run, tiny_folder):
         (name,) = run("reconstruct", "a.png")
         Path("a.png").rename("out/a.png")
-        assert sample.main(["again", f"out/{name}", "--model", str(model)]) == 0
+        assert sample.main(["again", f"out/{name}", "--model", str(tiny_folder)]) == 0
 
-    def test_images_that_cannot_be_reproduced(self, run, model, capsys):
+    def test_images_that_cannot_be_reproduced(self, run, tiny_folder, capsys):
         names = run("vary", "a.png", "--count", "1", "--grid")
         Path("plain.png").write_bytes(Path("b.png").read_bytes())
         for image, message in (
@@ -151,15 +145,15 @@ class TestAgain:
             ("plain.png", "has no metadata of sample.py"),
             (f"out/{names[1]}", "is a contact sheet"),
         ):
-            assert sample.main(["again", image, "--model", str(model)]) == 2
+            assert sample.main(["again", image, "--model", str(tiny_folder)]) == 2
             assert message in capsys.readouterr().err
         assert sample.main(["again", f"out/{names[0]}"]) == 2
         assert "no folder in models/ is the bundle" in capsys.readouterr().err
         shutil.copy("b.png", "a.png")
-        assert sample.main(["again", f"out/{names[0]}", "--model", str(model)]) == 2
+        assert sample.main(["again", f"out/{names[0]}", "--model", str(tiny_folder)]) == 2
         assert "a.png has changed since" in capsys.readouterr().err
         Path("a.png").unlink()
-        assert sample.main(["again", f"out/{names[0]}", "--model", str(model)]) == 2
+        assert sample.main(["again", f"out/{names[0]}", "--model", str(tiny_folder)]) == 2
         assert "a.png, which the image was made from, is missing" in capsys.readouterr().err
 
 
@@ -175,11 +169,11 @@ class TestErrors:
         ],
     )
     def test_a_user_error_is_one_sentence_and_exit_code_2(
-        self, model, images, monkeypatch, capsys, arguments, message
+        self, tiny_folder, images, monkeypatch, capsys, arguments, message
     ):
         monkeypatch.chdir(images)
         Path("text.png").write_text("no image")
-        assert sample.main([*arguments, "--model", str(model), "--size", "64"]) == 2
+        assert sample.main([*arguments, "--model", str(tiny_folder), "--size", "64"]) == 2
         errors = capsys.readouterr().err.strip()
         assert errors.startswith("error: ") and message in errors
         assert len(errors.splitlines()) == 1

@@ -11,12 +11,6 @@ import torch
 from unclip import _torchvision
 
 
-def _find(monkeypatch, folder):
-    spec = importlib.machinery.ModuleSpec("torchvision", None, is_package=True)
-    spec.submodule_search_locations = [str(folder)]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-
-
 @pytest.mark.slow
 def test_torchvision_imports_after_unclip_in_a_fresh_process():
     code = (
@@ -45,21 +39,18 @@ def test_without_torchvision_nothing_is_defined(monkeypatch):
     assert not hasattr(torch.ops.torchvision, "absent_operator")
 
 
-def test_if_the_compiled_library_loads_nothing_is_defined(monkeypatch, tmp_path):
-    (tmp_path / "_C.so").touch()
-    _find(monkeypatch, tmp_path)
-    loaded = []
-    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
-    monkeypatch.setattr(_torchvision, "_OPERATORS", ("absent_operator",))
-    assert _torchvision.define_missing_operators() == []
-    assert [path.name for path in loaded] == ["_C.so"]
-
-
-def test_if_the_library_is_broken_or_missing_operators_are_defined(monkeypatch, tmp_path):
-    (tmp_path / "_C.so").write_bytes(b"no library")
-    _find(monkeypatch, tmp_path)
-    monkeypatch.setattr(_torchvision, "_OPERATORS", ("trial_operator",))
-    assert _torchvision.define_missing_operators() == ["trial_operator"]
-    (tmp_path / "_C.so").unlink()
-    monkeypatch.setattr(_torchvision, "_OPERATORS", ("second_trial_operator",))
-    assert _torchvision.define_missing_operators() == ["second_trial_operator"]
+@pytest.mark.parametrize(
+    ("library", "defined"), [("whole", []), ("broken", ["trial_broken"]), (None, ["trial_None"])]
+)
+def test_operators_are_defined_only_if_the_library_does_not_load(
+    monkeypatch, tmp_path, library, defined
+):
+    spec = importlib.machinery.ModuleSpec("torchvision", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(_torchvision, "_OPERATORS", (f"trial_{library}",))
+    if library is not None:
+        (tmp_path / "_C.so").write_bytes(b"no library")
+    if library == "whole":
+        monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    assert _torchvision.define_missing_operators() == defined

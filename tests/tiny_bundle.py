@@ -10,100 +10,58 @@ from unclip import bundle
 EMBEDDING_DIM, TEXT_WIDTH, CONTEXT_LENGTH = 8, 16, 24
 NAMES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
 ON_CLIP = ("prior", "prior_ar", "decoder")
-_SAMPLER = {"_target_": "unclip.diffusion.ddim", "_partial_": True, "steps": 2, "eta": 1.0}
-_DIFFUSION = {"_target_": "unclip.diffusion.GaussianDiffusion", "prediction": "x0"}
+
+
+def _make(target: str, **arguments) -> dict:
+    return {"_target_": f"unclip.{target}", **arguments}
+
+
+_SAMPLER = _make("diffusion.ddim", _partial_=True, steps=2, eta=1.0)
+_DIFFUSION = _make("diffusion.GaussianDiffusion", prediction="x0")
+_DENSITY = _make("diffusion.LogitNormal", mean=0.6, std=1.0)
 _TEXT = {"text_width": TEXT_WIDTH, "context_length": CONTEXT_LENGTH}
-_UNET = {
-    "_target_": "unclip.networks.UNet",
-    "channels": 8,
-    "multipliers": [1],
-    "blocks": 1,
-    "groups": 4,
-    "head_width": 4,
-}
+_TRANSFORMER = {"embedding_dim": EMBEDDING_DIM, **_TEXT, "width": 16, "layers": 1, "heads": 2}
+_UNET = _make("networks.UNet", channels=8, multipliers=[1], blocks=1, groups=4, head_width=4)
+_CONTEXT = {"image_embedding": EMBEDDING_DIM, "text_states": TEXT_WIDTH, "context_width": 8}
+_MAPS = {"levels": [0], "hidden": 8, "rank": 2, "image_size": 64}
+_VISION = {"vision_width": 16, "vision_layers": 1, "vision_head_width": 8}
 
 
 def _upsampler(name: str, patch: int) -> dict:
-    return {
-        "_target_": "unclip.stages.UpsamplerStage",
-        "network": {**_UNET, "in_channels": 6, "patch": patch},
-        "diffusion": _DIFFUSION,
-        "sampler": _SAMPLER,
-        "name": name,
-    }
+    parts = {"diffusion": _DIFFUSION, "sampler": _SAMPLER, "name": name}
+    network = {**_UNET, "in_channels": 6, "patch": patch}
+    return _make("stages.UpsamplerStage", network=network, **parts)
 
 
 _RECIPES = {
-    "clip": {
-        "_target_": "unclip.stages.ClipStage",
-        "embed_dim": EMBEDDING_DIM,
-        "image_size": 16,
-        "patch_size": 8,
-        "vision_width": 16,
-        "vision_layers": 1,
-        "vision_head_width": 8,
-        "text_width": TEXT_WIDTH,
-        "text_layers": 1,
-        "text_heads": 2,
-        "context_length": CONTEXT_LENGTH,
-        "vocabulary_size": 520,
-    },
-    "prior": {
-        "_target_": "unclip.stages.PriorStage",
-        "network": {
-            "_target_": "unclip.networks.PriorTransformer",
-            "embedding_dim": EMBEDDING_DIM,
-            **_TEXT,
-            "width": 16,
-            "layers": 1,
-            "heads": 2,
+    "clip": _make(
+        "stages.ClipStage",
+        embed_dim=EMBEDDING_DIM,
+        **{"image_size": 16, "patch_size": 8, **_VISION},
+        **{**_TEXT, "text_layers": 1, "text_heads": 2, "vocabulary_size": 520},
+    ),
+    "prior": _make(
+        "stages.PriorStage",
+        network=_make("networks.PriorTransformer", **_TRANSFORMER),
+        **{"diffusion": _DIFFUSION, "sampler": _SAMPLER},
+        **{"text_width": TEXT_WIDTH, "guidance_scale": 1.5},
+    ),
+    "prior_ar": _make(
+        "stages.AutoregressivePriorStage",
+        network=_make(
+            "networks.ARTransformer", components=EMBEDDING_DIM, buckets=16, **_TRANSFORMER
+        ),
+        **{"text_width": TEXT_WIDTH, "guidance_scale": 1.5},
+    ),
+    "decoder": _make(
+        "stages.DecoderStage",
+        network={
+            **{**_UNET, "attention_levels": [0], "patch": 8},
+            **{"conditioning": _CONTEXT, "feature_maps": _MAPS},
         },
-        "diffusion": _DIFFUSION,
-        "sampler": _SAMPLER,
-        "text_width": TEXT_WIDTH,
-        "guidance_scale": 1.5,
-    },
-    "prior_ar": {
-        "_target_": "unclip.stages.AutoregressivePriorStage",
-        "network": {
-            "_target_": "unclip.networks.ARTransformer",
-            "embedding_dim": EMBEDDING_DIM,
-            **_TEXT,
-            "components": EMBEDDING_DIM,
-            "buckets": 16,
-            "width": 16,
-            "layers": 1,
-            "heads": 2,
-        },
-        "text_width": TEXT_WIDTH,
-        "guidance_scale": 1.5,
-    },
-    "decoder": {
-        "_target_": "unclip.stages.DecoderStage",
-        "network": {
-            **_UNET,
-            "attention_levels": [0],
-            "patch": 8,
-            "conditioning": {
-                "image_embedding": EMBEDDING_DIM,
-                "text_states": TEXT_WIDTH,
-                "context_width": 8,
-            },
-            "feature_maps": {"levels": [0], "hidden": 8, "rank": 2, "image_size": 64},
-        },
-        "diffusion": {
-            **_DIFFUSION,
-            "timestep_density": {
-                "_target_": "unclip.diffusion.LogitNormal",
-                "mean": 0.6,
-                "std": 1.0,
-            },
-        },
-        "sampler": _SAMPLER,
-        "embedding_dim": EMBEDDING_DIM,
-        "text_width": TEXT_WIDTH,
-        "guidance_scale": 2.0,
-    },
+        **{"diffusion": {**_DIFFUSION, "timestep_density": _DENSITY}, "sampler": _SAMPLER},
+        **{"embedding_dim": EMBEDDING_DIM, "text_width": TEXT_WIDTH, "guidance_scale": 2.0},
+    ),
     "upsampler_256": _upsampler("upsampler_256", 16),
     "upsampler_1024": _upsampler("upsampler_1024", 32),
 }

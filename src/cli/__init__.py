@@ -11,11 +11,6 @@ if isinstance(sys.stdout, io.TextIOWrapper):
 SHIPPED = Path(__file__).resolve().parents[2] / "models/demo"
 
 
-def default_model() -> Path:
-    """Return the folder of the shipped bundle, or of `make train`'s if there is none."""
-    return SHIPPED if (SHIPPED / "clip.safetensors").is_file() else Path("models/emoji")
-
-
 def refuse_shipped(folder: str | Path, fix: str) -> None:
     """Raise ValueError if a folder is the shipped bundle or a part of it; `fix` says what to do."""
     if Path(folder).resolve().is_relative_to(SHIPPED.resolve()):

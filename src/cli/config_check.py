@@ -1,8 +1,6 @@
 """Check a command line and its configuration: unknown keys, wrong types, ranges, secrets.
 
-Hydra answers an unknown key with the advice to add it; here the message names the nearest key that
-exists. Keys and types of objects to be built are compared with the signatures of their
-constructors.
+Hydra answers an unknown key with the advice to add it; here the message names the nearest key.
 """
 
 import difflib
@@ -37,12 +35,7 @@ class ConfigurationError(ValueError):
 
 
 def check_command_line(config_name: str, arguments: Sequence[str] | None = None) -> None:
-    """Exit with one line if the command line has an unknown key or a value of a wrong type.
-
-    Args:
-        config_name: name of a file in conf/.
-        arguments: command line; None for the program's own.
-    """
+    """Exit with one line if a command line of conf/CONFIG_NAME.yaml has a wrong key or value."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # --help needs no check, and with --config-dir the configuration is from elsewhere.
     if any(re.match("--help|-h$|--hydra-help|--version|--config-|-c[dnp]", word) for word in words):
@@ -71,7 +64,7 @@ def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:
                 else:
                     values[key] = word
             usual = compose(config_name, structure, return_hydra_config=True)
-            known = _keys(OmegaConf.to_container(usual, resolve=False))
+            known = [key for key, _ in _nodes(OmegaConf.to_container(usual, resolve=False))]
             for key in values:
                 if key not in known:
                     raise ConfigurationError(f"there is no key {key}{_nearest(key, known)}")
@@ -90,7 +83,7 @@ def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:
         check_ranges({name: part for name, part in plain.items() if name != "hydra"})
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
-    for text in _texts(plain):
+    for text in (value for _, value in _nodes(plain) if isinstance(value, str)):
         if found := SECRET.search(text):
             raise ConfigurationError(
                 f"${{{found[0]}}}: the configuration is saved and logged, so it must not contain "
@@ -110,16 +103,12 @@ def _first_choice(override: Override) -> str:
 
 def _unknown_choice(error: MissingConfigException) -> ConfigurationError:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = error.options or ()
-    near, choices = _nearest(choice, options), ", ".join(options)
+    near, choices = _nearest(choice, error.options or ()), ", ".join(error.options or ())
     return ConfigurationError(f"there is no {group}={choice}{near} (choices: {choices})")
 
 
 def _check_types(values: Mapping[str, str], usual: DictConfig, cfg: DictConfig) -> None:
-    """Refuse text other than "auto" for a number or truth value.
-
-    `check_targets` knows more, but has to import what is built.
-    """
+    """Refuse text other than "auto" for a number or truth value; no import is needed."""
     for key, word in values.items():
         before, now = (_select(config, key) for config in (usual, cfg))
         if isinstance(before, bool | int | float) and isinstance(now, str) and now != "auto":
@@ -148,9 +137,9 @@ def _check_added(key: str, cfg: DictConfig) -> None:
         if target and not HYDRA_KEY.fullmatch(name):
             _check_name(key, target)
         return
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    if not any(f"${{{key}" in text for text in _texts(plain)):
-        known = [one for one in _keys(plain) if one.partition(".")[0] != key]
+    nodes = dict(_nodes(OmegaConf.to_container(cfg, resolve=False)))
+    if not any(f"${{{key}" in value for value in nodes.values() if isinstance(value, str)):
+        known = [one for one in nodes if one.partition(".")[0] != key]
         raise ConfigurationError(f"there is no key {key}{_nearest(key, known)}")
 
 
@@ -158,19 +147,13 @@ def _select(cfg: DictConfig, key: str) -> Any:
     return OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
 
 
-def _keys(config: Any, prefix: str = "") -> list[str]:
-    if not isinstance(config, dict):
-        return []
-    inner = (_keys(value, f"{prefix}{key}.") for key, value in config.items())
-    return [f"{prefix}{key}" for key in config] + [key for keys in inner for key in keys]
-
-
-def _texts(node: Any) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict | list):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _texts(child)
+def _nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all keys and values of nested dicts and lists, the outer ones first."""
+    items = dict(enumerate(config)) if isinstance(config, list) else config
+    if isinstance(items, dict):
+        yield from ((f"{prefix}{key}", value) for key, value in items.items())
+        for key, value in items.items():
+            yield from _nodes(value, f"{prefix}{key}.")
 
 
 def _nearest(word: str, options: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from unclip import bundle
-from unclip.memory import GIB
+from unclip.device import GIB
 from unclip.stages import Stage, UpsamplerStage
 from unclip.training.acceleration import optimize
 from unclip.training.cost import StepCost, measure_step

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from cli import default_model
+from cli import SHIPPED
 from cli.ranges import SEEDS, number
 
 Add = Callable[..., Any]  # `add_argument` of a command's parser
@@ -70,13 +70,8 @@ def _interpolate(add: Add) -> None:
 
 def _edit(add: Add) -> None:
     _editing(add)
-    add(
-        "--from",
-        dest="source",
-        default="",
-        metavar="TEXT",
-        help="description of the image; optional",
-    )
+    about = "description of the image; optional"
+    add("--from", dest="source", default="", metavar="TEXT", help=about)
     add("--to", dest="target", required=True, metavar="TEXT", help="description of the result")
     add("--strength", type=finite, default=0.5, help="largest angle of the edit, often 0.25 to 0.5")
     add("--frames", type=positive, default=6, help="number of images, of increasing strength")
@@ -106,12 +101,8 @@ def _editing(add: Add, images: int | str = 1) -> None:
 def _sampling(add: Add, *, batch_size: int) -> None:
     add("--out", type=Path, default=Path("samples"), help="output folder")
     add("--size", type=int, choices=(64, 256, 1024), help="pixels; default: the bundle's largest")
-    add(
-        "--seed",
-        type=number(int, *SEEDS),
-        default=0,
-        help="seed of the first image; the others count up",
-    )
+    about = "seed of the first image; the others count up"
+    add("--seed", type=number(int, *SEEDS), default=0, help=about)
     add("--guidance", type=finite, metavar="F", help="guidance scale of the decoder; 1 is none")
     about = "sampler steps, such as: --steps prior=8 decoder=16"
     add("--steps", nargs="+", type=stage_steps, default=[], metavar="STAGE=N", help=about)
@@ -125,7 +116,7 @@ def _sampling(add: Add, *, batch_size: int) -> None:
 def add_loading(add: Add) -> None:
     """Add the arguments that load a bundle."""
     about = "folder of the bundle; default: models/demo"
-    add("--model", type=Path, default=default_model(), help=about)
+    add("--model", type=Path, default=SHIPPED, help=about)
     about = "dtype of the networks; auto is float16 on a GPU, else float32"
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=about)
     _device(add)

@@ -39,27 +39,25 @@ def run(args: Namespace) -> None:
         stored.images = [found[path] for path in stored.images]
         stored.mask = found.get(stored.mask)
     cascade = open_cascade(stored)
-    with progress_bar(args.image.name) as progress:
+    with progress_bar(args.image.name, args) as progress:
         images, _ = generate(cascade, stored, progress)
     image = to_pil(images[stored.size][int(metadata["index"])])
     log(write_png(image, args.out, args.image.stem, metadata), sys.stdout)
     with Image.open(args.image) as original:
         same = original.convert("RGB").tobytes() == image.tobytes()
-    different = (
-        "not the same in every pixel: another device, another number of threads or another version "
-        "of PyTorch rounds differently"
-    )
-    log("the same, pixel for pixel" if same else different)
+    different = "another device, number of threads or version of PyTorch rounds differently"
+    log("the same, pixel for pixel" if same else f"not the same in every pixel: {different}")
 
 
 def _find_bundle(fingerprints: Mapping[str, str], named: Path | None) -> Path:
     """Return the bundle whose stages have these fingerprints."""
-    for folder in [named] if named is not None else sorted(Path("models").glob("*/")):
-        files = {name: stage_file(folder, name) for name in fingerprints}
-        if all(
-            file.is_file() and read_metadata(file).fingerprint == fingerprints[name]
-            for name, file in files.items()
-        ):
+
+    def has(folder: Path, name: str) -> bool:
+        file = stage_file(folder, name)
+        return file.is_file() and read_metadata(file).fingerprint == fingerprints[name]
+
+    for folder in [named] if named else sorted(Path("models").glob("*/")):
+        if all(has(folder, name) for name in fingerprints):
             return folder
     where = "no folder in models/ is" if named is None else f"{named} is not"
     raise ValueError(

@@ -54,11 +54,11 @@ def _run_text(args: Namespace) -> None:
     """Generate the images of prompts, and write each batch as soon as it is finished."""
     seeds = range(args.seed, args.seed + args.count)
     jobs = [(prompt, seed) for prompt in args.prompts for seed in seeds]
-    cascade, tiles, trace = open_cascade(args), [], _trace(args)
+    cascade, tiles = open_cascade(args), []
     for start in range(0, len(jobs), args.batch_size):
         batch = args.batch = jobs[start : start + args.batch_size]
         label = f"images {start + 1}–{start + len(batch)} of {len(jobs)}"
-        with progress_bar(label, trace) as progress:
+        with progress_bar(label, args) as progress:
             images, captions = generate(cascade, args, progress)
         for size in sorted(images) if args.stages else [args.size]:
             _write(text_results(cascade, args, images[size]), args)
@@ -74,7 +74,7 @@ def _run_edit(args: Namespace) -> None:
     args.mask = getattr(args, "mask", None)
     inputs = {str(path): sha256_of(path) for path in [*args.images, args.mask] if path}
     cascade = open_cascade(args)
-    with progress_bar(args.command, _trace(args)) as progress:
+    with progress_bar(args.command, args) as progress:
         images, captions = generate(cascade, args, progress)
     results = edit_results(cascade, args, images[args.size], inputs)
     _write(results, args)
@@ -86,10 +86,6 @@ def _run_edit(args: Namespace) -> None:
     if args.gif:
         frames = [result.image for result in results]
         log(write_gif(frames, args.out, f"{stem}-{args.size}", metadata), sys.stdout)
-
-
-def _trace(args: Namespace) -> Path | None:
-    return args.out / "profile.json.gz" if args.profile else None
 
 
 class Result(NamedTuple):

@@ -14,23 +14,21 @@ from tqdm import tqdm
 
 from cli.sample import log
 from unclip.cascade import Cascade
-from unclip.device import set_up_device
+from unclip.device import profiled, set_up_device
 from unclip.files import atomic_write
 from unclip.images import save_png
-from unclip.memory import GIB, format_bytes, free_memory
-from unclip.profiling import profiled
 from unclip.provenance import is_same_image, read_image_metadata
 from unclip.sampling_run import Progress
 from unclip.text_to_image import STAGE_OF_SIZE
 
-LARGE = 2**30  # bytes of weights that are worth a line
 GIF_MILLISECONDS = 120  # per frame
 
 
 @contextmanager
-def progress_bar(label: str, trace: Path | None = None) -> Iterator[Progress]:
-    """Yield a cascade's progress callback that shows one bar per stage; profile into `trace`."""
-    with tqdm(disable=None, leave=False) as bar, profiled(trace) if trace else nullcontext():
+def progress_bar(label: str, args: argparse.Namespace) -> Iterator[Progress]:
+    """Yield a cascade's progress callback that shows one bar per stage; profile if asked to."""
+    trace = profiled(args.out / "profile.json.gz") if vars(args).get("profile") else nullcontext()
+    with tqdm(disable=None, leave=False) as bar, trace:
 
         def progress(stage: str, step: int, steps: int) -> None:
             if step == 1:
@@ -52,11 +50,6 @@ def open_cascade(args: argparse.Namespace) -> Cascade:
         raise ValueError(f"--device {args.device} cannot be used here: {reason}") from error
     cascade = Cascade.load(args.model, device=args.device, dtype=args.dtype, offload=args.offload)
     args.dtype = str(cascade.dtype).removeprefix("torch.")
-    needs = cascade.weight_bytes(*cascade.metadata)
-    if sum(needs.values()) >= LARGE:
-        free = free_memory(cascade.device)
-        rest = "" if free is None else f"; {free / GIB:.1f} GiB are free on {cascade.device}"
-        log(f"weights in {args.dtype}: {format_bytes(needs)}{rest}")
     if args.size is None:
         args.size = cascade.size
         if args.size < max(STAGE_OF_SIZE):
@@ -75,10 +68,11 @@ def write_png(image: Image.Image, folder: Path, name: str, metadata: Mapping[str
 
     The file replaces one with the metadata of the same image; otherwise it gets a free name.
     """
-    path = free_path(
-        folder, name, ".png", lambda path: is_same_image(read_image_metadata(path), metadata)
-    )
-    return save_png(image, path, metadata)
+
+    def same(path: Path) -> bool:
+        return is_same_image(read_image_metadata(path), metadata)
+
+    return save_png(image, free_path(folder, name, ".png", same), metadata)
 
 
 def write_gif(

@@ -114,12 +114,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 def ensure_inputs(config: dict[str, Any], overrides: list[str]) -> None:
-    """Provide the checkpoint, the upstream stages and the data, or say how to make them.
-
-    Args:
-        config: resolved configuration.
-        overrides: command line, from which an upstream run inherits.
-    """
+    """Provide checkpoint, upstream stages (which inherit `overrides`) and data, or say how to."""
     from unclip.training import run
     from unclip.training.resume import AUTO
 
@@ -230,11 +225,8 @@ def open_trainer(
 ) -> Any:
     """Build the trainer with its callbacks and loggers, and check the run that it resumes.
 
-    Args:
-        config: resolved configuration.
-        metadata: description of the run; the number of ranks is added.
-        checkpoint: checkpoint that the run resumes from; None for a new run.
-        max_steps: number of steps; None for that of the configuration.
+    `metadata` describes the run; the number of ranks is added. `max_steps` None is that of the
+    configuration.
     """
     from unclip.provenance import code_version
     from unclip.training.callbacks.checkpoint import RunMetadata
@@ -247,15 +239,13 @@ def open_trainer(
     callbacks = [build(callback) for callback in config["callbacks"].values()]
     if config["profile"]:
         callbacks.append(Profile(config["profile"], config["run_folder"]))
-    trainer = build(settings)(
-        callbacks=callbacks,
-        loggers=[build(logger) for logger in config["logger"].values()],
-    )
+    loggers = [build(logger) for logger in config["logger"].values()]
+    trainer = build(settings)(callbacks=callbacks, loggers=loggers)
     metadata = {**metadata, "ranks": trainer.world_size}
     trainer.callbacks.insert(0, RunMetadata(metadata))
     if checkpoint is not None:
         strict = config["resume_strict"]
         check_same_run(checkpoint, metadata, max_steps=trainer.max_steps, strict=strict)
-    for logger in trainer.loggers:
+    for logger in loggers:
         logger.log_hyperparams({**config, "code": code_version()})
     return trainer

@@ -63,6 +63,13 @@ def train_command(name: str) -> str:
     return f"python src/train.py stage={name}"
 
 
+def missing(path: Path) -> FileNotFoundError:
+    """Return the error of a missing stage, with the command that trains it."""
+    known = path.stem in (*STAGES, "judge")
+    fix = f"train it with `{train_command(path.stem)}`" if known else "check the path"
+    return FileNotFoundError(f"{path} is missing: {fix}")
+
+
 def save_stage(
     path: str | Path,
     stage: Stage,
@@ -74,17 +81,16 @@ def save_stage(
     state_dict: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a stage's file; an existing file is replaced only when the new one is complete.
+    """Write a stage's file, `models/NAME/STAGE.safetensors`, with `StageMetadata`, atomically.
 
     The header also has the keys of the ModelSpec standard 1.0.1, which other tools show.
 
     Args:
-        path: the file to write, `models/NAME/STAGE.safetensors`.
+        path: the file to write.
         stage: the stage to save.
         recipe: plain dict that `build` builds the same stage from.
         steps: number of optimizer steps of the training.
-        clip_fingerprint: fingerprint of the CLIP used in training; ignored for a CLIP stage, whose
-            own fingerprint is computed.
+        clip_fingerprint: fingerprint of the CLIP used in training; a CLIP's own is computed.
         extra: other plain values to store in the metadata, such as the license.
         state_dict: weights to save instead of the stage's own, such as their EMA.
         dtype: dtype of the networks in the file; statistics stay in float32.
@@ -98,9 +104,8 @@ def save_stage(
     check_recipe(path, recipe, tensors)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{path} was not written: {key} has values that are not finite in {tensor.dtype}"
-            )
+            fault = f"{key} has values that are not finite in {tensor.dtype}"
+            raise ValueError(f"{path} was not written: {fault}")
     loaded = {key: t.to(_dtype(key, t, torch.float32)) for key, t in tensors.items()}
     if isinstance(stage, ClipStage):
         clip_fingerprint = fingerprint_of_clip(loaded)
@@ -128,19 +133,11 @@ def read_metadata(path: str | Path) -> StageMetadata:
 
 @torch.inference_mode(False)  # weights loaded in inference mode can be used outside it, too
 def load_stage(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Stage:
-    """Load a stage, frozen and in eval mode.
+    """Load a stage, frozen and in eval mode, with networks in `dtype`; all else stays in float32.
 
     The recipe's sizes are compared with the file's before any memory is allocated.
-
-    Args:
-        path: the file to load.
-        device: device of the stage.
-        dtype: dtype of its networks; the layers that scale their inputs and parse their outputs
-            stay in float32.
     """
     path = Path(path)
     metadata, found = _read_header(path)
@@ -169,14 +166,9 @@ def weight_bytes(path: str | Path, dtype: torch.dtype = torch.float32) -> int:
 
 @torch.inference_mode(False)
 def load_embedder(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> ClipEmbedder:
-    """Load the frozen CLIP of a CLIP stage's file, to compute in `dtype`.
-
-    A file with another stage, or with weights that are not those of its fingerprint, is refused.
-    """
+    """Load the frozen CLIP of a CLIP stage's file, after checking its fingerprint."""
     stage = load_stage(path)
     if not isinstance(stage, ClipStage):
         raise ValueError(f"{path} holds the stage {stage.name}, not a CLIP")
@@ -203,7 +195,7 @@ def check_init(stage: Stage, path: str | Path) -> StageMetadata:
 def initialize(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> None:
     """Load the weights of a file into a stage of the same sizes, as the start of its training.
 
-    `clip_fingerprint` is that of the CLIP that the stage will be trained with; None accepts any.
+    They must belong to the CLIP of the training; `clip_fingerprint` None accepts any.
     """
     expected = check_init(stage, path).clip_fingerprint
     if None not in (clip_fingerprint, expected) and clip_fingerprint != expected:
@@ -252,9 +244,7 @@ def _unshared(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read_header(path: Path) -> tuple[StageMetadata, dict[str, Tensor]]:
     """Read a file's metadata, and its tensors' shapes as float32 or int64 tensors on meta."""
     if not path.exists():
-        known = path.stem in (*STAGES, "judge")
-        fix = f"train it with `{train_command(path.stem)}`" if known else "check the path"
-        raise FileNotFoundError(f"{path} is missing: {fix}")
+        raise missing(path)
     tensors = {}
     try:
         with safe_open(path, "pt") as file:
@@ -271,9 +261,7 @@ def _read_header(path: Path) -> tuple[StageMetadata, dict[str, Tensor]]:
     if written is None:
         raise ValueError(f"{path} is a safetensors file but not an unclip stage")
     if written != FORMAT:
-        raise ValueError(
-            f"{path} has format {written}, but this version of unclip reads format {FORMAT}"
-        )
+        raise ValueError(f"{path} has format {written}, but this unclip reads format {FORMAT}")
     try:
         metadata = StageMetadata(
             stage=texts["stage"],

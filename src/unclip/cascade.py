@@ -28,7 +28,7 @@ from unclip.text_to_image import Images, TextToImage
 
 AnyImage = str | Path | Image.Image | Tensor
 SIZE = 64  # pixels of the decoder's images
-MAX_SHRINKAGE = 32  # factor from an image to CLIP's input
+MAX_SHRINKAGE = 32  # from an image to CLIP's input; CUDA fails above a factor of about 47
 
 
 class Latents(NamedTuple):
@@ -47,12 +47,9 @@ class Cascade(TextToImage):
     """An open bundle that generates and edits images; `Cascade.load` opens one.
 
     The methods take the options of `unclip.sampling_run` as keywords. In edits, `batch_size` is 1
-    by default, so that an image is the same to the bit whatever is generated with it; more is
-    faster on a GPU. In edits that invert an image, the decoder's `steps` are DDIM steps, in both
-    directions, and `guidance_scale` None is 1 (no guidance), except in `vary`.
-
-    An image may be a path, a Pillow image or a tensor (`unclip.images.open_image`), of any size;
-    its central square is used.
+    by default, so that an image is the same to the bit whatever is generated with it. In edits that
+    invert an image, the decoder's `steps` are DDIM steps, in both directions, and `guidance_scale`
+    None is 1 (no guidance), except in `vary`. The central square of an image is used.
 
     The methods raise `FileNotFoundError` for a stage that the bundle lacks, with the command that
     trains it, `ValueError` for invalid arguments, and `MemoryError`, before anything is loaded, for
@@ -60,11 +57,7 @@ class Cascade(TextToImage):
     """
 
     def embed(self, images: Sequence[AnyImage]) -> Float[Tensor, "batch dim"]:
-        """Return the CLIP embeddings of images, computed at each image's own resolution.
-
-        CUDA cannot resize by more than a factor of about 47 at once, so large images are reduced
-        before.
-        """
+        """Return the CLIP embeddings of images, computed at each image's own resolution."""
         opened = [open_image(image) for image in images]
         largest = MAX_SHRINKAGE * self.embedder.image_size
         squares = [to_tensor(fit(image, min(*image.size, largest))) for image in opened]
@@ -119,13 +112,9 @@ class Cascade(TextToImage):
     ) -> Images:
         """Interpolate between two images along the great circle of their z_i (section 3.2).
 
-        Args:
-            first: image of the first frame.
-            last: image of the last frame.
-            frames: number of images generated, both ends included.
-            noise: "slerp" interpolates x_T as well, so that the ends are reconstructions; "fixed"
-                samples one x_T for all frames with the decoder's own sampler and guidance.
-            **options: `EditOptions`.
+        There are `frames` images, both ends included. With `noise` "slerp", x_T is interpolated as
+        well, so that the ends are reconstructions; with "fixed", all frames have one x_T, sampled
+        with the decoder's own sampler and guidance.
         """
         weights = [[1 - fraction, fraction] for fraction in evenly_spaced(frames)]
         return self.mix([first, last], weights, noise=noise, **options)
@@ -147,7 +136,7 @@ class Cascade(TextToImage):
             raise ValueError(f"noise is {noise!r}; it can be slerp, fixed")
         if not len(weights):
             raise ValueError("weights are empty: give a row for each image to generate")
-        for row in weights:
+        for row in weights:  # before anything is sampled
             normalize_weights(row, len(images))
         run = self._start(options, len(weights))
         if noise == "fixed":
@@ -168,8 +157,8 @@ class Cascade(TextToImage):
         """Move an image in the direction in which a text changes from `source` to `target`.
 
         z_i is moved by `slerp` towards z_d = norm(z_t - z_t0), by θ from 0 to `strength` over the
-        frames, and x_T stays: the frame of θ = 0 is the reconstruction (section 3.3; the paper uses
-        0.25 to 0.5 as the largest θ). `source` may also be empty, or as general as "a photo".
+        frames, and x_T stays: the frame of θ = 0 is the reconstruction (section 3.3; the paper's
+        largest θ are 0.25 to 0.5). `source` may also be empty, or as general as "a photo".
         """
         fractions = evenly_spaced(frames)
         run = self._start(options, frames)
@@ -197,7 +186,7 @@ class Cascade(TextToImage):
             image: the image to reconstruct.
             dimensions: number of components kept, for each image generated.
             examples: embeddings from which the components are computed, such as a test set's.
-            **options: `EditOptions`.
+            **options: options of the run.
         """
         run = self._start(options, len(dimensions))
         z = self.embed([image])
@@ -222,7 +211,7 @@ class Cascade(TextToImage):
             mask: white (or true) in the part to paint; resized to the image if needed.
             prompt: describes the whole image, through the prior; None keeps the content of `image`.
             count: number of images generated.
-            **options: `EditOptions`.
+            **options: options of the run.
         """
         run = self._start(options, count, count_up=True)
         opened = open_image(image)

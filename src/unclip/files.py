@@ -47,11 +47,7 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically; it is on the disk when this returns.
-
-    Raises:
-        OSError: the disk is full, or the folder is not writable.
-    """
+    """Write a safetensors file atomically; it is on the disk when this returns."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -92,17 +88,10 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
 def decode_text(content: bytes, name: object) -> str:
     """Decode UTF-8, or UTF-16 that starts with a byte order mark, which is removed.
 
-    Lone surrogates in UTF-16 become U+FFFD.
-
-    Args:
-        content: the bytes of a text.
-        name: name of the text in error messages.
-
-    Raises:
-        ValueError: the text has another encoding or contains a NUL.
+    Lone surrogates in UTF-16 become U+FFFD. Another encoding or a NUL raises a ValueError that
+    starts with `name`.
     """
-    marks = (mark for mark in _BYTE_ORDER_MARKS if content.startswith(mark))
-    mark = next(marks, b"")
+    mark = next((mark for mark in _BYTE_ORDER_MARKS if content.startswith(mark)), b"")
     encoding = _BYTE_ORDER_MARKS.get(mark, "utf-8")
     errors = "strict" if encoding == "utf-8" else "surrogatepass"
     try:
@@ -129,8 +118,7 @@ def split_lines(text: str) -> list[str]:
 def parse_json(content: bytes | str, name: object) -> Any:
     """Parse JSON; in its strings, lone surrogates become U+FFFD and NULs are removed.
 
-    Raises:
-        ValueError: it is not JSON; the message starts with `name`.
+    Other text raises a ValueError that starts with `name`.
     """
     text = decode_text(content, name) if isinstance(content, bytes) else content
     try:

@@ -33,10 +33,7 @@ FORMATS = {
 # Formats that are not read, and a command that converts a file.
 OTHER_FORMATS = {
     "HEIC": (rb".{4}ftyp(hei|hev|mif1|msf1)", "heif-convert IN.heic OUT.png"),
-    "SVG": (
-        rb"(\xef\xbb\xbf)?\s*<(.*<)?svg\b",
-        "rsvg-convert --height 1024 IN.svg --output OUT.png",
-    ),
+    "SVG": (rb"(\xef\xbb\xbf)?\s*<(.*<)?svg\b", "rsvg-convert -h 1024 IN.svg -o OUT.png"),
     "JPEG XL": (rb"\xff\x0a|\0{3}\x0cJXL ", "djxl IN.jxl OUT.png"),
     "JPEG 2000": (rb"\0{3}\x0cjP  |\xff\x4f\xff\x51", "opj_decompress -i IN.jp2 -o OUT.png"),
 }
@@ -185,10 +182,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Convert an image of any mode to RGB.
-
-    Numbers of 16 bits, and floats up to 1, are scaled to 8 bits. Transparency becomes `background`.
-    """
+    """Convert any mode to RGB: 16 bits and floats are scaled, transparency is `background`."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in (*WIDE_GRAY, "F"):  # Pillow would clip them
@@ -196,15 +190,11 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         white = 65535 if image.mode != "F" else 1 if gray.max() <= 1 else 255
         gray = (gray * (255 / white)).round().clip(0, 255)
         image = Image.fromarray(gray.astype(np.uint8))
-    if image.has_transparency_data and not _is_opaque(image):
+    opaque = image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema()[0] == 255
+    if image.has_transparency_data and not opaque:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)
     return image.convert("RGB")
-
-
-def _is_opaque(image: Image.Image) -> bool:
-    """Return whether the image has an alpha channel that is fully opaque."""
-    return image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema()[0] == 255
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
@@ -234,8 +224,7 @@ def to_uint8(
 ) -> UInt8[Tensor, "*batch 3 height width"]:
     """Convert pixels in [-1, 1] to the nearest of 0..255; values out of range are clamped.
 
-    Raises:
-        ValueError: a pixel is not finite, or the pixels are not floats.
+    Pixels that are not finite, or not floats, raise ValueError.
     """
     if not image.is_floating_point():
         raise ValueError(f"expected pixels in [-1, 1], not {image.dtype}")
@@ -247,41 +236,30 @@ def to_uint8(
 def to_float(
     image: UInt8[Tensor, "*batch 3 height width"],
 ) -> Float[Tensor, "*batch 3 height width"]:
-    """Convert uint8 pixels to floats in [-1, 1].
-
-    Raises:
-        ValueError: the pixels are not uint8.
-    """
+    """Convert uint8 pixels to floats in [-1, 1]; other dtypes raise ValueError."""
     if image.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, not {image.dtype}")
     return image.float() / 127.5 - 1
 
 
 def bicubic(
-    image: UInt8[Tensor, "batch 3 height width"], size: int | tuple[int, int]
-) -> UInt8[Tensor, "batch 3 new_height new_width"]:
-    """Resize bicubically, with antialiasing when the result is smaller.
+    image: UInt8[Tensor, "batch 3 height width"], size: int
+) -> UInt8[Tensor, "batch 3 size size"]:
+    """Resize to size × size pixels bicubically, with antialiasing when the result is smaller.
 
     PyTorch's cubic kernel with antialiasing (a = -0.5, as Pillow's) differs from the one without
     (-0.75). The latter enlarges more sharply and comes closer to flat art: it is the harder
     baseline to beat, and the one that the upsamplers start from.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    smaller = height < image.shape[-2] or width < image.shape[-1]
-    resized = F.interpolate(to_float(image), (height, width), mode="bicubic", antialias=smaller)
+    smaller = size < max(image.shape[-2:])
+    resized = F.interpolate(to_float(image), (size, size), mode="bicubic", antialias=smaller)
     return to_uint8(resized)
 
 
 def save_png(
     image: Image.Image, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a PNG atomically and return its path (lossy formats would change measurements).
-
-    Args:
-        image: the image.
-        path: path of the file; its folder is created if needed.
-        metadata: text stored in the file.
-    """
+    """Write a PNG with metadata as its text, atomically, and return its path."""
     path, text = Path(path), PngInfo()
     for key, value in (metadata or {}).items():
         text.add_itxt(key, value)
@@ -293,13 +271,9 @@ def save_png(
 def open_mask(
     mask: str | Path | Image.Image | Tensor, size: tuple[int, int]
 ) -> Bool[Tensor, "height width"]:
-    """Open a mask for an image: true where it is white (or where a boolean tensor is true).
+    """Open a mask for an image of `size`: true where it is white or a boolean tensor is true.
 
-    Transparent parts are false, so a layer of white strokes is a mask.
-
-    Args:
-        mask: as in `open_image`, or a boolean tensor; resized to the image's size if needed.
-        size: width and height of the image in pixels.
+    Transparent parts are false, so a layer of white strokes is a mask. It is resized if needed.
     """
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
         mask = mask.to(torch.uint8) * 255

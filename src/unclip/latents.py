@@ -19,14 +19,10 @@ def slerp(
 ) -> Float[Tensor, "*shape"]:
     """Return the point at `fraction` of the great circle from one point to another.
 
-    The angle to `start` grows linearly, and the length changes linearly from that of `start` to
-    that of `end`; normalized points stay normalized. Each tensor is one point, whatever its shape.
-    Between opposite points, where all paths are equally short, the path depends on `start` alone.
-    At 0 and 1 the result equals `start` and `end` to the bit, except for an end opposite to the
-    start.
-
-    Raises:
-        ValueError: a point is zero or not finite.
+    The angle to `start` and the length change linearly. Each tensor is one point, whatever its
+    shape. Between opposite points, where all paths are equally short, the path depends on `start`
+    alone. At 0 and 1 the result equals `start` and `end` to the bit, except for an end opposite to
+    the start. A point that is zero or not finite raises ValueError.
     """
     unit, length = normalize(start)
     end_unit, end_length = normalize(end)
@@ -59,11 +55,7 @@ def spherical_mean(
 
 
 def normalize_weights(weights: Sequence[float], count: int) -> Float[Tensor, " count"]:
-    """Scale the weights of `count` points to a sum of 1.
-
-    Raises:
-        ValueError: the weights are not one per point, or one is negative, or all are 0.
-    """
+    """Scale the weights of `count` points to a sum of 1; wrong ones raise ValueError."""
     weight = torch.as_tensor(weights, dtype=torch.float64)
     if weight.shape != (count,) or (weight < 0).any() or not 0 < weight.sum() < float("inf"):
         raise ValueError(
@@ -85,8 +77,7 @@ def text_difference(
 ) -> Float[Tensor, " dim"]:
     """Return z_d = norm(z_t - z_t0), the direction between two text embeddings (section 3.3).
 
-    Raises:
-        ValueError: the embeddings are the same.
+    Equal embeddings raise ValueError.
     """
     difference = target.double() - source.double()
     if difference.norm() < _EPSILON * target.double().norm():

@@ -13,14 +13,9 @@ _SIZES = {"decoder": 64, "upsampler_256": 256, "upsampler_1024": 1024}
 
 
 class Number(NamedTuple):
-    """A measured number of results.json.
+    """A number of results.json, with its keys there as name, its 95% interval and its count.
 
-    Attributes:
-        name: keys of the number in results.json, joined by dots.
-        value: the number.
-        interval: 95% interval; None if there is none.
-        real: the same number for real images (bicubic enlargement for PSNR and SSIM), if measured.
-        n: number of images.
+    `real` is the same number for real images (for bicubic enlargement in PSNR and SSIM).
     """
 
     name: str
@@ -40,11 +35,8 @@ class Number(NamedTuple):
 def write_model_card(folder: Path, results: Path | None = None) -> Path:
     """Write the card of a bundle, and return its path.
 
-    The text of NOTES.md next to `results`, if there is one, is added to the known failures.
-
-    Args:
-        folder: folder of the bundle.
-        results: results.json of its evaluation; None is the one in the bundle, if there is one.
+    `results` is results.json of its evaluation, by default the one in the bundle, if there is one.
+    The text of NOTES.md next to it, if there is one, is added to the known failures.
     """
     from jinja2 import Environment, PackageLoader
 

@@ -11,14 +11,14 @@ from unclip.bundle import (
     StageMetadata,
     load_embedder,
     load_stage,
+    missing,
     read_metadata,
     stage_file,
     train_command,
     weight_bytes,
 )
 from unclip.clip import ClipEmbedder
-from unclip.device import resolve_dtype
-from unclip.memory import check_fits
+from unclip.device import check_fits, resolve_dtype
 from unclip.stages import Stage
 
 _REQUIRED_ATTRIBUTES = {
@@ -74,10 +74,8 @@ class OpenBundle:
         files = {name: stage_file(folder, name) for name in STAGES}
         metadata = {name: read_metadata(file) for name, file in files.items() if file.exists()}
         if not metadata:
-            raise FileNotFoundError(
-                f"{folder} holds no stage: make a bundle with `make train`, "
-                f"or begin one with `{train_command('clip')}`"
-            )
+            fix = f"`make train`, or begin one with `{train_command('clip')}`"
+            raise FileNotFoundError(f"{folder} holds no stage: make a bundle with {fix}")
         clip = metadata["clip"].clip_fingerprint if "clip" in metadata else None
         clip = clip if embedder is None else embedder.fingerprint
         for name, written in metadata.items():
@@ -110,10 +108,7 @@ class OpenBundle:
             stage = load_stage(path, self.device, self.dtype)
             for attribute, value in _REQUIRED_ATTRIBUTES.get(name, {}).items():
                 if (own := getattr(stage, attribute)) != value:
-                    raise ValueError(
-                        f"{path} has {attribute} {own}; a cascade joins stages of "
-                        f"{attribute} {value}"
-                    )
+                    raise ValueError(f"{path} has {attribute} {own}; a cascade needs {value}")
             self._stages[name] = stage
         return self._stages[name]
 
@@ -131,10 +126,7 @@ class OpenBundle:
             if name not in STAGES:
                 raise ValueError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
             if name not in self.metadata and (name != "clip" or needs_clip):
-                raise FileNotFoundError(
-                    f"{stage_file(self.folder, name)} is missing: "
-                    f"train it with `{train_command(name)}`"
-                )
+                raise missing(stage_file(self.folder, name))
         clip = self.weight_bytes("clip") if needs_clip else {}
         others = [name for name in names if name not in self._stages and name != "clip"]
         if self.offload:

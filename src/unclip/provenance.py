@@ -16,19 +16,11 @@ from PIL.PngImagePlugin import PngImageFile
 
 from unclip._version import __version__
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "open_clip_torch",
-    "torchmetrics",
-    "timm",
-    "numpy",
-    "pillow",
-)
+PACKAGES = ("torch", "torchvision", "lightning", "open_clip_torch", "torchmetrics", "timm")
+PACKAGES += ("numpy", "pillow")
 # Needed to reproduce an image to the bit, but ignored when metadata is compared: one seed gives one
 # image, whatever else is in the batch.
-BATCH_KEYS = ("batch", "index")
+BATCH_KEYS = {"batch", "index"}
 
 
 def package_versions() -> dict[str, str]:
@@ -41,10 +33,7 @@ def package_versions() -> dict[str, str]:
 
 
 def code_version() -> dict[str, str]:
-    """Return the package versions and, for a clone, the commit under "git".
-
-    The commit ends in "+changes" if files of the clone differ from it.
-    """
+    """Return package versions and, for a clone, "git": its commit, "+changes" if files differ."""
     versions = package_versions()
     if commit := _git("rev-parse", "--short=12", "HEAD"):
         changes = "+changes" if _git("status", "--porcelain", "-uno") else ""
@@ -54,8 +43,9 @@ def code_version() -> dict[str, str]:
 
 def run_record() -> dict[str, str]:
     """Return the command of this process and, for a clone, the commit of its code."""
+    record = {"command": shlex.join(["python", *sys.argv])}
     commit = code_version().get("git")
-    return {"command": shlex.join(["python", *sys.argv]), **({"commit": commit} if commit else {})}
+    return {**record, "commit": commit} if commit else record
 
 
 def image_metadata(
@@ -90,11 +80,8 @@ def is_same_image(first: Mapping[str, str] | None, second: Mapping[str, str] | N
     """Return whether the metadata of two images differ at most in the batch."""
     if first is None or second is None:
         return False
-    parts = [
-        {key: value for key, value in metadata.items() if key not in BATCH_KEYS}
-        for metadata in (first, second)
-    ]
-    return parts[0] == parts[1]
+    keys = (first.keys() | second.keys()) - BATCH_KEYS
+    return all(first.get(key) == second.get(key) for key in keys)
 
 
 def _git(*words: str) -> str:

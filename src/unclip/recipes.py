@@ -21,28 +21,15 @@ from unclip import diffusion, networks, stages
 from unclip.stages import Stage
 
 _NAMES = {
-    stages: (
-        "AutoregressivePriorStage",
-        "ClipStage",
-        "DecoderStage",
-        "PriorStage",
-        "UpsamplerStage",
-    ),
-    networks: ("ARTransformer", "PriorTransformer", "TextTransformer", "UNet"),
-    diffusion: (
-        "GaussianDiffusion",
-        "LogitNormal",
-        "ddim",
-        "ddpm",
-        "dpm_solver_pp_2m",
-        "dpm_solver_pp_2m_sde",
-        "unipc",
-    ),
+    stages: "AutoregressivePriorStage ClipStage DecoderStage PriorStage UpsamplerStage",
+    networks: "ARTransformer PriorTransformer TextTransformer UNet",
+    diffusion: "GaussianDiffusion LogitNormal ddim ddpm unipc dpm_solver_pp_2m "
+    "dpm_solver_pp_2m_sde",
 }
 CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     f"{package.__name__}.{name}": getattr(package, name)
     for package, names in _NAMES.items()
-    for name in names
+    for name in names.split()
 }
 # Larger than any size or number of steps of a model. The tensors of a file contradict a wrong size,
 # but not a wrong number of diffusion steps: this bound keeps its tables below a few megabytes.

@@ -63,11 +63,10 @@ class Run:
 
     def check_rows(self, inputs: Mapping[str, Sized]) -> None:
         """Check that each input has one row per seed."""
+        count = None if self.seeds is None else len(self.seeds)
         for key, rows in inputs.items():
-            if self.seeds is not None and len(rows) != len(self.seeds):
-                raise ValueError(
-                    f"{key} has {len(rows)} rows, but there are {len(self.seeds)} seeds"
-                )
+            if count not in (None, len(rows)):
+                raise ValueError(f"{key} has {len(rows)} rows, but there are {count} seeds")
 
     def callback(
         self, stage: str, number: int, batches: int

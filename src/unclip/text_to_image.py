@@ -59,15 +59,13 @@ class TextToImage(OpenBundle):
     ) -> Images:
         """Generate an image of each prompt, and return the smaller sizes on the way as well.
 
-        CLIP encodes each prompt once, for the prior and the decoder.
-
         Args:
             prompts: texts that are not blank; one longer than CLIP's context is truncated with a
-                warning.
+                warning. CLIP encodes each prompt once.
             seeds: one seed per prompt.
             prior: one of `PRIORS`.
             prior_guidance_scale: guidance scale of the prior; None is its own.
-            **options: `Options`.
+            **options: options of the run.
         """
         run = Run(seeds, **options)
         self.require("clip", stage_of_prior(prior), *stages_for(run.size))
@@ -138,9 +136,8 @@ class TextToImage(OpenBundle):
             if not prompt.strip():
                 raise ValueError("a prompt is blank: describe the image")
             if rest := self.embedder.tokenizer.cut(prompt):
-                warnings.warn(
-                    f"a prompt is too long for this CLIP; cut off: {rest!r}", stacklevel=3
-                )
+                message = f"a prompt is too long for this CLIP; cut off: {rest!r}"
+                warnings.warn(message, stacklevel=3)
         return self._encode_text(prompts, run)
 
     def _encode_text(self, captions: Sequence[str], run: Run) -> dict[str, Tensor]:
@@ -164,10 +161,8 @@ class TextToImage(OpenBundle):
             return self._sample(PRIORS[prior], text, run).float()
         linear = cast(PriorStage, self.stage("prior")).linear
         if linear is None:
-            raise ValueError(
-                f"{stage_file(self.folder, 'prior')} has no linear map: "
-                f"train it again with `{train_command('prior')}`"
-            )
+            fix = f"train it again with `{train_command('prior')}`"
+            raise ValueError(f"{stage_file(self.folder, 'prior')} has no linear map: {fix}")
 
         def predict(condition: Mapping[str, Tensor], **sampling: Any) -> Tensor:
             return linear(condition["text_embedding"])

@@ -113,18 +113,9 @@ def test_ours_is_trained_scored_and_shown_next_to_real_renders(
         assert sheet.width == 2 * (128 + 8) + 8  # ours and the real render of each caption
 
 
-def test_what_the_preset_does_not_know_is_refused_with_the_nearest_name(
-    load, bundle_and_data, tmp_path, monkeypatch
-):
-    words = ["--model", str(bundle_and_data[0]), "--out", str(tmp_path), "--without-peer"]
-    monkeypatch.setattr(sys, "argv", ["race.py", *words, "scale=quick", "network.chanels=8"])
-    with pytest.raises(SystemExit, match=r"network\.channels"):
-        load("race").main()
-
-
 def test_scores_show_the_real_objects_and_no_exchanged_ones(load, monkeypatch):
     pytest.importorskip("resvg_py")
-    renders, scoring = load("emoji_renders"), load("race_score")
+    renders, scoring = load("emoji_renders"), load("race")
     drawn = renders.drawn
     pairs = {
         split: renders.rendered([s for s in drawn(split, 200) if s.kind == "coloured_pair"][:4])

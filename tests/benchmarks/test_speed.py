@@ -7,10 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-
-import plan
-from unclip import bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,24 +34,22 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_with_tiny_networks(tmp_path):
     assert {row["stage"] for row in results["rows"]} == {"prior", "upsampler_256", "clip"}
     prior = [row for row in results["rows"] if row["stage"] == "prior"]
     rows = {(row["measure"], row["contender"]): row for row in prior}
-    contenders = {"unclip", "diffusers", "DALLE2-pytorch"} - results["not_measured"].keys()
+    assert results["not_measured"] == {}
     measures = {"train", "step", "sample"}
-    assert rows.keys() == {(measure, name) for measure in measures for name in contenders}
+    assert rows.keys() == {(m, name) for m in measures for name in ("unclip", "diffusers")}
     assert all(row["ms"] > 0 and row["size"] == "quick" for row in rows.values())
     assert all(rows[measure, "unclip"]["ratio"] == 1 for measure in measures)
     ours = rows["train", "unclip"]
     assert 0 < ours["MFU"] < 1 and 4 * 4 * ours["parameters"] < ours["planned GiB"] * 2**30
     ours, theirs = (rows["train", name]["parameters"] for name in ("unclip", "diffusers"))
     assert theirs - ours == 2 * 32  # the statistics that diffusers keeps as parameters
-    for name, reason in results["not_measured"].items():
-        assert f"{name}: {reason}" in done.stdout
 
 
 def test_the_decoders_of_unclip_and_diffusers_have_one_size(load):
     contender = load("contender")
     task = contender.Task(**contender.SIZES["quick"]["decoder"])
     with torch.device("meta"):
-        ours = load("ours").unet_network(task)
+        ours = contender.our_unet_network(task)
         theirs = load("peers").diffusers_modules(task)
     # diffusers' projection contains the null embedding, which our stage has
     count = contender.count_parameters
@@ -70,31 +64,22 @@ def test_peers_have_our_parameters_at_every_size(load, size, stage):
     task = contender.Task(**contender.SIZES[size][stage], compile=False, device="meta")
     with torch.device("meta"):
         if stage == "prior":
-            ours = load("ours").prior_network(task)
+            ours = contender.our_prior(task).modules
             theirs = load("peers").diffusers_prior(task).modules
         else:
-            ours, theirs = load("ours").unet_network(task), load("peers").diffusers_unet(task)
+            ours, theirs = (
+                contender.our_unet_network(task),
+                load("peers").diffusers_upsampler(task).modules,
+            )
     count = contender.count_parameters
     statistics = 2 * task.embedding_dim if stage == "prior" else 0  # parameters only there
     assert count(theirs) - statistics == count(ours)
 
 
-@pytest.mark.parametrize("size", ["emoji", "karlo", "paper"])
-def test_the_clip_of_a_size_is_that_of_its_preset(load, size):
-    contender = load("contender")
-    task = contender.Task(**contender.SIZES[size]["clip"], compile=False, device="meta")
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = plan._to_dict(compose("plan", ["stage=clip", f"scale={size}"]))
-    with torch.device("meta"):
-        ours, stage = load("ours").clip(task), bundle.build(config["model"])
-    assert contender.count_parameters(ours.modules) == contender.count_parameters(stage)
-    assert (task.batch, task.tokens) == (config["data"]["batch_size"], stage.model.context_length)
-
-
 def test_our_prepared_evaluation_equals_the_prediction_of_training(load):
     contender = load("contender")
     how = {"device": "cpu", "bf16": False, "threads": 1, "compile": False}
-    ours = load("ours").unet(contender.Task(**contender.SIZES["quick"]["decoder"], **how))
+    ours = contender.our_unet(contender.Task(**contender.SIZES["quick"]["decoder"], **how))
     ours.modules.eval()
     with torch.no_grad():
         for parameter in ours.modules.parameters():  # those of the last layer are zero
@@ -119,21 +104,11 @@ def test_a_ratio_is_taken_round_by_round_and_counts_noises(load):
 def test_contenders_take_turns_and_each_begins_a_round(load):
     order = []
     runs = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
-    found = load("timing").interleave(runs, rounds=2, seconds=0)
+    found = load("speed").interleave(runs, rounds=2, seconds=0)
     assert order == ["a", "b", "b", "a"]
     assert found == {"a": [1, 4], "b": [2, 3]}
 
 
 def test_rounds_end_with_the_time_but_not_before_the_third(load):
-    found = load("timing").interleave({"a": lambda: 1.0}, rounds=30, seconds=0)
+    found = load("speed").interleave({"a": lambda: 1.0}, rounds=30, seconds=0)
     assert found == {"a": [1.0] * 3}
-
-
-def test_a_table_is_markdown_with_aligned_columns(load):
-    rows = [{"name": "a", "n": None}, {"name": "longer", "n": 1234.5}]
-    assert load("results").markdown(rows).splitlines() == [
-        "| name   | n       |",
-        "| ------ | ------- |",
-        "| a      | –       |",
-        "| longer | 1,234.5 |",
-    ]

@@ -69,16 +69,11 @@ def place(tmp_path):
 
 
 def start(place, *words, **environment):
-    return subprocess.Popen(
-        [sys.executable, "run.py", *words],
-        cwd=place,
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])}
-        | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path} | environment
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "run.py", *words]
+    return subprocess.Popen(command, cwd=place, env=environment, **pipes)
 
 
 def run(place, *words, **environment):

@@ -4,25 +4,74 @@ In one process, Lightning would start its ranks with the sweep's own command lin
 would run the whole sweep.
 """
 
+import csv
+import json
 import logging
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, configure_log, filter_overrides
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_plugins.unclip_sweeps.jobs import Job, Outcome, write_table
+RESULT = "objective.json"  # written by the script into its run folder: {"name": …, "value": …}
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """A job of a sweep: its number, overrides, run folder, configuration and, at its end, outcome.
+
+    `overrides` lacks those of hydra.* and of the launcher; `value` is None if it was not measured.
+    """
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    config: DictConfig
+    code: int = 0
+    seconds: float = 0.0
+    value: float | None = None
+
+    def command(self, more: Sequence[str]) -> list[str]:
+        """Return the command line of the job alone; {folder} in `more` becomes its run folder."""
+        last = ("hydra.mode=RUN", 'hydra.run.dir="{folder}"')
+        added = (word.replace("{folder}", str(self.folder)) for word in (*more, *last))
+        return [sys.executable, os.path.abspath(sys.argv[0]), *self.overrides, *added]
+
+    def settings(self) -> dict[str, str]:
+        """Return the overrides as a dict."""
+        return dict(word.partition("=")[::2] for word in self.overrides)
+
+    def end(self, code: int, started: float) -> None:
+        """Note the exit code, the duration and the objective that the job wrote, if it did."""
+        self.code, self.seconds = code, time.monotonic() - started
+        path = self.folder / RESULT
+        if code == 0 and path.exists():
+            self.value = json.loads(path.read_text(encoding="utf-8"))["value"]
+
+    def as_return(self) -> JobReturn:
+        """Convert to Hydra's type, which raises an error when the value of a failed job is read."""
+        returned = JobReturn(self.overrides, cfg=self.config, working_dir=str(self.folder))
+        returned.status = JobStatus.FAILED if self.code else JobStatus.COMPLETED
+        returned.return_value = self.value
+        if self.code:
+            returned.return_value = ChildProcessError(
+                f"job {self.number} of the sweep failed with exit code {self.code}: "
+                f"{shlex.join(self.overrides)} (in {self.folder})"
+            )
+        return returned
 
 
 class ProcessLauncher(Launcher):
@@ -40,7 +89,7 @@ class ProcessLauncher(Launcher):
             raise ValueError(f"hydra.launcher.n_jobs is {n_jobs}; it must be at least 1")
         self.n_jobs = n_jobs
         self.overrides = list(overrides)
-        self.outcomes: list[Outcome] = []  # of all batches of the sweep
+        self.ended: list[Job] = []  # of all batches of the sweep
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -68,20 +117,20 @@ class ProcessLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
         try:
-            outcomes = self.run(jobs)
+            self.run(jobs)
         finally:
-            if self.outcomes:
-                print(write_table(folder, self.outcomes), flush=True)
-        return [outcome.as_return() for outcome in outcomes]
+            if self.ended:
+                print(write_table(folder, self.ended), flush=True)
+        return [job.as_return() for job in jobs]
 
     def _job(self, folder: Path, number: int, overrides: Sequence[str]) -> Job:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-        own = filter_overrides(list(overrides))  # without those of hydra.*
-        return Job(number, tuple(own), folder / str(config.hydra.sweep.subdir), config)
+        own = filter_overrides(list(overrides))
+        return Job(number, list(own), folder / str(config.hydra.sweep.subdir), config)
 
-    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+    def run(self, jobs: Sequence[Job]) -> None:
         """Run the jobs, `n_jobs` at a time. Ctrl-C and SIGTERM end them and start no others."""
         waiting, slots = list(jobs), list(range(self.n_jobs))
         running: dict[int, tuple[Job, subprocess.Popen, float]] = {}
@@ -94,36 +143,32 @@ class ProcessLauncher(Launcher):
                 time.sleep(0.05)
                 for slot, (job, process, started) in list(running.items()):
                     if process.poll() is not None:
-                        self._note(job, process.returncode, started)
+                        job.end(process.returncode, started)
+                        self.ended.append(job)
                         slots.append(slot)
                         del running[slot]
         finally:
             for _, process, _ in running.values():
                 process.terminate()  # a training run then saves a checkpoint
             for job, process, started in running.values():
-                self._note(job, process.wait(), started)
+                job.end(process.wait(), started)
+                self.ended.append(job)
             signal.signal(signal.SIGTERM, previous)
-        return sorted(self.outcomes[-len(jobs) :], key=lambda outcome: outcome.job.number)
 
     def _start(self, job: Job, slot: int) -> subprocess.Popen:
-        log.info("#%d: %s", job.number, shlex.join(job.overrides))
         from unclip.launcher import without_ranks
 
-        environment = without_ranks()
-        settings: dict[str, Any] = {}
+        log.info("#%d: %s", job.number, shlex.join(job.overrides))
+        environment, output = without_ranks(), None
         if self.n_jobs > 1:
             job.folder.mkdir(parents=True, exist_ok=True)
             output = open(job.folder / "output.log", "w")  # noqa: SIM115 (the child's)
-            settings = {"stdout": output, "stderr": subprocess.STDOUT}
-            gpus = visible_gpus()
-            share = gpus[slot * len(gpus) // self.n_jobs : (slot + 1) * len(gpus) // self.n_jobs]
-            if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(share or [gpus[slot % len(gpus)]])
-        return subprocess.Popen(job.command(self.overrides), env=environment, **settings)
-
-    def _note(self, job: Job, code: int, started: float) -> None:
-        value = None if code else job.objective()
-        self.outcomes.append(Outcome(job, code, time.monotonic() - started, value))
+            if gpus := visible_gpus():
+                first, end = (k * len(gpus) // self.n_jobs for k in (slot, slot + 1))
+                share = gpus[first:end] or [gpus[slot % len(gpus)]]
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(share)
+        command = job.command(self.overrides)
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
 
 def visible_gpus() -> list[str]:
@@ -134,6 +179,33 @@ def visible_gpus() -> list[str]:
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def write_table(folder: Path, jobs: Sequence[Job]) -> str:
+    """Write FOLDER/summary.csv, best job first, and return the same table as text.
+
+    There is a column for each setting that differs between jobs. The column after them is named by
+    the `objective` of the jobs, whose `direction` decides the order.
+    """
+    config = jobs[0].config
+    sign = 1 if OmegaConf.select(config, "direction") == "minimize" else -1
+    settings = [job.settings() for job in jobs]
+    keys = dict.fromkeys(key for one in settings for key in one)
+    varying = [key for key in keys if len({one.get(key) for one in settings}) > 1] or list(keys)
+    objective = OmegaConf.select(config, "objective") or "objective"
+    rows = [["job", *varying, objective, "minutes", "state"]]
+    order = lambda job: (job.value is None, sign * (job.value or 0.0), job.number)  # noqa: E731
+    for job in sorted(jobs, key=order):
+        measured = "" if job.value is None else f"{job.value:.6g}"
+        state = f"failed ({job.code})" if job.code else "done"
+        chosen = [job.settings().get(key, "") for key in varying]
+        rows.append([str(job.number), *chosen, measured, f"{job.seconds / 60:.2f}", state])
+    with open(folder / "summary.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows]
+    lines = ["  ".join(row).rstrip() for row in cells]
+    return "\n".join([*lines, f"(also in {folder / 'summary.csv'})"])
 
 
 def _interrupt(number: int, frame: Any) -> None:

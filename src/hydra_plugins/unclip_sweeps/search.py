@@ -88,14 +88,14 @@ class OptunaSweeper(Sweeper):
         best = study.best_trial
         print(f"best: job {best.number}, {best.value:.6g}, {best.params}", flush=True)
 
-    def _study(self, folder: Path, fixed: Sequence[str]) -> Any:
+    def _study(self, folder: Path, fixed: list[str]) -> Any:
         try:
             import optuna
             from optuna.storages.journal import JournalFileBackend
         except ModuleNotFoundError as error:
             raise ValueError(f"{error.name} is missing: pip install -e '.[sweep]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        job = self.hydra_context.config_loader.load_sweep_config(self.config, list(fixed))
+        job = self.hydra_context.config_loader.load_sweep_config(self.config, fixed)
         journal = JournalFileBackend(str(folder / "study.log"))
         return optuna.create_study(
             study_name=self.study_name or folder.name,

@@ -15,7 +15,7 @@ from torch.profiler import profile, schedule
 from tqdm import tqdm
 
 from unclip.batch import Batch
-from unclip.profiling import write_report
+from unclip.device import write_report
 from unclip.training.cost import forward_flops, peak_flops
 from unclip.training.lightning_compat import find_callback, is_logged_step
 from unclip.training.modules import StageModule
