@@ -27,10 +27,10 @@ from torch.utils._pytree import tree_leaves
 
 from unclip.evaluation.features import EfficientNetLite0
 from unclip.evaluation.networks import ClipNetwork
+from unclip.training.callbacks.checkpoint import NonFiniteGuard
 from unclip.training.callbacks.ema import EMA
-from unclip.training.callbacks.guard import NonFiniteGuard
 from unclip.training.modules import StageModule
-from unclip.training.muon import Muon
+from unclip.training.optim import Muon
 
 aten = torch.ops.aten
 HERE = Path(__file__).parent

@@ -2,16 +2,14 @@
 
 import unclip  # isort: skip # noqa: F401
 
-import shutil
-
 import pytest
 import torch
 from tiny_shards import write_shards
 
 from unclip.data.embeddings import embeddings_path, read_embeddings
 from unclip.data.module import ShardDataModule
-from unclip.training import embeddings as embedding
-from unclip.training.embeddings import embed_shards, ensure_embeddings
+from unclip.training import run
+from unclip.training.run import embed_shards, ensure_embeddings
 
 
 class MeanColor:
@@ -46,9 +44,7 @@ def stored(root, embedder):
 
 
 def test_ranks_embed_disjoint_shards_that_cover_the_data(tmp_path):
-    root = write_shards(tmp_path / "data", shards=3)
-    alone = tmp_path / "alone"
-    shutil.copytree(root, alone)
+    root, alone = (write_shards(tmp_path / name, shards=3) for name in ("data", "alone"))
     embedder = MeanColor()
     assert embed_shards(embedder, ShardDataModule(alone, workers=0)) == (6, 48)
     data = ShardDataModule(root, workers=0)
@@ -77,7 +73,7 @@ def test_nothing_is_written_to_a_complete_data_set(tmp_path, monkeypatch):
     data = ShardDataModule(root, workers=0)
     ensure_embeddings(MeanColor(), data, "cpu")
     assert [path.name for path in (tmp_path / "above").iterdir()] == ["data"]
-    monkeypatch.setattr(embedding, "one_at_a_time", lambda path: pytest.fail("locked"))
+    monkeypatch.setattr(run, "one_at_a_time", lambda path: pytest.fail("locked"))
     ensure_embeddings(MeanColor(), data, "cpu")
 
 
