@@ -91,7 +91,6 @@ def test_only_one_process_at_a_time_holds_the_lock(tmp_path):
 def test_the_disk_must_hold_two_checkpoints_and_the_stage(tmp_path, monkeypatch, replaced, needed):
     """In megabytes; a resumed run replaces its checkpoints."""
     stage = torch.nn.Linear(999, 1000, device="meta")
-    assert run.checkpoint_bytes(stage) == 16e6
     for name, size in zip(("last.ckpt", "previous.ckpt"), replaced, strict=False):
         with open(tmp_path / name, "wb") as file:
             file.truncate(size * 10**6)

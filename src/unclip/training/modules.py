@@ -110,7 +110,9 @@ class StageModule(LightningModule):
         for name in converted.keys() & {"image", "low_res"}:
             image = converted[name].to(self.device, memory_format=torch.channels_last)
             converted[name] = to_float(image)
-        return converted if self.embedder is None else self.embedder.to(self.device)(converted)
+        if self.embedder is not None:
+            converted = self.embedder.to(self.device)(converted)
+        return cast(Batch, converted)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Preprocess a batch that Lightning moved to the device."""
@@ -178,7 +180,8 @@ class StageModule(LightningModule):
     def _mean_over_ranks(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
         """Average each loss over the ranks that have it; it is NaN on the others."""
         values = torch.stack([loss.detach() for loss in losses.values()])
-        means = self.all_gather(values).reshape(-1, len(losses)).nanmean(0).tolist()
+        gathered = cast(Tensor, self.all_gather(values)).reshape(-1, len(losses))
+        means = gathered.nanmean(0).tolist()
         return {name: mean for name, mean in zip(losses, means, strict=True) if mean == mean}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

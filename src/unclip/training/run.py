@@ -45,8 +45,10 @@ def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str 
     """
     earlier = [Path(run_folder, name) for name in (LAST, PREVIOUS)]
     replaced = sum(path.stat().st_size for path in earlier if path.is_file())
-    exported = 4 * sum(p.numel() for p in stage.parameters())
-    needed = max(checkpoint_bytes(stage) * 2 - replaced, 0) + exported
+    weights = 4 * sum(p.numel() for p in stage.parameters())  # in float32
+    trained = 4 * sum(p.numel() for p in stage.parameters() if p.requires_grad)
+    checkpoint = weights + 3 * trained  # with averages and two moments
+    needed = max(2 * checkpoint - replaced, 0) + weights
     for folder in map(Path, folders):
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
@@ -56,12 +58,6 @@ def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str 
                 f"need {needed / 2**30:.1f} GiB: free some space, or choose other folders.runs and "
                 "folders.models"
             )
-
-
-def checkpoint_bytes(stage: nn.Module) -> int:
-    """Return the largest size of a checkpoint: float32 weights, averages and two moments."""
-    trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
-    return 4 * sum(p.numel() for p in stage.parameters()) + 12 * trained
 
 
 def check_chain(name: str, recipe: Mapping[str, Any], image_size: int, bundle: str | Path) -> None:
