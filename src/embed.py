@@ -15,7 +15,7 @@ def main(cfg: DictConfig) -> None:
     """Embed the training and validation splits; shards with embeddings are skipped."""
     from unclip.device import resolve_dtype
     from unclip.evaluation.distributed import launch
-    from unclip.training.embeddings import embed_shards
+    from unclip.training.run import embed_shards
 
     cfg.run_folder = HydraConfig.get().runtime.output_dir
     with training.exit_on_user_error():

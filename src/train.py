@@ -30,8 +30,8 @@ def train(config: dict[str, Any], identity: dict[str, Any]) -> float | None:
     """Build the parts of a run, whose `identity` must not change, and fit the stage."""
     training.set_up_process(config["seed"])
     from unclip.files import write_text
-    from unclip.training.embeddings import ensure_embeddings
     from unclip.training.resume import FINISHED, find_checkpoint, keep_stable, resume_decay
+    from unclip.training.run import ensure_embeddings
 
     folder, strict = Path(config["run_folder"]), config["resume_strict"]
     checkpoint = find_checkpoint(folder, config["resume"])

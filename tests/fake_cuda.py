@@ -26,10 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unclip.evaluation.features import ClipNetwork, EfficientNetLite0
+from unclip.training.callbacks.checkpoint import NonFiniteGuard
 from unclip.training.callbacks.ema import EMA
-from unclip.training.callbacks.guard import NonFiniteGuard
 from unclip.training.modules import StageModule
-from unclip.training.muon import Muon
+from unclip.training.optim import Muon
 
 aten = torch.ops.aten
 HERE = Path(__file__).parent

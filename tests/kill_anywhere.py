@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SOURCE = Path(__file__).parents[1] / "src"
-LIBRARIES = ("cli.training", "unclip.training.trainer", "unclip.training.embeddings")
+LIBRARIES = ("cli.training", "unclip.training.trainer", "unclip.training.run")
 LIBRARIES += ("unclip.evaluation.context", "unclip.evaluation.features")
 LIBRARIES += ("unclip.data.prepare.importer", "unclip.data.prepare.image_folder")
 REPLACED = ("previous.ckpt", "building.json", ".lock")

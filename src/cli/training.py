@@ -127,7 +127,8 @@ def ensure_inputs(config: dict[str, Any], overrides: list[str]) -> None:
         run.copy_upstream(needs, run.resolve_init(init, config["stage"]).parent, bundle)
     run.ensure_upstream(needs, bundle, overrides, train=config["upstream"] == "train")
     if prepare["build"] is not None:
-        run.ensure_data(build(prepare["build"]), prepare["done"])
+        done = Path(prepare["done"])
+        run.ensure(done, build(prepare["build"]), lock=done.parent)
 
 
 def set_up_process(seed: int) -> None:

@@ -3,26 +3,46 @@
 import unclip  # isort: skip # noqa: F401 (first: lets torchvision load next to a CPU torch)
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import unclip.training.trainer as trainer_module
 from unclip.stages import Stage
 from unclip.training import optim
 from unclip.training.callbacks import progress
-from unclip.training.callbacks.checkpoint import RunCheckpoint
+from unclip.training.callbacks.checkpoint import NonFiniteGuard, RunCheckpoint
 from unclip.training.callbacks.ema import EMA
-from unclip.training.callbacks.guard import NonFiniteGuard
 from unclip.training.modules import StageModule
+
+HERE = Path(__file__).parent
+PATHS = (HERE, HERE.parents[1] / "src", HERE.parent)
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """A function that runs a script of this folder on the CPU, and returns its output."""
+
+    def run(name, *arguments):
+        more = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        more["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))
+        words = [sys.executable, str(HERE / name), *map(str, arguments)]
+        done = subprocess.run(words, env=os.environ | more, stdout=subprocess.PIPE, timeout=280)
+        assert done.returncode == 0
+        return done.stdout.decode()
+
+    return run
 
 
 class TinyStage(Stage):
-    """Predicts an image's mean color from noise and pixels, with everything that can go wrong:
-    dropout, a norm, a frozen weight and an integer buffer."""
+    """Predicts an image's mean color; has dropout, a norm, a frozen weight, an integer buffer."""
 
     name = "tiny"
     needs_clip = False
@@ -43,9 +63,10 @@ class TinyStage(Stage):
         if self.training:
             self.noises.append(noise.flatten()[0].item())
             self.keys += batch["key"]
-        error = self.network(batch["image"] + 0.1 * noise) - batch["image"].mean(
-            (2, 3), keepdim=True
-        )
+        return self.loss_from(batch["image"], noise, batch)
+
+    def loss_from(self, image, noise, batch):
+        error = self.network(image + 0.1 * noise) - image.mean((2, 3), keepdim=True)
         return {"loss": error.square().mean() * batch.get("factor", 1.0)}
 
     def fit_statistics(self, batches):
@@ -53,32 +74,23 @@ class TinyStage(Stage):
         self.mean.copy_(images.mean((0, 2, 3)))
 
 
-class Images(Dataset):
-    """Images of 4 px; the sample `poisoned` makes the loss of its batch NaN."""
-
-    def __init__(self, count, poisoned=None):
-        generator = torch.Generator().manual_seed(1)
-        self.images = torch.randint(
-            0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8
-        )
-        self.poisoned = poisoned
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return index, self.images[index], self.poisoned
+def images(count):
+    """Return samples of 4 px."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (count, 3, 4, 4)
+    return list(enumerate(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)))
 
 
-def collate(samples):
-    indices, images, poisoned = zip(*samples, strict=True)
+def collate(samples, poisoned=None):
+    """Make a batch; the sample `poisoned` makes its loss NaN."""
+    indices, pixels = zip(*samples, strict=True)
     batch = {
         "key": [f"{index:08d}" for index in indices],
         "caption": ["an image"] * len(indices),
-        "image": torch.stack(images),
+        "image": torch.stack(pixels),
         "valid": torch.ones(len(indices), dtype=torch.bool),
     }
-    if poisoned[0] in indices:
+    if poisoned in indices:
         batch["factor"] = torch.tensor(float("nan"))
     return batch
 
@@ -89,13 +101,14 @@ class ImageData(LightningDataModule):
         self.poisoned = poisoned
 
     def train_dataloader(self):
-        return DataLoader(Images(64, self.poisoned), batch_size=4, collate_fn=collate)
+        poison = functools.partial(collate, poisoned=self.poisoned)
+        return DataLoader(images(64), batch_size=4, collate_fn=poison)
 
     def caption_loader(self):
         return [{"caption": ["an image"]}]
 
     def val_dataloader(self):
-        return DataLoader(Images(8), batch_size=4, collate_fn=collate)
+        return DataLoader(images(8), batch_size=4, collate_fn=collate)
 
 
 class Kit:
@@ -129,13 +142,21 @@ class Kit:
             max_steps=max_steps, folder=folder, callbacks=callbacks, **(defaults | settings)
         )
 
-    def callbacks(self, folder=None, every_steps=1000, decay=0.9):
+    def callbacks(self, folder=None, every_steps=1000):
         folder = folder or self.folder
-        return [
-            EMA(decay),
-            NonFiniteGuard(folder),
-            RunCheckpoint(folder, every_steps=every_steps),
-        ]
+        checkpoint = RunCheckpoint(folder, every_steps=every_steps)
+        return [EMA(0.9), NonFiniteGuard(folder), checkpoint]
+
+    def fit(self, steps, *callbacks, module=None, data=None, resume=None, **settings):
+        """Train, by default TinyStage with an EMA, the guard and checkpoints."""
+        trainer = self.trainer(steps, *(callbacks or self.callbacks()), **settings)
+        module = module or self.module()
+        trainer.fit(module, data or ImageData(), ckpt_path=resume)
+        return module, trainer
+
+    def saved(self):
+        """Load the last checkpoint."""
+        return torch.load(self.folder / "last.ckpt", weights_only=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Run by test_gathers.py: count what FSDP transfers in one training step of two ranks."""
+"""Run by test_ranks.py: count what FSDP transfers in one training step of two ranks."""
 
 import unclip  # isort: skip # noqa: F401
 

@@ -12,8 +12,7 @@ from conftest import Kit
 from lightning.pytorch import Callback
 
 from unclip.data.module import ShardDataModule
-from unclip.training.callbacks.checkpoint import ValidateAtEnd
-from unclip.training.callbacks.logs import CsvLogger, TruncateLogsOnResume
+from unclip.training.callbacks.logs import CsvLogger
 from unclip.training.resume import find_checkpoint, lock_run_dir
 from unclip.training.trainer import silence_lightning
 
@@ -30,11 +29,7 @@ DEATHS = [
     ("on_before_optimizer_step", 9, signal.SIGINT),
     ("on_validation_batch_end", 13, signal.SIGTERM),
     ("on_before_optimizer_step", 14, signal.SIGKILL),
-    (
-        "on_validation_batch_end",
-        16,
-        signal.SIGKILL,
-    ),  # after the last step, before the export
+    ("on_validation_batch_end", 16, signal.SIGKILL),  # after the last step, before the export
 ]
 
 
@@ -79,7 +74,7 @@ def train(folder, root, death):
     data = ShardDataModule(root, image_size=16, shard_size=64, batch_size=4, workers=2)
     dying = [] if death is None else [Death(*death)]
     first, *others = kit.callbacks(every_steps=EVERY)
-    callbacks = [*dying, first, TruncateLogsOnResume(), ValidateAtEnd(), *others]
+    callbacks = [*dying, first, *others]
     settings = {"accumulate_grad_batches": 2, "validate_every_steps": 4, "log_every_n_steps": 1}
     trainer = kit.trainer(STEPS, *callbacks, loggers=[CsvLogger(folder)], **settings)
     with lock_run_dir(folder):

@@ -13,16 +13,18 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import Images, Kit, TinyStage, collate
+from conftest import Kit, TinyStage, collate, images
 from lightning.pytorch import Callback, LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader
 
+from unclip.data.module import ShardDataModule
 from unclip.evaluation.distributed import die_with_parent
 from unclip.networks.unet import ResBlock
-from unclip.training import muon
+from unclip.training import optim
+from unclip.training.callbacks.checkpoint import NonFiniteError
 from unclip.training.callbacks.logs import CsvLogger
-from unclip.training.modules import sample_generators
+from unclip.training.modules import StageModule, sample_generators
 from unclip.training.resume import find_checkpoint
 from unclip.training.sharding import unsharded
 from unclip.training.trainer import silence_lightning
@@ -33,10 +35,45 @@ FAULTS += [(kind, "fsdp") for kind in ("hang", "kill", "nan")]
 SLURM = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
 SLURM |= {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1"}
 MUON = functools.partial(
-    muon.Muon,
+    optim.Muon,
     **{"lr": 1e-2, "muon_lr": 1e-2, "momentum": 0.95, "betas": (0.9, 0.99)},
     **{"weight_decay": 0.0, "muon_weight_decay": 0.1},
 )
+
+
+class Poisoned(StageModule):
+    """Has a NaN loss in the third step of rank 1."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if batch_idx == 2 and self.global_rank == 1 else loss
+
+    def measure(self, batch):
+        return {"brightness": batch["image"].mean()}
+
+
+def train_on_shards(folder, root):
+    """Save each rank's samples, noise and weights."""
+    silence_lightning()
+    kit = Kit(folder)
+    module, callbacks = kit.module(Poisoned), kit.callbacks(every_steps=2)
+    data = ShardDataModule(root, image_size=16, shard_size=64, batch_size=4, workers=0)
+    trainer = kit.trainer(4, *callbacks, devices=2, strategy="ddp", validate_every_steps=2)
+    failed = None
+    try:
+        trainer.fit(module, data)
+    except NonFiniteError as error:
+        failed = f"NonFiniteError: {error}"
+    about = {
+        "keys": module.stage.keys,
+        "noises": module.stage.noises,
+        "mean": module.stage.mean.tolist(),
+        "weight": module.stage.network[0].weight.flatten().tolist(),
+        "average": callbacks[0].weights["network.0.weight"].flatten().tolist(),
+        "failed": failed,
+        "brightness": trainer.callback_metrics["validation/brightness"].item(),
+    }
+    (folder / f"rank_{trainer.global_rank}.json").write_text(json.dumps(about))
 
 
 class Reproducible(TinyStage):
@@ -51,9 +88,7 @@ class Reproducible(TinyStage):
     def loss(self, batch):
         generators = sample_generators(batch["key"], 0)
         noise = torch.stack([torch.randn(3, 4, 4, generator=g) for g in generators])
-        noise, image = noise.to(self.dtype), batch["image"].to(self.dtype)
-        error = self.network(image + 0.1 * noise) - image.mean((2, 3), keepdim=True)
-        return {"loss": error.square().mean() * batch.get("factor", 1.0)}
+        return self.loss_from(batch["image"].to(self.dtype), noise.to(self.dtype), batch)
 
 
 class Shared(LightningDataModule):
@@ -64,7 +99,7 @@ class Shared(LightningDataModule):
         size = BATCH // ranks
         starts = range(rank * size, IMAGES, BATCH)
         batches = [list(range(start, start + size)) for start in starts]
-        return DataLoader(Images(IMAGES), batch_sampler=batches, collate_fn=collate)
+        return DataLoader(images(IMAGES), batch_sampler=batches, collate_fn=collate)
 
     def val_dataloader(self):
         return []
@@ -91,35 +126,7 @@ class Preview(Callback):
     def on_train_start(self, trainer, module):
         with torch.no_grad(), unsharded(module.stage):
             if trainer.is_global_zero:
-                module.stage.loss(module.preprocess(collate([Images(1)[0]])))
-
-
-def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, fault=None, **changed):
-    """Trains, and saves the log and the weights."""
-    silence_lightning()
-    kit = Kit(folder)
-    callbacks = [*kit.callbacks(every_steps=2), Preview(), Fault(fault)]
-    parallel = {"devices": ranks, "strategy": strategy} if ranks > 1 else {}
-    settings = {
-        "loggers": [CsvLogger(folder)],
-        "log_every_n_steps": 1,
-        "precision": stage.precision,
-        "timeout_minutes": TIMEOUT / 60,
-    }
-    trainer = kit.trainer(STEPS, *callbacks, **settings, **parallel)
-    module = kit.module(stage=stage, **changed)
-    trainer.fit(module, Shared(), ckpt_path=resume)
-    averages = callbacks[0].state_dict()["weights"]
-    with unsharded(module.stage):
-        weights = {name: p.tolist() for name, p in module.stage.named_parameters()}
-    weights |= {f"average {name}": average.tolist() for name, average in averages.items()}
-    if trainer.is_global_zero:
-        (folder / "weights.json").write_text(json.dumps(weights))
-
-
-def resume_damaged(folder, source):
-    """Resume from a copy of a run's folder after a bit of a tensor in last.ckpt has changed."""
-    curve(folder, 2, resume=find_checkpoint(source, "auto"))
+                module.stage.loss(module.preprocess(collate(images(1))))
 
 
 class Fault(Callback):
@@ -143,6 +150,30 @@ class Fault(Callback):
             batch["factor"] = torch.tensor(float("nan"))
         if self.kind in ("kill", "preempt"):
             os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGTERM)
+
+
+def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, fault=None, **changed):
+    """Trains, and saves the log and the weights."""
+    silence_lightning()
+    kit = Kit(folder)
+    callbacks = [*kit.callbacks(every_steps=2), Preview(), Fault(fault)]
+    parallel = {"devices": ranks, "strategy": strategy} if ranks > 1 else {}
+    settings = {"loggers": [CsvLogger(folder)], "log_every_n_steps": 1}
+    settings |= {"precision": stage.precision, "timeout_minutes": TIMEOUT / 60}
+    trainer = kit.trainer(STEPS, *callbacks, **settings, **parallel)
+    module = kit.module(stage=stage, **changed)
+    trainer.fit(module, Shared(), ckpt_path=resume)
+    averages = callbacks[0].state_dict()["weights"]
+    with unsharded(module.stage):
+        weights = {name: p.tolist() for name, p in module.stage.named_parameters()}
+    weights |= {f"average {name}": average.tolist() for name, average in averages.items()}
+    if trainer.is_global_zero:
+        (folder / "weights.json").write_text(json.dumps(weights))
+
+
+def resume_damaged(folder, source):
+    """Resume from a copy of a run's folder after a bit of a tensor in last.ckpt has changed."""
+    curve(folder, 2, resume=find_checkpoint(source, "auto"))
 
 
 def in_ranks(function, *arguments, slurm=False, **named):
@@ -185,12 +216,12 @@ def in_ranks(function, *arguments, slurm=False, **named):
 
 
 def alone(function, *arguments, **named):
-    """Returns the exit code of a child process."""
+    """Calls a function in a child process."""
     child = os.fork()
     if child == 0:
         function(*arguments, **named)
         os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def is_alive(process):
@@ -200,16 +231,16 @@ def is_alive(process):
         return False
 
 
-def main(folder):
-    assert alone(curve, folder / "one", 1) == 0
-    assert alone(curve, folder / "whole", 1, "auto", Sharded) == 0
-    ended = {"curve": in_ranks(curve, folder / "two", 2)}
+def main(folder, root):
+    ended = {"shards": in_ranks(train_on_shards, folder / "shards", root)}
+    alone(curve, folder / "one", 1)
+    alone(curve, folder / "whole", 1, "auto", Sharded)
+    ended["curve"] = in_ranks(curve, folder / "two", 2)
     ended["sharded"] = in_ranks(curve, folder / "sharded", 2, "fsdp", Sharded)
     for kind, start in (("resumed", "sharded"), ("shared_out", "whole")):
         previous = folder / start / "previous.ckpt"
         ended[kind] = in_ranks(curve, folder / kind, 2, "fsdp", Sharded, previous)
-    previous = folder / "sharded" / "previous.ckpt"
-    assert alone(curve, folder / "joined", 1, "auto", Sharded, previous) == 0
+    alone(curve, folder / "joined", 1, "auto", Sharded, folder / "sharded" / "previous.ckpt")
     shutil.copytree(folder / "two", folder / "source")
     content = bytearray((last := folder / "source" / "last.ckpt").read_bytes())
     bias = torch.load(last, weights_only=True)["state_dict"]["stage.network.0.bias"]
@@ -217,17 +248,14 @@ def main(folder):
     last.write_bytes(content)
     ended["damaged"] = in_ranks(resume_damaged, folder / "damaged", folder / "source")
     for kind, strategy in FAULTS:
-        place, stage = (
-            folder / f"{kind}_{strategy}",
-            Sharded if strategy == "fsdp" else Reproducible,
-        )
-        slurm = kind == "preempt"
+        place, slurm = folder / f"{kind}_{strategy}", kind == "preempt"
+        stage = Sharded if strategy == "fsdp" else Reproducible
         ended[place.name] = in_ranks(curve, place, 2, strategy, stage, fault=kind, slurm=slurm)
         if kind in ("kill", "preempt"):
             last, place = place / "last.ckpt", folder / f"{place.name}_again"
             ended[place.name] = in_ranks(curve, place, 2, strategy, stage, last, slurm=slurm)
-    muon.has_native_bf16 = lambda device: False  # its rounding errors would hide those of the ranks
-    assert alone(curve, folder / "muon", 1, "auto", Sharded, optimizer=MUON) == 0
+    optim.has_native_bf16 = lambda device: False  # its rounding errors would hide the ranks'
+    alone(curve, folder / "muon", 1, "auto", Sharded, optimizer=MUON)
     for strategy in ("ddp", "fsdp"):
         place = folder / f"muon_{strategy}"
         ended[place.name] = in_ranks(curve, place, 2, strategy, Sharded, optimizer=MUON)
@@ -237,4 +265,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

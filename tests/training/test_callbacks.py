@@ -1,3 +1,5 @@
+"""Seeds, sample grids, throughput, progress, profile and export of a run."""
+
 import csv
 import gzip
 import itertools
@@ -8,29 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from unclip.training.callbacks.checkpoint import ValidateAtEnd
 from unclip.training.callbacks.ema import EMA
-from unclip.training.callbacks.export import Export
 from unclip.training.callbacks.logs import CsvLogger
+from unclip.training.callbacks.outputs import Export, SampleGrid, grid_of
 from unclip.training.callbacks.progress import Profile, StepProgress, Throughput
-from unclip.training.callbacks.samples import SampleGrid, grid_of
 from unclip.training.modules import StageModule, sample_generators, seed_of
 from unclip.training.trainer import build_trainer, resolve_precision
-
-
-class Colored(StageModule):
-    """Shows its first weight as the color of its images."""
-
-    def preview(self, batch):
-        color = self.stage.network[0].weight.flatten()[0].detach()
-        return {"real": batch["image"], "made": torch.full_like(batch["image"], color)}
 
 
 def test_a_seed_depends_on_every_part_and_on_nothing_else():
     assert seed_of(0, "prior", 3, 1) == seed_of(0, "prior", 3, 1)
     parts = itertools.product((0, 1), ("prior", "decoder"), (1, 11), (1, 11))
     assert len({seed_of(*part) for part in parts}) == 16
-    assert seed_of(1, 11) != seed_of(11, 1)
     assert 0 <= seed_of("a") < 2**63
 
 
@@ -46,20 +37,23 @@ def test_noise_does_not_depend_on_earlier_random_numbers(kit):
             torch.randn(7)
             return super().on_after_batch_transfer(batch, dataloader_idx)
 
-    frugal, wasteful = kit.module(), kit.module(Wasteful)
-    for module in (frugal, wasteful):
-        kit.trainer(3).fit(module, kit.ImageData())
+    frugal, _ = kit.fit(3)
+    wasteful, _ = kit.fit(3, module=kit.module(Wasteful))
     assert frugal.stage.noises == wasteful.stage.noises
     assert len(set(frugal.stage.noises)) == 3
 
 
 def test_grids_show_averaged_weights_before_training_and_at_each_validation(kit, tmp_path):
-    ema, grid = EMA(0.5), SampleGrid(tmp_path / "samples", count=3)
-    module = kit.module(Colored)
+    class Colored(StageModule):
+        """Shows its first weight as the color of its images."""
+
+        def preview(self, batch):
+            color = self.stage.network[0].weight.flatten()[0].detach()
+            return {"real": batch["image"], "made": torch.full_like(batch["image"], color)}
+
+    ema, grid, module = EMA(0.5), SampleGrid(tmp_path / "samples", count=3), kit.module(Colored)
     start = module.stage.network[0].weight.flatten()[0].item()
-    callbacks = [ema, ValidateAtEnd(), grid]
-    trainer = kit.trainer(5, *callbacks, validate_every_steps=3, num_sanity_val_steps=1)
-    trainer.fit(module, kit.ImageData())
+    kit.fit(5, ema, grid, module=module, validate_every_steps=3, num_sanity_val_steps=1)
     files = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert files == ["0000000.png", "0000003.png", "0000005.png", "captions.txt"]
     weights = {"0000000": start, "0000005": ema.weights["network.0.weight"].flatten()[0].item()}
@@ -78,8 +72,7 @@ def test_smaller_images_of_a_grid_are_enlarged():
 
 
 def test_stages_without_a_preview_have_no_grid(kit, tmp_path):
-    trainer = kit.trainer(1, SampleGrid(tmp_path / "samples"), num_sanity_val_steps=1)
-    trainer.fit(kit.module(), kit.ImageData())
+    kit.fit(1, SampleGrid(tmp_path / "samples"), num_sanity_val_steps=1)
     assert not (tmp_path / "samples").exists()
 
 
@@ -88,19 +81,18 @@ def test_throughput_does_not_count_validation(kit, tmp_path):
         def validation_step(self, batch, batch_idx):
             time.sleep(1.0)
 
-    throughput = Throughput()
     settings = {"accumulate_grad_batches": 2, "log_every_n_steps": 2, "validate_every_steps": 2}
-    logger = CsvLogger(tmp_path)
-    trainer = kit.trainer(4, throughput, loggers=[logger], limit_val_batches=1, **settings)
+    settings |= {"loggers": [CsvLogger(tmp_path)], "limit_val_batches": 1}
     started = time.perf_counter()
-    trainer.fit(kit.module(SlowValidation), kit.ImageData())
+    kit.fit(4, throughput := Throughput(), module=kit.module(SlowValidation), **settings)
     assert throughput.images == 4 * 2 * 4
     assert 0 < throughput.seconds < time.perf_counter() - started - 2.0
     with open(tmp_path / "logs" / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["train/images_per_second"]]
-    assert float(rows[-1]["train/images"]) == 32
-    images_per_second = float(rows[-1]["train/images_per_second"])
-    tflops, mfu = (float(rows[-1][f"train/{name}"]) for name in ("tflops", "mfu"))
+    names = ("images", "images_per_second", "tflops", "mfu", "memory_gib")
+    last = (float(rows[-1][f"train/{name}"]) for name in names)
+    images, images_per_second, tflops, mfu, memory = last
+    assert images == 32 and memory > 0.05
     assert tflops == pytest.approx(3 * 250_000 * images_per_second / 1e12)  # a quarter of a batch
     assert 0 < mfu < 1 and mfu / tflops > 1  # of a peak below 1 TFLOP/s
     assert {"train/loss", "train/learning_rate", "train/gradient_norm"} <= rows[0].keys()
@@ -109,7 +101,7 @@ def test_throughput_does_not_count_validation(kit, tmp_path):
 @pytest.mark.parametrize(("steps", "profiled"), [(20, 3), (8, 2)])
 def test_some_steps_after_the_first_are_profiled(kit, tmp_path, capsys, steps, profiled):
     """A run that ends earlier reports the steps that it has made."""
-    kit.trainer(steps, Profile(3, tmp_path)).fit(kit.module(), kit.ImageData())
+    kit.fit(steps, Profile(3, tmp_path))
     with gzip.open(tmp_path / "profile.json.gz") as trace:
         events = json.load(trace)["traceEvents"]
     names = [event.get("name", "") for event in events]
@@ -118,29 +110,30 @@ def test_some_steps_after_the_first_are_profiled(kit, tmp_path, capsys, steps, p
     assert f"trace: {tmp_path / 'profile.json.gz'}" in capsys.readouterr().out
 
 
+def progress():
+    """Return progress that is shown at every step."""
+    shown = StepProgress()
+    shown.every_seconds = 0
+    return shown
+
+
 def test_progress_prints_lines_when_stderr_is_not_a_terminal(kit, capsys):
-    progress = StepProgress(every_seconds=0.0)
-    trainer = kit.trainer(3, Throughput(), progress)
-    trainer.fit(kit.module(), kit.ImageData())
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("tiny: step 3/3 · loss 0.")
-    assert "images/s" in lines[-1] and "ends at about" in lines[-1]
+    kit.fit(3, Throughput(), progress())
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("tiny: step 3/3 · loss 0.")
+    assert "images/s" in line and "ends at about" in line
 
 
 def test_progress_prints_the_step_that_a_run_resumes_from(kit, capsys):
     for steps, path in ((2, None), (4, kit.folder / "last.ckpt")):
-        progress = StepProgress(every_seconds=0.0)
-        trainer = kit.trainer(steps, *kit.callbacks(), progress)
-        trainer.fit(kit.module(), kit.ImageData(), ckpt_path=path)
+        kit.fit(steps, *kit.callbacks(), progress(), resume=path)
         lines = capsys.readouterr().err.splitlines()
         assert ("tiny: resumed after step 2" in lines) == (path is not None)
 
 
 def test_progress_is_a_bar_on_a_terminal(kit, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    progress = StepProgress(every_seconds=0.0)
-    trainer = kit.trainer(3, progress)
-    trainer.fit(kit.module(), kit.ImageData())
+    kit.fit(3, progress())
     assert "tiny: 100%" in capsys.readouterr().err
 
 
@@ -150,13 +143,10 @@ def test_export_writes_the_averages_and_prints_one_line(kit, tmp_path, monkeypat
     def save_stage(path, stage, **about):
         saved.update(about, path=path, weight=stage.network[0].weight.detach().clone())
 
-    monkeypatch.setattr("unclip.training.callbacks.export.save_stage", save_stage)
+    monkeypatch.setattr("unclip.training.callbacks.outputs.save_stage", save_stage)
     about = {"license": "CC0-1.0", "data": None}
-    path = tmp_path / "tiny.safetensors"
-    ema, export = EMA(0.5), Export(path, metric="validation/loss", about=about)
-    module = kit.module()
-    trainer = kit.trainer(5, ema, Throughput(), ValidateAtEnd(), export, validate_every_steps=2)
-    trainer.fit(module, kit.ImageData())
+    export = Export(tmp_path / "tiny.safetensors", metric="validation/loss", about=about)
+    module, _ = kit.fit(5, ema := EMA(0.5), Throughput(), export, validate_every_steps=2)
     assert torch.equal(saved["weight"], ema.weights["network.0.weight"])
     assert not torch.equal(saved["weight"], module.stage.network[0].weight)
     assert saved["steps"] == 5
@@ -174,11 +164,9 @@ def test_a_failed_run_exports_nothing(kit, tmp_path, monkeypatch):
         def training_step(self, batch, batch_idx):
             raise ZeroDivisionError
 
-    monkeypatch.setattr("unclip.training.callbacks.export.save_stage", pytest.fail)
+    monkeypatch.setattr("unclip.training.callbacks.outputs.save_stage", pytest.fail)
     with pytest.raises(ZeroDivisionError):
-        kit.trainer(5, Export(tmp_path / "x.safetensors", metric="")).fit(
-            kit.module(Failing), kit.ImageData()
-        )
+        kit.fit(5, Export(tmp_path / "x.safetensors", metric=""), module=kit.module(Failing))
 
 
 def test_auto_precision_is_never_emulated_bf16(monkeypatch):

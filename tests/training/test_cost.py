@@ -18,8 +18,7 @@ from cli import planning, training
 from unclip import bundle
 from unclip.training import cost
 from unclip.training.acceleration import optimize
-from unclip.training.muon import Muon
-from unclip.training.optim import parameter_groups
+from unclip.training.optim import Muon, parameter_groups
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIG = {
@@ -41,13 +40,11 @@ MUON = partial(
 def recipe(name):
     """A recipe so wide that both activations and weights matter."""
     wide = tiny_bundle.recipe(name)
-    if name == "decoder":
-        wide["network"] |= {"channels": 64, "multipliers": [1, 2], "groups": 8, "patch": 4}
-        wide["network"] |= {"attention_levels": [1], "head_width": 32}
-    elif name == "clip":
-        wide |= {"vision_layers": 6, "text_layers": 6}
-    else:
-        wide["network"] |= {"width": 128, "layers": 3, "heads": 4}
+    if name == "clip":
+        return wide | {"vision_layers": 6, "text_layers": 6}
+    unet = {"channels": 64, "multipliers": [1, 2], "groups": 8, "patch": 4}
+    unet |= {"attention_levels": [1], "head_width": 32}
+    wide["network"] |= unet if name == "decoder" else {"width": 128, "layers": 3, "heads": 4}
     return wide
 
 
@@ -128,15 +125,20 @@ def test_the_optimizers_bytes_are_those_of_a_real_step(name):
     assert step.optimizer < measured(name).optimizer
 
 
+def zeros(batch, device="cpu"):
+    """Give a batch's tensors values."""
+    return {
+        key: value.to(device).zero_() if torch.is_tensor(value) else value
+        for key, value in batch.items()
+    }
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", ["decoder", "prior"])
 def test_the_peak_is_that_of_a_real_step(name, bf16):
     step = measured(name, bf16=bf16)
     stage = bundle.build(recipe(name)).train()
-    batch = {
-        key: torch.zeros_like(value) if torch.is_tensor(value) else value
-        for key, value in planning.example_batch(CONFIG, stage).items()
-    }
+    batch = zeros(planning.example_batch(CONFIG, stage))
     batch["text_mask"] += True
     stage.loss(batch)["loss"].backward()  # allocates what is allocated once
     stage.zero_grad(set_to_none=True)
@@ -183,13 +185,31 @@ def test_the_frozen_clip_counts():
 
 def planned(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = plan._to_dict(compose("plan", ["scale=paper", *overrides]))
+        config = plan._to_dict(compose("plan", [*overrides]))
         return config, plan.measure(config)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["decoder", "prior", "upsampler_256"])
+def test_the_planned_memory_is_that_of_a_gpu(name):
+    config, step = planned(f"stage={name}", "scale=emoji")
+    stage = bundle.build(config["model"]).cuda().train()
+    batch = zeros(planning.example_batch(config, stage), "cuda")
+    for _ in range(2):  # the gradients of the first step live during the second one
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = stage.loss(batch)["loss"]
+        stage.zero_grad(set_to_none=True)
+        loss.backward()
+    expected = step.weights + step.gradients + step.activations
+    assert torch.cuda.max_memory_allocated() == pytest.approx(expected, rel=0.2)
 
 
 @pytest.fixture(scope="module")
 def papers_prior():
-    return planned("stage=prior", "trainer.devices=64")
+    return planned("scale=paper", "stage=prior", "trainer.devices=64")
 
 
 def test_the_papers_prior_takes_4260_gpu_hours_and_its_clip_a_tenth_more(papers_prior):
@@ -208,7 +228,7 @@ def test_the_papers_prior_takes_4260_gpu_hours_and_its_clip_a_tenth_more(papers_
 
 @pytest.fixture(scope="module")
 def papers_upsampler():
-    return planned("stage=upsampler_256", "trainer.devices=32")
+    return planned("scale=paper", "stage=upsampler_256", "trainer.devices=32")
 
 
 def test_bf16_saves_a_quarter_of_a_u_net_s_activations(papers_upsampler):

@@ -10,8 +10,8 @@ from unclip.training.modules import StageModule
 class Recorder(EMA):
     """Records the raw weights after each step."""
 
-    def __init__(self, *args, **settings):
-        super().__init__(*args, **settings)
+    def __init__(self, decay):
+        super().__init__(decay)
         self.history = []
 
     def on_train_batch_end(self, *args):
@@ -26,7 +26,7 @@ def raw_weights(module):
 def test_the_average_of_trained_weights_has_its_closed_form(kit):
     module, ema = kit.module(), Recorder(0.3)
     start = raw_weights(module)
-    kit.trainer(5, ema).fit(module, kit.ImageData())
+    kit.fit(5, ema, module=module)
     decays = [2 / 11, 3 / 12, 0.3, 0.3, 0.3]  # (1 + t) / (10 + t), at most 0.3
     for name, average in ema.weights.items():
         # a_k = Π d_i w_0 + Σ (1 - d_i) Π_(j > i) d_j w_i
@@ -40,8 +40,7 @@ def test_the_average_of_trained_weights_has_its_closed_form(kit):
 
 
 def test_accumulated_batches_are_one_update(kit):
-    module, ema = kit.module(), EMA()
-    kit.trainer(3, ema, accumulate_grad_batches=2).fit(module, kit.ImageData())
+    kit.fit(3, ema := EMA(), accumulate_grad_batches=2)
     assert ema.updates == 3
 
 
@@ -52,9 +51,7 @@ def test_validation_uses_the_averages_and_training_the_raw_weights(kit):
         def validation_step(self, batch, batch_idx):
             seen.append(raw_weights(self))
 
-    module, ema = kit.module(Watcher), Recorder(0.9)
-    trainer = kit.trainer(4, ema, validate_every_steps=4)
-    trainer.fit(module, kit.ImageData())
+    module, _ = kit.fit(4, ema := Recorder(0.9), module=kit.module(Watcher))
     for name, average in ema.weights.items():
         assert torch.equal(seen[-1][name], average)
         assert torch.equal(raw_weights(module)[name], ema.history[-1][name])
@@ -62,14 +59,11 @@ def test_validation_uses_the_averages_and_training_the_raw_weights(kit):
 
 
 def test_an_exception_undoes_the_swap(kit):
-    module, ema = kit.module(), EMA(0.9)
-    trainer = kit.trainer(3, ema)
-    trainer.fit(module, kit.ImageData())
-    before = raw_weights(module)
+    module, trainer = kit.fit(3, ema := EMA(0.9))
+    name, before = "network.0.weight", raw_weights(module)
     with pytest.raises(ZeroDivisionError), averaged_weights(trainer):
         with averaged_weights(trainer):  # nested: swapped once
-            name = "network.0.weight"
-            assert torch.equal(module.stage.get_parameter(name), ema.weights[name]) is False
+            assert not torch.equal(module.stage.get_parameter(name), ema.weights[name])
             assert not torch.equal(module.stage.get_parameter(name), before[name])
         raise ZeroDivisionError
     assert all(torch.equal(before[name], p) for name, p in raw_weights(module).items())
@@ -83,12 +77,10 @@ def test_a_crash_in_validation_keeps_both_sets_in_their_places(kit, save_inside)
                 self.trainer.save_checkpoint(kit.folder / "last.ckpt")
             raise ZeroDivisionError
 
-    ema = Recorder(0.9)
-    callbacks = [ema, *kit.callbacks()[1:]]
-    trainer = kit.trainer(6, *callbacks, validate_every_steps=4)
+    callbacks = [ema := Recorder(0.9), *kit.callbacks()[1:]]
     with pytest.raises(ZeroDivisionError):
-        trainer.fit(kit.module(Crashing), kit.ImageData())
-    saved = torch.load(kit.folder / "last.ckpt", weights_only=True)
+        kit.fit(6, *callbacks, module=kit.module(Crashing), validate_every_steps=4)
+    saved = kit.saved()
     assert saved["global_step"] == 4
     averages = saved["callbacks"]["Recorder"]["weights"]
     for name, raw in ema.history[-1].items():
@@ -97,8 +89,8 @@ def test_a_crash_in_validation_keeps_both_sets_in_their_places(kit, save_inside)
         assert not torch.equal(raw, averages[name])
 
 
-def test_a_find_checkpoint_another_network_is_refused(kit):
+def test_averages_of_another_network_are_refused(kit):
     ema = EMA()
     ema.load_state_dict({"updates": 1, "weights": {"other": torch.zeros(1)}})
     with pytest.raises(ValueError, match="another network"):
-        kit.trainer(1, ema).fit(kit.module(), kit.ImageData())
+        kit.fit(1, ema)

@@ -2,16 +2,14 @@
 
 import unclip  # isort: skip # noqa: F401
 
-import shutil
-
 import pytest
 import torch
 from tiny_shards import write_shards
 
 from unclip.data.embeddings import embeddings_path, read_embeddings
 from unclip.data.module import ShardDataModule
-from unclip.training import embeddings as embedding
-from unclip.training.embeddings import embed_shards, ensure_embeddings
+from unclip.training import run
+from unclip.training.run import embed_shards, ensure_embeddings
 
 
 class MeanColor:
@@ -41,21 +39,27 @@ def stored(root, embedder):
     found = {}
     for shard in sorted(root.glob("*/64/*.tar")):
         rows, table = read_embeddings(shard, embedder.fingerprint)
-        found[shard.relative_to(root)] = {key: table[row].tolist() for key, row in rows.items()}
+        found[str(shard.relative_to(root))] = {
+            key: table[row].tolist() for key, row in rows.items()
+        }
     return found
 
 
-def test_ranks_embed_disjoint_shards_that_cover_the_data(tmp_path):
-    root = write_shards(tmp_path / "data", shards=3)
-    alone = tmp_path / "alone"
-    shutil.copytree(root, alone)
+def test_ranks_embed_disjoint_shards_once_that_cover_the_data(tmp_path):
+    root, alone = (write_shards(tmp_path / name, shards=3) for name in ("data", "alone"))
     embedder = MeanColor()
     assert embed_shards(embedder, ShardDataModule(alone, workers=0)) == (6, 48)
     data = ShardDataModule(root, workers=0)
     for rank in range(2):
         assert embed_shards(embedder, data, rank=rank, world_size=2) == (3, 24)
         assert embed_shards(embedder, data, rank=rank, world_size=2) == (0, 0)
-    assert stored(root, embedder) == stored(alone, embedder)
+    found = stored(root, embedder)
+    assert found == stored(alone, embedder)
+    keys = found["train/64/00001.tar"]
+    assert list(keys) == [f"{index:08d}" for index in range(1, 24, 3)]
+    assert keys["00000001"].index(max(keys["00000001"])) == 1  # green
+    embeddings_path(root / "val/64/00000.tar", embedder.fingerprint).unlink()
+    assert embed_shards(embedder, data).shards == 1
 
 
 def test_embedding_accepts_the_same_samples_as_training(tmp_path):
@@ -77,7 +81,7 @@ def test_nothing_is_written_to_a_complete_data_set(tmp_path, monkeypatch):
     data = ShardDataModule(root, workers=0)
     ensure_embeddings(MeanColor(), data, "cpu")
     assert [path.name for path in (tmp_path / "above").iterdir()] == ["data"]
-    monkeypatch.setattr(embedding, "one_at_a_time", lambda path: pytest.fail("locked"))
+    monkeypatch.setattr(run, "one_at_a_time", lambda path: pytest.fail("locked"))
     ensure_embeddings(MeanColor(), data, "cpu")
 
 
@@ -94,17 +98,3 @@ def test_stored_embeddings_equal_those_computed_in_training(tmp_path):
     kept, fresh = batches
     assert kept["key"] == fresh["key"]
     assert torch.allclose(kept["image_embedding"], fresh["image_embedding"], atol=5e-4)
-
-
-def test_embeddings_are_computed_once_and_stored_next_to_their_shards(tmp_path):
-    root = write_shards(tmp_path / "data", images=12)
-    data, embedder = ShardDataModule(root, workers=0), MeanColor()
-    train, val = data.sources()
-    assert embed_shards(embedder, data) == (4, 24)
-    assert embedder.images == 24
-    assert embed_shards(embedder, data).shards == 0
-    rows, embeddings = read_embeddings(train / "00001.tar", embedder.fingerprint)
-    assert list(rows) == [f"{index:08d}" for index in range(1, 12, 2)]
-    assert embeddings[rows["00000005"]].argmax() == 1  # green
-    embeddings_path(val / "00000.tar", embedder.fingerprint).unlink()
-    assert embed_shards(embedder, data).shards == 1

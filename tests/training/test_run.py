@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,70 +13,60 @@ import torch
 
 from unclip import bundle
 from unclip.training import run
+from unclip.training.modules import PriorModule
+
+
+@pytest.fixture(autouse=True)
+def train_py(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["src/train.py"])
 
 
 def test_existing_stages_and_data_are_not_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", pytest.fail)
     (tmp_path / "clip.safetensors").touch()
     run.ensure_upstream(["clip"], tmp_path, [], train=True)
-    run.ensure_upstream([], tmp_path, [], train=False)
-    (tmp_path / "done").touch()
-    run.ensure_data(pytest.fail, tmp_path / "done")
+    run.ensure(tmp_path / "clip.safetensors", pytest.fail)
 
 
-def test_a_missing_stage_is_named_with_its_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["src/train.py"])
+@pytest.mark.parametrize("script", ["train", "embed"])
+def test_a_missing_stage_is_named_with_its_command(tmp_path, monkeypatch, script):
+    monkeypatch.setattr(sys, "argv", [f"src/{script}.py"])
     words = ["stage=decoder", "scale=quick", "++network.channels=8", "data.root=my data"]
-    with pytest.raises(FileNotFoundError) as error:
+    command = r"`python src/train\.py stage=clip scale=quick 'data\.root=my data'`"
+    with pytest.raises(FileNotFoundError, match=rf"clip\.safetensors is missing.*{command}"):
         run.ensure_upstream(["clip"], tmp_path, words, train=False)
-    assert str(tmp_path / "clip.safetensors") in str(error.value)
-    command = "`python src/train.py stage=clip scale=quick 'data.root=my data'`"
-    assert command in str(error.value)
-
-
-def test_embed_py_names_the_command_of_train_py(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["src/embed.py"])
-    with pytest.raises(FileNotFoundError, match=r"`python src/train\.py stage=clip`"):
-        run.ensure_upstream(["clip"], tmp_path, [], train=False)
 
 
 @pytest.mark.parametrize(("name", "text"), [("TORCHELASTIC_RUN_ID", "1"), ("SLURM_NTASKS", "2")])
 def test_ranks_do_not_train_missing_stages(tmp_path, monkeypatch, name, text):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a run was started"))
-    monkeypatch.setattr(sys, "argv", ["src/train.py"])
     monkeypatch.setenv(name, text)
-    with pytest.raises(
-        FileNotFoundError, match=r"under (srun|torchrun): .* first with `python .*stage=clip`"
-    ):
+    command = r"under (srun|torchrun): .* first with `python .*stage=clip`"
+    with pytest.raises(FileNotFoundError, match=command):
         run.ensure_upstream(["clip"], tmp_path, [], train=True)
 
 
-def test_an_upstream_run_is_a_separate_job(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_upstream_run_is_a_separate_job_whose_failure_ends_this_one(tmp_path, monkeypatch, code):
     calls = []
 
     def fake_run(words, env, check):
         calls.append((words, env))
-        (tmp_path / "clip.safetensors").touch()
-        return SimpleNamespace(returncode=0)
+        return SimpleNamespace(returncode=code)
 
     monkeypatch.setattr(subprocess, "run", fake_run)
-    monkeypatch.setattr(sys, "argv", ["src/train.py", "stage=prior"])
     for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID"):
         monkeypatch.setenv(name, "1")
-    words = ["stage=prior", "bundle=mine", "trainer=ddp", "trainer.max_steps=3"]
-    words.append("data.val_shards=2")  # otherwise the CLIP would train on what the prior holds out
-    run.ensure_upstream(["clip"], tmp_path, words, train=True)
-    ((command, environment),) = calls
+    # without val_shards the CLIP would train on the samples that the prior holds out
     inherited = ["bundle=mine", "trainer=ddp", "data.val_shards=2"]
+    words = ["stage=prior", *inherited, "trainer.max_steps=3", "data.batch_size=4"]
+    failure = pytest.raises(ChildProcessError, match="code 3") if code else nullcontext()
+    with failure:
+        run.ensure_upstream(["clip"], tmp_path, words, train=True)
+    ((command, environment),) = calls
     assert command[1:] == ["src/train.py", "stage=clip", *inherited]
     assert not [name for name in environment if name.endswith(("RANK", "PORT"))]
     assert not {"WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID"} & environment.keys()
-
-
-def test_a_failed_upstream_run_ends_this_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=3))
-    with pytest.raises(ChildProcessError, match="code 3"):
-        run.ensure_upstream(["clip"], tmp_path, [], train=True)
 
 
 def test_only_one_process_at_a_time_holds_the_lock(tmp_path):
@@ -96,29 +87,18 @@ def test_only_one_process_at_a_time_holds_the_lock(tmp_path):
     assert inside == []
 
 
-def free_space(monkeypatch, size):
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
-
-
-def test_the_disk_must_hold_two_checkpoints_and_the_stage(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("replaced", "needed"), [((), 36), ((16, 15), 5)])
+def test_the_disk_must_hold_two_checkpoints_and_the_stage(tmp_path, monkeypatch, replaced, needed):
+    """In megabytes; a resumed run replaces its checkpoints."""
     stage = torch.nn.Linear(999, 1000, device="meta")
-    assert run.checkpoint_bytes(stage) == 16e6
-    free_space(monkeypatch, 36_000_000)
-    run.check_disk(stage, [tmp_path / "not" / "there" / "yet"], tmp_path)
-    free_space(monkeypatch, 35_999_999)
-    with pytest.raises(ValueError, match=r"0\.0 GiB are free"):
-        run.check_disk(stage, [tmp_path], tmp_path)
-
-
-def test_a_resumed_run_replaces_its_checkpoints(tmp_path, monkeypatch):
-    stage = torch.nn.Linear(999, 1000, device="meta")
-    for name, size in (("last.ckpt", 16_000_000), ("previous.ckpt", 15_000_000)):
+    for name, size in zip(("last.ckpt", "previous.ckpt"), replaced, strict=False):
         with open(tmp_path / name, "wb") as file:
-            file.truncate(size)
-    free_space(monkeypatch, 5_000_000)
-    run.check_disk(stage, [tmp_path], tmp_path)
-    free_space(monkeypatch, 4_999_999)
-    with pytest.raises(ValueError, match="are free"):
+            file.truncate(size * 10**6)
+    usage = SimpleNamespace(free=needed * 10**6)
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage)
+    run.check_disk(stage, [tmp_path / "not" / "there" / "yet"], tmp_path)
+    usage.free -= 1
+    with pytest.raises(ValueError, match=r"0\.0 GiB are free"):
         run.check_disk(stage, [tmp_path], tmp_path)
 
 
@@ -136,9 +116,8 @@ def test_init_is_a_bundle_or_a_file(folder):
 
 def test_the_clip_of_the_initial_weights_is_copied_unless_the_bundle_has_one(folder, tmp_path):
     run.copy_upstream(["clip", "absent"], folder, tmp_path / "mine")
-    names = ("clip.safetensors",)
-    copied = tmp_path / "mine" / names[0]
-    assert copied.read_bytes() == (folder / names[0]).read_bytes()
+    copied = tmp_path / "mine" / "clip.safetensors"
+    assert copied.read_bytes() == (folder / copied.name).read_bytes()
     copied.write_bytes(b"own")
     run.copy_upstream(["clip"], folder, tmp_path / "mine")
     assert copied.read_bytes() == b"own"  # an existing file is kept
@@ -159,28 +138,19 @@ class Trainer:
     ckpt_path, world_size, is_global_zero = None, 1, True
 
 
-def test_initial_weights_bring_their_statistics(folder, monkeypatch):
-    from unclip.training.modules import PriorModule
-
+@pytest.mark.parametrize("loaded", [False, True])
+def test_initial_weights_bring_their_statistics(folder, monkeypatch, loaded):
     embedder = bundle.load_embedder(folder / "clip.safetensors")
-    empty = embedder.text([""])
-    for loaded in (False, True):
-        recipe = {**tiny_bundle.recipe("prior"), "learn_null_text": False}
-        module = PriorModule(
-            bundle.build(recipe),
-            recipe=recipe,
-            optimizer=None,
-            schedule=None,
-            embedder=embedder,
-            statistics_loaded=loaded,
-        )
-        fits = []
-        monkeypatch.setattr(module.stage, "fit_statistics", fits.append)
-        monkeypatch.setattr(module, "training_batches", lambda: "batches")
-        monkeypatch.setattr(type(module), "trainer", Trainer())
-        module.on_fit_start()
-        assert fits == ([] if loaded else ["batches"])
-        null = module.stage.null_text
-        assert not null.states.requires_grad
-        expected = 0 * empty.text_states if loaded else empty.text_states
-        torch.testing.assert_close(null.states, expected[:, :2])
+    recipe = {**tiny_bundle.recipe("prior"), "learn_null_text": False}
+    parts = {"optimizer": None, "schedule": None, "embedder": embedder}
+    stage = bundle.build(recipe)
+    module = PriorModule(stage, recipe=recipe, statistics_loaded=loaded, **parts)
+    fits = []
+    monkeypatch.setattr(stage, "fit_statistics", fits.append)
+    monkeypatch.setattr(module, "training_batches", lambda: "batches")
+    monkeypatch.setattr(PriorModule, "trainer", Trainer())
+    module.on_fit_start()
+    assert fits == ([] if loaded else ["batches"])
+    assert not stage.null_text.states.requires_grad
+    expected = (not loaded) * embedder.text([""]).text_states
+    torch.testing.assert_close(stage.null_text.states, expected[:, :2])

@@ -1,19 +1,18 @@
 """Measure the cost of a training step on fake tensors: nothing is computed or allocated.
 
 FakeTensorMode gives each operation the shapes, dtypes and kernels that it has on a CPU, such as
-fused attention, which does not store its weights. `MemTracker` of torch.distributed is not used:
-it rejects modules that run twice in a step, such as the blocks of the priors.
+fused attention. `MemTracker` of torch.distributed is not used: it rejects modules that run twice in
+a step, such as the blocks of the priors.
 
-The peaks of real steps on a CPU, profiled at emoji scale in float32 and bf16, agree within 0.4% for
-decoder, upsampler_256, prior and prior_ar (59 to 269 MB). On fake CUDA tensors, autograd saves 3%
-to 6% less than this peak in bf16 (decoder at karlo scale, the paper's upsampler_256).
-Workspaces of kernels and fragmentation are not included.
+The peaks of real steps on a CPU, profiled at emoji scale in float32 and bf16, agree within 0.4%. On
+fake CUDA tensors, autograd saves 3% to 6% less than this peak in bf16 (decoder at karlo scale, the
+paper's upsampler_256). Workspaces of kernels and fragmentation are not included.
 """
 
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,26 +73,23 @@ def measure_step(
         batch: batch of fake tensors.
         optimizer: constructor of the optimizer, called with the stage's parameter groups.
         bf16: whether the forward pass runs under autocast to bfloat16.
-        clip: frozen CLIP that encodes the captions, for stages that need it.
-        encode_images: whether the CLIP encodes the images, too.
+        clip: frozen CLIP that encodes the captions, and the images with `encode_images`.
+        encode_images: whether the images are encoded in each step.
     """
     states = [*stage.parameters(), *stage.buffers()]
     stage.train()
-    precision = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
     with StepMeter([*states, *batch.values()]) as meter:
         # As in Lightning, the last step's gradients live until the loss has been computed.
         gradients = [torch.empty_like(p) for p in stage.parameters() if p.requires_grad]
         gradient_bytes = meter.now
-        with precision:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = _loss(stage, batch)
         forward_flops = meter.flops
         del gradients
         loss.backward()
     with torch.no_grad(), StepMeter([]) as clip_meter:
         if clip is not None:
-            _encode_text(clip, batch)
-            if encode_images:
-                _encode_images(clip, batch)
+            _encode(clip, batch, images=encode_images)
     stepped = optimizer(parameter_groups(stage))
     stepped.step()
     return StepCost(
@@ -148,7 +144,11 @@ def forward_flops(recipe: dict[str, Any], batch: Mapping[str, Any]) -> int:
     """Count the FLOPs of a stage's loss over a batch, without computing it."""
     with FakeTensorMode(), torch.no_grad(), StepMeter([]) as meter:
         stage = bundle.build(recipe)
-        _loss(stage, cast(Batch, {name: _fake(value) for name, value in batch.items()}))
+        fake: Any = dict(batch)
+        for name, value in batch.items():
+            if torch.is_tensor(value):
+                fake[name] = torch.empty(value.shape, dtype=value.dtype)
+        _loss(stage, fake)
     return meter.flops
 
 
@@ -210,29 +210,18 @@ class StepMeter(TorchDispatchMode):
 
 def _loss(stage: Stage, batch: Batch) -> Tensor:
     """Return the loss; for CLIP, whose own loss depends on the tokens' values, a simpler one."""
-    if not isinstance(stage, ClipStage):
-        return stage.loss(batch)["loss"]
-    return (_encode_images(stage, batch) @ _encode_text(stage, batch).mT).mean()
+    if isinstance(stage, ClipStage):
+        image, text = _encode(stage, batch)
+        return (image @ text.mT).mean()
+    return stage.loss(batch)["loss"]
 
 
-def _fake(value: Any) -> Any:
-    return torch.empty(value.shape, dtype=value.dtype) if torch.is_tensor(value) else value
-
-
-def _tokens(clip: ClipStage, batch: Batch) -> Tensor:
-    """Return a batch's tokens; a batch of the loader has only captions."""
-    if "tokens" in batch:
-        return batch["tokens"]
-    return torch.zeros(len(batch["caption"]), clip.model.context_length, dtype=torch.int64)
-
-
-def _encode_text(clip: ClipStage, batch: Batch) -> Tensor:
-    return encode_text(clip.model, _tokens(clip, batch)).text_embedding
-
-
-def _encode_images(clip: ClipStage, batch: Batch) -> Tensor:
-    size = clip.image_size
-    return clip.model.encode_image(torch.empty(len(_tokens(clip, batch)), 3, size, size))
+def _encode(clip: ClipStage, batch: Batch, *, images: bool = True) -> list[Tensor]:
+    """Return embeddings of as many images and captions as a batch has."""
+    count, size, model = len(batch["caption"]), clip.image_size, clip.model
+    image = [model.encode_image(torch.empty(count, 3, size, size))] if images else []
+    tokens = torch.zeros(count, model.context_length, dtype=torch.int64)
+    return [*image, encode_text(model, tokens).text_embedding]
 
 
 def _bytes(values: Iterable[Any]) -> int:

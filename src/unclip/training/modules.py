@@ -2,16 +2,13 @@
 
 import hashlib
 import itertools
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from statistics import fmean
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from torch import Tensor, distributed
 from torch.nn.utils import clip_grads_with_norm_
@@ -30,7 +27,11 @@ from unclip.stages import (
     Stage,
     UpsamplerStage,
 )
-from unclip.training.lightning_compat import batches_started, is_logged_step
+from unclip.training.lightning_compat import (
+    batches_started,
+    is_logged_step,
+    validate_after_batch,
+)
 from unclip.training.optim import gradient_norm, parameter_groups
 from unclip.training.sharding import ShardedStrategy, is_sharded, reshard, shard, unshard
 
@@ -41,6 +42,14 @@ def seed_of(*parts: str | int) -> int:
     """Hash words and numbers to a 63-bit seed, the same on every machine."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def gather_objects(value: Any, ranks: int) -> list[Any]:
+    """Return the value of each rank on all ranks."""
+    gathered = [value] * ranks
+    if ranks > 1:
+        distributed.all_gather_object(gathered, value)
+    return gathered
 
 
 def sample_generators(keys: Iterable[str], seed: int) -> list[torch.Generator]:
@@ -61,9 +70,6 @@ class StageModule(LightningModule):
         statistics_loaded: the stage's statistics came with its initial weights; do not fit them.
         name: name of the run; None for the stage's name. A judge is a "clip" stage.
         seed: seed of the noise and the timesteps.
-
-    Attributes:
-        last_loss: detached loss of the last training batch.
     """
 
     def __init__(
@@ -88,7 +94,7 @@ class StageModule(LightningModule):
         self.statistics_loaded = statistics_loaded
         self.name = name or stage.name
         self.seed = seed
-        self.last_loss = torch.zeros(())
+        self.last_loss = torch.zeros(())  # of the last training batch, detached
         self._optimizer = optimizer
         self._schedule = schedule
         self._gradient_norm: Tensor | None = None
@@ -100,11 +106,10 @@ class StageModule(LightningModule):
 
     def preprocess(self, batch: Batch) -> Batch:
         """Convert uint8 images to floats in [-1, 1] and add CLIP's features."""
-        converted: dict[str, Any] = {**batch}
-        for name in ("image", "low_res"):
-            if name in converted:
-                image = converted[name].to(self.device, memory_format=torch.channels_last)
-                converted[name] = to_float(image)
+        converted: Any = {**batch}
+        for name in converted.keys() & {"image", "low_res"}:
+            image = converted[name].to(self.device, memory_format=torch.channels_last)
+            converted[name] = to_float(image)
         if self.embedder is not None:
             converted = self.embedder.to(self.device)(converted)
         return cast(Batch, converted)
@@ -137,11 +142,10 @@ class StageModule(LightningModule):
             return
         if self.trainer.is_global_zero:
             self.stage.fit_statistics(self.training_batches())
-        if self.trainer.world_size > 1:
-            for buffer in self.stage.buffers():
-                fitted = buffer.clone()  # copied, so that the buffer knows that it has changed
-                distributed.broadcast(fitted, src=0)
-                buffer.copy_(fitted)
+        for buffer in self.stage.buffers() if self.trainer.world_size > 1 else ():
+            fitted = buffer.clone()  # copied, so that the buffer knows that it has changed
+            distributed.broadcast(fitted, src=0)
+            buffer.copy_(fitted)
         if self.embedder is not None:  # the statistics scale it, so it comes after them
             empty = self.embedder.to(self.device).text([""])._asdict()
             self.stage.fit_null_text(cast(Batch, empty))
@@ -170,8 +174,15 @@ class StageModule(LightningModule):
         losses = self.stage.loss(batch)
         self.last_loss = losses["loss"].detach()
         if is_logged_step(self.trainer, self.global_step + 1):
-            self._log_all("train", _mean_over_ranks(losses, self.trainer.world_size), batch)
+            self._log_all("train", self._mean_over_ranks(losses), batch)
         return losses["loss"]
+
+    def _mean_over_ranks(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        """Average each loss over the ranks that have it; it is NaN on the others."""
+        values = torch.stack([loss.detach() for loss in losses.values()])
+        gathered = cast(Tensor, self.all_gather(values)).reshape(-1, len(losses))
+        means = gathered.nanmean(0).tolist()
+        return {name: mean for name, mean in zip(losses, means, strict=True) if mean == mean}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the stage's loss and the scores of `measure`."""
@@ -200,10 +211,8 @@ class StageModule(LightningModule):
         optimizer._step_supports_amp_scaling = False
         max_steps = self.trainer.max_steps
         scheduler = LambdaLR(optimizer, lambda step: self._schedule(step, max_steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        schedule = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def gradient_norm(self) -> Tensor:
         """Return the norm of the current gradients, computed once per step."""
@@ -220,6 +229,11 @@ class StageModule(LightningModule):
         self._reseed(batches_started(self.trainer))
         self._gradient_norm = None
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Validate after the last step, so that the exported stage has its scores."""
+        if self.trainer.global_step == self.trainer.max_steps:
+            validate_after_batch(self.trainer)
+
     def on_validation_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed from the index in the validation, so that losses are comparable over time."""
         self._reseed("validation", batch_idx)
@@ -234,25 +248,12 @@ class StageModule(LightningModule):
             self.log_dict({"train/gradient_norm": self.gradient_norm(), "train/learning_rate": lr})
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, *_: Any, **__: Any
     ) -> None:
         """Clip by the norm that was computed for the guard and the log."""
         if gradient_clip_val:
             norm = self.gradient_norm()
             clip_grads_with_norm_(self.stage.parameters(), gradient_clip_val, norm)
-
-
-def _mean_over_ranks(losses: Mapping[str, Tensor], ranks: int) -> Mapping[str, Tensor | float]:
-    """Average each loss over the ranks that have it; it is NaN on the others."""
-    own = {name: value for name, loss in losses.items() if not math.isnan(value := loss.item())}
-    gathered: list[Any] = [own] * ranks
-    if ranks > 1:
-        distributed.all_gather_object(gathered, own)
-    names = sorted({name for values in gathered for name in values})
-    return {name: fmean(values[name] for values in gathered if name in values) for name in names}
 
 
 class PriorModule(StageModule):
@@ -261,11 +262,10 @@ class PriorModule(StageModule):
     stage: PriorStage | AutoregressivePriorStage
 
     def measure(self, batch: Batch) -> Scores:
-        """Return mean cosines to the true z_i.
+        """Return mean cosines to the true z_i: that of the prediction, "cosine", and its baselines.
 
-        "cosine" is that of the prediction. Its baselines are "cosine_text" (the caption's z_t),
-        "cosine_linear" (the closed-form linear prior, if the stage has it) and "cosine_shuffled"
-        (the prediction from another caption).
+        They are "cosine_text" (the caption's z_t), "cosine_shuffled" (the prediction from another
+        caption) and "cosine_linear" (the closed-form linear prior, if the stage has it).
         """
         true, predicted = batch["image_embedding"], self.sample(batch)
         predictions = {
@@ -313,9 +313,9 @@ class UpsamplerModule(StageModule):
         All crops of the batch count as one image: bicubic upsampling is almost exact in a crop of
         plain background, and such crops would dominate a mean over crops.
         """
-        true = _stack_vertically(batch["image"])
-        (sampled,) = psnr(_stack_vertically(self.sample(batch)), true)
-        (bicubic,) = psnr(_stack_vertically(self.stage.enlarge(batch["low_res"])), true)
+        images = (batch["image"], self.sample(batch), self.stage.enlarge(batch["low_res"]))
+        true, *others = (rearrange(to_uint8(x), "b c h w -> 1 c (b h) w") for x in images)
+        sampled, bicubic = (psnr(other, true)[0] for other in others)
         return {"psnr": sampled, "psnr_bicubic": bicubic, "psnr_gain": sampled - bicubic}
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
@@ -324,18 +324,10 @@ class UpsamplerModule(StageModule):
         return {"bicubic": bicubic, "upsampled": self.sample(batch), "real": batch["image"]}
 
 
-def _stack_vertically(
-    images: Float[Tensor, "batch 3 height width"],
-) -> UInt8[Tensor, "1 3 rows width"]:
-    return rearrange(to_uint8(images), "b c h w -> 1 c (b h) w")
-
-
 class ClipModule(StageModule):
     """Train a CLIP; validate by retrieval: find an image's caption, and a caption's image.
 
-    Args:
-        num_candidates: number of candidates of a retrieval, at most the validation's pairs.
-        settings: arguments of `StageModule`.
+    A retrieval has `num_candidates` candidates, at most the validation's pairs.
     """
 
     stage: ClipStage
@@ -363,9 +355,7 @@ class ClipModule(StageModule):
 
         The candidates are the pairs of all ranks, sorted by key, as in one process.
         """
-        gathered = [self._pairs] * self.trainer.world_size
-        if self.trainer.world_size > 1:
-            distributed.all_gather_object(gathered, self._pairs)
+        gathered = gather_objects(self._pairs, self.trainer.world_size)
         keys, image, text = zip(*itertools.chain(*gathered), strict=True)
         keys = list(itertools.chain(*keys))
         order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -373,5 +363,4 @@ class ClipModule(StageModule):
         candidates = min(self.num_candidates, len(keys))
         recall = recall_at(torch.cat(image)[order], torch.cat(text)[order], (1, 5), candidates)
         scores = {**recall, "num_candidates": float(candidates)}
-        named = {f"validation/{name}": value for name, value in scores.items()}
-        self.log_dict(named, sync_dist=True)
+        self.log_dict({f"validation/{k}": v for k, v in scores.items()}, sync_dist=True)

@@ -19,6 +19,7 @@ from unclip.launcher import is_first_rank
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 STABLE = "stable.ckpt"  # the checkpoint that a decay of the learning rate started from
 FINISHED = "objective.json"  # in the folder of a finished run
+METRICS = "logs/metrics.csv"
 AUTO = "auto"
 
 
@@ -49,10 +50,7 @@ def lock_run_dir(folder: Path, *, restart: bool = False) -> Iterator[None]:
     """Lock a run folder on rank 0, and delete temporary files of killed runs.
 
     It is a record lock, not flock: workers that outlive a killed run for seconds do not hold it.
-
-    Args:
-        folder: run folder.
-        restart: delete the checkpoints of an earlier run in this folder.
+    With `restart`, the checkpoints and the log of an earlier run in this folder are deleted.
     """
     if not is_first_rank():
         yield
@@ -68,7 +66,7 @@ def lock_run_dir(folder: Path, *, restart: bool = False) -> Iterator[None]:
             ) from None
         stale = list(folder.glob(f".{LAST}.*.tmp"))
         if restart:
-            stale += [folder / name for name in (LAST, PREVIOUS, STABLE, FINISHED)]
+            stale += [folder / name for name in (LAST, PREVIOUS, STABLE, FINISHED, METRICS)]
         for path in stale:
             path.unlink(missing_ok=True)
         yield
@@ -77,9 +75,7 @@ def lock_run_dir(folder: Path, *, restart: bool = False) -> Iterator[None]:
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
     """Return the newest intact checkpoint to resume from, or None for a new run.
 
-    Args:
-        folder: run folder.
-        resume: path of a checkpoint, "auto" for that of the run folder, None for a new run.
+    `resume` is the path of a checkpoint, "auto" for that of the run folder, or None for a new run.
     """
     if resume is None:
         return None
@@ -134,11 +130,7 @@ def check_same_run(
 
     A run that was killed after its last checkpoint, before it was marked as finished, passes.
 
-    Args:
-        path: checkpoint.
-        metadata: description of the run, as `RunMetadata` saves it; its "decay" may change.
-        max_steps: number of steps of the run.
-        strict: require the same configuration, data and CLIP.
+    With `strict`, the metadata that `RunMetadata` saves must be the same, except for its "decay".
     """
     saved = load_checkpoint(path)
     if saved["global_step"] >= max_steps and path.with_name(FINISHED).exists():
@@ -175,19 +167,14 @@ class Decay(NamedTuple):
     """The decay of a warm-up-stable-decay run, which starts when a run resumes with `decay_steps`.
 
     Checkpoints contain it, so that a killed decay continues to its end.
-
-    Attributes:
-        steps: length of the decay; 0 for none.
-        start: step of the checkpoint that the decay started from; None for a decay that ends at the
-            run's `max_steps`.
     """
 
-    steps: int
-    start: int | None = None
+    steps: int  # 0 for none
+    start: int | None = None  # step of the first checkpoint; None: it ends at the run's max_steps
 
     @property
     def end(self) -> int | None:
-        """The step at which the decay ends the run; None for the run's `max_steps`."""
+        """Last step of the run; None for its `max_steps`."""
         return None if self.start is None else self.start + self.steps
 
 
@@ -230,9 +217,8 @@ def resume_decay(
 def keep_stable(checkpoint: Path, decay: Decay, folder: Path) -> None:
     """Keep the checkpoint that a decay starts from as stable.ckpt, to train or decay it again."""
     stable = folder / STABLE
-    if _step_and_decay(checkpoint)[0] != decay.start:
-        return
-    if stable.exists() and stable.samefile(checkpoint):
+    is_kept = stable.exists() and stable.samefile(checkpoint)
+    if is_kept or _step_and_decay(checkpoint)[0] != decay.start:
         return
     stable.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""Preconditions of a run: data, upstream stages, disk space and sizes that fit together."""
+"""Preconditions of a run: data, embeddings, upstream stages, disk space and sizes that fit."""
 
 import fcntl
 import shlex
@@ -8,12 +8,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+from tqdm import tqdm
 
 from unclip.bundle import load_embedder, read_metadata, stage_file
-from unclip.clip import ClipEmbedder
+from unclip.clip import ClipEmbedder, embed_images
+from unclip.data.embeddings import missing_embeddings, write_embeddings
+from unclip.data.loader import ShardDataset, ShardLoader
+from unclip.data.module import ShardDataModule
+from unclip.data.reader import SampleReader
+from unclip.data.shards import list_shards
 from unclip.files import atomic_write
 from unclip.interop import public_name, write_public_clip
 from unclip.launcher import started_by, without_ranks
@@ -38,8 +45,10 @@ def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str 
     """
     earlier = [Path(run_folder, name) for name in (LAST, PREVIOUS)]
     replaced = sum(path.stat().st_size for path in earlier if path.is_file())
-    exported = 4 * sum(p.numel() for p in stage.parameters())
-    needed = max(checkpoint_bytes(stage) * 2 - replaced, 0) + exported
+    weights = 4 * sum(p.numel() for p in stage.parameters())  # in float32
+    trained = 4 * sum(p.numel() for p in stage.parameters() if p.requires_grad)
+    checkpoint = weights + 3 * trained  # with averages and two moments
+    needed = max(2 * checkpoint - replaced, 0) + weights
     for folder in map(Path, folders):
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
@@ -51,20 +60,11 @@ def check_disk(stage: nn.Module, folders: Sequence[str | Path], run_folder: str 
             )
 
 
-def checkpoint_bytes(stage: nn.Module) -> int:
-    """Return the largest size of a checkpoint: float32 weights, averages and two moments."""
-    trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
-    return 4 * sum(p.numel() for p in stage.parameters()) + 12 * trained
-
-
 def check_chain(name: str, recipe: Mapping[str, Any], image_size: int, bundle: str | Path) -> None:
     """Require that an upsampler's input size is the output size of the stage before it.
 
-    Args:
-        name: name of the run; other stages than upsamplers pass.
-        recipe: recipe of the stage.
-        image_size: size of the images that the stage is trained on.
-        bundle: folder of the bundle; a decoder in it has its own output size.
+    Other stages than upsamplers pass. Training images have the size `image_size`; a decoder in the
+    folder `bundle` has its own output size.
     """
     upstream = UPSTREAM_OF.get(name)
     if upstream is None:
@@ -95,12 +95,15 @@ def one_at_a_time(path: str | Path) -> Iterator[None]:
         yield
 
 
-def ensure_data(prepare: Callable[[], Any], done: str | Path) -> None:
-    """Call `prepare` to create the data set, unless the file `done` marks it as complete."""
-    if not Path(done).exists():
-        with one_at_a_time(Path(done).parent):
-            if not Path(done).exists():
-                prepare()
+def ensure(path: str | Path, create: Callable[[], Any], lock: str | Path | None = None) -> None:
+    """Call `create` in one process of this machine, unless the file `path` exists.
+
+    The others wait at the path `lock`, by default the file itself.
+    """
+    if not Path(path).exists():
+        with one_at_a_time(lock or path):
+            if not Path(path).exists():
+                create()
 
 
 def resolve_init(init: str | Path, stage: str) -> Path:
@@ -128,8 +131,8 @@ def public_embedder(
 
     Args:
         path: the bundle's clip.safetensors.
-        name: model, as in `load_public`.
-        pretrained: tag or file of its weights, as in `load_public`.
+        name: model, as in `load_public`, like `pretrained` and `normalize`.
+        pretrained: tag or file of its weights.
         normalize: scale embeddings to unit length.
 
     Raises:
@@ -137,10 +140,7 @@ def public_embedder(
         ValueError: the bundle has another CLIP, or the public one cannot be used.
     """
     path, wanted = Path(path), public_name(name, pretrained)
-    if not path.exists():
-        with one_at_a_time(path):
-            if not path.exists():
-                write_public_clip(path, name, pretrained, normalize=normalize)
+    ensure(path, lambda: write_public_clip(path, name, pretrained, normalize=normalize))
     found = read_metadata(path).extra.get("public_clip", "one that was trained or converted")
     if found != wanted:
         raise ValueError(
@@ -153,17 +153,18 @@ def public_embedder(
 def ensure_upstream(
     needs: Sequence[str], folder: str | Path, overrides: Sequence[str], *, train: bool
 ) -> None:
-    """Require the stages that a run builds on, or train them.
+    """Require the stages that a run builds on, or train them, each in its own process.
 
     Args:
         needs: names of the stages.
         folder: folder of the bundle.
         overrides: command line of this run; an upstream run inherits it, except `OWN`.
-        train: train missing stages, each in its own process.
+        train: train missing stages.
 
     Raises:
         FileNotFoundError: a stage is missing and is not to be trained here, or this process is one
             of several ranks, which the upstream run would take for its own.
+        ChildProcessError: the training of a stage failed.
     """
     for stage in needs:
         path = stage_file(folder, stage)
@@ -185,11 +186,59 @@ def ensure_upstream(
         with one_at_a_time(path):
             if not path.exists():
                 print(f"{path} is missing: {command}", flush=True)
-                _train(words, command)
+                done = subprocess.run([sys.executable, *words], env=without_ranks(), check=False)
+                if done.returncode:
+                    raise ChildProcessError(f"`{command}` failed with exit code {done.returncode}")
 
 
-def _train(words: list[str], command: str) -> None:
-    """Run train.py as a single process; its command line chooses the devices."""
-    code = subprocess.run([sys.executable, *words], env=without_ranks(), check=False).returncode
-    if code:
-        raise ChildProcessError(f"`{command}` failed with exit code {code}")
+class Embedded(NamedTuple):
+    """Number of shards that a call embedded, and of their images."""
+
+    shards: int
+    images: int
+
+
+def ensure_embeddings(
+    embedder: ClipEmbedder, data: ShardDataModule, device: torch.device | str
+) -> None:
+    """Embed the shards that have no embeddings on `device`; one process does it for all.
+
+    Nothing is written to a complete data set.
+    """
+    if any(missing_embeddings(source, embedder.fingerprint) for source in data.sources()):
+        with one_at_a_time(data.home / "embeddings"):
+            embed_shards(embedder.to(device), data)
+
+
+def embed_shards(
+    embedder: ClipEmbedder, data: ShardDataModule, *, rank: int = 0, world_size: int = 1
+) -> Embedded:
+    """Store CLIP's image embeddings next to the shards where they are missing or outdated.
+
+    The training and validation samples that training accepts are embedded. Ranks alternate: a
+    shard's rank depends only on the data, not on the progress of other ranks. An interrupted run
+    resumes at the shard where it stopped.
+
+    Raises:
+        ValueError: there are too many bad samples.
+    """
+    shards = [shard for source in data.sources() for shard in list_shards(source)]
+    own = shards[rank::world_size]
+    missing = missing_embeddings(own, embedder.fingerprint) if own else []
+    silent = not missing or rank > 0
+    bar = tqdm(missing, desc="CLIP embeddings", unit="shard", disable=silent)
+    return Embedded(len(missing), sum(_embed_shard(embedder, shard, data) for shard in bar))
+
+
+def _embed_shard(embedder: ClipEmbedder, shard: Path, data: ShardDataModule) -> int:
+    """Write the embeddings of a shard next to it, and return their number."""
+    size, bad = data.minimum_size, data.max_bad_fraction
+    reader = SampleReader(image_size=embedder.image_size, random=False, minimum_size=size)
+    dataset = ShardDataset([shard], reader, batch_size=64, max_bad_fraction=bad)
+    loader = ShardLoader(dataset, workers=data.workers)
+    keys, embeddings = [], [torch.empty(0, embedder.embedding_dim)]
+    for batch_keys, batch_embeddings in embed_images(embedder, loader):
+        keys += batch_keys
+        embeddings.append(batch_embeddings)
+    write_embeddings(shard, embedder.fingerprint, keys, torch.cat(embeddings))
+    return len(keys)

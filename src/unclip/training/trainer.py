@@ -1,22 +1,28 @@
-"""Build a step-based Lightning Trainer with quiet logging."""
+"""Build a Lightning Trainer that counts steps, saves atomically and logs quietly."""
 
 import ctypes
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
 
 from unclip.device import device_of
 from unclip.evaluation.distributed import cluster_environment
+from unclip.files import atomic_write
 from unclip.training.acceleration import has_native_bf16
-from unclip.training.callbacks.checkpoint import AtomicCheckpointIO
+from unclip.training.resume import PREVIOUS, CheckpointError, load_checkpoint
 from unclip.training.sharding import ShardedStrategy
 
 # Warnings that give a user of unclip nothing to act on.
@@ -32,6 +38,67 @@ _IRRELEVANT = (
     ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",  # float16's scaler skips a first step
     ".*FSDP2-wrapped module .* returned a view tensor.*",  # no view is changed in place
 )
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Write next to the target, sync, rename; load only tensors and plain containers.
+
+    Lightning's own writer goes through the temporary folder. If that is on another disk, a kill
+    leaves a truncated file under the final name. The replaced checkpoint is kept as previous.ckpt;
+    the one before it is deleted first, so that at most two are on the disk.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write `checkpoint`; an old file at `path` stays until the new one is on the disk.
+
+        Raises:
+            CheckpointError: the disk is full, or the folder is not writable.
+        """
+        path = Path(path)
+        previous = path.with_name(PREVIOUS)
+        try:
+            with atomic_write(path) as temporary:
+                if path.exists():
+                    previous.unlink(missing_ok=True)
+                with open(temporary, "wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if path.exists():
+                    try:
+                        os.link(path, previous)
+                    except OSError:  # a file system without links
+                        os.replace(path, previous)
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)  # makes the rename durable
+            os.close(folder)
+        except (OSError, RuntimeError) as error:  # torch turns an OSError into a RuntimeError
+            free = shutil.disk_usage(path.parent).free / 2**30
+            kept = " and ".join(p.name for p in (path, previous) if p.exists())
+            raise CheckpointError(
+                f"cannot write the checkpoint of step {checkpoint.get('global_step')} to "
+                f"{path.parent} ({free:.2f} GiB free): {error}; "
+                f"{f'{kept} from before is kept' if kept else 'there is no earlier one'}. Free "
+                "some space and run the same command again"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Open a checkpoint; its tensors are read from the file when they are used.
+
+        All ranks open that of rank 0, which alone has verified it.
+        """
+        chosen = [path]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(chosen, src=0)
+        return load_checkpoint(Path(chosen[0]))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint, if it exists."""
+        Path(path).unlink(missing_ok=True)
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str | int:

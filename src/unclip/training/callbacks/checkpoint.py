@@ -1,106 +1,38 @@
-"""Checkpoints to resume from: when they are written, how, and of which run they say they are."""
+"""Save a run at intervals and when it is interrupted, and stop it before a NaN is saved."""
 
 import json
-import os
 import shlex
-import shutil
 import signal
 import sys
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch import distributed
+from torch import Tensor
 
-from unclip.files import atomic_write
+from unclip.batch import Batch
+from unclip.files import write_text
 from unclip.training import lightning_compat
-from unclip.training.callbacks.guard import NonFiniteError
-from unclip.training.modules import StageModule
-from unclip.training.resume import LAST, PREVIOUS, CheckpointError, load_checkpoint
+from unclip.training.modules import StageModule, gather_objects
+from unclip.training.resume import LAST, CheckpointError
 from unclip.training.sharding import is_sharded
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is not finite; averages and checkpoints on the disk are still good."""
+
 
 # After these exceptions the weights are in doubt, saving would fail again, or it is not wanted.
 UNSAVED = (SystemExit, KeyboardInterrupt, NonFiniteError, CheckpointError)
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Write next to the target, sync, rename; load only tensors and plain containers.
-
-    Lightning's own writer goes through the temporary folder. If that is on another disk, a kill
-    leaves a truncated file under the final name. The replaced checkpoint is kept as previous.ckpt;
-    the one before it is deleted first, so that at most two are on the disk.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Write `checkpoint`; an old file at `path` stays until the new one is on the disk.
-
-        Raises:
-            CheckpointError: the disk is full, or the folder is not writable.
-        """
-        path = Path(path)
-        previous = path.with_name(PREVIOUS)
-        try:
-            with atomic_write(path) as temporary:
-                if path.exists():
-                    previous.unlink(missing_ok=True)
-                with open(temporary, "wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if path.exists():
-                    try:
-                        os.link(path, previous)
-                    except OSError:  # a file system without links
-                        os.replace(path, previous)
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)  # makes the rename durable
-            os.close(folder)
-        except (OSError, RuntimeError) as error:  # torch turns an OSError into a RuntimeError
-            raise CheckpointError(_write_failure(path, checkpoint, error)) from error
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        """Open a checkpoint; its tensors are read from the file when they are used.
-
-        All ranks open that of rank 0, which alone has verified it.
-
-        Raises:
-            FileNotFoundError: there is no such file; a run that should resume never starts over.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {path}")
-        chosen = [path]
-        if distributed.is_initialized():
-            distributed.broadcast_object_list(chosen, src=0)
-        return load_checkpoint(Path(chosen[0]))
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint, if it exists."""
-        Path(path).unlink(missing_ok=True)
-
-
-def _write_failure(path: Path, checkpoint: dict[str, Any], error: Exception) -> str:
-    free = shutil.disk_usage(path.parent).free / 2**30
-    earlier = [name for name in (path.name, PREVIOUS) if path.with_name(name).exists()]
-    kept = f"{' and '.join(earlier)} from before is kept" if earlier else "there is no earlier one"
-    return (
-        f"cannot write the checkpoint of step {checkpoint.get('global_step')} to {path.parent} "
-        f"({free:.2f} GiB free): {error}; {kept}. Free some space and run the same command again"
-    )
-
-
 class RunCheckpoint(Checkpoint):
-    """Save last.ckpt at an interval of steps, at the end, and when the run is interrupted.
+    """Save FOLDER/last.ckpt at an interval of steps, at the end, and when the run is interrupted.
 
     A checkpoint is written before the following step, when the step and its validation are logged,
     so that a resumed run leaves no gap. The last one is written after the export.
@@ -109,16 +41,10 @@ class RunCheckpoint(Checkpoint):
     current step, on several GPUs after the next logged step: it is saved, and a line says how to
     resume. A second Ctrl-C ends the run at once. All ranks stop at the same step, whichever rank
     received the signal. A signal in a validation saves at once and stops when the validation ends.
-
-    Args:
-        folder: folder of last.ckpt.
-        every_steps: steps between two saves.
     """
 
     def __init__(self, folder: str | Path, *, every_steps: int):
         super().__init__()
-        if every_steps < 1:
-            raise ValueError(f"every_steps is {every_steps}: it must be at least 1")
         self.path = Path(folder) / LAST
         self.every_steps = every_steps
         self._saved_step = 0
@@ -128,10 +54,8 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Replace Lightning's signal handlers, which save nothing."""
         self._saved_step = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                    continue
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -185,10 +109,9 @@ class RunCheckpoint(Checkpoint):
         if trainer.world_size == 1:
             self._save(trainer)
         else:
-            name, rank = type(exception).__name__, trainer.global_rank
             print(
-                f"rank {rank} ends with {name}: the cause is the first error in the output, or a "
-                "rank died or did not answer",
+                f"rank {trainer.global_rank} ends with {type(exception).__name__}: the cause is "
+                "the first error in the output, or a rank died or did not answer",
                 flush=True,
             )
         self._print_resume_command()
@@ -216,38 +139,90 @@ class RunCheckpoint(Checkpoint):
             print(f"Resume with: {command}", flush=True)
 
 
-class ValidateAtEnd(Callback):
-    """Validate after the last step, so that the exported stage has its scores."""
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Move the next validation to the last step."""
-        if trainer.global_step == trainer.max_steps:
-            lightning_compat.validate_after_batch(trainer)
-
-
 class RunMetadata(Callback):
-    """Save a description of the run in its checkpoints, to compare with when it resumes.
-
-    Args:
-        metadata: plain values, the same on all ranks.
-    """
+    """Save plain values that describe the run in its checkpoints, to compare when it resumes."""
 
     def __init__(self, metadata: Mapping[str, Any]):
         self.text = json.dumps(metadata, sort_keys=True)
 
     def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
         """Compare the ranks; all raise ValueError if one of them differs."""
-        texts = [self.text] * trainer.world_size
-        if trainer.world_size > 1:
-            distributed.all_gather_object(texts, self.text)
+        texts = gather_objects(self.text, trainer.world_size)
         if others := [rank for rank, text in enumerate(texts) if text != texts[0]]:
             raise ValueError(
                 f"ranks {others} have another configuration or other data than rank 0: start all "
                 "ranks with the same command"
             )
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: StageModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: StageModule, checkpoint: Any) -> None:
         """Add the metadata as JSON, so that the file holds plain values."""
         checkpoint["run"] = self.text
+
+
+class Step(NamedTuple):
+    """A step that has not been checked yet."""
+
+    number: int
+    keys: list[str]
+    loss: Tensor
+    norm: Tensor
+    finite: Tensor
+
+
+class NonFiniteGuard(Callback):
+    """Check loss and gradient norm of each step; save the keys to FOLDER/nonfinite_STEP_RANK.json.
+
+    On a CPU each step is checked before it is taken. A GPU would be idle while it waits for the
+    check, so there all steps since the last check are checked at each logged step, and before the
+    weights are validated or saved. Gradients are summed over ranks, so all ranks stop together.
+
+    With float16, gradients that overflow are no failure as long as their scale can be reduced: the
+    scaler skips such a step.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._keys: list[str] = []
+        self._unchecked: list[Step] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: StageModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember the samples of the coming gradient."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._keys = []
+        self._keys += batch["key"]
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: StageModule, *_: Any) -> None:
+        """Note the step, and check it if reading from the device is cheap."""
+        loss, norm = pl_module.last_loss, pl_module.gradient_norm()
+        finite = torch.isfinite(loss + norm)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and scaler.get_scale() > 1:
+            finite = torch.isfinite(loss)
+        self._unchecked.append(Step(trainer.global_step, self._keys, loss, norm, finite))
+        if lightning_compat.may_wait(trainer, trainer.global_step + 1):
+            self._check(trainer)
+
+    def _check(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Raise NonFiniteError if a step was not finite on any rank."""
+        steps, self._unchecked = self._unchecked, []
+        if not steps:
+            return
+        finite = torch.stack([step.finite for step in steps]).tolist()
+        if trainer.strategy.reduce_boolean_decision(all(finite), all=True):
+            return
+        bad = steps[finite.index(False) if False in finite else -1]
+        rank, loss, norm = trainer.global_rank, bad.loss.item(), bad.norm.item()
+        path = self.folder / f"nonfinite_{bad.number}_{rank}.json"
+        values = {"loss": str(loss), "gradient_norm": str(norm)}
+        about = {"step": bad.number, "rank": rank, **values, "keys": bad.keys}
+        write_text(path, json.dumps(about, indent=1))
+        raise NonFiniteError(
+            f"step {bad.number}: the loss is {loss} and the gradient norm {norm}. Nothing has been "
+            f"saved since; its samples are listed in {path}. Lower optimizer.lr, or inspect the "
+            "samples, and resume from the last checkpoint"
+        )
+
+    # before the weights are validated, exported or saved
+    on_validation_start = on_train_end = on_save_checkpoint = _check

@@ -26,9 +26,6 @@ class EMA(Callback):
     weights.
 
     Update t decays by min(decay, (1 + t) / (10 + t)), which forgets the random initial weights.
-
-    Args:
-        decay: decay of the average after the warm-up.
     """
 
     def __init__(self, decay: float = 0.9999):
@@ -101,13 +98,11 @@ class EMA(Callback):
         """Swap in the averages."""
         self._swap(True)
 
-    def on_validation_end(self, *_: Any) -> None:
+    def on_validation_end(self, *_: Any, **__: Any) -> None:
         """Restore the raw weights."""
         self._swap(False)
 
-    def on_exception(self, *_: Any) -> None:
-        """Restore the raw weights before a later callback saves them."""
-        self._swap(False)
+    on_exception = on_validation_end  # before a later callback saves them
 
     def state_dict(self) -> dict[str, Any]:
         """Return the full averages and the number of updates."""

@@ -1,16 +1,16 @@
 """Loggers of a run: CSV and Weights & Biases.
 
-A resumed run continues its logs: lines that will be logged again are removed from the CSV, and the
-id of the W&B run is kept in the run folder. Lightning's CSVLogger deletes metrics.csv instead.
+A resumed run continues its logs: lines that are logged again are replaced in the CSV, and the id of
+the W&B run is kept in the run folder. Lightning's CSVLogger deletes metrics.csv instead.
 """
 
 import csv
 import secrets
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -18,76 +18,55 @@ from torch import Tensor
 
 from unclip.files import atomic_write, read_text, write_text
 from unclip.training.lightning_compat import remove_deprecated_wandb_option
+from unclip.training.resume import METRICS
 
 
 class CsvLogger(Logger):
-    """Write metrics to FOLDER/logs/metrics.csv, each line as soon as it is logged.
-
-    Args:
-        folder: run folder.
-    """
+    """Write metrics to FOLDER/logs/metrics.csv, each line as soon as it is logged."""
 
     name = property(lambda self: "csv")  # Lightning requires name and version
     version = property(lambda self: "logs")
 
     def __init__(self, folder: str | Path):
         super().__init__()
-        self.path = Path(folder) / "logs" / "metrics.csv"
-        self._rows: list[dict[str, str]] = []  # content of the file
+        self.path = Path(folder) / METRICS
+        self._rows: list[dict[str, str]] = []  # content of the file, without empty cells
         self._columns: list[str] = []
-        self._torn = False  # whether the file has a line that was being written in a kill
         if self.path.is_file():
             with open(self.path, newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 self._columns = list(reader.fieldnames or [])
-                rows = list(reader)
-                self._rows = [row for row in rows if None not in row.values()]
-                self._torn = len(self._rows) < len(rows)
+                whole = [row for row in reader if None not in row.values()]  # not torn by a kill
+            self._rows = [{name: cell for name, cell in row.items() if cell} for row in whole]
+        self._torn = bool(self._columns)  # the last line may have been written in a kill
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Do nothing: config.yaml in the run folder has the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a line; it replaces a last line with the same step and columns."""
-        row = {"step": "" if step is None else str(step)}
+        """Add a line; it replaces a line of the same step and metrics, and all after that."""
+        step = step or 0
+        row = {"step": str(step)}
         for name, value in metrics.items():
             row[name] = repr(value.item() if isinstance(value, Tensor) else value)
-        last = {name: value for name, value in (self._rows or [{}])[-1].items() if value != ""}
-        repeats = last.keys() == row.keys() and last["step"] == row["step"]
-        if repeats:
-            self._rows.pop()
-        self._rows.append(row)
-        if repeats or row.keys() - set(self._columns):
-            self._columns = sorted({*self._columns, *row})
-            self._write()
-        else:
+
+        def is_earlier(old: dict[str, str]) -> bool:
+            is_same = (old.keys() & metrics.keys()) - {"epoch"}
+            return int(old["step"]) < step + (not is_same)
+
+        earlier = list(takewhile(is_earlier, self._rows))
+        rewrite = self._torn or len(earlier) < len(self._rows) or row.keys() - set(self._columns)
+        self._rows, self._torn = [*earlier, row], False
+        self._columns = sorted({*self._columns, *row})
+        if not rewrite:
             with open(self.path, "a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns, restval="").writerow(row)
-
-    @rank_zero_only
-    def truncate(self, step: int) -> None:
-        """Remove the lines after the step that a run resumes from; 0 removes all lines."""
-        kept = [row for row in self._rows if int(row["step"] or 0) < step]
-        if self._torn or len(kept) < len(self._rows):
-            self._rows = kept
-            self._write()
-
-    def _write(self) -> None:
+            return
         with atomic_write(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(self._rows)
-
-
-class TruncateLogsOnResume(Callback):
-    """Remove the lines of the CSV that a resumed run will log again."""
-
-    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Truncate at the step that a checkpoint restored."""
-        for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger):
-                logger.truncate(trainer.global_step)
 
 
 def wandb_logger(folder: str | Path, *, project: str, name: str) -> Logger:

@@ -1,4 +1,4 @@
-"""Progress messages, throughput, memory use and profile of a run."""
+"""Throughput, memory use, profile and progress messages of a run."""
 
 import resource
 import sys
@@ -29,17 +29,12 @@ class Throughput(Callback):
 
     The model FLOPs utilization (MFU) relates three times the forward pass of the stage, without the
     frozen CLIP and recomputed blocks, to the FLOP/s of a large matrix product on the same device.
-
-    Attributes:
-        images: number of images trained on, by all ranks and also before a resume.
-        seconds: seconds of training, also before a resume.
-        images_per_second: exponential moving average over about 20 seconds.
     """
 
     def __init__(self):
-        self.images = 0
+        self.images = 0  # of all ranks; these two count also before a resume
         self.seconds = 0.0
-        self.images_per_second = 0.0
+        self.images_per_second = 0.0  # exponential moving average over about 20 seconds
         self._since = 0.0  # 0 while the clock is stopped
         self._flops = 0.0  # of an image
         self._peak_flops = 0.0
@@ -68,13 +63,13 @@ class Throughput(Callback):
         if is_logged_step(trainer, trainer.global_step):
             flops = self._flops * self.images_per_second / trainer.world_size
             values = {
-                "train/images_per_second": self.images_per_second,
-                "train/tflops": flops / 1e12,  # per second and device
-                "train/mfu": flops / self._peak_flops,
-                "train/images": float(self.images),
-                "train/memory_gib": peak_memory(pl_module.device) / 2**30,
+                "images_per_second": self.images_per_second,
+                "tflops": flops / 1e12,  # per second and device
+                "mfu": flops / self._peak_flops,
+                "images": float(self.images),
+                "memory_gib": peak_memory(pl_module.device) / 2**30,
             }
-            pl_module.log_dict(values)
+            pl_module.log_dict({f"train/{name}": value for name, value in values.items()})
 
     def on_validation_start(self, *_: Any) -> None:
         """Stop the clock."""
@@ -98,12 +93,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Profile(Callback):
-    """Profile some steps of rank 0, after the first ones, which take longer.
-
-    Args:
-        steps: number of steps.
-        folder: run folder.
-    """
+    """Profile some steps of rank 0, after the first ones, which take longer."""
 
     def __init__(self, steps: int, folder: str | Path):
         self.steps = steps
@@ -132,16 +122,11 @@ class Profile(Callback):
 
 
 class StepProgress(Callback):
-    """Progress bar over all steps; prints a line every 30 s when stderr is not a terminal.
+    """Progress bar over all steps; prints a line every 30 s when stderr is not a terminal."""
 
-    Args:
-        every_seconds: seconds between two updates; None for 0.5 on a terminal and 30 otherwise.
-    """
-
-    def __init__(self, *, every_seconds: float | None = None):
+    def __init__(self):
         self._terminal = sys.stderr.isatty()
-        default = 0.5 if self._terminal else 30.0
-        self._every = default if every_seconds is None else every_seconds
+        self.every_seconds = 0.5 if self._terminal else 30.0  # reading waits for the GPU
         self._bar: tqdm | None = None
         self._next = 0.0
 
@@ -149,7 +134,7 @@ class StepProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: StageModule) -> None:
         """Open the bar at the first step, or at the step that the run resumes from."""
         step, steps = trainer.global_step, trainer.max_steps
-        self._next = time.monotonic() + self._every
+        self._next = time.monotonic() + self.every_seconds
         if step:
             print(f"{pl_module.name}: resumed after step {step}", file=sys.stderr)
         if self._terminal:
@@ -158,11 +143,11 @@ class StepProgress(Callback):
 
     @rank_zero_only
     def on_train_batch_end(self, trainer: Trainer, pl_module: StageModule, *_: Any) -> None:
-        """Update at an interval: reading the loss waits for the device."""
+        """Update at an interval."""
         now, step, steps = time.monotonic(), trainer.global_step, trainer.max_steps
         if now < self._next and step != steps:
             return
-        self._next = now + self._every
+        self._next = now + self.every_seconds
         shown = {"loss": f"{float(pl_module.last_loss):.4f}"}
         throughput = find_callback(trainer, Throughput)
         if throughput is not None:
@@ -178,12 +163,10 @@ class StepProgress(Callback):
             parts.append(f"ends at about {datetime.now() + left:%H:%M:%S}")
         print(" · ".join(parts), file=sys.stderr)
 
-    def on_train_end(self, *_: Any) -> None:
-        """Close the bar."""
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Close the bar, so that an error message starts on its own line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def on_exception(self, *_: Any) -> None:
-        """Close the bar, so that the error message starts on its own line."""
-        self.on_train_end()
+    on_exception = on_train_end
