@@ -145,16 +145,6 @@ def test_the_callback_receives_every_step(sampler, diffusion, generators):
     assert calls == [(k + 1, 6, (1, 4)) for k in range(6)]
 
 
-def test_a_callback_can_end_the_sampling(diffusion, generators):
-    def callback(step, steps, x0):
-        if step == 2:
-            raise KeyboardInterrupt
-
-    options = {"steps": 6, "generators": generators(1), "callback": callback}
-    with pytest.raises(KeyboardInterrupt):
-        unipc(normal_denoiser(diffusion), torch.randn(1, 4), diffusion, **options)
-
-
 @pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
 def test_an_eta_outside_zero_to_one_is_an_error(eta, diffusion, generators):
     options = {"steps": 4, "generators": generators(1), "eta": eta}

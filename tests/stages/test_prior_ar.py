@@ -56,13 +56,6 @@ class TestLoss:
 
 
 class TestSample:
-    @pytest.mark.parametrize(("scale", "rows"), [(1.0, 4), (2.0, 8)])
-    def test_guidance_at_scale_one_skips_the_null_half(self, scale, rows, generators):
-        stage = randomized(prior())
-        options = {"condition": stage.condition(embedded_batch()), "generators": generators(4)}
-        inputs = network_inputs(stage, guidance_scale=scale, **options)
-        assert {len(codes) for codes in inputs} == {rows}
-
     def test_guidance_extrapolates_logits(self, generators, monkeypatch):
         """The first code's logits at scale 3 are null + 3 (caption - null)."""
         stage, batch = randomized(prior()), embedded_batch()

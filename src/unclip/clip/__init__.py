@@ -2,9 +2,8 @@
 
 from unclip.clip import _open_clip as _open_clip  # isort: skip (before other imports of open_clip)
 from unclip.clip.embedder import ClipEmbedder, TextFeatures, embed_images
-from unclip.clip.loss import Contrast, caption_ids, contrastive_loss
+from unclip.clip.loss import caption_ids, contrastive_loss, recall_at
 from unclip.clip.model import (
-    TextOutput,
     build_clip,
     clip_fingerprint,
     encode_text,
@@ -12,14 +11,11 @@ from unclip.clip.model import (
     prepare_image,
 )
 from unclip.clip.public import load_public
-from unclip.clip.retrieval import recall_at
 from unclip.clip.tokenizer import Tokenizer, Tokens, fit_vocabulary
 
 __all__ = [
     "ClipEmbedder",
-    "Contrast",
     "TextFeatures",
-    "TextOutput",
     "Tokenizer",
     "Tokens",
     "build_clip",

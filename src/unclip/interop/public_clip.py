@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.transformer import QuickGELU
 
 from unclip import bundle
 from unclip.clip import ClipEmbedder, load_public
+from unclip.recipes import meta_parameters
 
 _VISION = {
     "image_size": "image_size",
@@ -37,7 +37,7 @@ def write_public_clip(
     """
     embedder = load_public(name, pretrained, normalize=normalize)
     recipe = _recipe(name.replace("/", "-"), embedder)
-    with torch.device("meta"):
+    with meta_parameters():
         stage = bundle.build(recipe)
     bundle.save_stage(
         path,
