@@ -1,4 +1,4 @@
-"""open_clip's contrastive loss without repeated captions as negatives, and retrieval recall."""
+"""The contrastive loss of image–caption pairs, and retrieval recall."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
-from open_clip.loss import ClipLoss
+from jaxtyping import Float, Int64
+from open_clip.loss import gather_features
 from torch import Tensor
 
 
@@ -44,14 +44,21 @@ def contrastive_loss(
         gather: also use the batches of the other processes, of equal size, as negatives. The mean
             of the gradients over processes is then that of the whole batch.
     """
-    ranks = {}
+    images, texts, all_captions, first = image_embedding, text_embedding, captions, 0
     if gather:
         ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
-    loss = _PairLoss(captions, local_loss=gather, gather_with_grad=gather, **ranks)
-    value = loss(image_embedding, text_embedding, logit_scale)
-    own = loss.get_ground_truth(captions.device, len(captions))
-    accuracies = [(logits.argmax(1) == own).float().mean() for logits in loss.logits]
-    return Contrast(value, *accuracies)
+        images, texts = gather_features(images, texts, True, gather_with_grad=True, **ranks)
+        parts = [torch.empty_like(captions) for _ in range(ranks["world_size"])]
+        dist.all_gather(parts, captions)
+        all_captions, first = torch.cat(parts), len(captions) * ranks["rank"]
+    own = first + torch.arange(len(captions), device=captions.device)
+    repeated = captions[:, None] == all_captions
+    repeated = repeated.scatter(1, own[:, None], False)  # a caption stays its own positive
+    pairs = (image_embedding, texts), (text_embedding, images)
+    logits = [logit_scale * rows @ columns.T for rows, columns in pairs]
+    logits = [part.masked_fill(repeated, float("-inf")) for part in logits]
+    loss = (F.cross_entropy(logits[0], own) + F.cross_entropy(logits[1], own)) / 2
+    return Contrast(loss, *((part.argmax(1) == own).float().mean() for part in logits))
 
 
 def caption_ids(tokens: Int64[Tensor, "batch length"]) -> Int64[Tensor, " batch"]:
@@ -63,32 +70,6 @@ def caption_ids(tokens: Int64[Tensor, "batch length"]) -> Int64[Tensor, " batch"
     generator = torch.Generator().manual_seed(0)
     weights = torch.randint(-(2**63), 2**63 - 1, tokens.shape[1:], generator=generator)
     return (tokens * weights).sum(dim=1)
-
-
-class _PairLoss(ClipLoss):
-    """open_clip's loss without repeated captions among the negatives; it stores its logits."""
-
-    def __init__(self, captions: Tensor, **keywords):
-        super().__init__(**keywords)
-        self.captions = captions
-        self.logits: tuple[Tensor, ...] = ()
-
-    def get_logits(self, *arguments, **keywords):
-        repeated = self._repeated()
-        logits = super().get_logits(*arguments, **keywords)
-        logits = tuple(part.masked_fill(repeated, float("-inf")) for part in logits)
-        self.logits = tuple(part.detach() for part in logits)
-        return logits
-
-    def _repeated(self) -> Bool[Tensor, "batch rows"]:
-        """Return the mask of the other rows, of all processes, with the same caption."""
-        captions = [self.captions]
-        if self.world_size > 1:
-            captions = [torch.empty_like(self.captions) for _ in range(self.world_size)]
-            dist.all_gather(captions, self.captions)
-        own = self.get_ground_truth(self.captions.device, len(self.captions))
-        same = self.captions[:, None] == torch.cat(captions)
-        return same.scatter(1, own[:, None], False)  # a caption stays its own positive
 
 
 def recall_at(

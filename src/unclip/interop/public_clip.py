@@ -10,19 +10,11 @@ from unclip import bundle
 from unclip.clip import ClipEmbedder, load_public
 from unclip.recipes import meta_parameters
 
-_VISION = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "width": "vision_width",
-    "layers": "vision_layers",
-    "head_width": "vision_head_width",
-}
-_TEXT = {
-    "width": "text_width",
-    "layers": "text_layers",
-    "heads": "text_heads",
-    "context_length": "context_length",
-}
+# open_clip's settings: arguments of `ClipStage`.
+_VISION = {key: f"vision_{key}" for key in ("width", "layers", "head_width")}
+_VISION |= {"image_size": "image_size", "patch_size": "patch_size"}
+_TEXT = {key: f"text_{key}" for key in ("width", "layers", "heads")}
+_TEXT |= {"context_length": "context_length"}
 _SETTINGS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 
 

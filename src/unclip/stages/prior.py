@@ -6,47 +6,33 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from unclip.batch import Batch
 from unclip.diffusion import GaussianDiffusion, guided, randn
 from unclip.networks import PriorTransformer, TextTransformer
-from unclip.stages.base import DiffusionStage, Noised, Stage
+from unclip.stages.base import DiffusionStage, Noised
 from unclip.stages.conditioning import (
+    CaptionStage,
     Normalizer,
     NullText,
     Scaling,
     collect_embeddings,
     drop,
-    text_states,
 )
 from unclip.stages.linear_prior import LinearPrior
 
 VARIANCE_BATCHES = 100
 
 
-class PriorBase(Stage):
+class PriorBase(CaptionStage):
     """Caption → CLIP image embedding."""
 
-    needs_clip = True
-    text_encoder: nn.Module | None
-    text_scaling: Normalizer
-    null_text: NullText
     drop_text: float
-    guidance_scale: float
-
-    def fit_null_text(self, empty: Batch) -> None:
-        """Store CLIP's empty caption as the null caption, unless the null is learned."""
-        if not self.null_text.learned:
-            self.null_text.fit(self.condition(empty))
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """Return the text states, their mask and the normalized text embedding."""
-        return {
-            "text_states": text_states(batch, self.text_encoder),
-            "text_mask": batch["text_mask"],
-            "text_embedding": self.text_scaling(batch["text_embedding"]),
-        }
+        return self.text(batch)
 
     def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the condition of the null caption."""
