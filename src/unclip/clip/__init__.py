@@ -1,7 +1,7 @@
 """CLIP through open_clip: tokenizer, model, and a frozen embedder for the other stages."""
 
 from unclip.clip import _open_clip as _open_clip  # isort: skip (before other imports of open_clip)
-from unclip.clip.embedder import ClipEmbedder, TextFeatures, embed_images
+from unclip.clip.embedder import ClipEmbedder, TextFeatures
 from unclip.clip.loss import caption_ids, contrastive_loss, recall_at
 from unclip.clip.model import (
     build_clip,
@@ -22,7 +22,6 @@ __all__ = [
     "caption_ids",
     "clip_fingerprint",
     "contrastive_loss",
-    "embed_images",
     "encode_text",
     "fingerprint",
     "fit_vocabulary",

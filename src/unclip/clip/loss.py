@@ -46,11 +46,10 @@ def contrastive_loss(
     """
     images, texts, all_captions, first = image_embedding, text_embedding, captions, 0
     if gather:
-        ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
-        images, texts = gather_features(images, texts, True, gather_with_grad=True, **ranks)
-        parts = [torch.empty_like(captions) for _ in range(ranks["world_size"])]
+        images, texts = gather_features(images, texts, local_loss=True, gather_with_grad=True)
+        parts = [torch.empty_like(captions) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, captions)
-        all_captions, first = torch.cat(parts), len(captions) * ranks["rank"]
+        all_captions, first = torch.cat(parts), len(captions) * dist.get_rank()
     own = first + torch.arange(len(captions), device=captions.device)
     repeated = captions[:, None] == all_captions
     repeated = repeated.scatter(1, own[:, None], False)  # a caption stays its own positive

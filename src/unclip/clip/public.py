@@ -128,10 +128,10 @@ def _command(name: str, tag: dict[str, Any]) -> str:
 def _fetch(name: str, tag_name: str, tag: dict[str, Any]) -> Path:
     """Return a tag's weights from the hub or its cache; without a network, fail in seconds."""
     repository, files = _hub_files(tag)
-    cached = [huggingface_hub.try_to_load_from_cache(repository, file) for file in files]
-    for path in cached:
-        if isinstance(path, str):
-            return Path(path)
+    for file in files:
+        cached = huggingface_hub.try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
     reasons = []
     for file in files:
         # Ask for the metadata first, without retries: a download retries for half a minute.
