@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torchvision.transforms.v2.functional import normalize
 
-from unclip.clip import ClipEmbedder, Tokenizer, build_clip, embed_images, fit_vocabulary
+from unclip.clip import ClipEmbedder, Tokenizer, build_clip, fit_vocabulary
 
 CAPTIONS = ["a red apple", "two dogs", "a red apple", ""]
 
@@ -52,11 +52,6 @@ def test_features_equal_open_clips(normalized):
         normalize(image, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD), normalize=normalized
     )
     torch.testing.assert_close(embedder.image(image * 2 - 1), expected)
-
-
-def test_images_may_have_any_size_and_be_uint8_or_float(embedder):
-    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    torch.testing.assert_close(embedder.image(pixels), embedder.image(pixels.float() / 127.5 - 1))
 
 
 def test_cached_features_equal_fresh_ones(embedder, monkeypatch):
@@ -131,10 +126,3 @@ def test_a_stored_image_embedding_is_kept(embedder, monkeypatch):
     embedded = embedder({"caption": CAPTIONS, "image_embedding": stored})
     assert torch.equal(embedded["image_embedding"], stored.float())
     assert "image_embedding" not in embedder({"caption": CAPTIONS})
-
-
-def test_images_of_a_data_set_are_embedded_batch_by_batch(embedder):
-    batches = [{"key": ["a"], "image": torch.rand(1, 3, 32, 32)} for _ in range(2)]
-    rows = list(embed_images(embedder, iter(batches)))
-    assert [keys for keys, _ in rows] == [["a"], ["a"]]
-    torch.testing.assert_close(rows[1][1], embedder.image(batches[1]["image"]))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 
-from unclip.clip import caption_ids, contrastive_loss
+from unclip.clip import caption_ids, contrastive_loss, recall_at
 
 
 def _pairs(count=6, dim=5):
@@ -42,12 +42,6 @@ def test_a_repeated_caption_is_not_a_negative():
     torch.testing.assert_close(contrast.loss, expected / 8)
     contrast.loss.backward()
     assert image.grad.isfinite().all()
-
-
-def test_a_batch_with_a_single_caption_has_zero_loss():
-    image, text, captions = _pairs()
-    contrast = contrastive_loss(image, text, torch.tensor(10.0), torch.zeros_like(captions))
-    assert contrast.loss == 0 and contrast.image_to_text == 1
 
 
 def test_equal_tokens_have_equal_ids_and_others_do_not():
@@ -103,3 +97,39 @@ def test_gradients_of_two_processes_average_to_those_of_the_whole_batch(tmp_path
         timeout=280,
     )
     assert finished.returncode == 0, finished.stderr
+
+
+def test_recall_equals_a_result_by_hand():
+    # images 0 and 3 are nearest to their own texts, 1 and 2 to each other's
+    image = torch.eye(4)
+    text = torch.tensor([[1, 0, 0, 0], [0, 0.5, 1, 0], [0, 1, 0.5, 0], [0.9, 0, 0, 1.0]])
+    recall = recall_at(image, text, k=(1, 2), among=4)
+    assert recall["image_to_text_at_1"] == 0.5
+    assert recall["image_to_text_at_2"] == 1
+    assert recall["text_to_image_at_1"] == 0.5
+    assert recall["text_to_image_at_2"] == 1
+
+
+def test_unrelated_embeddings_score_chance():
+    chance = recall_at(torch.randn(64 * 40, 64), torch.randn(64 * 40, 64))
+    assert chance["image_to_text_at_1"] == pytest.approx(1 / 64, abs=0.01)
+    assert chance["text_to_image_at_5"] == pytest.approx(5 / 64, abs=0.02)
+
+
+def test_constant_embeddings_score_chance():
+    recall = recall_at(torch.ones(64, 4), torch.ones(64, 4))
+    assert recall["image_to_text_at_1"] == pytest.approx(1 / 64)
+    assert recall["text_to_image_at_5"] == pytest.approx(5 / 64)
+
+
+def test_groups_are_consecutive_and_an_incomplete_one_is_left_out():
+    image = torch.eye(10)
+    text = image.clone()
+    text[8:] = text[[9, 8]]
+    assert recall_at(image, text, among=4)["image_to_text_at_1"] == 1
+    assert recall_at(image, text, among=10)["image_to_text_at_1"] == pytest.approx(0.8)
+
+
+def test_too_few_pairs_are_an_error():
+    with pytest.raises(ValueError, match="10 pairs, fewer than a group"):
+        recall_at(torch.eye(10), torch.eye(10))

@@ -123,5 +123,5 @@ def test_a_tag_sets_the_activation_and_the_normalization(weights, tmp_path, monk
 
 
 def test_a_tag_may_have_other_file_names():
-    wanted = public_module._hub_file({"hf_hub": "someone/ViTamin-S/pytorch_model.bin"})
-    assert wanted == ("someone/ViTamin-S", ("pytorch_model.safetensors", "pytorch_model.bin"))
+    wanted = public_module._hub_files({"hf_hub": "someone/ViTamin-S/pytorch_model.bin"})
+    assert wanted == ("someone/ViTamin-S", ["pytorch_model.safetensors", "pytorch_model.bin"])

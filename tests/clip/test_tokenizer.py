@@ -5,6 +5,7 @@ import time
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 
 from unclip.clip import Tokenizer, fit_vocabulary
 
@@ -46,19 +47,6 @@ def test_a_caption_of_a_megabyte_without_a_space_takes_no_longer_than_one_of_a_k
     assert torch.equal(tokens, open_clip.tokenize(["".join(letters[:1024])]))
 
 
-@pytest.mark.parametrize("fitted", [False, True])
-def test_an_empty_caption_is_start_and_end(fitted, small):
-    tokenizer = Tokenizer(8, small if fitted else None)
-    tokens, mask = tokenizer([""])
-    assert tokens.tolist() == [[tokenizer.start, tokenizer.end] + [0] * 6]
-    assert mask.sum() == 2
-
-
-def test_an_empty_list_has_no_rows():
-    tokens, mask = Tokenizer(8)([])
-    assert tokens.shape == mask.shape == (0, 8)
-
-
 def test_a_fitted_vocabulary_has_the_size_the_bytes_and_the_frequent_words(small):
     assert len(small) == 520 and small == sorted(set(small))
     assert small[:512] == list(range(512)) and small[-2:] == [49406, 49407]
@@ -82,12 +70,12 @@ def test_an_impossible_size_is_an_error(size):
 
 
 def test_a_small_vocabulary_encodes_every_text(small):
-    full, compact = Tokenizer(4000), Tokenizer(4000, small)
-    tokens = compact(CAPTIONS).tokens
+    tokens, mask = Tokenizer(4000, small)(CAPTIONS)
     assert tokens.max() == 519
-    for caption, row in zip(CAPTIONS[:5], tokens, strict=False):
-        assert compact.decode(row) == full.decode(full([caption]).tokens[0])
-    assert compact.decode(tokens[0]) == CAPTIONS[0]
+    full = SimpleTokenizer()
+    for row, caption in enumerate(CAPTIONS[:5]):
+        text = full.decode([small[index] for index in tokens[row][mask[row]][1:-1]])
+        assert text == full.decode(full.encode(caption))
 
 
 def test_words_of_the_vocabulary_are_one_token_and_others_are_split(small):
@@ -98,20 +86,10 @@ def test_words_of_the_vocabulary_are_one_token_and_others_are_split(small):
     assert mask[0].sum() == 4 and mask[1].sum() > 3
 
 
-def test_the_whole_vocabulary_may_be_given_explicitly():
-    explicit = Tokenizer(32, range(49408))
-    assert torch.equal(explicit(CAPTIONS).tokens, Tokenizer(32)(CAPTIONS).tokens)
-
-
 def test_the_end_token_has_the_largest_id_for_argmax_pooling(small):
     tokens, mask = Tokenizer(16, small)([caption for caption in CAPTIONS if "<end" not in caption])
     assert torch.equal(tokens.argmax(1), mask.sum(1) - 1)
     assert (tokens[:, 0] == 518).all()
-
-
-def test_truncated_text_keeps_its_end_token(small):
-    tokens, mask = Tokenizer(10, small)(["apple " * 30])
-    assert mask.all() and tokens[0, -1] == 519 and (tokens[0] == 519).sum() == 1
 
 
 def test_cut_returns_the_truncated_part():
@@ -151,10 +129,3 @@ def test_a_tokenizer_can_be_pickled(small):
     tokenizer = pickle.loads(pickle.dumps(Tokenizer(12, small)))
     assert tokenizer.context_length == 12
     assert torch.equal(tokenizer(CAPTIONS).tokens, Tokenizer(12, small)(CAPTIONS).tokens)
-
-
-@pytest.mark.timeout(20)
-def test_a_very_long_word_is_encoded_quickly():
-    letters = "".join(random.Random(0).choices("abcdefgh", k=200_000))
-    assert torch.equal(Tokenizer()([letters]).tokens, Tokenizer()([letters[:3000]]).tokens)
-    assert Tokenizer().cut(f"a {letters}") == letters

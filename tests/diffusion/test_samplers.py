@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -26,29 +27,15 @@ def diffusion():
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "options"),
-    [
-        (ddpm, 250, {}),
-        (ddim, 100, {"eta": 0.0}),
-        (ddim, 250, {"eta": 1.0}),
-        (dpm_solver_pp_2m, 20, {}),
-        (dpm_solver_pp_2m_sde, 50, {}),
-        (unipc, 20, {}),
-    ],
-)
-def test_samples_have_the_mean_and_deviation_of_normal_data(
-    sampler, steps, options, diffusion, generators
-):
-    own = generators(16)
-    options = {"steps": steps, "generators": own, **options}
-    x0 = sampler(normal_denoiser(diffusion), randn((500,), own), diffusion, **options)
-    assert x0.mean().item() == pytest.approx(MEAN, abs=0.02)
-    assert x0.std().item() == pytest.approx(STD, abs=0.02)
-
-
-@pytest.mark.parametrize(
     ("sampler", "steps"),
-    [(ddpm, 500), (ddim, 250), (dpm_solver_pp_2m, 60), (dpm_solver_pp_2m_sde, 100), (unipc, 60)],
+    [
+        (ddpm, 500),
+        (ddim, 250),
+        (partial(ddim, eta=1.0), 500),
+        (dpm_solver_pp_2m, 60),
+        (dpm_solver_pp_2m_sde, 100),
+        (unipc, 60),
+    ],
 )
 def test_samples_of_a_mixture_pass_kolmogorovs_test(sampler, steps, diffusion, generators):
     own = generators(4)
@@ -122,17 +109,6 @@ def test_the_analytic_variance_beats_the_fixed_one_in_few_steps(generators):
     assert errors["fixed_small"] > 2 * errors["analytic"]
 
 
-def test_each_generator_makes_its_own_sample(diffusion):
-    def sample(seeds):
-        own = [torch.Generator().manual_seed(seed) for seed in seeds]
-        denoise, x_T = normal_denoiser(diffusion), randn((4,), own)
-        return ddpm(denoise, x_T, diffusion, steps=10, generators=own)
-
-    together = sample([3, 7, 11])
-    assert torch.equal(together[1:2], sample([7]))
-    assert not torch.equal(together[0], together[1])
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_callback_receives_every_step(sampler, diffusion, generators):
     calls = []
@@ -143,16 +119,6 @@ def test_the_callback_receives_every_step(sampler, diffusion, generators):
     options = {"steps": 6, "generators": generators(1), "callback": callback}
     sampler(normal_denoiser(diffusion), torch.randn(1, 4), diffusion, **options)
     assert calls == [(k + 1, 6, (1, 4)) for k in range(6)]
-
-
-def test_a_callback_can_end_the_sampling(diffusion, generators):
-    def callback(step, steps, x0):
-        if step == 2:
-            raise KeyboardInterrupt
-
-    options = {"steps": 6, "generators": generators(1), "callback": callback}
-    with pytest.raises(KeyboardInterrupt):
-        unipc(normal_denoiser(diffusion), torch.randn(1, 4), diffusion, **options)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])

@@ -4,8 +4,6 @@ The sizes keep Karlo's proportions where diffusers allows no others. All attenti
 that the order of the heads' rows matters.
 """
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -89,6 +87,39 @@ def components() -> SimpleNamespace:
     return parts
 
 
+def tiny_recipes() -> dict[str, dict]:
+    """Return the recipes of Karlo's scale, with the sizes of the components above."""
+    recipes = {stage: convert.karlo_recipe(stage) for stage in STAGES}
+    unet = {"channels": 8, "multipliers": [1, 2, 3], "blocks": 1, "groups": 4}
+    recipes["clip"] |= {
+        "embed_dim": DIM,
+        "image_size": 32,
+        "patch_size": 8,
+        "vision_width": DIM,
+        "vision_layers": 2,
+        "vision_head_width": 8,
+        "text_width": DIM,
+        "text_layers": 2,
+        "text_heads": 2,
+        "context_length": CONTEXT,
+    }
+    sizes = {"embedding_dim": DIM, "text_width": DIM}
+    transformer = {"context_length": CONTEXT, "width": DIM, "layers": 2, "heads": 2}
+    recipes["prior"]["network"] |= sizes | transformer
+    recipes["prior"]["text_width"] = DIM
+    conditioning = {"image_embedding": DIM, "text_states": DIM, "context_width": 24}
+    recipes["decoder"] |= sizes
+    recipes["decoder"]["network"] |= {
+        **unet,
+        "attention_levels": [2],
+        "head_width": 12,
+        "conditioning": conditioning,
+    }
+    for network in ("network", "last_network"):
+        recipes["upsampler_256"][network] |= unet
+    return recipes
+
+
 @pytest.fixture(scope="session")
 def karlo(tmp_path_factory) -> SimpleNamespace:
     """The components, the folder that they saved, and the bundle converted from it."""
@@ -96,27 +127,8 @@ def karlo(tmp_path_factory) -> SimpleNamespace:
         torch.manual_seed(0)
         parts = components()
     root = tmp_path_factory.mktemp("karlo")
-    folder, models = root / "hub", root / "models"
+    folder, models, recipes = root / "hub", root / "models", tiny_recipes()
     for name, part in vars(parts).items():
         part.save_pretrained(folder / name)
-    write_schedulers(folder)
-    recipes = {stage: convert.karlo_recipe(stage) for stage in STAGES}
     convert_karlo(folder, models, recipes)
     return SimpleNamespace(parts=parts, folder=folder, models=models, recipes=recipes)
-
-
-def write_schedulers(folder: Path) -> None:
-    """Write the scheduler configs as on the hub."""
-    for name, prediction, variance in (
-        ("prior", "sample", "fixed_small_log"),
-        ("decoder", "epsilon", "learned_range"),
-        ("super_res", "epsilon", "fixed_small_log"),
-    ):
-        where = folder / f"{name}_scheduler"
-        where.mkdir()
-        content = {
-            "_class_name": "UnCLIPScheduler",
-            "prediction_type": prediction,
-            "variance_type": variance,
-        }
-        (where / "scheduler_config.json").write_text(json.dumps(content))

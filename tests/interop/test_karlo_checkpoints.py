@@ -11,13 +11,7 @@ from torch.nn import functional as F
 
 from unclip import bundle
 from unclip.interop import convert_karlo
-from unclip.interop.karlo_layout import decoder_layout, prior_layout, upsampler_layout
-
-LAYOUTS = {
-    "prior": prior_layout,
-    "decoder": decoder_layout,
-    "upsampler_256": upsampler_layout,
-}
+from unclip.interop.karlo import LAYOUTS
 
 
 def karlo_shape(name, ours):
@@ -75,16 +69,8 @@ def files(karlo, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def recipes(karlo):
-    """Recipes of the tiny networks; checkpoints do not contain their sizes."""
-    names = ("clip", *LAYOUTS)
-    paths = {name: bundle.stage_file(karlo.models, name) for name in names}
-    return {name: bundle.read_metadata(path).recipe for name, path in paths.items()}
-
-
-def test_checkpoints_make_the_same_bundle(karlo, files, recipes, tmp_path):
-    convert_karlo(files, tmp_path, recipes, clip=karlo.folder)
+def test_checkpoints_make_the_same_bundle(karlo, files, tmp_path):
+    convert_karlo(files, tmp_path, karlo.recipes, clip=karlo.folder)
     for name in LAYOUTS:
         assert_same_stage(tmp_path, karlo.models, name)
 
@@ -150,28 +136,28 @@ def test_rows_are_grouped_by_head_in_the_prior(karlo):
         torch.testing.assert_close(ours, expected.transpose(1, 2))
 
 
-def test_checkpoints_need_a_clip(files, recipes, tmp_path):
+def test_checkpoints_need_a_clip(karlo, files, tmp_path):
     with pytest.raises(FileNotFoundError, match="--clip"):
-        convert_karlo(files, tmp_path / "out", recipes)
+        convert_karlo(files, tmp_path / "out", karlo.recipes)
 
 
-def test_a_missing_file_is_named(karlo, files, recipes, tmp_path):
+def test_a_missing_file_is_named(karlo, files, tmp_path):
     folder = shutil.copytree(files, tmp_path / "copy")
     (folder / "ViT-L-14_stats.th").unlink()
     with pytest.raises(FileNotFoundError, match=r"exactly one \*stats\.th, but has none"):
-        convert_karlo(folder, tmp_path / "out", recipes, clip=karlo.folder)
+        convert_karlo(folder, tmp_path / "out", karlo.recipes, clip=karlo.folder)
 
 
-def test_statistics_must_be_two_tensors(karlo, files, recipes, tmp_path):
+def test_statistics_must_be_two_tensors(karlo, files, tmp_path):
     folder = shutil.copytree(files, tmp_path / "copy")
     torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, folder / "ViT-L-14_stats.th")
     with pytest.raises(ValueError, match="mean and a standard deviation"):
-        convert_karlo(folder, tmp_path / "out", recipes, clip=karlo.folder)
+        convert_karlo(folder, tmp_path / "out", karlo.recipes, clip=karlo.folder)
 
 
-def test_a_checkpoint_of_another_model_is_named(karlo, files, recipes, tmp_path):
+def test_a_checkpoint_of_another_model_is_named(karlo, files, tmp_path):
     folder = shutil.copytree(files, tmp_path / "copy")
     path = folder / "improved-sr-ckpt-step=1.2M.ckpt"
     torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, path)
     with pytest.raises(ValueError, match=r"1\.2M\.ckpt is not Karlo's: .* model_first_steps\."):
-        convert_karlo(folder, tmp_path / "out", recipes, clip=karlo.folder)
+        convert_karlo(folder, tmp_path / "out", karlo.recipes, clip=karlo.folder)

@@ -15,11 +15,6 @@ def two_captions() -> dict[str, Tensor]:
     }
 
 
-def with_other_padding(caption: dict[str, Tensor]) -> dict[str, Tensor]:
-    padding = ~caption["text_mask"][..., None]
-    return {**caption, "text_states": caption["text_states"] + 5 * padding}
-
-
 def run_plainly(net, caption: dict[str, Tensor], others: list[Tensor]) -> Tensor:
     """Run a network's blocks on [text, z_t, *others] in one pass, with explicit softmax."""
     text = net.text_in(caption["text_states"])

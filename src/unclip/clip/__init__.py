@@ -1,10 +1,9 @@
 """CLIP through open_clip: tokenizer, model, and a frozen embedder for the other stages."""
 
 from unclip.clip import _open_clip as _open_clip  # isort: skip (before other imports of open_clip)
-from unclip.clip.embedder import ClipEmbedder, TextFeatures, embed_images
-from unclip.clip.loss import Contrast, caption_ids, contrastive_loss
+from unclip.clip.embedder import ClipEmbedder, TextFeatures
+from unclip.clip.loss import caption_ids, contrastive_loss, recall_at
 from unclip.clip.model import (
-    TextOutput,
     build_clip,
     clip_fingerprint,
     encode_text,
@@ -12,21 +11,17 @@ from unclip.clip.model import (
     prepare_image,
 )
 from unclip.clip.public import load_public
-from unclip.clip.retrieval import recall_at
 from unclip.clip.tokenizer import Tokenizer, Tokens, fit_vocabulary
 
 __all__ = [
     "ClipEmbedder",
-    "Contrast",
     "TextFeatures",
-    "TextOutput",
     "Tokenizer",
     "Tokens",
     "build_clip",
     "caption_ids",
     "clip_fingerprint",
     "contrastive_loss",
-    "embed_images",
     "encode_text",
     "fingerprint",
     "fit_vocabulary",

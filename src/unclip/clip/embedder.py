@@ -1,7 +1,7 @@
 """A frozen CLIP for the other stages: captions and images in, embeddings out."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self, cast
 
 import torch
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from unclip.batch import Batch
 from unclip.clip.model import encode_text, prepare_image, text_tower
 from unclip.clip.tokenizer import Tokenizer
 from unclip.device import to_device
@@ -161,14 +160,6 @@ class ClipEmbedder:
     def _finish(self, embedding: Tensor) -> Tensor:
         embedding = embedding.float()
         return F.normalize(embedding, dim=-1) if self.normalize else embedding
-
-
-def embed_images(
-    embedder: ClipEmbedder, batches: Iterable[Batch]
-) -> Iterator[tuple[list[str], Float[Tensor, "batch dim"]]]:
-    """Yield each batch's keys and image embeddings on the CPU."""
-    for batch in batches:
-        yield batch["key"], embedder.image(batch["image"]).cpu()
 
 
 def _embedding_dim(tower: Any) -> int:

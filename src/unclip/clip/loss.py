@@ -1,11 +1,13 @@
-"""open_clip's contrastive loss, without repeated captions among the negatives."""
+"""The contrastive loss of image–caption pairs, and retrieval recall."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int64
-from open_clip.loss import ClipLoss
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from open_clip.loss import gather_features
 from torch import Tensor
 
 
@@ -42,14 +44,20 @@ def contrastive_loss(
         gather: also use the batches of the other processes, of equal size, as negatives. The mean
             of the gradients over processes is then that of the whole batch.
     """
-    ranks = {}
+    images, texts, all_captions, first = image_embedding, text_embedding, captions, 0
     if gather:
-        ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
-    loss = _PairLoss(captions, local_loss=gather, gather_with_grad=gather, **ranks)
-    value = loss(image_embedding, text_embedding, logit_scale)
-    own = loss.get_ground_truth(captions.device, len(captions))
-    accuracies = [(logits.argmax(1) == own).float().mean() for logits in loss.logits]
-    return Contrast(value, *accuracies)
+        images, texts = gather_features(images, texts, local_loss=True, gather_with_grad=True)
+        parts = [torch.empty_like(captions) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, captions)
+        all_captions, first = torch.cat(parts), len(captions) * dist.get_rank()
+    own = first + torch.arange(len(captions), device=captions.device)
+    repeated = captions[:, None] == all_captions
+    repeated = repeated.scatter(1, own[:, None], False)  # a caption stays its own positive
+    pairs = (image_embedding, texts), (text_embedding, images)
+    logits = [logit_scale * rows @ columns.T for rows, columns in pairs]
+    logits = [part.masked_fill(repeated, float("-inf")) for part in logits]
+    loss = (F.cross_entropy(logits[0], own) + F.cross_entropy(logits[1], own)) / 2
+    return Contrast(loss, *((part.argmax(1) == own).float().mean() for part in logits))
 
 
 def caption_ids(tokens: Int64[Tensor, "batch length"]) -> Int64[Tensor, " batch"]:
@@ -63,27 +71,41 @@ def caption_ids(tokens: Int64[Tensor, "batch length"]) -> Int64[Tensor, " batch"
     return (tokens * weights).sum(dim=1)
 
 
-class _PairLoss(ClipLoss):
-    """open_clip's loss without repeated captions among the negatives; it stores its logits."""
+def recall_at(
+    image_embedding: Float[Tensor, "count dim"],
+    text_embedding: Float[Tensor, "count dim"],
+    k: Sequence[int] = (1, 5),
+    among: int = 64,
+) -> dict[str, Float[Tensor, ""]]:
+    """Return the share of rows whose partner is among the k nearest rows of its group by cosine.
 
-    def __init__(self, captions: Tensor, **keywords):
-        super().__init__(**keywords)
-        self.captions = captions
-        self.logits: tuple[Tensor, ...] = ()
+    Consecutive rows form groups of `among`; an incomplete last group is left out. If other rows are
+    exactly as near as the partner, the row counts with the probability that a random order puts the
+    partner among the first k, so identical embeddings score k / among.
 
-    def get_logits(self, *arguments, **keywords):
-        repeated = self._repeated()
-        logits = super().get_logits(*arguments, **keywords)
-        logits = tuple(part.masked_fill(repeated, float("-inf")) for part in logits)
-        self.logits = tuple(part.detach() for part in logits)
-        return logits
+    Returns:
+        `image_to_text_at_K` and `text_to_image_at_K` for each K in k, in [0, 1].
 
-    def _repeated(self) -> Bool[Tensor, "batch rows"]:
-        """Return the mask of the other rows, of all processes, with the same caption."""
-        captions = [self.captions]
-        if self.world_size > 1:
-            captions = [torch.empty_like(self.captions) for _ in range(self.world_size)]
-            dist.all_gather(captions, self.captions)
-        own = self.get_ground_truth(self.captions.device, len(self.captions))
-        same = self.captions[:, None] == torch.cat(captions)
-        return same.scatter(1, own[:, None], False)  # a caption stays its own positive
+    Raises:
+        ValueError: there are fewer rows than one group needs.
+    """
+    count = len(image_embedding)
+    if count < among:
+        raise ValueError(f"there are {count} pairs, fewer than a group of {among}: lower `among`")
+    groups = count // among
+    image = F.normalize(image_embedding[: groups * among].float(), dim=-1)
+    text = F.normalize(text_embedding[: groups * among].float(), dim=-1)
+    image, text = image.view(groups, among, -1), text.view(groups, among, -1)
+    similarity = image @ text.transpose(1, 2)  # (G, N, N), row: image, column: text
+    recall = {}
+    for name, scores in (
+        ("image_to_text", similarity),
+        ("text_to_image", similarity.transpose(1, 2)),
+    ):
+        own = scores.diagonal(dim1=1, dim2=2)[..., None]  # (G, N, 1)
+        nearer = (scores > own).sum(-1)
+        tied = (scores == own).sum(-1)  # including the partner
+        for K in k:
+            hit = ((K - nearer) / tied).clamp(0, 1)
+            recall[f"{name}_at_{K}"] = hit.to(torch.float64).mean().float()
+    return recall

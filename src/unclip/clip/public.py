@@ -4,12 +4,11 @@ import logging
 import os
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import huggingface_hub
 import open_clip
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from open_clip.factory import load_checkpoint
 from open_clip.model import CLIP
 from safetensors import SafetensorError
@@ -21,13 +20,6 @@ from unclip.clip.tokenizer import Tokenizer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 PROBE_SECONDS = 5.0
-
-
-class _HubFile(NamedTuple):
-    """Location of a tag's weights on the hub."""
-
-    repository: str
-    names: tuple[str, ...]  # files with the same weights, the preferred one first
 
 
 def load_public(
@@ -101,60 +93,57 @@ def _settings(name: str) -> dict[str, Any]:
 
 
 def _local_file(name: str, path: Path) -> Path:
+    if path.is_file() and path.suffix in SUFFIXES:
+        return path
+    tags = open_clip.list_pretrained_tags_by_model(name)
     if path.suffix not in SUFFIXES:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(
-            f"{path} is neither a tag of {name} (it has: {tags}) nor a file of weights "
-            f"({', '.join(SUFFIXES)})"
+            f"{path} is neither a tag of {name} (it has: {', '.join(tags) or 'none'}) nor a file "
+            f"of weights ({', '.join(SUFFIXES)})"
         )
-    if not path.is_file():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        fetch = "put the file there"
-        if tags:
-            fetch += ", or download public weights: " + _command(
-                name, _hub_file(open_clip.get_pretrained_cfg(name, tags[0]))
-            )
-        raise FileNotFoundError(f"the weights of {name} are not at {path}: {fetch}")
-    return path
+    download = ", or download public weights: " if tags else ""
+    if tags:
+        download += _command(name, open_clip.get_pretrained_cfg(name, tags[0]))
+    raise FileNotFoundError(
+        f"the weights of {name} are not at {path}: put the file there{download}"
+    )
 
 
-def _hub_file(tag: dict[str, Any]) -> _HubFile:
+def _hub_files(tag: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return a tag's repository on the hub and its files with the same weights, safest first."""
     repository, _, file = tag["hf_hub"].rpartition("/")
     if not file:  # open_clip's standard names
-        return _HubFile(repository, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
-    return _HubFile(repository, (str(Path(file).with_suffix(".safetensors")), file))
+        return repository, ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    return repository, [str(Path(file).with_suffix(".safetensors")), file]
 
 
-def _command(name: str, wanted: _HubFile) -> str:
+def _command(name: str, tag: dict[str, Any]) -> str:
+    repository, (file, _) = _hub_files(tag)
     folder = f"weights/{name}"
     return (
-        f"`hf download {wanted.repository} {wanted.names[0]} --local-dir {folder}`, "
-        f"then pretrained={folder}/{wanted.names[0]}"
+        f"`hf download {repository} {file} --local-dir {folder}`, then pretrained={folder}/{file}"
     )
 
 
 def _fetch(name: str, tag_name: str, tag: dict[str, Any]) -> Path:
     """Return a tag's weights from the hub or its cache; without a network, fail in seconds."""
-    wanted = _hub_file(tag)
-    for file in wanted.names:
-        cached = huggingface_hub.try_to_load_from_cache(wanted.repository, file)
+    repository, files = _hub_files(tag)
+    for file in files:
+        cached = huggingface_hub.try_to_load_from_cache(repository, file)
         if isinstance(cached, str):
             return Path(cached)
-    reason = ""
-    for file in wanted.names:
+    reasons = []
+    for file in files:
         # Ask for the metadata first, without retries: a download retries for half a minute.
         try:
-            url = huggingface_hub.hf_hub_url(wanted.repository, file)
+            url = huggingface_hub.hf_hub_url(repository, file)
             huggingface_hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS)
-            return Path(huggingface_hub.hf_hub_download(wanted.repository, file))
-        except HfHubHTTPError as error:  # the hub answered: try the other file name
-            reason = reason or _first_line(error)
-        except Exception as error:  # no network: the client raises many types
-            reason = _first_line(error)
-            break
+            return Path(huggingface_hub.hf_hub_download(repository, file))
+        except Exception as error:  # the file is missing, or no network: the types are many
+            reasons.append(_first_line(error))
     raise FileNotFoundError(
-        f"the weights {tag_name} of {name} are missing and cannot be downloaded ({reason}). "
-        "With a network: " + _command(name, wanted)
+        f"the weights {tag_name} of {name} are missing and cannot be downloaded ({reasons[0]}). "
+        "With a network: " + _command(name, tag)
     )
 
 

@@ -40,7 +40,7 @@ class Tokenizer:
     With a small vocabulary the ids are renumbered in CLIP's order, so that the start and end tokens
     are still the two largest and 0 is still the padding. A token that is not in the vocabulary is
     split into the two that it was merged from, recursively down to single bytes, so every text can
-    be encoded and decoded.
+    be encoded.
 
     Args:
         context_length: length of a row, including start and end tokens.
@@ -87,16 +87,6 @@ class Tokenizer:
             if length > self.context_length:
                 return text[start:]
         return ""
-
-    def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of one row of ids, without start token, end token and padding."""
-        text = []
-        for token in tokens:
-            if int(token) == self.end:
-                break
-            if int(token) != self.start:
-                text.append(int(token) if self.vocabulary is None else self.vocabulary[int(token)])
-        return _byte_pairs().decode(text).strip()
 
     def _encode(self, caption: str) -> tuple[int, ...]:
         """Return a caption's ids from start to end token, without padding."""

@@ -32,13 +32,6 @@ class Prediction(NamedTuple):
     variance_fraction: Tensor | None
 
 
-class Posterior(NamedTuple):
-    """Mean and log variance of q(x_{t-1} | x_t, x0), elementwise."""
-
-    mean: Tensor
-    log_variance: Tensor
-
-
 class GaussianDiffusion(nn.Module):
     """q(x_t | x0) = N(√ᾱ_t x0, (1 - ᾱ_t) I) over `timesteps` steps.
 
@@ -227,20 +220,14 @@ class GaussianDiffusion(nn.Module):
             fraction = (raw + 1) / 2
         signal, sigma = self.signal(t, x_t), self.sigma(t, x_t)
         if self.prediction == "x0":
-            x0 = output
+            x0, eps = output, None
         elif self.prediction == "eps":
-            x0 = (x_t - sigma * output) / signal
+            x0, eps = (x_t - sigma * output) / signal, output
         else:
-            x0 = signal * x_t - sigma * output
+            x0, eps = signal * x_t - sigma * output, sigma * x_t + signal * output
         if clip_range is not None:
-            x0 = x0.clamp(-clip_range, clip_range)
-        if self.prediction == "eps" and clip_range is None:
-            eps = output
-        elif self.prediction == "v" and clip_range is None:
-            eps = sigma * x_t + signal * output
-        else:
-            eps = (x_t - signal * x0) / sigma
-        return Prediction(x0, eps, fraction)
+            x0, eps = x0.clamp(-clip_range, clip_range), None
+        return Prediction(x0, (x_t - signal * x0) / sigma if eps is None else eps, fraction)
 
     def denoiser(
         self, network: Callable[[Tensor, Tensor], Tensor], clip_range: float | None = None
@@ -276,10 +263,6 @@ class GaussianDiffusion(nn.Module):
         table = np.interp(np.arange(self.timesteps) + 0.5, centers, (total / count).cpu())
         self.x0_error.copy_(torch.from_numpy(table))
 
-    def weight(self, t: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """Return the factor on the mean squared error of the network's prediction."""
-        return self._tables["weight"][t]
-
     def loss(
         self, output: Tensor, x0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
     ) -> dict[str, Float[Tensor, " batch"]]:
@@ -291,7 +274,7 @@ class GaussianDiffusion(nn.Module):
         if self.huber is not None:
             pixels = 2 * self.huber * ((square + self.huber**2).sqrt() - self.huber)
             error = pixels.flatten(1).mean(dim=1)
-        loss = self.weight(t) * error
+        loss = self._tables["weight"][t] * error
         if not self.learns_variance:
             return {"loss": loss, "mse": mse}
         vb = self.variational_bound(output, x0, x_t, t)
@@ -301,11 +284,10 @@ class GaussianDiffusion(nn.Module):
         """Return log β̃_t (at t = 0 the value at 1, since β̃_0 is 0) and log β_t."""
         return _at(self._tables["log_small"], t, like), _at(self._tables["log_large"], t, like)
 
-    def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
-        """Return q(x_{t-1} | x_t, x0) (Ho et al. 2020, eq. 6-7)."""
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the mean of q(x_{t-1} | x_t, x0) (Ho et al. 2020, eq. 7); the variance is β̃_t."""
         from_x0, from_x_t = (_at(self._tables[name], t, x_t) for name in ("from_x0", "from_x_t"))
-        mean = from_x0 * x0 + from_x_t * x_t
-        return Posterior(mean, self.log_variance_bounds(t, x_t)[0].expand_as(mean))
+        return from_x0 * x0 + from_x_t * x_t
 
     def variational_bound(
         self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor
@@ -321,9 +303,9 @@ class GaussianDiffusion(nn.Module):
         fraction = prediction.variance_fraction
         assert fraction is not None, "the variance is not learned"
         log_variance = fraction * large + (1 - fraction) * small
-        true = self.posterior(x0, x_t.float(), t)
-        mean = self.posterior(prediction.x0, x_t.float(), t).mean
-        kl = normal_kl(true.mean, true.log_variance, mean, log_variance)
+        true_mean = self.posterior_mean(x0, x_t.float(), t)
+        mean = self.posterior_mean(prediction.x0, x_t.float(), t)
+        kl = normal_kl(true_mean, small, mean, log_variance)
         nll = -discretized_log_likelihood(x0, mean, 0.5 * log_variance)
         nats = torch.where(t == 0, nll.flatten(1).mean(dim=1), kl.flatten(1).mean(dim=1))
         return nats / math.log(2)

@@ -144,16 +144,8 @@ def ddim_invert(
 
     Each step solves DDIM's step for its start, x_t = r x_s + (σ_t - r σ_s) ε(x_t, t) with
     r = √(ᾱ_t/ᾱ_s), by fixed-point iteration. One iteration is the usual inversion, whose error
-    decreases with the number of steps; a few more reduce it to rounding.
-
-    Args:
-        denoise: the denoiser that the later `ddim` call uses.
-        x0: the clean sample.
-        diffusion: the diffusion process.
-        steps: number of timesteps of the later `ddim` call.
-        timestep_spacing: timestep spacing of the later `ddim` call.
-        iterations: network evaluations per step.
-        callback: `callback(evaluation, evaluations, x0)`.
+    decreases with the number of steps; a few more reduce it to rounding. `iterations` is the number
+    of network evaluations per step; the other arguments are those of the later `ddim` call.
     """
     alpha_bar = diffusion.cpu_alpha_bar.tolist()
     timesteps = diffusion.sampling_timesteps(timestep_spacing, steps)[::-1]

@@ -7,7 +7,6 @@ be clipped), use one evaluation per step, and return the x0 of the last one. Wit
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,18 +16,11 @@ from unclip.diffusion.samplers import Callback, Denoise, Generators, randn, with
 FEW_STEPS = 15  # below this many, the last step is first order (Lu et al. 2022, section 5)
 
 
-class Levels(NamedTuple):
-    """α, σ and λ at the timesteps of a run."""
-
-    alpha: list[float]
-    sigma: list[float]
-    lam: list[float]
-
-
-def _levels(diffusion: GaussianDiffusion, timesteps: Sequence[int]) -> Levels:
+def _levels(diffusion: GaussianDiffusion, timesteps: Sequence[int]) -> list[list[float]]:
+    """Return α, σ and λ at the timesteps of a run."""
     alpha_bar = diffusion.cpu_alpha_bar[list(timesteps)]
     half_log_snr = 0.5 * (alpha_bar.log() - (-alpha_bar).log1p())
-    return Levels(alpha_bar.sqrt().tolist(), (1 - alpha_bar).sqrt().tolist(), half_log_snr.tolist())
+    return [alpha_bar.sqrt().tolist(), (1 - alpha_bar).sqrt().tolist(), half_log_snr.tolist()]
 
 
 def _is_first_order(i: int, steps: int) -> bool:

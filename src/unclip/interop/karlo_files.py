@@ -6,7 +6,6 @@ another model, or contains more than tensors; both name the file.
 
 import pickle
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +13,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-
-from unclip.files import read_json
 
 # The first of these that a component's folder contains is read.
 _WEIGHTS = (
@@ -30,28 +27,15 @@ _TABLES = ("text_model.embeddings.position_ids", "vision_model.embeddings.positi
 _PROJECTIONS = ("text_seq_proj.", "text_feat_proj.", "clip_tok_proj.", "clip_emb.", "cf_param")
 
 
-class Config(dict):
-    """The content of a config.json; a missing key raises a ValueError that names it."""
-
-    def __init__(self, path: Path, content: Mapping[str, Any]):
-        super().__init__(content)
-        self.path = path
-
-    def __missing__(self, key: str) -> Any:
-        raise ValueError(f"{self.path} lacks {key}")
-
-
 class Component(NamedTuple):
     """One component of a pipeline.
 
     Attributes:
         source: its folder, or the checkpoint that contains it.
-        config: content of its config.json; empty for a checkpoint, whose sizes are Karlo's.
         tensors: its weights, memory-mapped if the file allows it.
     """
 
     source: Path
-    config: Config
     tensors: dict[str, Tensor]
 
 
@@ -64,18 +48,9 @@ def read_component(folder: Path, name: str) -> Component:
             f"{source / _WEIGHTS[0]} (or {', '.join(_WEIGHTS[1:])}) is missing: "
             "copy the whole folder again"
         )
-    tensors = {key: t for key, t in _read_tensors(file).items() if key not in _TABLES}
-    return Component(source, read_config(source / "config.json"), tensors)
-
-
-def read_config(path: Path) -> Config:
-    """Read a JSON file."""
-    try:
-        return Config(path, read_json(path))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: copy the whole folder again") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it again") from error
+    return Component(
+        source, {key: t for key, t in _read_tensors(file).items() if key not in _TABLES}
+    )
 
 
 def has_checkpoints(folder: Path) -> bool:
@@ -90,14 +65,14 @@ def read_checkpoints(folder: Path) -> dict[str, Component]:
     unet, projections = {}, {}
     for key, tensor in _read_module(decoder, "model").items():
         (projections if key.startswith(_PROJECTIONS) else unet)[key] = tensor
-    tensors = {
-        "prior": (prior, _read_module(prior, "model") | _read_statistics(statistics)),
-        "decoder": (decoder, unet),
-        "text_proj": (decoder, projections),
-        "super_res_first": (upsampler, _read_module(upsampler, "model_first_steps")),
-        "super_res_last": (upsampler, _read_module(upsampler, "model_last_step")),
+    prior_tensors = _read_module(prior, "model") | _read_statistics(statistics)
+    return {
+        "prior": Component(prior, prior_tensors),
+        "decoder": Component(decoder, unet),
+        "text_proj": Component(decoder, projections),
+        "super_res_first": Component(upsampler, _read_module(upsampler, "model_first_steps")),
+        "super_res_last": Component(upsampler, _read_module(upsampler, "model_last_step")),
     }
-    return {name: Component(path, Config(path, {}), part) for name, (path, part) in tensors.items()}
 
 
 def _find_file(folder: Path, pattern: str) -> Path:
@@ -113,14 +88,10 @@ def _read_module(path: Path, name: str) -> dict[str, Tensor]:
     content: Any = _read_tensors(path)
     state = content.get("state_dict") if isinstance(content, dict) else None
     prefix = f"{name}."
-    module = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in (state or {}).items()
-        if key.startswith(prefix)
-    }
-    if not module:
+    state = {key: tensor for key, tensor in (state or {}).items() if key.startswith(prefix)}
+    if not state:
         raise ValueError(f"{path} is not Karlo's: it has no state_dict with tensors {prefix}…")
-    return module
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items()}
 
 
 def _read_statistics(path: Path) -> dict[str, Tensor]:

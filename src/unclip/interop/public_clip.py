@@ -4,25 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.transformer import QuickGELU
 
 from unclip import bundle
 from unclip.clip import ClipEmbedder, load_public
+from unclip.recipes import meta_parameters
 
-_VISION = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "width": "vision_width",
-    "layers": "vision_layers",
-    "head_width": "vision_head_width",
-}
-_TEXT = {
-    "width": "text_width",
-    "layers": "text_layers",
-    "heads": "text_heads",
-    "context_length": "context_length",
-}
+# open_clip's settings: arguments of `ClipStage`.
+_VISION = {key: f"vision_{key}" for key in ("width", "layers", "head_width")}
+_VISION |= {"image_size": "image_size", "patch_size": "patch_size"}
+_TEXT = {key: f"text_{key}" for key in ("width", "layers", "heads")}
+_TEXT |= {"context_length": "context_length"}
 _SETTINGS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 
 
@@ -37,7 +29,7 @@ def write_public_clip(
     """
     embedder = load_public(name, pretrained, normalize=normalize)
     recipe = _recipe(name.replace("/", "-"), embedder)
-    with torch.device("meta"):
+    with meta_parameters():
         stage = bundle.build(recipe)
     bundle.save_stage(
         path,

@@ -338,13 +338,7 @@ class UNet(nn.Module):
         concat: Float[Tensor, "batch concat_channels height width"] | None = None,
         **condition: Tensor,
     ) -> Float[Tensor, "batch out_channels height width"]:
-        """Return the network's output at `x_t`.
-
-        Args:
-            x_t: the noisy image.
-            t: timesteps.
-            concat: channels that are concatenated to x_t, such as a low-resolution image.
-            condition: arguments of `Conditioning`.
+        """Return the network's output at noisy images and timesteps; the others are as in `bind`.
 
         Raises:
             ValueError: height or width do not fit the network's stride or its feature maps.

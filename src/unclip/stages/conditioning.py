@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unclip.batch import Batch
+from unclip.stages.base import Stage
 
 Scaling = Literal["statistics", "paper", "none"]
 
@@ -112,13 +113,39 @@ class NullText(nn.Module):
         }
 
 
-def text_states(
-    batch: Batch, encoder: nn.Module | None
-) -> Float[Tensor, "batch length text_width"]:
-    """Return CLIP's text states of a batch, or those of the stage's own encoder."""
-    if encoder is None:
-        return batch["text_states"]
-    return encoder(batch["tokens"], batch["text_mask"])
+class CaptionStage(Stage):
+    """A stage that is conditioned on captions, with guidance.
+
+    Attributes:
+        text_encoder: encoder of the tokens that is trained with the stage; None uses the frozen
+            CLIP's states.
+        text_scaling: normalization of z_t.
+        null_text: the null caption.
+        guidance_scale: guidance scale of sampling; 1 is no guidance.
+    """
+
+    needs_clip = True
+    text_encoder: nn.Module | None
+    text_scaling: Normalizer
+    null_text: NullText
+    guidance_scale: float
+
+    def text(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the text states, their mask and the normalized text embedding of a batch."""
+        if self.text_encoder is None:
+            states = batch["text_states"]
+        else:
+            states = self.text_encoder(batch["tokens"], batch["text_mask"])
+        return {
+            "text_states": states,
+            "text_mask": batch["text_mask"],
+            "text_embedding": self.text_scaling(batch["text_embedding"]),
+        }
+
+    def fit_null_text(self, empty: Batch) -> None:
+        """Store CLIP's empty caption as the null caption, unless the null is learned."""
+        if not self.null_text.learned:
+            self.null_text.fit(self.text(empty))
 
 
 def drop(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from unclip.batch import Batch
@@ -11,18 +11,18 @@ from unclip.diffusion import GaussianDiffusion, guided, randn
 from unclip.networks import TextTransformer, UNet
 from unclip.stages.base import DiffusionStage
 from unclip.stages.conditioning import (
+    CaptionStage,
     Normalizer,
     NullText,
     Scaling,
     collect_embeddings,
     drop,
-    text_states,
 )
 
 CHANNELS = 3
 
 
-class DecoderStage(DiffusionStage):
+class DecoderStage(CaptionStage, DiffusionStage):
     """CLIP image embedding and caption → image.
 
     Args:
@@ -43,7 +43,6 @@ class DecoderStage(DiffusionStage):
     """
 
     name = "decoder"
-    needs_clip = True
     network: UNet
 
     def __init__(
@@ -79,34 +78,20 @@ class DecoderStage(DiffusionStage):
         self.image_scaling.fit(z_i)
         self.text_scaling.fit(z_t)
 
-    def fit_null_text(self, empty: Batch) -> None:
-        """Store CLIP's empty caption as the null caption, unless the null is learned."""
-        if not self.null_text.learned:
-            self.null_text.fit(self._text(empty))
-
-    def _text(self, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "text_embedding": self.text_scaling(batch["text_embedding"]),
-            "text_states": text_states(batch, self.text_encoder),
-            "text_mask": batch["text_mask"],
-        }
-
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """Return the normalized embeddings, text states and mask, with nulls for missing inputs.
 
         The batch may have no image embedding, or no text embedding and states. It always needs
         `text_mask`, which determines the shape.
         """
-        condition = self._null(batch["text_mask"])
+        condition = self.null({"text_mask": batch["text_mask"]})
         if "image_embedding" in batch:
             condition["image_embedding"] = self.image_scaling(batch["image_embedding"])
-        return condition | (self._text(batch) if "text_embedding" in batch else {})
+        return condition | (self.text(batch) if "text_embedding" in batch else {})
 
     def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the condition without image embedding and caption."""
-        return self._null(condition["text_mask"])
-
-    def _null(self, text_mask: Bool[Tensor, "batch length"]) -> dict[str, Tensor]:
+        """Return the condition without image embedding and caption; only the mask is used."""
+        text_mask = condition["text_mask"]
         null_image = self.null_image_embedding.expand(len(text_mask), -1)
         return {"image_embedding": null_image, **self.null_text.like(text_mask)}
 

@@ -4,17 +4,19 @@ Inversion and reconstruction use DDIM with the same denoiser and timesteps, what
 stage has. These timesteps end above 0: near 0, inversion turns details that the network cannot
 predict into noise of many times the scale of the true noise. Steps near 0 would reconstruct an
 image slightly more exactly, but the result would no longer follow its embedding (measured in the
-paper's inversion figure).
+paper's inversion figure). `steps` of None is `STEPS`; a guidance scale of None is `GUIDANCE_SCALE`
+for DDIM, and the stage's own for inpainting.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unclip.diffusion import GaussianDiffusion, ddim, ddim_invert, inpaint
-from unclip.diffusion.samplers import Callback
+from unclip.diffusion.samplers import Callback, Denoise
 from unclip.stages.decoder import DecoderStage
 
 STEPS = 25
@@ -46,26 +48,13 @@ def invert(
     steps: int | None = None,
     callback: Callback | None = None,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Return the noise x_T that reconstructs `image` under a condition (section 3.1).
+    """Return the noise x_T that reconstructs `image`, of the decoder's size (section 3.1).
 
-    Args:
-        stage: the decoder.
-        condition: result of `stage.condition`.
-        image: pixels in [-1, 1], of the decoder's size.
-        guidance_scale: guidance scale; None is `GUIDANCE_SCALE`.
-        steps: number of DDIM steps; None is `STEPS`.
-        callback: `callback(evaluation, evaluations, x0)`.
+    The callback is called as `callback(evaluation, evaluations, x0)`.
     """
-    steps = STEPS if steps is None else steps
-    return ddim_invert(
-        stage.denoiser(condition, GUIDANCE_SCALE if guidance_scale is None else guidance_scale),
-        image,
-        stage.diffusion,
-        steps=steps,
-        timestep_spacing=timesteps(stage.diffusion, steps),
-        iterations=ITERATIONS,
-        callback=callback,
-    )
+    denoise, spacing = _ddim_run(stage, condition, guidance_scale, steps)
+    options = {"iterations": ITERATIONS, "callback": callback, **spacing}
+    return ddim_invert(denoise, image, stage.diffusion, **options)
 
 
 @torch.no_grad()
@@ -80,29 +69,23 @@ def render(
     steps: int | None = None,
     callback: Callback | None = None,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Sample images in [-1, 1] from given noise by DDIM; eta = 0 reverses `invert`.
+    """Sample images in [-1, 1] from given noise x_T by DDIM; eta = 0 reverses `invert`.
 
-    Args:
-        stage: the decoder.
-        condition: result of `stage.condition`.
-        noise: the noise x_T, such as the result of `invert`.
-        generators: generator of each image's fresh noise, used when eta > 0.
-        eta: share of fresh noise, from 0 (the result depends only on `noise`) to 1.
-        guidance_scale: guidance scale; None is `GUIDANCE_SCALE`.
-        steps: number of DDIM steps; None is `STEPS`.
-        callback: `callback(step, steps, x0)`.
+    The generators give the fresh noise, whose share eta is from 0 (the result depends only on
+    `noise`) to 1.
     """
+    denoise, spacing = _ddim_run(stage, condition, guidance_scale, steps)
+    options = {"generators": generators, "eta": eta, "callback": callback, **spacing}
+    return ddim(denoise, noise, stage.diffusion, **options)
+
+
+def _ddim_run(
+    stage: DecoderStage, condition: dict[str, Tensor], scale: float | None, steps: int | None
+) -> tuple[Denoise, dict[str, Any]]:
+    """Return the denoiser of inversion and reconstruction, and their timesteps."""
     steps = STEPS if steps is None else steps
-    return ddim(
-        stage.denoiser(condition, GUIDANCE_SCALE if guidance_scale is None else guidance_scale),
-        noise,
-        stage.diffusion,
-        steps=steps,
-        timestep_spacing=timesteps(stage.diffusion, steps),
-        generators=generators,
-        eta=eta,
-        callback=callback,
-    )
+    denoise = stage.denoiser(condition, GUIDANCE_SCALE if scale is None else scale)
+    return denoise, {"steps": steps, "timestep_spacing": timesteps(stage.diffusion, steps)}
 
 
 @torch.no_grad()
@@ -117,18 +100,7 @@ def complete(
     steps: int | None = None,
     callback: Callback | None = None,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Inpaint the masked part of `image`; the rest stays bit for bit.
-
-    Args:
-        stage: the decoder.
-        condition: result of `stage.condition`.
-        image: pixels in [-1, 1], of the decoder's size.
-        mask: true where to inpaint.
-        generators: one generator per image.
-        guidance_scale: guidance scale; None is the stage's own.
-        steps: number of DDIM steps; None is `STEPS`.
-        callback: `callback(evaluation, evaluations, x0)`.
-    """
+    """Inpaint `image`, of the decoder's size, where `mask` is true; the rest stays bit for bit."""
     return inpaint(
         stage.denoiser(condition, guidance_scale),
         stage.noise(condition, generators),

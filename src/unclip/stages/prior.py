@@ -1,4 +1,4 @@
-"""The diffusion prior P(z_i | caption) (section 2.2)."""
+"""The diffusion prior P(z_i | caption), and the base of both priors (section 2.2)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -9,14 +9,56 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.batch import Batch
-from unclip.diffusion import GaussianDiffusion, randn
+from unclip.diffusion import GaussianDiffusion, guided, randn
 from unclip.networks import PriorTransformer, TextTransformer
 from unclip.stages.base import DiffusionStage, Noised
-from unclip.stages.conditioning import Normalizer, NullText, Scaling, collect_embeddings
+from unclip.stages.conditioning import (
+    CaptionStage,
+    Normalizer,
+    NullText,
+    Scaling,
+    collect_embeddings,
+    drop,
+)
 from unclip.stages.linear_prior import LinearPrior
-from unclip.stages.prior_base import PriorBase
 
 VARIANCE_BATCHES = 100
+
+
+class PriorBase(CaptionStage):
+    """Caption → CLIP image embedding."""
+
+    drop_text: float
+
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the text states, their mask and the normalized text embedding."""
+        return self.text(batch)
+
+    def null(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the condition of the null caption."""
+        return self.null_text.like(condition["text_mask"])
+
+    def bind(
+        self, condition: dict[str, Tensor], guidance_scale: float | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the guided network under a condition; a scale of None is the stage's own."""
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        return guided(self._bind, condition, self.null(condition), scale)
+
+    def _bind(self, **caption: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the network under a caption, whose prefix is computed once."""
+        raise NotImplementedError
+
+    def _dropped(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        return drop(condition, self.null(condition), self.drop_text)
+
+    def _best_candidate(
+        self, z: Float[Tensor, "batch candidates dim"], condition: dict[str, Tensor]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return each caption's candidate with the largest z_i · z_t."""
+        text_embedding = self.text_scaling.denormalize(condition["text_embedding"])
+        best = torch.einsum("bnd,bd->bn", z, text_embedding).argmax(dim=1)
+        return z[torch.arange(len(z), device=z.device), best]
 
 
 class PriorStage(PriorBase, DiffusionStage):

@@ -14,7 +14,7 @@ from unclip.diffusion.samplers import Callback
 from unclip.networks import ARTransformer, TextTransformer
 from unclip.stages.conditioning import Normalizer, NullText, Scaling, collect_embeddings
 from unclip.stages.linear_prior import LinearPrior
-from unclip.stages.prior_base import PriorBase
+from unclip.stages.prior import PriorBase
 from unclip.stages.quantization import PrincipalComponents, Quantizer
 
 EXPLAINED_VARIANCE = 0.99  # share that the components must explain (appendix C: > 99%)

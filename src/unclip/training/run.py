@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from unclip.bundle import load_embedder, read_metadata, stage_file
-from unclip.clip import ClipEmbedder, embed_images
+from unclip.clip import ClipEmbedder
 from unclip.data.embeddings import missing_embeddings, write_embeddings
 from unclip.data.loader import ShardDataset, ShardLoader
 from unclip.data.module import ShardDataModule
@@ -237,8 +237,8 @@ def _embed_shard(embedder: ClipEmbedder, shard: Path, data: ShardDataModule) -> 
     dataset = ShardDataset([shard], reader, batch_size=64, max_bad_fraction=bad)
     loader = ShardLoader(dataset, workers=data.workers)
     keys, embeddings = [], [torch.empty(0, embedder.embedding_dim)]
-    for batch_keys, batch_embeddings in embed_images(embedder, loader):
-        keys += batch_keys
-        embeddings.append(batch_embeddings)
+    for batch in loader:
+        keys += batch["key"]
+        embeddings.append(embedder.image(batch["image"]).cpu())
     write_embeddings(shard, embedder.fingerprint, keys, torch.cat(embeddings))
     return len(keys)
