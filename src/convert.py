@@ -9,6 +9,8 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from cli import Parser, user_message
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipes = {stage: karlo_recipe(stage) for stage in STAGES}
             convert_karlo(args.source, args.out, recipes, clip=args.clip, report=print)
     except (ValueError, OSError) as error:
-        print(f"convert.py: {error}", file=sys.stderr)
+        print(f"convert.py: {user_message(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -66,7 +68,7 @@ def karlo_recipe(stage: str) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     about = "float16 halves a bundle's size, karlo reads Karlo's weights"
     parser.add_argument("format", choices=["float16", "karlo"], help=about)
     about = "folder of the bundle; for karlo, of diffusers' components or Karlo's .ckpt files"
