@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,6 +28,8 @@ from cli.ranges import check_ranges
 
 CONF = Path(__file__).parents[2] / "conf"
 SECRET = re.compile(r"oc\.env:\s*['\"]?\w*(KEY|TOKEN|SECRET|PASSWORD)\w*['\"]?", re.IGNORECASE)
+HYDRA_FLAG = re.compile("--(cfg|resolve|package|run|multirun|shell-|experimental-|info)|-([cprmi]|sc)$")
+TAKES_WORD = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun")
 HYDRA_KEY = re.compile("_[a-z]+_")  # _target_ and the like
 FORWARDS_TO = {"unclip.training.trainer.build_trainer": "lightning.pytorch.Trainer"}
 BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
@@ -48,10 +51,18 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
     if any(re.match("--help|-h$|--hydra-help|--version|--config-|-c[dnp]", word) for word in words):
         return
     try:
-        overrides = [w for w in words if not w.startswith("-") and ("=" in w or w.startswith("~"))]
-        compose_strictly(config_name, overrides)
+        compose_strictly(config_name, list(_overrides(words)))
     except ConfigurationError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def _overrides(words: Sequence[str]) -> Iterator[str]:
+    """Yield the overrides of a command line; refuse words that are neither these nor Hydra's."""
+    for before, word in pairwise(["", *words]):
+        if word.startswith("~") or ("=" in word and not word.startswith("-")):
+            yield word
+        elif not HYDRA_FLAG.match(word) and before not in TAKES_WORD:
+            raise ConfigurationError(f"{word}: expected KEY=VALUE, without dashes and spaces")
 
 
 def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:

@@ -17,7 +17,7 @@ def prepare_command(path: Path) -> str:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             if read_json(root / "dataset.json")["settings"]["data"] == "imported images":
                 return f"`python src/prepare.py folder DIR {root}`, with more images of that size"
-    return "`python src/prepare.py emoji`"
+    return "`python src/prepare.py emoji`, or from your own images with `folder DIR OUT`"
 
 
 @dataclass(eq=False)
