@@ -9,7 +9,7 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cli import Parser, user_message
+from cli import Parser, refuse_shipped, user_message
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -18,9 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 2 for a user error."""
     args = _parser().parse_args(arguments)
     try:
+        refuse_shipped(args.out, "name another folder")
         if args.format == "float16":
             to_float16(args.source, args.out)
         else:
+            if not args.source.is_dir():
+                raise NotADirectoryError(f"{args.source} is not a folder: see docs/convert.md")
             from unclip.interop import STAGES, convert_karlo  # imports torch: slow for --help
 
             recipes = {stage: karlo_recipe(stage) for stage in STAGES}

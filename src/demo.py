@@ -1,5 +1,7 @@
 """Generate and edit images with the shipped bundle, and show them on a page: `make demo`."""
 
+import cli  # isort: skip # noqa: F401 (first: Ctrl-C while torch is imported is one line)
+
 import base64
 import os
 import sys
@@ -47,7 +49,7 @@ class Section(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page and return the exit status: 0, 2 after a user error, 130 after Ctrl-C."""
+    """Write the page and return the exit status: 0, or 2 after a user error."""
     parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, default=SHIPPED, help="folder of the bundle")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the page")
@@ -62,8 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError) as error:
         print(f"demo.py: {user_message(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     python = os.path.relpath(sys.executable)
     print(f"""{time.perf_counter() - started:.0f} s. Open {page.resolve()} in a browser. Next:
 

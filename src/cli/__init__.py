@@ -11,6 +11,17 @@ from typing import NoReturn
 if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")
 
+
+def _excepthook(kind, error, traceback) -> None:
+    """Print one line after Ctrl-C, and the usual traceback after an error."""
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, traceback)
+    program = Path(sys.argv[0]).name
+    print(f"\n{program}: stopped; run the same command again to continue", file=sys.stderr)
+
+
+sys.excepthook = _excepthook
+
 SHIPPED = Path(__file__).resolve().parents[2] / "models/demo"
 
 
