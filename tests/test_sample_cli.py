@@ -173,7 +173,8 @@ class TestErrors:
         [
             ((" ",), "error: a prompt is blank"),
             (("a dog", "--model", "models/none"), "error: models/none holds no stage"),
-            (("a dog", "--prompts", "none.txt"), "none.txt"),
+            (("a dog", "--prompts", "none.txt"), "error: none.txt: No such file"),
+            (("a dog", "--out", __file__), "is a file: name a folder"),
             (("a dog", "--steps", "upsampler=3"), "error: steps names 'upsampler'"),
             (("a dog", "--steps", "prior=100000"), "error: steps is 100000; it can be from 1"),
             (("a dog", "--device", "tpu7"), "error: --device tpu7 cannot be used here"),
@@ -198,13 +199,16 @@ class TestErrors:
             (("edit", "x.png", "--to", "y", "--strength", "inf"), "expected a number, finite"),
             (("vary", "x.png", "--eta", "1.5"), "expected a number, from 0 to 1"),
             (("a dog", "--size", "128"), "invalid choice: 128"),
+            (("a dog", "--cuont", "2"), "arguments: --cuont 2; did you mean --count?"),
+            (("varry", "cat.png"), "cat.png is an image; commands for images are vary, interp"),
         ],
     )
     def test_errors_of_the_parser(self, run, capsys, arguments, message):
         with pytest.raises(SystemExit) as stopped:
             run(*arguments)
+        errors = capsys.readouterr().err
         assert stopped.value.code == 2
-        assert message in capsys.readouterr().err
+        assert message in errors and errors.count("\n") == 1
 
     def test_no_prompt(self, capsys):
         assert sample.main([]) == 2
