@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from unclip.files import (
     decode_text,
@@ -12,6 +14,7 @@ from unclip.files import (
     read_json_lines,
     read_text,
     split_lines,
+    write_tensors,
 )
 
 
@@ -129,3 +132,16 @@ def test_text_and_images_are_read_in_one_way():
     allowed = READERS | EXCEPTIONS.keys()
     others = [name for name in found if name not in allowed]
     assert [place for name in others for place in found[name]] == []
+
+
+def test_the_same_tensors_and_metadata_give_the_same_bytes(tmp_path):
+    tensors = {"b": torch.arange(3), "a": torch.ones(2, 2)}
+    metadata = {f"key {n}": f'"é\\\n\x01 {n}' for n in range(12)}
+    written = set()
+    for n in range(4):
+        write_tensors(tmp_path / str(n), tensors, metadata)
+        written.add((tmp_path / str(n)).read_bytes())
+    assert len(written) == 1
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == metadata
+        assert torch.equal(file.get_tensor("b"), tensors["b"])

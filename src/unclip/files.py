@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MAX_FILE_BYTES = 2**30  # size limit of text and image files; COCO's largest text has 450 MB
 _BYTE_ORDER_MARKS = {
@@ -63,8 +63,20 @@ def write_tensors(
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from None
         temporary.chmod(mode)  # safetensors makes its files private
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:
+            _sort_metadata(file)
             os.fsync(file.fileno())
+
+
+def _sort_metadata(file: BinaryIO) -> None:
+    """Sort a safetensors header in place: the library writes metadata in a random order."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) <= size:
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:

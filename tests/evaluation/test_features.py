@@ -36,6 +36,22 @@ def test_features_do_not_depend_on_the_batch_the_mode_or_autocast(network, image
     assert together.std(dim=0).mean() > 0
 
 
+def test_features_use_no_tf32(network, images, monkeypatch):
+    def encode(images):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+        return images
+
+    monkeypatch.setattr(network, "encode", encode)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        network(images)
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_the_input_is_resized_and_in_minus_one_to_one(network):
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
     normalized = network.normalize(black_and_white.expand(2, 3, 50, 70))

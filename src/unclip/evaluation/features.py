@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from unclip.device import without_tf32
 from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.protocol import Protocol, fingerprint
 from unclip.evaluation.sources import Source, load_images
@@ -48,13 +49,13 @@ class FeatureNetwork(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, images: Images) -> Features:
-        """Compute features in float32."""
+        """Compute features in float32, without TF32, so that a GPU's are those of a CPU."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"expected uint8 images [batch, 3, height, width], not {images.dtype} "
                 f"{list(images.shape)}: convert them with unclip.images.to_uint8"
             )
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False), without_tf32():
             return self.encode(images)
 
     @abstractmethod
