@@ -200,7 +200,7 @@ class TestErrors:
             (("vary", "x.png", "--eta", "1.5"), "expected a number, from 0 to 1"),
             (("a dog", "--size", "128"), "invalid choice: 128"),
             (("a dog", "--cuont", "2"), "arguments: --cuont 2; did you mean --count?"),
-            (("varry", "cat.png"), "cat.png is an image; commands for images are vary, interp"),
+            (("cat.png",), "cat.png is an image; commands for images are vary, interp"),
         ],
     )
     def test_errors_of_the_parser(self, run, capsys, arguments, message):
