@@ -13,11 +13,14 @@ if isinstance(sys.stdout, io.TextIOWrapper):
 
 
 def _excepthook(kind, error, traceback) -> None:
-    """Print one line after Ctrl-C, and the usual traceback after an error."""
-    if not issubclass(kind, KeyboardInterrupt):
+    """Print one line after Ctrl-C or for a missing package, and else the usual traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        message = "stopped; run the same command again to continue"
+    elif issubclass(kind, ModuleNotFoundError):
+        message = f"{error}; `make doctor` lists the command that installs it"
+    else:
         return sys.__excepthook__(kind, error, traceback)
-    program = Path(sys.argv[0]).name
-    print(f"\n{program}: stopped; run the same command again to continue", file=sys.stderr)
+    print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
 sys.excepthook = _excepthook

@@ -59,6 +59,9 @@ def exit_on_user_error() -> Iterator[None]:
     except MissingMandatoryValue as error:
         key = error.full_key
         raise SystemExit(f"{program}: {key} has no value: add {key}=VALUE") from None
+    except ModuleNotFoundError as error:
+        message = f"{error}; `make doctor` lists the command that installs it"
+        raise SystemExit(f"{program}: {message}") from None
     except (ConfigurationError, LaunchError, ResumeError, OSError) as error:
         raise SystemExit(f"{program}: {user_message(error)}") from None
 
