@@ -1,5 +1,5 @@
 # Every target needs only `make` and Python 3.11 or newer; the first one creates .venv.
-PYTHON ?= python3.11
+PYTHON ?= $(shell for v in .11 .12 .13 ''; do command -v python3$$v && break; done)
 BIN := .venv/bin
 RUN := $(BIN)/python
 QUICK ?=
@@ -27,7 +27,9 @@ help: ## List all targets
 setup: .venv/installed ## Create .venv and install what sampling, training and evaluation need
 
 .venv/installed: pyproject.toml constraints.txt
-	test -x $(RUN) || $(PYTHON) -m venv .venv
+	@test -x $(RUN) || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' && \
+		$(PYTHON) -m venv .venv; } || { rm -rf .venv; \
+		echo "no .venv: install Python 3.11 or newer with venv, or name it: make PYTHON=PATH" >&2; exit 1; }
 	$(BIN)/pip install -q -c constraints.txt torch torchvision
 	$(BIN)/pip install -q -c constraints.txt -e '.[emoji,evaluation]'
 	touch $@

@@ -1,17 +1,16 @@
 """Open a page that generates and edits images with a bundle: `make app`."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from cli import user_message
+from cli import Parser, user_message
 from cli.sample import add_loading
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until Ctrl-C; return 0, or 2 after a user error."""
-    parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address that the page is served at")
     parser.add_argument("--port", type=int, help="port; default: the first free one from 7860")
     add_loading(parser.add_argument)

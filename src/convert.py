@@ -1,6 +1,5 @@
 """Convert a bundle to float16, or Karlo's public weights to a bundle."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from cli import Parser, refuse_shipped, user_message
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 2 for a user error."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     about = "float16 halves a bundle's size, karlo reads Karlo's weights"
     parser.add_argument("format", choices=["float16", "karlo"], help=about)
     about = "folder of the bundle; for karlo, of diffusers' components or Karlo's .ckpt files"
@@ -26,15 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clip", metavar="SOURCE", help=about)
     args = parser.parse_args(arguments)
     try:
+        refuse_shipped(args.out, "name another folder")
         if args.format == "float16":
             to_float16(args.source, args.out)
         else:
+            if not args.source.is_dir():
+                raise NotADirectoryError(f"{args.source} is not a folder: see docs/convert.md")
             from unclip.interop import STAGES, convert_karlo  # imports torch: slow for --help
 
             recipes = {stage: karlo_recipe(stage) for stage in STAGES}
             convert_karlo(args.source, args.out, recipes, clip=args.clip, report=print)
     except (ValueError, OSError) as error:
-        print(f"convert.py: {error}", file=sys.stderr)
+        print(f"convert.py: {user_message(error)}", file=sys.stderr)
         return 2
     return 0
 

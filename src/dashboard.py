@@ -1,9 +1,10 @@
 """Create a W&B workspace for a project: `python src/dashboard.py ENTITY --project unclip`."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
+
+from cli import Parser
 
 STEP = "trainer/global_step"
 
@@ -31,7 +32,7 @@ PLOTS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Save the workspace and print its URL, or print its specification."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("entity", help="W&B user or team")
     parser.add_argument("--project", default="unclip", help="W&B project")
     parser.add_argument("--name", default="unclip", help="workspace name")

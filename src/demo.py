@@ -1,24 +1,28 @@
 """Generate and edit images with the shipped bundle, and show them on a page: `make demo`."""
 
-import argparse
+import cli  # isort: skip # noqa: F401 (first: Ctrl-C while torch is imported is one line)
+
 import base64
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import Environment, FileSystemLoader
 from torch import Tensor
 
-from cli import SHIPPED
+from cli import SHIPPED, Parser, user_message
+from cli.sample_output import progress_bar
 from unclip import Cascade
 from unclip.device import set_up_device
 from unclip.files import write_text
 from unclip.images import to_pil
+from unclip.sampling_run import Progress
 
 # The pairs and colors of objects in the last four captions are in no training image.
 PROMPTS = (
@@ -45,8 +49,8 @@ class Section(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page and return the exit status: 0, 2 after a user error, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write the page and return the exit status: 0, or 2 after a user error."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, default=SHIPPED, help="folder of the bundle")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the page")
     parser.add_argument("--size", type=int, choices=(64, 256, 1024), default=1024, help="pixels")
@@ -54,13 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page, started = args.out / "index.html", time.perf_counter()
     set_up_device()
     try:
-        sections = make_sections(Cascade.load(args.model), args.size)
+        cascade = Cascade.load(args.model)
+        args.out.mkdir(parents=True, exist_ok=True)  # fails before the images are computed
+        write_text(page, render(make_sections(cascade, args.size), args.model))
     except (ValueError, OSError, MemoryError) as error:
-        print(f"demo.py: {error}", file=sys.stderr)
+        print(f"demo.py: {user_message(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    write_text(page, render(sections, args.model))
     python = os.path.relpath(sys.executable)
     print(f"""{time.perf_counter() - started:.0f} s. Open {page.resolve()} in a browser. Next:
 
@@ -73,16 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_sections(cascade: Cascade, size: int) -> list[Section]:
     """Generate and edit the images of the page, and print each step."""
-    print(f"generating {len(PROMPTS)} images …", flush=True)
-    first = cascade.text_to_image(PROMPTS, seeds=range(len(PROMPTS)), size=size).images[size]
-    print("varying 3 images …", flush=True)
-    varied = cascade.vary(first[VARIED], 3, size=size).images[size]
-    print("editing 3 images …", flush=True)
-    edited = cascade.text_diff(first[EDITED], *EDIT, frames=3, size=size).images[size]
-    print("inpainting 2 images …", flush=True)
+    run: dict[str, Any] = {"size": size}
+    with step("generating", len(PROMPTS)) as run["progress"]:
+        first = cascade.text_to_image(PROMPTS, seeds=range(len(PROMPTS)), **run).images[size]
+    with step("varying", 3) as run["progress"]:
+        varied = cascade.vary(first[VARIED], 3, **run).images[size]
+    with step("editing", 3) as run["progress"]:
+        edited = cascade.text_diff(first[EDITED], *EDIT, frames=3, **run).images[size]
     mask = torch.zeros(size, size, dtype=torch.bool)
     mask[:, size // 2 :] = True
-    painted = cascade.inpaint(first[PAINTED], mask, PAINT, 2, size=size).images[size]
+    with step("inpainting", 2) as run["progress"]:
+        painted = cascade.inpaint(first[PAINTED], mask, PAINT, 2, **run).images[size]
     return [
         Section(
             "Text to image",
@@ -105,6 +109,14 @@ def make_sections(cascade: Cascade, size: int) -> list[Section]:
             [(first[PAINTED], "original"), *((image, "inpainted") for image in painted)],
         ),
     ]
+
+
+@contextmanager
+def step(verb: str, count: int) -> Iterator[Progress]:
+    """Print a line about the next step, and show its progress."""
+    print(f"{verb} {count} images …", flush=True)
+    with progress_bar(verb) as progress:
+        yield progress
 
 
 def render(sections: Sequence[Section], model: Path) -> str:

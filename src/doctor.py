@@ -1,6 +1,5 @@
 """Check the environment, packages, data and bundles, and suggest fixes."""
 
-import argparse
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
+
+from cli import Parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +24,7 @@ class Finding(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print all findings; return 1 if there is an error."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
     options = parser.parse_args(arguments)

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from cli import refuse_shipped
+from cli import refuse_shipped, user_message
 from cli.config_check import check_command_line
 
 
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> float | None:
             write_model_card(Path(cfg.model))
         return objective
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"evaluate.py: {user_message(error)}")
 
 
 def output_folder(cfg: DictConfig, sweep: bool) -> Path:

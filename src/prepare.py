@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli import Parser, user_message
 from cli.ranges import SEEDS, number
 
 BUILD = ("seed", "workers", "overwrite")  # options of every build
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"prepare.py: {error.name} is not installed: {fix}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        print(f"prepare.py: {error}", file=sys.stderr)
+        print(f"prepare.py: {user_message(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -71,13 +72,13 @@ def _given(options: argparse.Namespace, *names: str) -> dict:
 def _parser() -> argparse.ArgumentParser:
     count, positive = ({"type": number(int, low), "metavar": "N"} for low in (0, 1))
     seed = {"type": number(int, *SEEDS), "metavar": "N", "default": 0}
-    build = argparse.ArgumentParser(add_help=False)
+    build = Parser(add_help=False)
     build.add_argument("--seed", **seed, help="seed (default: %(default)s)")
     build.add_argument("--workers", **count, help="processes; 0: this one (default: all cores)")
     overwrite = "replace a data set built with other settings"
     build.add_argument("--overwrite", action="store_true", help=overwrite)
 
-    images = argparse.ArgumentParser(add_help=False)
+    images = Parser(add_help=False)
     images.add_argument("source", type=Path, metavar="DIR", help="folder of the images")
     images.add_argument("out", type=Path, metavar="OUT", help="target folder")
     sizes = {"type": number(int, 1), "nargs": "+", "default": [64, 256, 1024], "metavar": "PIXELS"}
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     shard_size = "images per shard (default: %(default)s)"
     images.add_argument("--shard-size", **positive, default=1000, help=shard_size)
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="DATA SET")
 
     def add(name, function, extra, about, *parents) -> argparse.ArgumentParser:

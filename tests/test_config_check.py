@@ -3,6 +3,7 @@
 import unclip  # isort: skip # noqa: F401
 
 import math
+import os
 import sys
 from types import SimpleNamespace
 
@@ -197,3 +198,19 @@ def test_the_program_exits_with_one_line(monkeypatch):
         config_check.check_command_line("train", ["stage=prior", "network.widht=3", "--cfg", "job"])
     assert ended.value.code != 0
     config_check.check_command_line("train", ["--help", "nonsense=1"])
+
+
+@pytest.mark.parametrize("words", [["decoder"], ["stage", "decoder"], ["--scale", "emoji"]])
+def test_a_word_that_is_not_a_setting_is_refused(words):
+    with pytest.raises(SystemExit, match=f"{words[0]}: expected KEY=VALUE, without dashes"):
+        config_check.check_command_line("train", words)
+
+
+def test_words_of_hydras_own_options_pass():
+    config_check.check_command_line("train", ["-m", "stage=prior", "--cfg", "job", "--resolve"])
+
+
+def test_a_folder_of_runs_that_cannot_be_written_is_named(monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit, match=r"is not writable: run in another folder, or set folders"):
+        config_check.check_command_line("train", ["stage=clip"])

@@ -5,10 +5,12 @@ Hydra answers an unknown key with the advice to add it; here the message names t
 
 import difflib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -25,6 +27,10 @@ from cli.ranges import check_ranges
 
 CONF = Path(__file__).parents[2] / "conf"
 SECRET = re.compile(r"oc\.env:\s*['\"]?\w*(KEY|TOKEN|SECRET|PASSWORD)\w*['\"]?", re.IGNORECASE)
+HYDRA_FLAG = re.compile(
+    "--(cfg|resolve|package|run|multirun|shell-|experimental-|info)|-([cprmi]|sc)$"
+)
+TAKES_WORD = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun")
 HYDRA_KEY = re.compile("_[a-z]+_")  # _target_ and the like
 FORWARDS_TO = {"unclip.training.trainer.build_trainer": "lightning.pytorch.Trainer"}
 BUILDABLE = ("unclip.", "lightning.", "torch.optim.")
@@ -41,10 +47,30 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
     if any(re.match("--help|-h$|--hydra-help|--version|--config-|-c[dnp]", word) for word in words):
         return
     try:
-        overrides = [w for w in words if not w.startswith("-") and ("=" in w or w.startswith("~"))]
-        compose_strictly(config_name, overrides)
+        cfg = compose_strictly(config_name, list(_overrides(words)))
+        if config_name in ("train", "embed"):
+            _check_writable(Path(cfg.folders.runs).absolute())
     except ConfigurationError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written into, before Hydra makes a run's folder."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise ConfigurationError(
+            f"{existing} is not writable: run in another folder, or set folders.runs and "
+            "folders.models"
+        )
+
+
+def _overrides(words: Sequence[str]) -> Iterator[str]:
+    """Yield the overrides of a command line; refuse words that are neither these nor Hydra's."""
+    for before, word in pairwise(["", *words]):
+        if word.startswith("~") or ("=" in word and not word.startswith("-")):
+            yield word
+        elif not HYDRA_FLAG.match(word) and before not in TAKES_WORD:
+            raise ConfigurationError(f"{word}: expected KEY=VALUE, without dashes and spaces")
 
 
 def compose_strictly(config_name: str, words: Sequence[str]) -> DictConfig:

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from cli import SHIPPED
+from cli import SHIPPED, Parser
 from cli.ranges import SEEDS, number
 
 Add = Callable[..., Any]  # `add_argument` of a command's parser
@@ -24,7 +24,7 @@ def log(message: object, file: TextIO | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with a subparser for each of `COMMANDS`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sample.py",
         description="Generate and edit images with a trained bundle.",
         epilog="The word text may be left out. Each command has its own --help.",
@@ -43,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _text(add: Add) -> None:
-    add("prompts", nargs="*", metavar="prompt", help="description of an image")
+    about = "description of an image"
+    add("prompts", nargs="*", type=prompt, metavar="prompt", help=about)
     add("--prompts", dest="prompts_file", type=Path, metavar="FILE", help="file: a prompt per line")
     add("--count", type=positive, default=1, help="number of images per prompt")
     add("--stages", action="store_true", help="also write the smaller sizes and a contact sheet")
@@ -168,6 +169,14 @@ The image must be a PNG that sample.py wrote. The bundle is found in models/ by 
 fingerprints; the images that it was made from at their old paths, or next to the PNG.""",
     ),
 }
+
+
+def prompt(text: str) -> str:
+    """Return a prompt; the name of an image means that the command before it is mistyped."""
+    if Path(text).suffix.lower() in {".png", ".jpg", ".jpeg", ".webp", ".gif"}:
+        commands = ", ".join(name for name in COMMANDS if name != "text")
+        raise argparse.ArgumentTypeError(f"{text} is an image; commands for images are {commands}")
+    return text
 
 
 def stage_steps(text: str) -> tuple[str, int]:

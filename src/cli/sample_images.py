@@ -30,6 +30,8 @@ _PER_IMAGE = {"prompt", "prompts", "prompts_file", "seed", "count", "batch_size"
 def run(args: Namespace) -> None:
     """Generate and write the images of a command."""
     args.steps = dict(sorted(args.steps))
+    if args.out.is_file():  # before images are computed
+        raise NotADirectoryError(f"--out {args.out} is a file: name a folder")
     if args.command == "text":
         args.prompts = _prompts(args)
         _run_text(args)

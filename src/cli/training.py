@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from cli import refuse_shipped
+from cli import refuse_shipped, user_message
 from cli.config_check import ConfigurationError, check_targets
 
 # Keys that may change when a run resumes.
@@ -34,9 +34,10 @@ def config_identity(cfg: DictConfig) -> dict[str, Any]:
 def _run_folder(*, _root_: DictConfig) -> str:
     from unclip.training.resume import AUTO, choose_run_dir
 
-    if _root_.resume not in (None, AUTO):
-        return str(Path(_root_.resume).absolute().parent)
     parent = Path(_root_.folders.runs) / _root_.bundle / _root_.stage
+    if _root_.resume not in (None, AUTO):
+        checkpoint = Path(_root_.resume)  # a missing one is reported by ensure_inputs
+        return str(checkpoint.absolute().parent if checkpoint.is_file() else parent / "incomplete")
     try:
         return str(choose_run_dir(parent, config_identity(_root_)))
     except OmegaConfBaseException:  # a value is missing; the error is raised when it is used
@@ -58,8 +59,11 @@ def exit_on_user_error() -> Iterator[None]:
     except MissingMandatoryValue as error:
         key = error.full_key
         raise SystemExit(f"{program}: {key} has no value: add {key}=VALUE") from None
+    except ModuleNotFoundError as error:
+        message = f"{error}; `make doctor` lists the command that installs it"
+        raise SystemExit(f"{program}: {message}") from None
     except (ConfigurationError, LaunchError, ResumeError, OSError) as error:
-        raise SystemExit(f"{program}: {error}") from None
+        raise SystemExit(f"{program}: {user_message(error)}") from None
 
 
 def build(config: Any) -> Any:

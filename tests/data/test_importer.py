@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import tarfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from unclip.data.prepare.coco_captions import CocoImage, read_coco, read_coco_ca
 from unclip.data.prepare.image_folder import read_folder
 from unclip.data.prepare.importer import import_images
 from unclip.data.prepare.inspection import Record
+from unclip.data.prepare.resumable import run_jobs
 from unclip.data.reader import SampleReader
 
 
@@ -403,3 +405,7 @@ def test_a_bad_coco_file_is_named(content, problem, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"{file} .*{problem}|{file} names"):
         read_coco_captions(file)
+
+
+def test_workers_leave_ctrl_c_to_the_process_that_started_them():
+    assert list(run_jobs(signal.getsignal, [signal.SIGINT], workers=1)) == [signal.SIG_IGN]

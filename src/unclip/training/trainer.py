@@ -108,9 +108,10 @@ def resolve_precision(precision: str | int, accelerator: str) -> str | int:
     emulated bf16 are a hundred times slower than float32.
 
     Raises:
-        ValueError: the weights would be in half precision, in which their averages do not change.
+        ValueError: Lightning does not know it, or the weights would be in half precision, in which
+            their averages do not change.
     """
-    if str(precision) in ("16-true", "bf16-true"):
+    if str(precision) not in ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true", "32", "64"):
         raise ValueError(f"precision {precision} is not supported: use bf16-mixed or 32-true")
     if precision != "auto":
         return precision

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -97,8 +98,12 @@ def run_jobs(
     if workers == 0:
         yield from map(function, jobs)
         return
-    # Spawned, so that no state of this process (threads, locks) reaches the workers.
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    # Spawned, so that no state of this process (threads, locks) reaches the workers. Ctrl-C reaches
+    # all processes; the workers ignore it, because this process stops them.
+    spawn, ignore = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(
+        workers or os.cpu_count(), mp_context=spawn, initializer=signal.signal, initargs=ignore
+    ) as pool:
         yield from pool.map(function, jobs, chunksize=chunk_size)
 
 
