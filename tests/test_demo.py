@@ -15,7 +15,7 @@ import cli
 import demo
 from cli.sample import build_parser
 from unclip.emoji import COLORS, concepts
-from unclip.emoji.compositions import is_cell_held_out, is_pair_held_out
+from unclip.emoji.catalog import is_cell_held_out, is_pair_held_out
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt is too long")  # for the tiny CLIP

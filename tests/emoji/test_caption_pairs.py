@@ -2,8 +2,8 @@
 
 import pytest
 
-from unclip.emoji.caption_pairs import caption_pairs
-from unclip.emoji.scene_shards import description
+from unclip.emoji.prompts import caption_pairs
+from unclip.emoji.scene_files import description
 from unclip.emoji.scenes import scenes
 
 SCENES = [

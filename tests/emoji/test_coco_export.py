@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from unclip.emoji import coco_export as coco
+from unclip.emoji import scene_files as coco
 from unclip.evaluation.protocol import Protocol
 from unclip.evaluation.sources import load_images, open_source
 

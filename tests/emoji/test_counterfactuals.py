@@ -4,7 +4,7 @@ import pytest
 
 from unclip.emoji import concepts
 from unclip.emoji.captions import captions
-from unclip.emoji.counterfactuals import (
+from unclip.emoji.probes import (
     counterfactual_probes,
     exchange_colors,
     exchange_places,

@@ -1,7 +1,7 @@
 """Questions about single objects and prompts of a contact sheet."""
 
 from unclip.emoji.probes import object_probes, sheet_prompts
-from unclip.emoji.scene_shards import description
+from unclip.emoji.scene_files import description
 from unclip.emoji.scenes import scenes
 
 

@@ -8,8 +8,8 @@ from emoji_renders import drawn
 from tiny_context import configured, context_of, write_model
 
 from unclip.cascade import Cascade
-from unclip.emoji.caption_pairs import caption_pairs
-from unclip.emoji.scene_shards import description
+from unclip.emoji.prompts import caption_pairs
+from unclip.emoji.scene_files import description
 from unclip.evaluation.figures.edit_scores import write_word
 from unclip.evaluation.figures.priors import diversity
 from unclip.evaluation.measurement import run

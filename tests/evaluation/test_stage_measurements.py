@@ -202,6 +202,15 @@ def test_missing_data_are_named_and_the_rest_is_measured(model, data, tmp_path):
     assert "src/prepare" in found.not_available["upsampler_1024"]
 
 
+def test_own_data_are_measured_on_their_validation_split(model, data, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "val").symlink_to(data / "val")
+    found = measured(model, tmp_path / "data", tmp_path)
+    assert found.results["prior"].values["prior"].keys() == {"val"}
+    assert found.results["judge"].values["judge"].keys() == {"val"}
+    assert "only emoji scenes have one" in found.not_available["decoder"]
+
+
 def test_a_feature_network_that_is_missing_is_named(model, data, tmp_path, monkeypatch):
     def missing(**options):
         raise FileNotFoundError("pip install it")

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from unclip.emoji.scene_shards import description
+from unclip.emoji.scene_files import description
 from unclip.emoji.scenes import scenes
 from unclip.evaluation.context import Context
 from unclip.evaluation.features import EfficientNetLite0

@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unclip.clip import ClipEmbedder
-from unclip.emoji.counterfactuals import counterfactual_probes
-from unclip.emoji.probes import Probe, concept_set, object_probes
+from unclip.emoji.probes import Probe, concept_set, counterfactual_probes, object_probes
 from unclip.evaluation.context import HELD_OUT, SEEN, Context
 from unclip.evaluation.features import Features, Images
 from unclip.evaluation.measurement import Z95, Measurement, Numbers, Result, Table
@@ -46,7 +45,7 @@ class JudgeChoices(Measurement):
         """Measure generated and real images of seen and held-out compositions."""
         found, judge = {}, context.judge
         options = {"among": self.among, "seed": context.seed}
-        for split in (SEEN, HELD_OUT):
+        for split in context.splits(SEEN, HELD_OUT):
             real = context.real(split)
             captions, probes = real.captions, scene_probes(context, real)
             found[split] = {

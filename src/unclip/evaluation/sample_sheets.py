@@ -1,7 +1,8 @@
 """Contact sheets of generated images: single objects and held-out compositions."""
 
 from unclip.contact_sheet import Tile, contact_sheet
-from unclip.emoji.probes import concept_set, sheet_prompts
+from unclip.emoji.probes import concept_set
+from unclip.emoji.prompts import sheet_prompts
 from unclip.evaluation.context import HELD_OUT, Context
 from unclip.evaluation.measurement import Measurement, Result
 from unclip.evaluation.sources import Real

@@ -90,9 +90,9 @@ class PriorCosines(Measurement):
     stages = ("clip", "prior")
 
     def __call__(self, context: Context) -> Result:
-        """Measure held-out and seen compositions, none of whose images are in training."""
+        """Measure images that are not in training: held-out and seen compositions, else `val`."""
         found, linear = {}, None
-        for split in (HELD_OUT, SEEN):
+        for split in context.splits(HELD_OUT, SEEN):
             captions, images = context.real(split).captions, context.real(split).images
             if has_linear_map(context.cascade):
                 linear = context.sampling.predict(captions, prior="linear")

@@ -6,8 +6,8 @@ from jaxtyping import Float, UInt8
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from unclip.emoji.caption_pairs import CaptionPair, caption_pairs
 from unclip.emoji.captions import article
+from unclip.emoji.prompts import CaptionPair, caption_pairs
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.figures.figure import Figure, judged_cosines, sheet, tiles, unit
 from unclip.evaluation.measurement import Z95, Result, Table

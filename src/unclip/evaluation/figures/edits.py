@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from unclip.contact_sheet import Tile
-from unclip.emoji.caption_pairs import caption_pairs
+from unclip.emoji.prompts import caption_pairs
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.figures.figure import Figure, sheet, tiles
 from unclip.evaluation.measurement import Result
