@@ -16,7 +16,7 @@ import script
 import tiny_bundle
 from coco_like import PNG_CALLED_JPG, write_coco
 
-from unclip.data.prepare.coco_captions import read_coco_captions
+from unclip.data.prepare.listing import read_coco_captions
 from unclip.evaluation.protocol import Protocol
 from unclip.evaluation.sources import open_source
 
