@@ -13,7 +13,7 @@ from torch import Tensor, nn
 GUIDANCE_SCALE = 3.0
 NOISES = 4  # noised samples per caption in our prior's training
 MEASURES = {"prior": ("step", "sample", "train")}
-MEASURES |= dict.fromkeys(("decoder", "upsampler_256", "upsampler_1024"), ("step", "train"))
+MEASURES |= dict.fromkeys(("decoder", "upsampler_256", "upsampler_1024", "clip"), ("step", "train"))
 TRANSFORMER = ("width", "layers", "heads")
 UNET = ("channels", "multipliers", "blocks", "attention_levels", "head_width")
 
@@ -30,6 +30,14 @@ def unet(channels: int, multipliers: tuple, blocks: int, batch: int, **more: Any
     return {**size, **defaults, "attention_levels": levels, **more}
 
 
+def clip(dim: int, tokens: int, batch: int, vision: dict, text: dict) -> dict[str, Any]:
+    return {"embedding_dim": dim, "tokens": tokens, "batch": batch, "vision": vision, "text": text}
+
+
+def tower(width: int, layers: int, **more: int) -> dict[str, int]:
+    return {"width": width, "layers": layers, **more}
+
+
 FOUR, SIX = (1, 2, 3, 4), (1, 1, 2, 2, 4, 4)
 # The sizes of conf/preset, without the front ends and feature maps that peers do not have.
 SIZES = {
@@ -42,22 +50,38 @@ SIZES = {
         "decoder": unet(32, FOUR, 1, 16, context_width=128, head_width=32),
         "upsampler_256": unet(64, (1, 1), 1, 16),
         "upsampler_1024": unet(32, (1, 1), 1, 16),
+        "clip": clip(
+            *(192, 24, 256, tower(192, 4, head_width=48, image_size=64, patch_size=8)),
+            tower(192, 3, heads=4, vocab_size=1024),
+        ),
     },
     "karlo": {
         "prior": prior(2048, 20, 32, 768, 77, 64),
         "decoder": unet(320, FOUR, 3, 16, context_width=1536),
         "upsampler_256": unet(320, FOUR, 3, 32),
+        "clip": clip(
+            *(768, 77, 256, tower(1024, 24, image_size=224, patch_size=14)),
+            tower(768, 12, heads=12, vocab_size=49408),
+        ),
     },
     "paper": {
         "prior": prior(2048, 24, 32, 1024, 256, 64),
         "decoder": unet(512, FOUR, 3, 16, context_width=2048),
         "upsampler_256": unet(320, FOUR, 3, 32),
         "upsampler_1024": unet(192, SIX, 2, 16, side=256),
+        "clip": clip(
+            *(1024, 256, 64, tower(1280, 32, head_width=80, image_size=256, patch_size=16)),
+            tower(1024, 24, heads=16, vocab_size=49408),
+        ),
     },
     "quick": {
         "prior": {**prior(32, 2, 2, 32, 8, 2), "sample_steps": 2},
         "decoder": unet(32, (1, 2), 1, 2, context_width=64, head_width=32, embedding_dim=32),
         "upsampler_256": unet(32, (1, 1), 1, 2, side=16),
+        "clip": clip(
+            *(32, 8, 2, tower(64, 1, image_size=32, patch_size=16)),
+            tower(32, 1, heads=2, vocab_size=600),
+        ),
     },
 }
 

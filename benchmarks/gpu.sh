@@ -10,7 +10,7 @@ run() { timeout "$1${QUICK:+0}" "${PYTHON:-.venv/bin/python}" "${@:2}" || echo "
 mkdir -p "$out"
 
 if [ -n "${QUICK:-}" ]; then
-    run 240 benchmarks/speed.py --quick --stages prior upsampler_256 --out "$out/networks.json"
+    run 240 benchmarks/speed.py --quick --stages prior upsampler_256 clip --out "$out/networks.json"
 else
     run 40 -m pytest -q -m gpu --junitxml="$out/tests.xml"
     run 150 benchmarks/speed.py --sizes karlo paper emoji --minutes 2 --out "$out/networks.json"

@@ -1,4 +1,4 @@
-"""unclip's decoder and prior, trained and sampled as in its stages."""
+"""unclip's networks, trained and sampled as in its stages."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -7,6 +7,7 @@ import torch
 from contender import GUIDANCE_SCALE, NOISES, TRANSFORMER, UNET, Contender, Problem, Task
 from torch import Tensor
 
+from unclip.clip.model import build_clip
 from unclip.diffusion import GaussianDiffusion, ddpm
 from unclip.networks import PriorTransformer, UNet
 from unclip.stages import PriorStage
@@ -87,3 +88,22 @@ def prior(task: Task) -> Contender:
 
     optimizer = torch.optim.AdamW(parameter_groups(network), lr=1e-4, fused=True)
     return Contender(task, problem, network, optimizer, predict, prepare, guided, NOISES)
+
+
+def clip(task: Task) -> Contender:
+    """Build open_clip's towers, in channels_last with fused AdamW, without the contrastive loss."""
+    tune_malloc()
+    problem = Problem.sample(task)
+    text = {**task.text, "context_length": task.tokens}
+    with torch.device(task.device):
+        network = build_clip(embed_dim=task.embedding_dim, vision=task.vision, text=text)
+        network = network.to(memory_format=torch.channels_last)
+        image = torch.randn(task.batch, 3, *[task.vision["image_size"]] * 2)
+        tokens = torch.randint(task.text["vocab_size"], (task.batch, task.tokens))
+    encode_image, encode_text = map(task.compiled, (network.encode_image, network.encode_text))
+
+    def predict() -> Tensor:
+        return encode_image(image) + encode_text(tokens)
+
+    optimizer = torch.optim.AdamW(parameter_groups(network), lr=1e-4, fused=True)
+    return Contender(task, problem, network, optimizer, predict, lambda: predict)

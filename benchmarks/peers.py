@@ -212,6 +212,7 @@ CONTENDERS = {
         "DALLE2-pytorch": ("dalle2_pytorch", dalle2_decoder),
     },
 }
+CONTENDERS["clip"] = {"unclip": ("unclip", ours.clip)}  # it is open_clip's own network
 for upsampler in ("upsampler_256", "upsampler_1024"):
     peer = ("diffusers", diffusers_upsampler)
     CONTENDERS[upsampler] = {"unclip": ("unclip", ours.unet), "diffusers, channels_last": peer}

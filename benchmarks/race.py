@@ -28,8 +28,8 @@ from torch import Tensor
 from cli.config_check import ConfigurationError, compose_strictly
 from unclip import bundle
 from unclip.cascade import Cascade
-from unclip.evaluation.choices import encode_images
 from unclip.evaluation.context import HELD_OUT, SEEN
+from unclip.evaluation.features import encode_images
 from unclip.evaluation.sources import Real, read_real
 from unclip.images import save_png, to_uint8
 from unclip.training.optim import parameter_groups

@@ -15,11 +15,11 @@ from unclip.emoji.probes import concept_set
 from unclip.emoji.templates import Templates
 from unclip.evaluation.choices import judge_choices
 from unclip.evaluation.context import HELD_OUT, SEEN, VALIDATION
-from unclip.evaluation.decoder_distance import frechet_distances
+from unclip.evaluation.emoji_scenes import measure_scenes, read_singles
 from unclip.evaluation.features import EfficientNetLite0, extract
-from unclip.evaluation.sample_sheets import varied
+from unclip.evaluation.image_stages import frechet_distances
 from unclip.evaluation.sources import Real, read_real
-from unclip.evaluation.two_objects import measure_scenes, read_singles
+from unclip.evaluation.stages import varied
 
 SHEET_ROWS = 12
 

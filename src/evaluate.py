@@ -24,8 +24,7 @@ def main(cfg: DictConfig) -> float | None:
     from unclip.device import set_up_device
     from unclip.evaluation.distributed import launch
     from unclip.evaluation.measurement import run
-    from unclip.evaluation.report.publish import publish
-    from unclip.evaluation.report.results import collect
+    from unclip.evaluation.report import collect, publish
     from unclip.model_card import write_model_card
 
     started = time.perf_counter()

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from omegaconf import DictConfig, OmegaConf
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cli import planning
 from cli.config_check import check_command_line
-from unclip import bundle
+from cli.planning import device_count, memory_of
 from unclip.files import read_text, split_lines
-from unclip.stages import Stage, UpsamplerStage
-from unclip.training.acceleration import optimize
-from unclip.training.cost import StepCost, measure_step, step_seconds
+from unclip.training.cost import StepCost, step_seconds
 
 DEVICES = {1, 8, 64}  # numbers of devices to plan for, besides that of the run
 
@@ -33,46 +30,19 @@ def main(cfg: DictConfig) -> None:
 
 
 def measure(config: dict[str, Any]) -> StepCost:
-    """Measure a training step of a composed configuration."""
-    with FakeTensorMode():
-        stage, clip = bundle.build(config["model"]), None
-        optimize(stage, **config["acceleration"] | {"compile": False})
-        if config["needs_clip"]:
-            overrides = ["stage=clip", f"scale={config['scale']}"]
-            clip = bundle.build(_to_dict(hydra.compose("plan", overrides))["model"])
-        optimizer = hydra.utils.instantiate(config["optimizer"])
-        settings = {
-            "bf16": config["trainer"]["precision"] == "bf16-mixed",
-            "encode_images": not config["precompute_embeddings"],
-        }
-        return measure_step(stage, example_batch(config, stage), optimizer, clip=clip, **settings)
-
-
-def example_batch(config: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    """Make an empty batch of the shapes that a stage trains on."""
-    clip, data = config["clip"], config["data"]
-    size, length, dim = data["batch_size"], clip["context_length"], clip["embedding_dim"]
-    side = data.get("crop") or data.get("image_size") or clip["image_size"]
-    batch = {
-        "key": [str(index) for index in range(size)],
-        "caption": ["a caption"] * size,
-        "image": torch.empty(size, 3, side, side),
-        "image_embedding": torch.empty(size, dim),
-        "tokens": torch.empty(size, length, dtype=torch.int64),
-        "text_states": torch.empty(size, length, clip["text_width"]),
-        "text_mask": torch.empty(size, length, dtype=torch.bool),
-        "text_embedding": torch.empty(size, dim),
-    }
-    if isinstance(stage, UpsamplerStage):
-        batch["low_res"] = torch.empty(size, 3, side // stage.scale, side // stage.scale)
-    return batch
+    """Measure a training step of a composed configuration, with the CLIP of its scale."""
+    clip = None
+    if config["needs_clip"]:
+        overrides = ["stage=clip", f"scale={config['scale']}"]
+        clip = _to_dict(hydra.compose("plan", overrides))["model"]
+    return planning.measure(config, config["memory"], clip)
 
 
 def describe(config: dict[str, Any], step: StepCost) -> dict[str, str]:
     """Return the rows of a table: the cost of a step and of the run."""
     trainer, size = config["trainer"], config["data"]["batch_size"]
-    devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
-    devices *= trainer.get("num_nodes", 1)
+    acceleration = config["acceleration"]
+    devices = device_count(config)
     batches = trainer["accumulate_grad_batches"] * devices  # of a step
     steps = round(trainer["max_steps"] * trainer["max_steps_multiplier"])
     memory = memory_of(config, step, devices if trainer["strategy"] == "fsdp" else 1)
@@ -87,6 +57,7 @@ def describe(config: dict[str, Any], step: StepCost) -> dict[str, str]:
     peak = config["peak_flops"]
     rows = {
         f"{config['stage']} at scale {config['scale']}, {trainer['precision']}": "",
+        "gradient checkpointing": "on" if acceleration["gradient_checkpointing"] else "off",
         **{f"GFLOPs per sample, {k}": f"{n / size / 1e9:,.1f}" for k, n in flops.items()},
         f"GiB per device, {size} samples": f"{sum(memory.values()):,.2f}",
         **{f"  {name}": f"{value:,.2f}" for name, value in memory.items()},
@@ -105,19 +76,6 @@ def describe(config: dict[str, Any], step: StepCost) -> dict[str, str]:
         total = [sum(memory_of(config, step, n if run["sharded"] else 1).values()) for n in counts]
         rows[f"  {strategy}, GiB per device"] = "   ".join(f"{value:,.1f}" for value in total)
     return rows
-
-
-def memory_of(config: dict[str, Any], step: StepCost, shards: int) -> dict[str, float]:
-    """Return the memory of a device in GiB, by its use."""
-    states = {
-        "weights": step.weights,
-        "gradients": step.gradients,
-        "optimizer state": step.optimizer,
-        "EMA weights": step.gradients if "ema" in config["callbacks"] else 0,
-    }
-    memory = {name: value / shards for name, value in states.items()}
-    memory |= {"frozen CLIP": step.clip, "activations": step.activations}
-    return {name: value / 2**30 for name, value in memory.items()}
 
 
 def measured_flops(folder: Path) -> dict[str, float]:

@@ -25,8 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unclip.evaluation.features import EfficientNetLite0
-from unclip.evaluation.networks import ClipNetwork
+from unclip.evaluation.features import ClipNetwork, EfficientNetLite0
 from unclip.training.callbacks.ema import EMA
 from unclip.training.callbacks.guard import NonFiniteGuard
 from unclip.training.modules import StageModule

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 SOURCE = Path(__file__).parents[1] / "src"
 LIBRARIES = ("cli.training", "unclip.training.trainer", "unclip.training.embeddings")
-LIBRARIES += ("unclip.evaluation.context", "unclip.evaluation.networks")
+LIBRARIES += ("unclip.evaluation.context", "unclip.evaluation.features")
 LIBRARIES += ("unclip.data.prepare.importer", "unclip.data.prepare.listing")
 REPLACED = ("previous.ckpt", "building.json", ".lock")
 CHANGES = ("os.rename", "os.remove", "os.link", "os.mkdir")  # and files opened to be written

@@ -52,6 +52,15 @@ def test_the_embedder_holds_one_copy(folder):
     assert half.fingerprint == embedder.fingerprint  # of the weights as they were written
 
 
+@pytest.mark.parametrize("name", ["clip", "prior", "decoder"])
+def test_loading_computes_no_random_weights(folder, name, monkeypatch):
+    devices = []
+    for rule in ("kaiming_uniform_", "normal_", "xavier_uniform_"):
+        monkeypatch.setattr(torch.nn.init, rule, lambda t, *_, **__: devices.append(t.device.type))
+    bundle.load_stage(bundle.stage_file(folder, name))
+    assert set(devices) == {"meta"}
+
+
 def test_networks_take_the_dtype_and_the_rest_stays_float32(folder):
     stage = bundle.load_stage(bundle.stage_file(folder, "decoder"), dtype=torch.bfloat16)
     assert {p.dtype for p in stage.network.parameters()} == {torch.bfloat16}

@@ -210,13 +210,14 @@ def test_the_same_command_resumes_bit_exactly(place):
 @pytest.mark.slow
 def test_a_decay_starts_from_a_checkpoint_survives_a_kill_and_ends_the_run(place):
     words = ("stage=clip", "bundle=decayed", "schedule=warmup_stable_decay")
-    words = (*words, "trainer.max_steps=100000", "trainer.log_every_n_steps=1")
+    words = (*words, "trainer.max_steps=100000", "trainer.log_every_n_steps=1", "data.workers=2")
     words = (*words, "callbacks.checkpoint.every_steps=4", "optimizer.lr=1e-3")
     process = start(place, *words)
     while not (found := list(place.glob("runs/decayed/clip/*"))):
         time.sleep(0.1)
     (folder,) = found
-    end(process, signal.SIGKILL, folder / "last.ckpt", after=8)
+    out, err, code = end(process, signal.SIGTERM, folder / "last.ckpt", after=8)
+    assert code == 128 + signal.SIGTERM and "Resume with" in out and "Error" not in err, err
     began = step_of(folder / "last.ckpt")
     decaying = (*words, "schedule.decay_steps=30", f"resume={folder}/last.ckpt")
     *_, code = end(start(place, *decaying), signal.SIGKILL, folder / "last.ckpt", after=began)

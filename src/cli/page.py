@@ -23,7 +23,7 @@ from torch import Tensor
 from cli.page_session import Session
 from cli.ranges import check_ranges
 from cli.sample import COMMANDS, build_parser
-from cli.sample_images import Result, edit_results, generate, metadata_of, text_results
+from cli.sample_images import edit_results, generate, metadata_of, text_results
 from cli.sample_output import open_cascade, slug, write_gif, write_png
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.emoji import prompts
@@ -45,29 +45,20 @@ EXAMPLES = 160  # embeddings from which the components are computed
 # Edits by name, with their commands of sample.py and the arguments that each uses.
 EDITS = {
     "Variations": ("vary", ("count", "eta")),
-    "Interpolate": ("interpolate", ("frames", "noise")),
+    "Interpolate": ("interpolate", ("second", "frames", "noise")),
     "Text edit": ("edit", ("source", "target", "strength", "frames")),
-    "Inpaint": ("inpaint", ("prompt", "count")),
+    "Inpaint": ("inpaint", ("painting", "prompt", "count")),
     "Outpaint": ("inpaint", ("prompt", "count", "margin")),
     "Reconstruct": ("reconstruct", ()),
 }
-# Settings that Compare varies, with their types.
-SETTINGS = {
-    "guidance": float,
-    "decoder steps": int,
-    "prior": str,
-    "seed": int,
-    "prior guidance": float,
-    "prior steps": int,
-}
-
-
-# Controls that an image's settings restore, with their types.
-RESTORED = {
+# Types of the controls.
+TYPES = {
     **dict.fromkeys(("guidance", "prior_guidance", "eta", "strength", "margin"), float),
-    **dict.fromkeys(("size", "seed", "count", "frames"), int),
+    **dict.fromkeys(("size", "seed", "count", "frames", "prior_steps", "decoder_steps"), int),
     **dict.fromkeys(("prompt", "prior", "source", "target", "noise"), str),
 }
+LIMITS = {"count": MAX_IMAGES, "frames": MAX_IMAGES}
+LIMITS |= {"prior_steps": MAX_STEPS, "decoder_steps": MAX_STEPS}
 
 
 class Made(NamedTuple):
@@ -83,48 +74,33 @@ class Page:
 
     Args:
         args: the arguments of `cli.sample.add_loading`.
+
+    Attributes:
+        sizes, priors: the bundle's sizes of images, and its priors.
+        concept_set: the emoji concepts that the bundle was trained on; empty if it was not.
+        about: the part of its model card about what it knows; empty if it has no card.
     """
 
     def __init__(self, args: Namespace):
         args.size = None
-        self.cascade = open_cascade(args)
-        self.cascade.require("clip", "decoder")
+        self.cascade = cascade = open_cascade(args)
+        cascade.require("clip", "decoder")
         self.dtype = args.dtype
+        self.sizes = [size for size in STAGE_OF_SIZE if size <= cascade.size]
+        self.priors = [name for name, stage in PRIORS.items() if stage in cascade.metadata]
+        self.guidance_scale = cast(DecoderStage, cascade.stage("decoder")).guidance_scale
+        sets = {str(stage.extra.get("concept_set", "")) for stage in cascade.metadata.values()}
+        self.concept_set = max(sets, key="SML".find)
+        card = cascade.folder / CARD
+        known = read_text(card).partition("## What it knows")[2] if card.is_file() else ""
+        self.about = known.partition("\n## ")[0].strip()
         if not args.offload:
-            for name in self.cascade.metadata.keys() - {"clip"}:
-                self.cascade.stage(name)
+            for name in cascade.metadata.keys() - {"clip"}:
+                cascade.stage(name)
         self.folder = Path(tempfile.mkdtemp(prefix="unclip-page-"))
         self.sessions: dict[str, Session] = {}
         self._thread = ThreadPoolExecutor(1)
         self._examples: Tensor | None = None
-
-    @property
-    def sizes(self) -> list[int]:
-        """Sizes of the images that the bundle makes."""
-        return [size for size in STAGE_OF_SIZE if size <= self.cascade.size]
-
-    @property
-    def priors(self) -> list[str]:
-        """Priors that the bundle has."""
-        return [name for name, stage in PRIORS.items() if stage in self.cascade.metadata]
-
-    @property
-    def guidance_scale(self) -> float:
-        """The decoder's own guidance scale."""
-        return cast(DecoderStage, self.cascade.stage("decoder")).guidance_scale
-
-    @property
-    def about(self) -> str:
-        """The part of the bundle's model card about what it knows; empty if it has no card."""
-        card = self.cascade.folder / CARD
-        known = read_text(card).partition("## What it knows")[2] if card.is_file() else ""
-        return known.partition("\n## ")[0].strip()
-
-    @property
-    def concept_set(self) -> str | None:
-        """The emoji concepts that the bundle was trained on; None if it was not."""
-        sets = {str(stage.extra.get("concept_set", "")) for stage in self.cascade.metadata.values()}
-        return max(sets, key="SML".find) or None
 
     def session(self, key: str) -> Session:
         """Return a browser's session; of too many, the one not used for longest is deleted."""
@@ -189,10 +165,8 @@ class Page:
         command, uses = EDITS[operation]
         layers = (controls.pop("painting") or {}).get("layers", [])
         inputs = [controls.pop("image"), controls.pop("second")]
-        common = {"size", "seed", "guidance", "decoder_steps"}
-        args = self._arguments(
-            command, **{key: value for key, value in controls.items() if key in common | {*uses}}
-        )
+        used = {"size", "seed", "guidance", "decoder_steps", *uses} & controls.keys()
+        args = self._arguments(command, **{key: controls[key] for key in used})
         args.images = [session.take(path) for path in inputs[: 1 + (command == "interpolate")]]
         args.mask = session.take_mask(layers) if operation == "Inpaint" else None
         if command == "edit" and not args.target.strip():
@@ -229,7 +203,11 @@ class Page:
         """Generate one prompt over a grid of two settings; yield the sheet after each image."""
         if columns == rows:
             raise ValueError("rows and columns are the same setting: choose two different ones")
-        down, across = _parse(rows, row_values), _parse(columns, column_values)
+        axes = [(rows, row_values), (columns, column_values)]
+        down, across = (
+            [_convert(name.replace(" ", "_"), value.strip()) for value in values.split(",")]
+            for name, values in axes
+        )
         if (cells := len(down) * len(across)) > MAX_CELLS:
             raise ValueError(f"{cells} images: a grid can have at most {MAX_CELLS}")
         tiles: list[Tile] = []
@@ -279,59 +257,54 @@ class Page:
         args.batch, shown = [(args.prompt, args.seed)], []
         kinds = {"caption only": None, "caption + z_t": "none", "caption + z_i": self.priors[0]}
         for caption, prior in kinds.items():
-            args.prior = prior or "none"
+            args.prior, args.command = prior or "none", "text" if prior else "caption only"
             *_, images = self._sizes(args, _labeled(progress, caption), embed=prior is not None)
             results = text_results(self.cascade, args, images)
-            if prior is None:
-                results = [
-                    Result(image, f"{name}-caption-only", {**metadata, "command": "caption only"})
-                    for image, name, metadata in results
-                ]
             shown.append((session.keep(results)[0], caption))
             yield shown
 
-    def restore(self, path: str | Path) -> tuple[str, dict[str, Any]]:
-        """Return the command of an image and the controls that generate it again."""
-        metadata = read_image_metadata(Path(path)) or {}
+    def restore(self, session: Session, path: str | Path) -> tuple[str, dict[str, Any], list[str]]:
+        """Return the command of an image, the controls that generate it again, and remarks."""
+        metadata, name = read_image_metadata(Path(path)) or {}, Path(path).name
         if not {"command", "settings", "bundle"} <= metadata.keys():
-            raise ValueError(f"{Path(path).name} has no metadata of sample.py")
+            raise ValueError(f"{name} has no settings: use a PNG of this page or of sample.py")
         if metadata["command"] not in COMMANDS or "index" not in metadata:
-            raise ValueError(
-                f"{Path(path).name} is a sheet or an image of Look inside: use another"
-            )
-        try:
-            return metadata["command"], _controls(metadata)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{Path(path).name} has damaged metadata") from error
-
-    def same_bundle(self, path: str | Path) -> bool:
-        """Return whether the stages that made an image are those of the bundle."""
-        made_by = json.loads((read_image_metadata(Path(path)) or {})["bundle"])
+            raise ValueError(f"{name} is a sheet or an image of Look inside: use another")
+        known = {sha256_of(file): str(file) for file in session.folder.iterdir()}
         own = {name: stage.fingerprint for name, stage in self.cascade.metadata.items()}
-        return made_by.items() <= own.items()
+        try:
+            controls, notes, missing = _controls(metadata), [], []
+            if not json.loads(metadata["bundle"]).items() <= own.items():
+                notes.append("another bundle made this image: this one makes a different image")
+            settings, hashes = (json.loads(metadata.get(k, "{}")) for k in ("settings", "inputs"))
+            for key, file in zip(("image", "second"), settings.get("images", []), strict=False):
+                controls[key] = known.get(hashes[file])
+                missing += [] if controls[key] else [Path(file).name]
+            if missing:
+                notes.append(f"choose the input again, which is not in a PNG: {', '.join(missing)}")
+            if settings.get("mask"):
+                notes.append("paint the mask again")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{name} has damaged metadata") from error
+        return metadata["command"], controls, notes
 
     def _arguments(self, command: str, **controls: Any) -> Namespace:
         """Return the arguments of a command: its defaults, changed by the controls."""
         required = {"text": [], "edit": ["-", "--to", "-"]}.get(command, ["-"])
         args = build_parser().parse_args([command, *required])
-        args.dtype = self.dtype
-        steps = {stage: controls.pop(f"{stage}_steps", None) for stage in ("prior", "decoder")}
-        args.steps = {stage: int(count) for stage, count in steps.items() if count is not None}
-        whole = {"count", "frames", "seed", "size"}
-        given = {key: value for key, value in controls.items() if value not in (None, "")}
-        given |= {key: int(given[key]) for key in whole & given.keys()}
-        vars(args).update({"size": self.cascade.size} | given)
+        given = {key: _convert(key, one) for key, one in controls.items() if one not in (None, "")}
         check_ranges(given)
-        if command == "text":
-            args.prompt = given.get("prompt", "")
-        for key in ("count", "frames"):
-            if not 1 <= (number := getattr(args, key, 1)) <= MAX_IMAGES:
-                raise ValueError(f"{key} is {number}; on the page it can be 1 to {MAX_IMAGES}")
-        for stage, number in args.steps.items():
-            if not 1 <= number <= MAX_STEPS:
-                raise ValueError(f"{stage} steps is {number}; it can be 1 to {MAX_STEPS}")
+        for key, most in LIMITS.items():
+            if not 1 <= given.get(key, 1) <= most:
+                name = key.replace("_", " ")
+                raise ValueError(f"{name} is {given[key]}; on the page it can be 1 to {most}")
         if any(isinstance(text, str) and len(text) > MAX_TEXT for text in given.values()):
             raise ValueError(f"a text is too long: the page takes at most {MAX_TEXT} characters")
+        steps = {stage: given.pop(f"{stage}_steps", None) for stage in ("prior", "decoder")}
+        args.steps = {stage: count for stage, count in steps.items() if count}
+        if command == "text":
+            args.prompt = ""
+        vars(args).update({"dtype": self.dtype, "size": self.cascade.size} | given)
         return args
 
     def _sizes(self, args: Namespace, progress: Progress, embed: bool = True) -> Iterator[Tensor]:
@@ -359,12 +332,16 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _parse(setting: str, text: str) -> list[Any]:
-    """Parse values of a setting, separated by commas."""
+def _convert(key: str, value: Any) -> Any:
+    """Convert a control's value to its type; that of a program can have another one."""
+    kind = TYPES[key]
     try:
-        return [SETTINGS[setting](value.strip()) for value in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"{setting} is {text!r}: give numbers separated by commas") from error
+        if isinstance(value, str if kind is str else str | int | float):
+            return kind(value)
+    except (ValueError, OverflowError):
+        pass
+    what = "text" if kind is str else "a number"
+    raise ValueError(f"{key.replace('_', ' ')} is {value!r:.40}: give {what}")
 
 
 def _controls(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -379,7 +356,7 @@ def _controls(metadata: Mapping[str, str]) -> dict[str, Any]:
         settings["count"] = 1
     controls = {
         key: None if settings[key] is None else convert(settings[key])
-        for key, convert in RESTORED.items()
+        for key, convert in TYPES.items()
         if key in settings
     }
     return controls | {

@@ -27,6 +27,7 @@ class Session:
     folder: Path
     images: list[Path] = field(default_factory=list)
     stopped: bool = False
+    running: bool = False
 
     def keep(self, results: Iterable[Result], older: Sequence[Path] | None = None) -> list[Path]:
         """Write images, put them before the `older` ones of the session, and return their paths."""

@@ -191,6 +191,7 @@ def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
             raise ConfigurationError(f"init: {error}") from None
     trainer = config["trainer"]
     sharded, device = trainer["strategy"] == "fsdp", device_of(trainer["accelerator"])
+    choose_checkpointing(config, embedder)
     optimize(stage, **config["acceleration"], sharded=sharded, device=device)
     return build(config["module"])(
         stage,
@@ -202,6 +203,26 @@ def build_module(config: dict[str, Any], embedder: Any, *, new: bool) -> Any:
         name=config["stage"],
         seed=config["seed"],
     )
+
+
+def choose_checkpointing(config: dict[str, Any], embedder: Any) -> None:
+    """Replace gradient_checkpointing=auto: on a GPU, by whether a step would not fit without."""
+    import torch
+
+    from cli import planning
+    from unclip.device import device_of
+    from unclip.launcher import is_first_rank
+
+    if config["acceleration"]["gradient_checkpointing"] != "auto":
+        return
+    if device_of(config["trainer"]["accelerator"]) == "cpu":
+        config["acceleration"]["gradient_checkpointing"] = False
+        return
+    memory = torch.cuda.get_device_properties(0).total_memory
+    clip = 0 if embedder is None else sum(p.nbytes for p in embedder.model.parameters())
+    planning.measure(config, (memory - clip) / planning.GIB)
+    if config["acceleration"]["gradient_checkpointing"] and is_first_rank():
+        print("gradient checkpointing is on: without it, a step needs over 90% of the GPU's memory")
 
 
 def open_trainer(

@@ -1,5 +1,8 @@
 """Set up a device for a script, choose the dtype of networks, and copy without waiting."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,18 @@ def set_up_device(*, training: bool = False) -> None:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = training
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let a GPU compute products and convolutions of float32 in float32 inside the context."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def device_of(accelerator: str) -> str:

@@ -1,5 +1,6 @@
 """The page in a real browser, with a tiny bundle: `python src/app.py`."""
 
+import base64
 import os
 import socket
 import subprocess
@@ -116,6 +117,20 @@ def shown(user):
     return user.locator(".images img:visible")
 
 
+def drop(target, path):
+    """Drop a file on an element of the page."""
+    dropped = target.evaluate_handle(
+        """(target, [name, text]) => {
+            const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+            const dropped = new DataTransfer();
+            dropped.items.add(new File([bytes], name, {type: "image/png"}));
+            return dropped;
+        }""",
+        [path.name, base64.b64encode(path.read_bytes()).decode()],
+    )
+    target.dispatch_event("drop", {"dataTransfer": dropped})
+
+
 def download(image, path):
     """Store an image of the page, as the browser receives it."""
     url = image.get_attribute("src")
@@ -145,6 +160,9 @@ def test_stop_ends_a_request_and_the_next_one_works(visit):
     user.get_by_label("Values of the columns").fill("1, 2, 3, 4, 5")
     user.get_by_label("Values of the rows").fill("96, 97, 98, 99, 100")
     start(user, "Compare").click()
+    expect(start(user, "Stop")).to_be_visible()
+    user.get_by_label("Prompt").locator("visible=true").press("Enter")
+    expect(user.get_by_text("your last request is still running")).to_be_visible()
     start(user, "Stop").click()
     finish(user, "Compare", "stopped; finished images are kept")
     user.get_by_label("Values of the columns").fill("1, 2")
@@ -176,13 +194,14 @@ def test_a_result_is_edited_with_the_brush(visit):
     expect(user.locator(".strip img")).to_have_count(8)
 
 
-def test_a_png_restores_the_settings_that_made_it(visit, tmp_path):
+def test_a_png_dropped_on_the_page_restores_the_settings_that_made_it(visit, tmp_path):
     user = visit()
     generate(user, "a cat")
     path = download(shown(user).first, tmp_path / "cat.png")
     seed = read_image_metadata(path)["seed"]
     other = visit()
-    other.locator("input[type=file][accept='.png']").set_input_files(path)
+    other.get_by_role("button", name="Advanced").click()  # its empty numbers stay empty
+    drop(other.get_by_label("Prompt").first, path)
     expect(other.get_by_label("Prompt").first).to_have_value("a cat")
     expect(other.get_by_label("Seed").first).to_have_value(seed)
     expect(other.get_by_label("New seed each time").first).not_to_be_checked()
@@ -190,6 +209,9 @@ def test_a_png_restores_the_settings_that_made_it(visit, tmp_path):
     finish(other, "Generate")
     again = download(shown(other).first, tmp_path / "again.png")
     assert again.read_bytes() == path.read_bytes()
+    path.write_text("no image")
+    drop(other.get_by_label("Prompt").first, path)
+    expect(other.get_by_text("cat.png has no settings")).to_be_visible()
 
 
 def test_two_users_do_not_see_each_others_images(visit):
@@ -224,16 +246,22 @@ def test_errors_are_shown_and_the_next_request_works(visit, tmp_path):
 @pytest.mark.parametrize("width", [390, 1440])
 def test_nothing_overflows_and_every_control_has_a_name(width, visit):
     user = visit(width)
+    expect(user.locator(".block.status").first).to_be_hidden()  # it would be an empty band
     generate(user)
+    container = user.locator(".gradio-container")
+    assert user.locator(".block.header").bounding_box()["height"] < 150
     for tab in ("Create", "Edit", "Compare", "Look inside"):
         user.get_by_role("tab", name=tab).click()
         assert user.evaluate("document.documentElement.scrollWidth") <= width
+        assert container.bounding_box()["width"] == min(width, 1320)
         assert user.evaluate(NAMELESS) == []
+        expect(user.get_by_label("Old text")).to_be_hidden()  # Edit starts with variations
 
 
 def test_the_page_works_by_keyboard(visit):
     user = visit()
     user.get_by_label("Prompt").first.focus()
+    assert user.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     user.keyboard.type(PROMPT)
     user.keyboard.press("Enter")
     finish(user, "Generate")
@@ -250,6 +278,8 @@ def test_programs_use_the_same_requests_and_limits(address, tmp_path):
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/text_to_image"]
     with pytest.raises(AppError, match="a prompt is blank"):
         client.predict(" ", size=64, api_name="/text_to_image")
+    with pytest.raises(AppError, match="count is 'many': give a number"):
+        client.predict(PROMPT, count="many", api_name="/text_to_image")
 
 
 def test_only_own_files_are_served_and_uploads_are_limited(address, tmp_path):

@@ -113,32 +113,44 @@ def test_every_edit_is_reproduced_by_sample_py(
 def test_an_image_restores_its_controls(page, session):
     controls = {"seed": 5, "count": 3, "prior": "none", "guidance": 2.5, "decoder_steps": 4}
     [images] = create(page, session, **controls)
-    command, restored = page.restore(images[1][0])
-    assert command == "text"
+    command, restored, notes = page.restore(session, images[1][0])
+    assert (command, notes) == ("text", [])
     assert restored.items() >= {"prompt": PROMPT, "size": 64, **controls}.items()
-    assert page.same_bundle(images[1][0])
 
 
 def test_an_edit_restores_its_controls(page, session):
     [[(image, _)]] = create(page, session, count=1)
     made = edit(page, session, "Outpaint", image, margin=0.5, prompt="", count=1)
-    command, restored = page.restore(made.images[0][0])
-    assert command == "inpaint"
-    assert restored.items() >= {"margin": 0.5, "seed": 1, "prompt": None}.items()
+    command, restored, notes = page.restore(session, made.images[0][0])
+    assert (command, notes) == ("inpaint", [])
+    expected = {"image": str(image), "margin": 0.5, "seed": 1, "prompt": None}
+    assert restored.items() >= expected.items()
+    Image.new("RGB", (8, 8)).save(image)
+    _, restored, notes = page.restore(session, made.images[0][0])
+    assert restored["image"] is None
+    assert notes == [f"choose the input again, which is not in a PNG: {image.name}"]
+
+
+def test_an_image_of_another_bundle_is_restored_with_a_note(page, session, tmp_path):
+    [[(path, _)]] = create(page, session, count=1)
+    metadata = read_image_metadata(path) | {"bundle": '{"clip": "another"}'}
+    other = save_png(Image.new("RGB", (8, 8)), tmp_path / "other.png", metadata)
+    _, _, [note] = page.restore(session, other)
+    assert "another bundle made this image" in note
 
 
 @pytest.mark.parametrize("settings", ["[]", "{", '{"steps": 3}', '{"steps": {}, "size": "big"}'])
-def test_damaged_metadata_are_refused(settings, page, tmp_path):
+def test_damaged_metadata_are_refused(settings, page, session, tmp_path):
     text = {"index": "0", "command": "text", "settings": settings, "bundle": "{}", "batch": "[]"}
     path = save_png(Image.new("RGB", (8, 8)), tmp_path / "damaged.png", text)
     with pytest.raises(ValueError, match=r"damaged.png has damaged metadata"):
-        page.restore(path)
+        page.restore(session, path)
 
 
-def test_another_png_has_no_settings(page, tmp_path):
+def test_another_png_has_no_settings(page, session, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
-    with pytest.raises(ValueError, match=r"other.png has no metadata of sample.py"):
-        page.restore(tmp_path / "other.png")
+    with pytest.raises(ValueError, match=r"other.png has no settings"):
+        page.restore(session, tmp_path / "other.png")
 
 
 def test_the_sheet_of_a_comparison_grows_cell_by_cell(page, session):
@@ -159,8 +171,8 @@ def test_the_sheet_of_a_comparison_grows_cell_by_cell(page, session):
     ("changed", "message"),
     [
         ({"rows": "guidance"}, "the same setting"),
-        ({"row_values": "a dog"}, "give numbers"),
-        ({"row_values": ""}, "give numbers"),
+        ({"row_values": "a dog"}, "give a number"),
+        ({"row_values": ""}, "give a number"),
         ({"row_values": "9" + ",1" * MAX_CELLS}, f"at most {MAX_CELLS}"),
     ],
 )
@@ -194,6 +206,8 @@ def test_look_inside_decodes_components_and_the_inputs_of_the_decoder(page, sess
         ({"count": 0}, "count=0: it must be at least 1"),
         ({"decoder_steps": 1000}, "decoder steps is 1000"),
         ({"decoder_steps": 0}, "decoder steps is 0"),
+        ({"count": "many"}, "count is 'many': give a number"),
+        ({"prompt": ["a dog"]}, r"prompt is \['a dog'\]: give text"),
         ({"guidance": float("nan")}, "guidance=nan: it must be finite"),
         ({"size": 100}, "size is 100; it can be 64, 256, 1024"),
         ({"prior": "magic"}, "prior is 'magic'"),
@@ -235,17 +249,19 @@ def test_an_image_that_cannot_be_read_is_refused(page, session, tmp_path):
         edit(page, session, "Reconstruct", page.folder / "large.png")
 
 
-def test_a_request_stops_within_a_step_and_the_next_one_works(page, session):
-    evaluations = []
+def test_a_request_stops_within_a_step_and_the_next_one_works(page, session, request):
+    evaluations, calls = [], []
+    middle = page.cascade.stage("decoder").network.middle[0]
+    request.addfinalizer(middle.register_forward_hook(lambda *_: calls.append(1)).remove)
 
     def stop_later(stage, step, steps):
         evaluations.append(stage)
-        if len(evaluations) == 2:
+        if len(evaluations) == 3:
             raise Stopped
 
     with pytest.raises(Stopped):
-        create(page, session, stop_later, size=256, decoder_steps=50)
-    assert len(evaluations) == 2
+        create(page, session, stop_later, size=256, decoder_steps=50, prior="none")
+    assert len(calls) == 3
     assert create(page, session)
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+
+import plan
+from unclip import bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +35,7 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_with_tiny_networks(tmp_path):
     assert "| upsampler_256 | quick | train " in (tmp_path / "all.md").read_text()
     results = everything["networks"]
     assert results["machine"]["cores"] >= 1 and results["versions"]["torch"] == torch.__version__
-    assert {row["stage"] for row in results["rows"]} == {"prior", "upsampler_256"}
+    assert {row["stage"] for row in results["rows"]} == {"prior", "upsampler_256", "clip"}
     prior = [row for row in results["rows"] if row["stage"] == "prior"]
     rows = {(row["measure"], row["contender"]): row for row in prior}
     contenders = {"unclip", "diffusers", "DALLE2-pytorch"} - results["not_measured"].keys()
@@ -73,6 +77,18 @@ def test_peers_have_our_parameters_at_every_size(load, size, stage):
     count = contender.count_parameters
     statistics = 2 * task.embedding_dim if stage == "prior" else 0  # parameters only there
     assert count(theirs) - statistics == count(ours)
+
+
+@pytest.mark.parametrize("size", ["emoji", "karlo", "paper"])
+def test_the_clip_of_a_size_is_that_of_its_preset(load, size):
+    contender = load("contender")
+    task = contender.Task(**contender.SIZES[size]["clip"], compile=False, device="meta")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = plan._to_dict(compose("plan", ["stage=clip", f"scale={size}"]))
+    with torch.device("meta"):
+        ours, stage = load("ours").clip(task), bundle.build(config["model"])
+    assert contender.count_parameters(ours.modules) == contender.count_parameters(stage)
+    assert (task.batch, task.tokens) == (config["data"]["batch_size"], stage.model.context_length)
 
 
 def test_our_prepared_evaluation_equals_the_prediction_of_training(load):

@@ -72,21 +72,24 @@ def test_an_existing_folder_with_braces_is_no_pattern(tmp_path):
 
 
 def test_missing_shards_name_folder_and_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*prepare.py emoji"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*prepare.py folder"):
         list_shards(tmp_path / "train" / "64")
-    with pytest.raises(FileNotFoundError, match=r"00007.tar.*prepare.py emoji"):
+    with pytest.raises(FileNotFoundError, match=r"00007.tar.*prepare.py folder"):
         list_shards(tmp_path / "00007.tar")
     mine = tmp_path / "mine"
     write_shards(mine / "train" / "64", [1])
     (mine / "dataset.json").write_text('{"settings": {"data": "imported images"}}')
     with pytest.raises(FileNotFoundError, match=rf"prepare\.py folder DIR {mine}`"):
         list_shards(mine / "val" / "1024")
+    for name, command in {"emoji_s": "emoji", "coco": f"coco {tmp_path}/coco OUT"}.items():
+        with pytest.raises(FileNotFoundError, match=rf"prepare\.py {command}`"):
+            list_shards(tmp_path / name / "train" / "64")
     write_shards(tmp_path, [3, 2])
     shards = open_shards(tmp_path)
     (tmp_path / "00000.tar").unlink()
-    with pytest.raises(FileNotFoundError, match=r"00000.tar.*prepare.py emoji"):
+    with pytest.raises(FileNotFoundError, match=r"00000.tar.*prepare.py folder"):
         open_shards(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"00000.tar.*prepare.py emoji"):
+    with pytest.raises(FileNotFoundError, match=r"00000.tar.*prepare.py folder"):
         read(shards)
 
 

@@ -18,7 +18,7 @@ from unclip.emoji.templates import (
     main_colors,
     pairs,
 )
-from unclip.evaluation.two_objects import measure_scenes
+from unclip.evaluation.emoji_scenes import measure_scenes
 
 
 @pytest.fixture(scope="module")

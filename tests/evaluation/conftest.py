@@ -1,5 +1,6 @@
 import pytest
-import tiny_protocol
+import tiny_bundle
+import tiny_evaluation
 from tiny_shards import write_shards
 
 
@@ -11,6 +12,20 @@ def squares(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A data set of emoji scenes whose images are noise."""
+    return tiny_evaluation.write_data(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A tiny bundle with both priors and a judge."""
-    return tiny_protocol.write_model(tmp_path_factory.mktemp("models") / "tiny")
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    return tiny_evaluation.write_model(folder, (*tiny_bundle.NAMES, "prior_ar"))
+
+
+@pytest.fixture(scope="session")
+def small_model(tiny_model, tmp_path_factory):
+    """The same bundle without the autoregressive prior."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    return tiny_evaluation.part_of(tiny_model, folder, *tiny_bundle.NAMES, "judge")

@@ -4,16 +4,16 @@ import io
 from dataclasses import replace
 
 import pytest
-import tiny_protocol
+import tiny_evaluation
 from PIL import Image
 
 from unclip.data.prepare.resumable import write_samples
 from unclip.evaluation import sources
 from unclip.evaluation.measurement import run
-from unclip.evaluation.report.results import collect
+from unclip.evaluation.report import collect
 from unclip.evaluation.sources import open_source, read_real
 
-PROTOCOL = replace(tiny_protocol.PROTOCOL, split="val", count=60)
+PROTOCOL = replace(tiny_evaluation.PROTOCOL, split="val", count=60)
 
 
 def png(k, size=64):
@@ -82,8 +82,8 @@ def test_images_are_checked_once_until_the_data_changes(tmp_path, monkeypatch):
 
 def test_the_results_have_the_number_of_bad_samples(tiny_model, tmp_path):
     root = write(tmp_path / "data", [BAD["corrupt_image"][0]])
-    context = tiny_protocol.context_of(tiny_model, root, tmp_path, protocol=PROTOCOL)
-    measurements = {"frechet": tiny_protocol.METRICS["frechet"]}
+    context = tiny_evaluation.context_of(tiny_model, root, tmp_path, protocol=PROTOCOL)
+    measurements = {"frechet": tiny_evaluation.METRICS["frechet"]}
     found = run(measurements, context)
     report = collect(found, measurements, context, model=None, seconds=1.0)
     assert report.results["bad_samples"] == {"val": {"corrupt image": 1}}

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from perfect_clip import PerfectClip
+from tiny_evaluation import PerfectClip
 
 from unclip.emoji.probes import Probe
 from unclip.evaluation.choices import choose, distractors, judge_choices, wilson

@@ -1,73 +1,27 @@
-"""Several processes find what one does."""
+"""The processes of an evaluation share its work and meet once."""
 
-import json
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from tiny_protocol import context_of, measure, values
 
 from unclip.evaluation import distributed
 from unclip.evaluation.distributed import Ranks, launch
 
 
-class FakeFabric:
-    """A Fabric of some rank among three."""
-
-    world_size = 3
-
-    def __init__(self, rank):
-        self.global_rank = rank
+def ranks_of(rank):
+    return Ranks(SimpleNamespace(world_size=3, global_rank=rank))
 
 
 def test_blocks_are_the_same_for_any_number_of_ranks():
     alone = Ranks().blocks(23, 4)
-    shared = [block for rank in range(3) for block in Ranks(FakeFabric(rank)).blocks(23, 4)]
+    shared = [block for rank in range(3) for block in ranks_of(rank).blocks(23, 4)]
     assert sorted(shared, key=lambda block: block.start) == alone
     assert sum(map(len, alone)) == 23
-
-
-def _rank(rank, port, model, data, out):
-    os.environ |= {
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    ranks = launch(2, "cpu")
-    assert (ranks.rank, ranks.world) == (rank, 2) and launch(2, "cpu") is ranks
-    context = context_of(model, data, out, ranks=ranks)
-    found = measure(context)
-    assert (found is None) == (rank == 1)
-    if found is not None:
-        (out / "values.json").write_text(json.dumps(values(found)))
-
-
-@pytest.mark.slow
-def test_two_ranks_find_what_one_does(tiny_model, squares, tmp_path):
-    alone = context_of(tiny_model, squares, tmp_path / "one")
-    expected = values(measure(alone))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (tmp_path / "two").mkdir()
-    fork = multiprocessing.get_context("fork")
-    children = [
-        fork.Process(target=_rank, args=(rank, port, tiny_model, squares, tmp_path / "two"))
-        for rank in range(2)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-    assert [child.exitcode for child in children] == [0, 0]
-    assert json.loads((tmp_path / "two" / "values.json").read_text()) == expected
-    for row in alone.folder.rows:
-        twin = next((tmp_path / "two").rglob(row.path.name))
-        assert twin.read_bytes() == row.path.read_bytes()
 
 
 JOBS = """
@@ -103,23 +57,14 @@ def test_ranks_meet_once_for_all_jobs_of_a_sweep(tmp_path, launcher):
 def test_each_device_gets_a_process(monkeypatch, devices, count):
     import lightning.fabric
 
-    started = []
-
-    class Recorder(FakeFabric):
-        def __init__(self, **settings):
-            super().__init__(0)
-            started.append(settings)
-
-        def launch(self):
-            pass
-
-    monkeypatch.setattr(lightning.fabric, "Fabric", Recorder)
+    fabric = Mock(return_value=Mock(world_size=3, global_rank=0))
+    monkeypatch.setattr(lightning.fabric, "Fabric", fabric)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     distributed.launch.cache_clear()
     try:
-        assert launch(1).world == 1 and not started
+        assert launch(1).world == 1 and not fabric.called
         launch(devices)
     finally:
         distributed.launch.cache_clear()
-    assert [settings["devices"] for settings in started] == [count]
+    assert [call.kwargs["devices"] for call in fabric.call_args_list] == [count]

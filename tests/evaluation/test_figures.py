@@ -5,13 +5,13 @@ import inspect
 import pytest
 import torch
 from emoji_renders import drawn
-from tiny_context import configured, context_of, write_model
+from omegaconf import OmegaConf
+from tiny_evaluation import CONF, configured, part_of, scenes_context
 
 from unclip.cascade import Cascade
 from unclip.emoji.prompts import caption_pairs
 from unclip.emoji.scene_files import description
-from unclip.evaluation.figures.edit_scores import write_word
-from unclip.evaluation.figures.priors import diversity
+from unclip.evaluation.figure_scores import diversity, write_word
 from unclip.evaluation.measurement import run
 from unclip.evaluation.sources import Real
 
@@ -34,7 +34,7 @@ FIGURES = configured("paper", {name: {**small, "size": 64} for name, small in SM
 
 def context_with_images(model, out, **settings):
     """Return a context whose real images are noise with the captions of single objects."""
-    context = context_of(model, out / "no data", out, **settings)
+    context = scenes_context(model, out / "no data", out, **settings)
     scenes = [scene for scene in drawn("test_seen", 60) if scene.kind == "recoloured"][:12]
     metadata = [description(scene, seed=0) for scene in scenes]
     captions = [scene["captions"][0] for scene in metadata]
@@ -45,13 +45,8 @@ def context_with_images(model, out, **settings):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def context(model, tmp_path_factory):
-    return context_with_images(model, tmp_path_factory.mktemp("out"))
+def context(small_model, tmp_path_factory):
+    return context_with_images(small_model, tmp_path_factory.mktemp("out"))
 
 
 def table_of(figure, context):
@@ -59,7 +54,7 @@ def table_of(figure, context):
 
 
 def test_every_figure_of_the_configuration_is_tried_here():
-    assert FIGURES.keys() == SMALL.keys()
+    assert set(OmegaConf.load(CONF / "paper.yaml")) == set(SMALL)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -81,11 +76,10 @@ def test_a_prior_that_the_bundle_lacks_is_named_with_its_command(context):
     assert "ar: `python src/train.py stage=prior_ar" in FIGURES["priors"](context).note
 
 
-def test_a_figure_without_the_judge_is_not_available(model, tmp_path):
-    for file in ("clip", "prior", "decoder"):
-        (tmp_path / f"{file}.safetensors").symlink_to(model / f"{file}.safetensors")
+def test_a_figure_without_the_judge_is_not_available(small_model, tmp_path):
+    model = part_of(small_model, tmp_path, "clip", "prior", "decoder")
     chosen = {"guidance": FIGURES["guidance"]}
-    reasons = run(chosen, context_with_images(tmp_path, tmp_path)).not_available
+    reasons = run(chosen, context_with_images(model, tmp_path)).not_available
     assert "judge.safetensors is missing" in reasons["guidance"]
 
 
@@ -123,7 +117,7 @@ def test_zero_shot_answers_do_not_depend_on_the_length_of_embeddings(context, re
 
 
 @pytest.mark.parametrize("name", ["text_diffs", "text_diff_score"])
-def test_caption_pairs_are_chosen_by_the_context_s_seed(model, tmp_path, name, monkeypatch):
+def test_caption_pairs_are_chosen_by_the_context_s_seed(small_model, tmp_path, name, monkeypatch):
     seeds, module = [], inspect.getmodule(type(FIGURES[name]))
 
     def recorded(scenes, count, *, seed):
@@ -131,5 +125,5 @@ def test_caption_pairs_are_chosen_by_the_context_s_seed(model, tmp_path, name, m
         return caption_pairs(scenes, count, seed=seed)
 
     monkeypatch.setattr(module, "caption_pairs", recorded)
-    FIGURES[name](context_with_images(model, tmp_path, seed=7))
+    FIGURES[name](context_with_images(small_model, tmp_path, seed=7))
     assert seeds == [7]

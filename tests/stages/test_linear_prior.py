@@ -1,7 +1,9 @@
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unclip.stages.linear_prior import LinearPrior, ridge_regression
+from unclip.stages.quantization import PrincipalComponents
 
 
 def test_ridge_regression_equals_least_squares_on_padded_data():
@@ -34,10 +36,24 @@ def test_the_linear_prior_recovers_a_linear_map():
     torch.testing.assert_close(prior(z_t).norm(dim=1), torch.ones(4000))
 
 
-def test_the_linear_prior_ignores_autocast():
-    prior = LinearPrior(6, normalize=False)
+class Products(TorchDispatchMode):
+    """Record the dtypes of matrix products."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.dtypes.append(args[-1].dtype)
+        return func(*args, **kwargs or {})
+
+
+def test_statistics_are_applied_in_float64_which_has_neither_autocast_nor_tf32():
+    prior, components = LinearPrior(6, normalize=False), PrincipalComponents(6, 4)
     prior.weight.normal_()
-    z_t = torch.randn(3, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = prior(z_t)
-    assert torch.equal(predicted, prior(z_t))
+    components.basis.normal_()
+    calls = (prior, components, lambda z: components.invert(z[:, :4]))
+    z = torch.randn(3, 6)
+    for call in calls:
+        with torch.autocast("cpu", torch.bfloat16), Products() as products:
+            products.dtypes = []
+            out = call(z)
+        assert products.dtypes == [torch.float64]
+        assert out.dtype == torch.float32 and torch.equal(out, call(z))

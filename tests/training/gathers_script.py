@@ -42,6 +42,18 @@ def step(stage, name, bf16, phases=None):
     return loss.item()
 
 
+def accumulate(stage, plain, name, bf16):
+    """Return the relative error of the gradient after a second batch of the same step."""
+    for module in (stage, plain):
+        step(module, name, bf16)
+    pairs = zip(stage.parameters(), plain.parameters(), strict=True)
+    pairs = [(p.grad.full_tensor(), q.grad) for p, q in pairs if q.grad is not None]
+    ours, theirs = (
+        torch.cat([part.flatten() for part in side]) for side in zip(*pairs, strict=True)
+    )
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
 def count(name, bf16):
     """Return the elements gathered per parameter, and the dtypes of the transfers."""
     plain = build(name)
@@ -66,7 +78,7 @@ def count(name, bf16):
     loss = step(stage, name, bf16, phases)
     groups.foreach_all_gather, groups.foreach_reduce = gather, reduce
     whole = sum(p.numel() for p in plain.parameters() if p.requires_grad)
-    found = {"loss": loss, "expected": expected}
+    found = {"loss": loss, "expected": expected, "error": accumulate(stage, plain, name, bf16)}
     for phase in ("forward", "backward", "reduce"):
         parts = [(size, dtype) for kind, size, dtype in sent if kind == phase]
         found[phase] = sum(size for size, _ in parts) / whole

@@ -15,7 +15,7 @@ from unclip.training.callbacks.logs import CsvLogger
 from unclip.training.callbacks.progress import Profile, StepProgress, Throughput
 from unclip.training.callbacks.samples import SampleGrid, grid_of
 from unclip.training.modules import StageModule, sample_generators, seed_of
-from unclip.training.trainer import resolve_precision
+from unclip.training.trainer import build_trainer, resolve_precision
 
 
 class Colored(StageModule):
@@ -200,3 +200,9 @@ def test_auto_precision_is_never_emulated_bf16(monkeypatch):
 def test_precisions_that_train_wrong_weights_are_refused(precision):
     with pytest.raises(ValueError, match="use bf16-mixed"):
         resolve_precision(precision, "gpu")
+
+
+def test_ddp_does_not_broadcast_buffers_which_never_change(tmp_path):
+    settings = {"callbacks": [], "loggers": [], "strategy": "ddp", "accelerator": "cpu"}
+    trainer = build_trainer(max_steps=1, folder=tmp_path, **settings, devices=1)
+    assert trainer.strategy._ddp_kwargs["broadcast_buffers"] is False

@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_bundle
@@ -13,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import plan
+from cli import planning, training
 from unclip import bundle
 from unclip.training import cost
 from unclip.training.acceleration import optimize
@@ -56,7 +58,7 @@ def measured(name, *, checkpointing=False, with_clip=False, **options):
             options["clip"] = bundle.build(recipe("clip"))
         optimize(stage, gradient_checkpointing=checkpointing)
         options = {"optimizer": ADAMW} | options
-        return cost.measure_step(stage, plan.example_batch(CONFIG, stage), **options)
+        return cost.measure_step(stage, planning.example_batch(CONFIG, stage), **options)
 
 
 def test_live_bytes_are_counted_and_forgotten():
@@ -133,7 +135,7 @@ def test_the_peak_is_that_of_a_real_step(name, bf16):
     stage = bundle.build(recipe(name)).train()
     batch = {
         key: torch.zeros_like(value) if torch.is_tensor(value) else value
-        for key, value in plan.example_batch(CONFIG, stage).items()
+        for key, value in planning.example_batch(CONFIG, stage).items()
     }
     batch["text_mask"] += True
     stage.loss(batch)["loss"].backward()  # allocates what is allocated once
@@ -298,7 +300,7 @@ def test_the_measured_rate_is_the_last_one_of_the_latest_run(tmp_path):
 def test_training_counts_the_flops_that_the_planner_counts(name):
     with FakeTensorMode():
         stage = bundle.build(recipe(name))
-    batch = plan.example_batch(CONFIG, stage)
+    batch = planning.example_batch(CONFIG, stage)
     assert cost.forward_flops(recipe(name), batch) == measured(name).forward_flops
 
 
@@ -306,3 +308,26 @@ def test_a_peak_is_the_rate_of_a_matrix_product(monkeypatch):
     times = iter([0.0, 4.0, 10.0, 12.0, 20.0, 21.0, 30.0, 33.0, 40.0, 42.0])
     monkeypatch.setattr(cost.time, "perf_counter", lambda: next(times))
     assert cost.peak_flops(torch.device("cpu"), torch.float32) == 2 * 1024**3
+
+
+@pytest.mark.parametrize(
+    ("setting", "memory", "chosen"), [("auto", 1.0, False), ("auto", 1e-3, True), (False, 0, False)]
+)
+def test_checkpointing_is_chosen_by_the_memory_of_a_device(setting, memory, chosen):
+    override = f"acceleration.gradient_checkpointing={setting}"
+    config, step = planned("scale=quick", "stage=upsampler_256", f"memory={memory}", override)
+    assert config["acceleration"]["gradient_checkpointing"] is chosen
+    rows = plan.describe(config, step)
+    assert rows["gradient checkpointing"] == ("on" if chosen else "off")
+    assert (step.training_flops > 3.1 * step.forward_flops) is chosen  # 3.3 if recomputed
+
+
+def test_auto_compares_a_step_with_the_gpu_that_trains(monkeypatch):
+    config, _ = planned("scale=quick", "stage=upsampler_256")
+    for gpu, gib, chosen in ((False, 0, False), (True, 80, False), (True, 1e-3, True)):
+        properties = SimpleNamespace(total_memory=gib * 2**30)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, p=properties: p)
+        config["acceleration"]["gradient_checkpointing"] = "auto"
+        training.choose_checkpointing(config, None)
+        assert config["acceleration"]["gradient_checkpointing"] is chosen

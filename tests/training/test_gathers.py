@@ -52,3 +52,9 @@ def test_the_loss_is_that_of_one_process(counts, name, precision):
     found = counts[f"{name} {precision}"]
     tolerance = 0.02 if precision == "bf16" else 1e-5
     assert found["loss"] == pytest.approx(found["expected"], rel=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_accumulated_batch_adds_to_the_shards_of_the_gradient(counts, name, precision):
+    assert counts[f"{name} {precision}"]["error"] < (0.05 if precision == "bf16" else 1e-5)

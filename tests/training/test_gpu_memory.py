@@ -7,6 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import plan
+from cli import planning
 from unclip import bundle
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -22,7 +23,7 @@ def test_the_planned_memory_is_that_of_a_gpu(name):
     stage = bundle.build(config["model"]).cuda().train()
     batch = {
         key: value.cuda().zero_() if torch.is_tensor(value) else value
-        for key, value in plan.example_batch(config, stage).items()
+        for key, value in planning.example_batch(config, stage).items()
     }
     for _ in range(2):  # the gradients of the first step live during the second one
         torch.cuda.synchronize()

@@ -156,7 +156,8 @@ def test_an_upsampler_that_adds_nothing_gains_nothing():
     assert module.preview(batch).keys() == {"bicubic", "upsampled", "real"}
 
 
-def test_clip_is_validated_by_retrieval_over_all_batches(kit):
+def test_clip_is_validated_by_retrieval_over_all_batches_without_a_copy(kit, monkeypatch):
+    monkeypatch.setattr(ClipStage, "embedder", pytest.fail)  # it copies and hashes the weights
     stage = ClipStage(
         embed_dim=8,
         image_size=4,

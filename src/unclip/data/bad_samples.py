@@ -12,12 +12,17 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_command(path: Path) -> str:
-    """Return the command that made the data set of a shard or folder, from its dataset.json."""
-    for root in path.parents:
+    """Return the command that makes the data set of a shard, told by its folders."""
+    roots = list(path.parents)
+    for root in roots:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             if read_json(root / "dataset.json")["settings"]["data"] == "imported images":
                 return f"`python src/prepare.py folder DIR {root}`, with more images of that size"
-    return "`python src/prepare.py emoji`"
+        if root.name == "coco" or (root / "annotations").is_dir():
+            return f"`python src/prepare.py coco {root} OUT`, and add data=folder data.root=OUT"
+    if any(root.name.startswith("emoji") for root in roots):
+        return "`python src/prepare.py emoji`"
+    return "`python src/prepare.py folder DIR OUT`, and add data=folder data.root=OUT"
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ with unequal numbers of batches (#225). Here ranks and workers split positions i
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, InitVar, dataclass
 
@@ -220,6 +221,11 @@ class ShardDataset(IterableDataset):
         )
 
 
+def _leave_process_group(_: int) -> None:
+    """Keep Ctrl-C and SLURM's signals from a worker: the run needs it until its step is saved."""
+    os.setpgid(0, 0)
+
+
 class ShardLoader:
     """Load the batches of a `ShardDataset` in worker processes.
 
@@ -244,6 +250,7 @@ class ShardLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_process_group,
             generator=torch.Generator(),  # otherwise every epoch would advance the global one
         )
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from unclip.clip import ClipEmbedder
 from unclip.emoji.probes import Probe, concept_set, counterfactual_probes, object_probes
 from unclip.evaluation.context import HELD_OUT, SEEN, Context
-from unclip.evaluation.features import Features, Images
+from unclip.evaluation.features import Features, Images, encode_images, encode_texts
 from unclip.evaluation.measurement import Z95, Measurement, Numbers, Result, Table
-from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.evaluation.sources import Real
 
 MEASURABLE = 0.9  # least share of real images on which a judge must be right
@@ -42,17 +41,15 @@ class JudgeChoices(Measurement):
     stages = ("clip", "prior", "decoder", "judge")
 
     def __call__(self, context: Context) -> Result:
-        """Measure generated and real images of seen and held-out compositions."""
-        found, judge = {}, context.judge
-        options = {"among": self.among, "seed": context.seed}
+        found, options = {}, {"among": self.among, "seed": context.seed}
         for split in context.splits(SEEN, HELD_OUT):
             real = context.real(split)
-            captions, probes = real.captions, scene_probes(context, real)
+            asked = real.captions, scene_probes(context, real)
             found[split] = {
                 "generated": judge_choices(
-                    judge, context.generated(split), captions, probes, **options
+                    context.judge, context.generated(split), *asked, **options
                 ),
-                "real": judge_choices(judge, real.images, captions, probes, **options),
+                "real": judge_choices(context.judge, real.images, *asked, **options),
             }
         return Result(tables={self.title: _table(found)}, values={"judge": found})
 
@@ -118,15 +115,22 @@ def choose_own(
     own = torch.arange(len(captions))[:, None]
     rows = torch.cat([own, distractors(captions, count=among - 1, seed=seed)], dim=1)
     batches = zip(image_embedding.split(256), rows.split(256), strict=True)
-    first = torch.zeros(len(captions), dtype=torch.int64)
     return torch.cat(
-        [choose(images, text_embedding[row], first[: len(row)]) for images, row in batches]
+        [
+            choose(images, text_embedding[row], torch.zeros_like(row[:, 0]))
+            for images, row in batches
+        ]
     )
+
+
+def first_rows(captions: Sequence[str]) -> dict[str, int]:
+    """Return the first row of each different caption."""
+    return {caption: row for row, caption in reversed(list(enumerate(captions)))}
 
 
 def distractors(captions: Sequence[str], *, count: int, seed: int = 0) -> Int[Tensor, "rows count"]:
     """Return the indices of `count` other captions for each caption, all with different texts."""
-    first = {caption: index for index, caption in reversed(list(enumerate(captions)))}
+    first = first_rows(captions)
     texts = sorted(first)
     if len(texts) <= count:
         raise ValueError(

@@ -4,42 +4,45 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from unclip.bundle import stage_file
 from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder
 from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.features import (
+    ClipNetwork,
     FeatureNetwork,
     Features,
     Images,
     compute_features,
+    encode_texts,
     extract,
-    real_features,
+    weights_of,
 )
-from unclip.evaluation.generation import ImageFolder, generate
-from unclip.evaluation.networks import ClipNetwork, encode_texts, weights_of
-from unclip.evaluation.protocol import Prompt, Protocol
-from unclip.evaluation.sampling import Sampling, Settings
-from unclip.evaluation.sources import Real, Source, open_source, read_real
+from unclip.evaluation.generation import ImageFolder, Sampling, Settings, generate
+from unclip.evaluation.protocol import Prompt, Protocol, fingerprint
+from unclip.evaluation.sources import Real, Source, load_images, open_source, read_real
+from unclip.files import write_tensors
 
 SPLITS = VALIDATION, SEEN, HELD_OUT = "val", "test_seen", "test_held_out"
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable)
 
 
-def kept(method: Callable[Concatenate["Context", P], T]) -> Callable[Concatenate["Context", P], T]:
+def kept(method: Method) -> Method:
     """Cache the results of a method by its arguments, as `Context.cached` does."""
 
     @wraps(method)
-    def cached(self: "Context", *args: P.args, **options: P.kwargs) -> T:
-        key = (method.__name__, *args, *options.items())
-        return self.cached(key, lambda: method(self, *args, **options))
+    def cached(self: "Context", *args: Any) -> Any:
+        return self.cached((method.__name__, *args), lambda: method(self, *args))
 
-    return cached
+    return cast(Method, cached)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,9 +50,9 @@ class Context:
     """Everything that measurements share.
 
     It has the protocol's images, sampled from a bundle or taken from a folder, the real images they
-    are compared with, and the features of both. Besides, it has real images, predicted embeddings
-    and generated images of each split. Everything is sampled, loaded and computed when it is first
-    needed and then kept, so measurements can run in any order.
+    are compared with, and the features of both; and of each split of emoji scenes real images,
+    predicted embeddings and generated images. Everything is sampled, loaded and computed when it is
+    first needed and then kept, so measurements can run in any order.
 
     Raises:
         FileNotFoundError: the bundle or the folder of images is missing.
@@ -90,6 +93,11 @@ class Context:
         if isinstance(self._kept[key], Exception):
             raise self._kept[key]
         return self._kept[key]
+
+    def found(self, method: str) -> dict[tuple[Any, ...], Any]:
+        """Return the results that a method has kept, by its arguments."""
+        results = {key[1:]: one for key, one in self._kept.items() if key[0] == method}
+        return {key: one for key, one in results.items() if not isinstance(one, Exception)}
 
     @property
     def seed(self) -> int:
@@ -162,8 +170,7 @@ class Context:
             network="none",
         )
         data = " ".join(f"{prompt.id}:{prompt.text}" for prompt in prompts)
-        out = self.out / "samples"
-        folder = generate(self.cascade, prompts, protocol, self.settings, out, data=data)
+        folder = generate(self.sampling, prompts, protocol, self.out / "samples", data=data)
         return folder.load(range(len(prompts)), protocol), folder.path
 
     @property
@@ -196,15 +203,8 @@ class Context:
     def folder(self) -> ImageFolder:
         """The protocol's images, sampled by all ranks when first needed, or the given ones."""
         if self.given is None:
-            return generate(
-                self.cascade,
-                self.drawn,
-                self.protocol,
-                self.settings,
-                self.out / "samples",
-                data=self.fingerprint,
-                ranks=self.ranks,
-            )
+            out, shared = self.out / "samples", {"data": self.fingerprint, "ranks": self.ranks}
+            return generate(self.sampling, self.drawn, self.protocol, out, **shared)
         wanted = {"protocol": self.protocol.describe(), "data": self.fingerprint}
         for name, value in wanted.items():
             if self.given.settings.get(name, value) != value:
@@ -213,12 +213,6 @@ class Context:
                     "settings.json, or sample again"
                 )
         return self.given
-
-    @property
-    def opened_folder(self) -> ImageFolder | None:
-        """The protocol's images if a measurement has asked for them."""
-        folder = self._kept.get(("folder",))
-        return folder if isinstance(folder, ImageFolder) else None
 
     @property
     def prompts(self) -> list[str]:
@@ -254,16 +248,9 @@ class Context:
         return cast(ClipNetwork, self.network("judge")).embedder
 
     @property
-    def bad_samples(self) -> dict[str, dict[str, int]]:
-        """Number of samples that were left out of each opened split, by kind."""
-        opened = {key[1]: one for key, one in self._kept.items() if key[0] == "_source"}
-        return {k: one.bad for k, one in opened.items() if isinstance(one, Source) and one.bad}
-
-    @property
-    def used_networks(self) -> dict[str, str]:
-        """Fingerprint of each feature network that was loaded."""
-        loaded = {key[1]: one for key, one in self._kept.items() if key[0] == "network"}
-        return {k: one.fingerprint for k, one in loaded.items() if not isinstance(one, Exception)}
+    def has_judge(self) -> bool:
+        """Whether the bundle has a judge."""
+        return stage_file(self.cascade.folder, "judge").is_file()
 
     def gather_features(self, name: str) -> None:
         """Compute all of a network's features on all ranks together; rank 0 gets them.
@@ -290,13 +277,12 @@ class Context:
 
         On several ranks, `gather_features` has to come first.
         """
-        folder, progress = self.folder, self.settings.progress
+        folder, network = self.folder, self.network(name)
 
         def load(rows: range) -> Images:
             return folder.load(rows, self.protocol)
 
-        count, network = len(folder.rows), self.network(name)
-        return compute_features(network, load, count, ranks=self.ranks, progress=progress)
+        return self._features(network, load, len(folder.rows))
 
     def reference_features(self, name: str) -> Features:
         """Compute a network's features of the reference images."""
@@ -377,9 +363,30 @@ class Context:
     def _real_features(
         self, name: str, source: Source, indices: tuple[int, ...], protocol: Protocol
     ) -> Features:
-        """Compute features of some real images."""
-        how = {"ranks": self.ranks, "progress": self.settings.progress}
-        return real_features(self.network(name), source, indices, protocol, self.cache, **how)
+        """Compute features of some real images or load them from the cache; rank 0 gets them."""
+        network, ranks = self.network(name), self.ranks
+        images = [protocol.resolution, protocol.crop, protocol.filter]
+        chosen = indices if indices != tuple(range(len(indices))) else len(indices)
+        weights = [network.name, network.fingerprint]
+        key = fingerprint([source.stamp, chosen, images, weights])
+        file = self.cache / f"{network.name}-{key}.safetensors"
+        kept = _load(file, len(indices)) if ranks.first else None
+        if ranks.share(kept is not None):
+            return torch.empty(0) if kept is None else kept
+
+        def load(rows: range) -> Images:
+            return load_images(source, indices[rows.start : rows.stop], protocol)
+
+        features = self._features(network, load, len(indices))
+        if ranks.first:
+            write_tensors(file, {"features": features.contiguous()})
+        return features
+
+    def _features(
+        self, network: FeatureNetwork, load: Callable[[range], Images], count: int
+    ) -> Features:
+        progress = self.settings.progress
+        return compute_features(network, load, count, ranks=self.ranks, progress=progress)
 
     def _drawn_features(self, name: str) -> Features:
         """Compute the features of all real images behind the prompts."""
@@ -391,3 +398,12 @@ class Context:
         items = sorted({prompt.item for prompt in self.drawn})
         within = self.source is self.reference_source and items[-1] < len(self.reference)
         return self.reference if within else tuple(items)
+
+
+def _load(file: Path, count: int) -> Features | None:
+    """Load cached features; None if they are missing, truncated or too few."""
+    try:
+        features = load_file(file)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return features if len(features) == count else None

@@ -3,12 +3,11 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from unclip.evaluation.features import Features
 
@@ -63,8 +62,7 @@ def bootstrap_error(
 ) -> float:
     """Compute the standard deviation of a distance over bootstrap resamples of both sets.
 
-    Only the spread is returned, not percentiles: repeated rows add to the distance's own bias, so
-    the resampled distances are above the distance itself.
+    Repeated rows add to the distance's own bias, so percentiles would be above the distance.
     """
     generator = torch.Generator().manual_seed(seed)
     distances = [
@@ -85,7 +83,10 @@ def kernel_distance(
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = subset_size_of(min(len(first), len(second)), subset_size)
-    metric = build_metric(KernelInceptionDistance, subsets=subsets, subset_size=size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
+        settings = {"subsets": subsets, "subset_size": size, "sync_on_compute": False}
+        metric = KernelInceptionDistance(nn.Identity(), **settings)
     metric.update(second.double(), real=True)
     metric.update(first.double(), real=False)
     with seeded(seed):  # it draws its subsets from the global generator
@@ -96,13 +97,6 @@ def kernel_distance(
 def subset_size_of(count: int, most: int) -> int:
     """Return `most`, or half of `count` if that is less, but at least 2."""
     return min(most, max(count // 2, 2))
-
-
-def build_metric(metric: type[Metric], **settings: Any) -> Metric:
-    """Build a metric of torchmetrics on features, on one rank, without its warning about memory."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
-        return metric(feature=nn.Identity(), sync_on_compute=False, **settings)
 
 
 @contextmanager

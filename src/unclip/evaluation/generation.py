@@ -1,10 +1,10 @@
-"""A resumable folder of generated images: one PNG per prompt, and how they were sampled."""
+"""Samples of an evaluation, and the resumable folder of its images: one PNG per prompt."""
 
 import json
-import time
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -17,17 +17,94 @@ from tqdm import tqdm
 from unclip.bundle import StageMetadata, build, stage_file, train_command
 from unclip.cascade import Cascade
 from unclip.evaluation.distributed import Ranks
-from unclip.evaluation.features import Images
-from unclip.evaluation.networks import weights_of
+from unclip.evaluation.features import Features, Images, weights_of
 from unclip.evaluation.protocol import Prompt, Protocol, fingerprint
-from unclip.evaluation.sampling import Sampling, Settings
-from unclip.evaluation.sources import crop_and_resize, open_image_file
+from unclip.evaluation.sources import crop_and_resize
 from unclip.files import parse_json, read_json, read_text, split_lines, write_text
 from unclip.images import open_image, save_png, to_pil
 from unclip.text_to_image import stage_of_prior, stages_for
 
 MANIFEST, SETTINGS = "manifest.jsonl", "settings.json"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How images are sampled."""
+
+    # where image embeddings come from: "diffusion", "ar", "linear" or "none" (z_t itself)
+    prior: str = "diffusion"
+    guidance_scale: float | None = None  # guidance scale of the decoder; None is the stage's own
+    # guidance scale of the prior; None is the stage's own
+    prior_guidance_scale: float | None = None
+    # sampler steps of stages by name; None, and the others, use the stage's own
+    steps: Mapping[str, int | None] = field(default_factory=dict)
+    batch_size: int = 50  # number of 64 px images per batch; larger images use smaller batches
+    seed: int = 0  # image k has the seed `seed` + k
+    progress: bool = True  # show progress bars
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        for name in ("guidance_scale", "prior_guidance_scale"):
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
+        stage_of_prior(self.prior)
+        given = {stage: count for stage, count in self.steps.items() if count is not None}
+        object.__setattr__(self, "steps", given)
+
+
+@dataclass
+class Sampling:
+    """A cascade with settings; row k of a call has the seed `settings.seed` + `first` + k."""
+
+    settings: Settings
+    cascade: Cascade
+
+    def predict(
+        self, captions: Sequence[str], *, first: int = 0, prior: str | None = None
+    ) -> Features:
+        """Predict image embeddings of captions; `prior` replaces that of the settings."""
+        scale, prior = self.settings.prior_guidance_scale, prior or self.settings.prior
+        with self._options(captions, first) as options:
+            return self.cascade.prior(captions, prior=prior, guidance_scale=scale, **options)
+
+    def decode(self, z: Features | None, captions: Sequence[str], *, first: int = 0) -> Images:
+        """Decode image embeddings to 64 px images; None decodes the captions alone."""
+        scale = self.settings.guidance_scale
+        with self._options(captions, first) as options:
+            made = self.cascade.decode(z, captions, size=64, guidance_scale=scale, **options)
+        return made.images[64]
+
+    def enlarge(self, images: Images, size: int, *, first: int = 0) -> Images:
+        """Enlarge images with the upsamplers, in batches that shrink as the images grow."""
+        with self._options(images, first) as options:
+            options["batch_size"] = max(self.settings.batch_size * 16 // size, 1)
+            return self.cascade.upsample(images, size=size, **options)[size]
+
+    def text_to_image(self, captions: Sequence[str], *, size: int, first: int = 0) -> Images:
+        """Sample images of captions: small ones in large batches, large ones in small batches."""
+        z = self.predict(captions, first=first)
+        images = self.decode(z, captions, first=first)
+        return images if size == 64 else self.enlarge(images, size, first=first)
+
+    @contextmanager
+    def _options(self, rows: Sequence | Tensor, first: int) -> Iterator[dict[str, Any]]:
+        """Yield the options of a call of the cascade; its progress bar ends with the block."""
+        start = self.settings.seed + first
+        with tqdm(leave=False, unit="step", disable=not self.settings.progress) as bar:
+
+            def progress(stage: str, step: int, steps: int) -> None:
+                bar.total = steps
+                bar.set_description(stage, refresh=False)
+                bar.update(step - bar.n)
+
+            yield {
+                "seeds": range(start, start + len(rows)),
+                "steps": self.settings.steps,
+                "batch_size": self.settings.batch_size,
+                "progress": progress,
+            }
 
 
 class GeneratedImage(NamedTuple):
@@ -45,8 +122,7 @@ class ImageFolder:
 
     path: Path
     rows: list[GeneratedImage]  # every image that it has, or will have
-    # how the images were sampled; {} if unknown
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]  # how the images were sampled; {} if unknown
 
     @classmethod
     def create(
@@ -92,13 +168,11 @@ class ImageFolder:
         files = [file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in _SUFFIXES]
         if not files:
             raise FileNotFoundError(f"{path} has no image ({', '.join(_SUFFIXES)})")
-        settings_file = path / SETTINGS
-        settings = read_json(settings_file) if settings_file.is_file() else {}
-        if (path / MANIFEST).is_file():
-            rows = _read_manifest(path / MANIFEST, files)
-        else:
-            rows = [GeneratedImage(file.stem, file, None, None) for file in files]
-        return cls(path, rows, settings)
+        settings, manifest = path / SETTINGS, path / MANIFEST
+        rows = [GeneratedImage(file.stem, file, None, None) for file in files]
+        if manifest.is_file():
+            rows = _read_manifest(manifest, files)
+        return cls(path, rows, read_json(settings) if settings.is_file() else {})
 
     @property
     def prompts(self) -> list[str] | None:
@@ -108,7 +182,12 @@ class ImageFolder:
 
     def is_missing(self, block: Iterable[int]) -> bool:
         """Return whether an image of the block is missing or truncated."""
-        return not all(_is_intact(self.rows[k].path) for k in block)
+        try:
+            for k in block:
+                open_image(self.rows[k].path)
+        except (OSError, ValueError):
+            return True
+        return False
 
     def write(self, k: int, image: UInt8[Tensor, "3 height width"]) -> None:
         """Write image k atomically."""
@@ -117,7 +196,7 @@ class ImageFolder:
     def load(self, indices: Iterable[int], protocol: Protocol) -> Images:
         """Load some images, cropped and resized as the protocol says if they have another size."""
         rows = (self.rows[k] for k in indices)
-        return torch.stack([crop_and_resize(open_image_file(row.path), protocol) for row in rows])
+        return torch.stack([crop_and_resize(open_image(row.path), protocol) for row in rows])
 
 
 def describe(cascade: Cascade, protocol: Protocol, settings: Settings, data: str) -> dict[str, Any]:
@@ -167,17 +246,14 @@ def _sampling_of(
     if sampler is not None:
         described = {"sampler": sampler.func.__name__, **sampler.keywords}
         described |= {} if steps is None else {"steps": steps}
-    if guidance_scale is not None:
-        return described | {"guidance_scale": float(guidance_scale)}
-    own = {name: getattr(stage, name, None) for name in ("guidance_scale", "text_guidance_scale")}
-    return described | {name: float(scale) for name, scale in own.items() if scale is not None}
+    scale = getattr(stage, "guidance_scale", None) if guidance_scale is None else guidance_scale
+    return described if scale is None else described | {"guidance_scale": float(scale)}
 
 
 def generate(
-    cascade: Cascade,
+    sampling: Sampling,
     prompts: Sequence[Prompt],
     protocol: Protocol,
-    settings: Settings,
     out: Path,
     *,
     data: str,
@@ -191,12 +267,12 @@ def generate(
 
     `data` is the fingerprint of the data that the prompts come from; `ranks` share the work.
     """
-    ranks = ranks or Ranks()
-    made_with = describe(cascade, protocol, settings, data)
+    ranks, settings = ranks or Ranks(), sampling.settings
+    made_with = describe(sampling.cascade, protocol, settings, data)
     named = {k: v for k, v in made_with["protocol"].items() if k not in ("name", "hash")}
     path = out / f"{protocol.name}-{fingerprint({**made_with, 'protocol': named})}"
     folder = ImageFolder.create(path, prompts, made_with, seed=settings.seed)
-    sampling = Sampling(replace(settings, progress=False), cascade)
+    quiet = Sampling(replace(settings, progress=False), sampling.cascade)
     own = ranks.blocks(len(prompts), settings.batch_size)
     with tqdm(
         total=sum(map(len, own)),
@@ -204,23 +280,12 @@ def generate(
         unit="image",
         disable=not (settings.progress and ranks.first),
     ) as bar:
-        started, sampled = 0.0, 0
         for block in own:
             if folder.is_missing(block):
                 captions = [prompts[k].text for k in block]
-                images = sampling.text_to_image(
-                    captions, size=protocol.resolution, first=block.start
-                )
+                images = quiet.text_to_image(captions, size=protocol.resolution, first=block.start)
                 for k, image in zip(block, images, strict=True):
                     folder.write(k, image)
-                sampled += 1
-                if sampled == 1:  # the first batch is slower
-                    started = time.perf_counter()
-                elif sampled == 3 and not bar.disable:
-                    left = bar.total - bar.n - len(block)
-                    seconds = (time.perf_counter() - started) / 2 / len(block)
-                    about = timedelta(seconds=round(left * seconds))
-                    bar.write(f"{bar.desc}: {left:,} to sample, in about {about}")
             bar.update(len(block))
     ranks.wait()
     return folder
@@ -247,14 +312,6 @@ def _read_manifest(manifest: Path, files: Sequence[Path]) -> list[GeneratedImage
             )
         rows.append(GeneratedImage(str(entry["id"]), file, prompt, seed))
     return rows
-
-
-def _is_intact(file: Path) -> bool:
-    try:
-        open_image(file)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _file_stem(name: str) -> str:

@@ -1,6 +1,6 @@
 """A measurement maps a context to a result; `run` is the one loop over all of them.
 
-A new number is a subclass of `Measurement` in a file of its own and an entry in conf/measure.
+A new number is a subclass of `Measurement` and an entry in conf/measure.
 """
 
 import time
@@ -32,14 +32,13 @@ class Score(NamedTuple):
     """A number and its uncertainty."""
 
     value: float
-    error: float | None  # its standard error, by the bootstrap
-    interval: tuple[float, float] | None  # its 95% interval
+    error: float | None  # standard error, by the bootstrap
+    interval: tuple[float, float] | None  # of 95%
     n: int  # number of generated images
     better: str  # "lower", "higher" or "nearest 0"
-    # number of real images that the generated ones are compared with; None if there are none
-    n_reference: int | None = None
+    n_reference: int | None = None  # number of real images that they are compared with
     # the same number with real images in place of the generated ones: the floor of a distance, the
-    # ceiling of an agreement; None if unknown
+    # ceiling of an agreement
     baseline: float | None = None
     n_real: int | None = None  # number of images behind `baseline`
     rows: Tensor | None = None  # the number of each image if the score is their mean
@@ -49,9 +48,7 @@ class Score(NamedTuple):
         """Return the score for results.json, without its rows."""
         values = self._asdict()
         del values["rows"]
-        values["real"] = values.pop("baseline")
-        values["interval"] = None if self.interval is None else list(self.interval)
-        return {**values, "about": dict(self.about)}
+        return {"real": values.pop("baseline"), **values, "about": dict(self.about)}
 
 
 class Table(NamedTuple):
@@ -66,7 +63,13 @@ class Table(NamedTuple):
 
         Columns are headings by key; "a/b" is the key "b" of the numbers at "a".
         """
-        rows = [[name, *(_look_up(one, key) for key in columns)] for name, one in found.items()]
+
+        def look_up(numbers: Any, key: str) -> Any:
+            for part in key.split("/"):
+                numbers = (numbers or {}).get(part)
+            return numbers
+
+        rows = [[name, *(look_up(one, key) for key in columns)] for name, one in found.items()]
         return cls([first, *columns.values()], rows)
 
 
@@ -74,14 +77,12 @@ class Table(NamedTuple):
 class Result:
     """The outcome of one measurement."""
 
-    # scores of the protocol's images by name
-    scores: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)  # of the protocol's images
     tables: dict[str, Table] = field(default_factory=dict)  # tables by title, for the report
     # images by file stem, written to OUT/images/STEM.png. A stem with a folder, such as
-    # "held_out_256/0", is written and not shown in the report.
+    # "held_out_256/0", is not shown in the report.
     images: Mapping[str, Image.Image | Path] = field(default_factory=dict)
-    # plain numbers, merged into results.json key by key
-    values: Numbers = field(default_factory=dict)
+    values: Numbers = field(default_factory=dict)  # merged into results.json key by key
     note: str = ""  # a sentence or two for the report, about how to read the numbers
     title: str = ""  # heading in the report, which `run` sets
 
@@ -90,38 +91,31 @@ class Result:
 class Measurement(ABC):
     """One or more numbers, tables or images about a bundle or about a folder of images.
 
-    Every subclass is a frozen dataclass; its fields are the keys in conf/measure.
+    Every subclass is a frozen dataclass; its fields are the keys in conf/measure. Its `__call__`
+    raises FileNotFoundError if a package or data are missing, with the way to get them, and
+    ValueError if the data do not fit or there are too few images.
     """
 
     title: ClassVar[str] = ""  # heading in the report
     # stages that the bundle needs, "prior" for the prior of the settings; () for a measurement of
     # any folder of images
     stages: ClassVar[tuple[str, ...]] = ()
-    # name of the feature network whose features of the protocol's images it uses. Its features are
-    # computed by all ranks together.
+    # feature network that it applies to the protocol's images; all ranks share the work
     network: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
 
     @abstractmethod
-    def __call__(self, context: Context) -> Result:
-        """Measure.
-
-        Raises:
-            FileNotFoundError: a package or data is missing; the message says how to get it.
-            ValueError: the data do not fit, or there are too few images.
-        """
+    def __call__(self, context: Context) -> Result: ...
 
 
 @dataclass
 class Results:
     """What all measurements found; only rank 0 has one."""
 
-    # results by the measurement's name in the configuration
-    results: dict[str, Result] = field(default_factory=dict)
-    # the reason why a measurement has no result, by its name
-    not_available: dict[str, str] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)  # by the measurement's name
+    not_available: dict[str, str] = field(default_factory=dict)  # reasons why there is no result
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -178,7 +172,6 @@ def mean_score(
     rows: Float[Tensor, " n"],
     *,
     seed: int,
-    better: str = "higher",
     real: Float[Tensor, " m"] | None = None,
     **others: Any,
 ) -> Score:
@@ -194,7 +187,7 @@ def mean_score(
         error=float(means.std()),
         interval=(low, high),
         n=len(values),
-        better=better,
+        better="higher",
         baseline=None if real is None else float(real.double().mean()),
         n_real=None if real is None else len(real),
         rows=values,
@@ -205,10 +198,3 @@ def mean_score(
 def around(value: float, error: float) -> tuple[float, float]:
     """Return the 95% interval of a number with a normal error."""
     return value - Z95 * error, value + Z95 * error
-
-
-def _look_up(numbers: Any, key: str) -> Any:
-    """Return the number at a key whose slashes separate the levels; None if there is none."""
-    for part in key.split("/"):
-        numbers = numbers.get(part) if isinstance(numbers, Mapping) else None
-    return numbers

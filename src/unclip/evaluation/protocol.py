@@ -16,8 +16,7 @@ class Item(NamedTuple):
 
     id: str
     captions: tuple[str, ...]  # at least one caption
-    # other metadata of the image, such as the objects in the scene
-    about: Mapping[str, Any] = MappingProxyType({})
+    about: Mapping[str, Any] = MappingProxyType({})  # metadata, such as the objects in the scene
 
 
 class Prompt(NamedTuple):
@@ -94,14 +93,10 @@ class Protocol:
             chosen = [Prompt(item.id, self._one(item), k) for k, item in enumerate(items)]
         if self.captions != "first":
             rng("protocol", self.seed, self.split).shuffle(chosen)
-        chosen = chosen[: self.count]
+        chosen, numbers = chosen[: self.count], range(self.repeats)
         if self.repeats == 1:
             return chosen
-        return [
-            prompt._replace(id=f"{prompt.id}-{number}")
-            for prompt in chosen
-            for number in range(self.repeats)
-        ]
+        return [one._replace(id=f"{one.id}-{number}") for one in chosen for number in numbers]
 
     def _one(self, item: Item) -> str:
         """Return the first caption of an image, or draw one."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import UInt8
@@ -40,7 +40,7 @@ class Source:
     items: list[Item]
     fingerprint: str  # hash of ids, captions and file sizes; the same in another folder
     stamp: str  # hash of the same and of the files' times; a cache keyed by it notices a change
-    # function that decodes the images of items at ascending indices as RGB
+    # decodes the images of items at ascending indices as RGB
     images: Callable[[Sequence[int]], Iterator[Image.Image]]
     bad: dict[str, int]  # number of samples that were left out, by kind
 
@@ -51,9 +51,9 @@ class _Listing:
 
     name: str
     names: list[tuple[Path, str]]  # shard or folder, and key or file name, of each sample
-    samples: list[Item | BadSample]
-    stats: list[tuple[str, int, int]]  # of the files, hashed for the source's stamp
-    # function that yields, for ascending indices, functions that decode the images
+    samples: Sequence[Item | BadSample]
+    stats: list[tuple[str, int, int]]  # name, size and time of each file
+    # yields, for ascending indices, functions that decode the images
     load: Callable[[Sequence[int]], Iterator[Callable[[], Image.Image]]]
 
 
@@ -69,30 +69,24 @@ def open_source(
 ) -> Source:
     """Open a split of the data that a protocol uses; bad samples are left out and counted.
 
-    Every image is decoded once, before anything is sampled; all `ranks` share the work.
-
-    Args:
-        root: folder of the data.
-        split: name of the split.
-        protocol: its format and resolution say where the images are.
-        cache: folder that remembers which images are bad; None decodes them again.
-        ranks: processes that call this function together.
-        max_bad_fraction: tolerated fraction of bad samples, as in training.
-        progress: show a progress bar.
+    Every image is decoded once, before anything is sampled; all `ranks` share the work, and `cache`
+    is a folder that remembers which images are bad. The protocol's format and resolution say where
+    the images are.
 
     Raises:
         FileNotFoundError: it is missing; the message has the command that fetches it.
-        ValueError: its annotations are damaged, or too many samples are bad.
+        ValueError: its annotations are damaged, or more than `max_bad_fraction` of its samples are
+            bad.
     """
     if protocol.format == "coco":
         listing = _list_coco(Path(root), split)
     else:
         listing = _list_shards(Path(root) / split / str(protocol.resolution))
-    usable = {k: one for k, one in enumerate(listing.samples) if isinstance(one, Item)}
+    usable = [k for k, one in enumerate(listing.samples) if isinstance(one, Item)]
     bad = {k: one for k, one in enumerate(listing.samples) if isinstance(one, BadSample)}
-    stamp = _digest(listing.name, [item[:2] for item in usable.values()], listing.stats)
+    stamp = _digest(listing, usable, times=True)
     file = cache and cache / f"bad-{stamp}.json"
-    bad |= _bad_images(listing, list(usable), file, ranks or Ranks(), progress)
+    bad |= _bad_images(listing, usable, file, ranks or Ranks(), progress)
     counter = BadSamples(max_bad_fraction, len(listing.samples))
     for k, name in enumerate(listing.names):
         if k in bad:
@@ -100,9 +94,6 @@ def open_source(
         counter.mark_seen()
     counter.finish()
     good = [k for k in usable if k not in bad]
-    items = [usable[k] for k in good]
-    sizes = [stat[:2] for stat in listing.stats]
-    fingerprint = _digest(listing.name, [item[:2] for item in items], sizes)
 
     def images(indices: Sequence[int]) -> Iterator[Image.Image]:
         places = [good[k] for k in indices]
@@ -113,7 +104,8 @@ def open_source(
                 path, name = listing.names[k]
                 raise ValueError(f"{name} of {path} changed: run again ({error.kind})") from error
 
-    return Source(items, fingerprint, stamp, images, dict(counter.kinds))
+    items = [cast(Item, listing.samples[k]) for k in good]
+    return Source(items, _digest(listing, good), stamp, images, dict(counter.kinds))
 
 
 def _bad_images(
@@ -171,7 +163,7 @@ def _list_coco(root: Path, split: str) -> _Listing:
         return (partial(_decode_file, paths[index]) for index in indices)
 
     names = [(folder, path.name) for path in paths]
-    samples: list[Item | BadSample] = [Item(f"{one.id:012d}", one.captions) for one in listed]
+    samples = [Item(f"{one.id:012d}", one.captions) for one in listed]
     return _Listing(split, names, samples, stats, load)
 
 
@@ -224,7 +216,7 @@ def load_images(
 class Real:
     """Real images of one size, in the order of their shards."""
 
-    images: UInt8[Tensor, "count 3 size size"]  # the images
+    images: UInt8[Tensor, "count 3 size size"]
     captions: list[str]  # the first caption of each image
     metadata: list[dict[str, Any]]  # the JSON of each image; {} if it has none
 
@@ -250,14 +242,6 @@ def read_real(root: str | Path, split: str, size: int, *, count: int | None = No
     items, images = zip(*samples, strict=True)
     captions = [item.captions[0] for item in items]
     return Real(torch.stack(images), captions, [dict(item.about) for item in items])
-
-
-def open_image_file(path: Path) -> Image.Image:
-    """Open an image file as RGB."""
-    try:
-        return _decode_file(path)
-    except BadSample as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _decode_file(path: Path) -> Image.Image:
@@ -289,5 +273,8 @@ def _stat(path: Path) -> tuple[str, int, int]:
     return path.name, found.st_size, found.st_mtime_ns
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+def _digest(listing: _Listing, rows: Sequence[int], *, times: bool = False) -> str:
+    """Hash ids and captions of samples, and names and sizes, perhaps also times, of all files."""
+    items = [cast(Item, listing.samples[k])[:2] for k in rows]
+    stats = listing.stats if times else [stat[:2] for stat in listing.stats]
+    return hashlib.sha256(repr((listing.name, items, stats)).encode()).hexdigest()[:16]

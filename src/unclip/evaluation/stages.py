@@ -1,4 +1,4 @@
-"""Measure a bundle's CLIP and prior on the captions and images of a data set."""
+"""Measure a bundle's CLIP and prior on a data set, and draw sheets of the bundle's samples."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -8,12 +8,23 @@ import torch.nn.functional as F
 from unclip.bundle import read_metadata, stage_file
 from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder, recall_at
-from unclip.evaluation.choices import choice_rows, distractors, probe_choices, scene_probes
+from unclip.contact_sheet import Tile, contact_sheet
+from unclip.emoji.probes import concept_set
+from unclip.emoji.prompts import sheet_prompts
+from unclip.evaluation.choices import (
+    choice_rows,
+    distractors,
+    first_rows,
+    probe_choices,
+    scene_probes,
+)
 from unclip.evaluation.context import HELD_OUT, SEEN, SPLITS, VALIDATION, Context
-from unclip.evaluation.features import Features
+from unclip.evaluation.features import Features, encode_images, encode_texts
 from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
-from unclip.evaluation.networks import encode_images, encode_texts
 from unclip.evaluation.sources import Real
+from unclip.images import to_pil
+
+_STAGES = ("clip", "judge", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
 
 
 class Stages(Measurement):
@@ -23,13 +34,16 @@ class Stages(Measurement):
     stages = ("clip",)
 
     def __call__(self, context: Context) -> Result:
-        """Read the metadata of each stage's file."""
         stages, rows, columns = {}, [], ("steps", "images", "seconds", "version")
-        for name in ("clip", "judge", "prior", "prior_ar", "decoder", *_UPSAMPLERS):
+        for name in _STAGES:
             file = stage_file(context.cascade.folder, name)
             if not file.is_file():
                 continue
-            metadata, count = read_metadata(file), _parameters(context, name)
+            if name in ("clip", "judge"):
+                model = (context.embedder if name == "clip" else context.judge).model
+            else:
+                model = context.cascade.stage(name)
+            metadata, count = read_metadata(file), sum(p.numel() for p in model.parameters())
             stages[name] = {
                 "parameters": count,
                 "steps": metadata.steps,
@@ -44,7 +58,10 @@ class Stages(Measurement):
 
 
 class ClipRecall(Measurement):
-    """Retrieval recall of the bundle's CLIP and of the judge, and their choices for real images."""
+    """Recall of the bundle's CLIP and of the judge in the validation split, and their choices.
+
+    The choices are measured on the real images of all splits of emoji scenes.
+    """
 
     among: int = 64  # number of candidates of the recall
 
@@ -52,9 +69,8 @@ class ClipRecall(Measurement):
     stages = ("clip",)
 
     def __call__(self, context: Context) -> Result:
-        """Measure recall on the validation split, and choices on all splits of emoji scenes."""
         clips = {"clip": context.embedder}
-        if stage_file(context.cascade.folder, "judge").is_file():
+        if context.has_judge:
             clips["judge"] = context.judge
         validation = context.real(VALIDATION)
         found = {
@@ -68,7 +84,7 @@ class ClipRecall(Measurement):
         }
         tables = {"Retrieval recall": Table.of("CLIP", found, columns)}
         if scene_probes(context, validation):
-            head, rows = ["CLIP", "chooses", "among"], []
+            rows = []
             for name, clip in clips.items():
                 found[name]["choices"] = choices = {}
                 for split in SPLITS:
@@ -76,13 +92,13 @@ class ClipRecall(Measurement):
                     z, probes = encode_images(clip, real.images), scene_probes(context, real)
                     choices[split] = probe_choices(clip, z, probes)
                 rows += [[name, *row] for row in choice_rows(choices)]
-            head += [column for split in SPLITS for column in (split, "n")]
-            tables["Choices for real images"] = Table(head, rows)
+            head = [column for split in SPLITS for column in (split, "n")]
+            tables["Choices for real images"] = Table(["CLIP", "chooses", "among", *head], rows)
         return Result(tables=tables, values={"clip": found})
 
 
 class PriorCosines(Measurement):
-    """Cosines of predicted to true image embeddings."""
+    """Cosines of predicted to true image embeddings of images that are not in training."""
 
     among: int = 64  # number of candidates of the retrieval recall
 
@@ -90,7 +106,6 @@ class PriorCosines(Measurement):
     stages = ("clip", "prior")
 
     def __call__(self, context: Context) -> Result:
-        """Measure images that are not in training: held-out and seen compositions, else `val`."""
         found, linear = {}, None
         for split in context.splits(HELD_OUT, SEEN):
             captions, images = context.real(split).captions, context.real(split).images
@@ -130,8 +145,7 @@ def clip_recall(embedder: ClipEmbedder, real: Real, *, among: int = 64) -> Numbe
     Only the first image of each caption takes part, because the others would also be right answers.
     If there are fewer than `among`, recall is among all of them.
     """
-    first = {caption: row for row, caption in reversed(list(enumerate(real.captions)))}
-    distinct = real.take(sorted(first.values()))
+    distinct = real.take(sorted(first_rows(real.captions).values()))
     among = min(among, len(distinct))
     recall = recall_at(
         encode_images(embedder, distinct.images),
@@ -166,34 +180,64 @@ def prior_cosines(
     prediction among `among` images, `recall_text_at_1` how often it is the nearest to z_t; only the
     first image of each caption counts. `seed` chooses the other captions.
     """
-    first = sorted({text: row for row, text in reversed(list(enumerate(captions)))}.values())
+    first = sorted(first_rows(captions).values())
     among = min(among, len(first))
     recall = {
         name: recall_at(true[first], guess[first], k=(1,), among=among)["text_to_image_at_1"]
         for name, guess in (("recall_at_1", predicted), ("recall_text_at_1", text_embedding))
     }
-    shuffled = predicted[distractors(captions, count=1, seed=seed)[:, 0]]
     compared = {
         "cosine": predicted,
         "cosine_text": text_embedding,
-        "cosine_shuffled": shuffled,
+        "cosine_shuffled": predicted[distractors(captions, count=1, seed=seed)[:, 0]],
         **({} if linear is None else {"cosine_linear": linear}),
     }
-    return {
-        **{name: float(F.cosine_similarity(z, true).mean()) for name, z in compared.items()},
-        **{name: float(value) for name, value in recall.items()},
-        "among": among,
-        "n": len(captions),
-    }
+    cosines = {name: F.cosine_similarity(z, true).mean() for name, z in compared.items()}
+    numbers = {name: float(value) for name, value in (cosines | recall).items()}
+    return {**numbers, "among": among, "n": len(captions)}
 
 
-_UPSAMPLERS = ("upsampler_256", "upsampler_1024")
+class SampleSheets(Measurement):
+    """Sheets of single emoji in natural, seen and held-out colors, and of held-out captions.
+
+    Images have the bundle's largest size, those of single objects at most 256 px.
+    """
+
+    single_objects: int = 18  # number of prompts of each kind on the first sheet
+    held_out: int = 9  # number of held-out captions on the second sheet
+    full_size: int = 4  # number of held-out images that are also written at full size
+
+    title = "Samples"
+    stages = ("clip", "prior", "decoder")
+
+    def __call__(self, context: Context) -> Result:
+        size, images = context.cascade.size, {}
+        if name := concept_set(context.data):
+            kinds = sheet_prompts(name, most=self.single_objects)
+            prompts = [prompt for kind in kinds.values() for prompt in kind]
+            captions = [prompt.caption for prompt in prompts]
+            sampled = context.sampling.text_to_image(captions, size=min(size, 256))
+            pairs = zip(sampled, prompts, strict=True)
+            tiles = [Tile(image, one.caption, marked=one.held_out) for image, one in pairs]
+            title = "Single objects. Framed: pairs of object and color that are not in training."
+            images["single_objects"] = contact_sheet(tiles, columns=9, size=128, title=title)
+        real = context.real(HELD_OUT)
+        captions = real.take(varied(real, self.held_out)).captions
+        sampled = context.sampling.text_to_image(captions, size=size)
+        tiles = [Tile(image, caption) for image, caption in zip(sampled, captions, strict=True)]
+        title, name = f"Held-out compositions, {size} px, from text alone.", f"held_out_{size}"
+        images[name] = contact_sheet(tiles, columns=3, size=320, title=title)
+        for number, tile in enumerate(tiles[: self.full_size]):
+            words = "".join(c if c.isalnum() else " " for c in tile.caption.lower()).split()
+            images[f"{name}/{number}-{'-'.join(words)[:80]}"] = to_pil(tile.image)
+        return Result(images=images)
 
 
-def _parameters(context: Context, name: str) -> int:
-    """Return the number of a stage's parameters."""
-    if name in ("clip", "judge"):
-        model = (context.embedder if name == "clip" else context.judge).model
-    else:
-        model = context.cascade.stage(name)
-    return sum(parameter.numel() for parameter in model.parameters())
+def varied(real: Real, count: int) -> list[int]:
+    """Return the rows of `count` images with different captions, the scene kinds in turn."""
+    kinds: dict[str, list[int]] = {}
+    for row in sorted(first_rows(real.captions).values()):
+        kinds.setdefault(str(real.metadata[row].get("kind")), []).append(row)
+    longest = max(map(len, kinds.values()))
+    rows = [kind[turn] for turn in range(longest) for kind in kinds.values() if turn < len(kind)]
+    return rows[:count]

@@ -140,6 +140,23 @@ class ClipStage(Stage):
         In distributed training the pairs of all processes are negatives, so the batch size must be
         the same in every process.
         """
+        if self.training:
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
+        image, text, captions = self.encode(batch)
+        with torch.autocast(image.device.type, enabled=False):
+            scale = self.model.logit_scale.exp()
+            gather = self.training and dist.is_available() and dist.is_initialized()
+            contrast = contrastive_loss(image, text, scale, captions, gather=gather)
+        return {
+            "loss": contrast.loss,
+            "image_to_text": contrast.image_to_text,
+            "text_to_image": contrast.text_to_image,
+            "logit_scale": scale.detach(),
+        }
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return unit z_i and z_t of each row in float32, and a number that its caption has."""
         tokens, mask = self.tokenizer(batch["caption"])
         length = min(tokens.shape[1], -int(mask.sum(1).max()) // LENGTH_STEP * -LENGTH_STEP)
         image = prepare_image(
@@ -148,26 +165,9 @@ class ClipStage(Stage):
         captions = to_device(caption_ids(tokens), image.device)
         # attention is causal, so tokens after the last end token need not be computed
         tokens = to_device(tokens[:, :length], image.device)
-        if self.training:
-            with torch.no_grad():
-                self.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
-        image_embedding = self.model.encode_image(image)
-        text_embedding = encode_text(self.model, tokens).text_embedding
-        with torch.autocast(image.device.type, enabled=False):
-            scale = self.model.logit_scale.exp()
-            contrast = contrastive_loss(
-                F.normalize(image_embedding.float(), dim=-1),
-                F.normalize(text_embedding.float(), dim=-1),
-                scale,
-                captions,
-                gather=self.training and dist.is_available() and dist.is_initialized(),
-            )
-        return {
-            "loss": contrast.loss,
-            "image_to_text": contrast.image_to_text,
-            "text_to_image": contrast.text_to_image,
-            "logit_scale": scale.detach(),
-        }
+        z_i = self.model.encode_image(image)
+        z_t = encode_text(self.model, tokens).text_embedding
+        return F.normalize(z_i.float(), dim=-1), F.normalize(z_t.float(), dim=-1), captions
 
     @torch.inference_mode(False)
     def embedder(self, dtype: torch.dtype = torch.float32, *, share: bool = False) -> ClipEmbedder:

@@ -59,6 +59,6 @@ class LinearPrior(nn.Module):
 
     def forward(self, text_embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Predict the image embedding in CLIP's space from a normalized z_t."""
-        with torch.autocast(text_embedding.device.type, enabled=False):
-            z = F.pad(text_embedding.float(), (0, 1), value=1.0) @ self.weight
+        z_t = F.pad(text_embedding.double(), (0, 1), value=1.0)  # neither autocast nor TF32
+        z = (z_t @ self.weight.double()).float()
         return F.normalize(z, dim=-1) if self.normalize else z

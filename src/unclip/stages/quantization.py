@@ -1,6 +1,7 @@
 """Quantize an image embedding: principal components, each coded by a bucket (section 2.2).
 
-Both parts are fitted to the training set and saved with the weights.
+Both parts are fitted to the training set and saved with the weights. Products are computed in
+float64: autocast leaves it alone, and a GPU has no TF32 of it.
 """
 
 import torch
@@ -54,13 +55,12 @@ class PrincipalComponents(nn.Module):
 
     def forward(self, z: Float[Tensor, "... dim"]) -> Float[Tensor, "... components"]:
         """Project embeddings on the components."""
-        with torch.autocast(z.device.type, enabled=False):
-            return (z.float() - self.mean) @ self.basis
+        return ((z.double() - self.mean) @ self.basis.double()).float()
 
     def invert(self, values: Float[Tensor, "... first"]) -> Float[Tensor, "... dim"]:
         """Reconstruct embeddings from the first components; the others are at their mean."""
-        with torch.autocast(values.device.type, enabled=False):
-            return values @ self.basis[:, : values.shape[-1]].T + self.mean
+        basis = self.basis[:, : values.shape[-1]].double()
+        return (values.double() @ basis.T + self.mean).float()
 
 
 class Quantizer(nn.Module):

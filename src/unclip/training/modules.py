@@ -343,7 +343,6 @@ class ClipModule(StageModule):
     def __init__(self, *args: Any, num_candidates: int = 64, **settings: Any):
         super().__init__(*args, **settings)
         self.num_candidates = num_candidates
-        self._embedder: ClipEmbedder | None = None
         self._pairs: list[tuple[list[str], Tensor, Tensor]] = []
 
     def training_batches(self) -> Iterator[Batch]:
@@ -351,17 +350,12 @@ class ClipModule(StageModule):
         print(f"{self.name}: reading captions", file=sys.stderr, flush=True)
         yield from cast(Any, self.trainer).datamodule.caption_loader()
 
-    def on_validation_epoch_start(self) -> None:
-        """Copy the averaged weights into a frozen embedder."""
-        self._embedder = self.stage.embedder().to(self.device)
-
     def measure(self, batch: Batch) -> Scores:
-        """Keep the batch's embeddings until the validation ends."""
-        assert self._embedder is not None
+        """Keep the batch's embeddings, in full precision, until the validation ends."""
         if batch["valid"].all():  # otherwise it is a batch of padding
-            image = self._embedder.image(batch["image"]).cpu()
-            text = self._embedder.text(batch["caption"]).text_embedding.cpu()
-            self._pairs.append((batch["key"], image, text))
+            with torch.autocast(self.device.type, enabled=False):
+                image, text, _ = self.stage.encode(batch)
+            self._pairs.append((batch["key"], image.cpu(), text.cpu()))
         return {}
 
     def on_validation_epoch_end(self) -> None:
@@ -375,7 +369,7 @@ class ClipModule(StageModule):
         keys, image, text = zip(*itertools.chain(*gathered), strict=True)
         keys = list(itertools.chain(*keys))
         order = sorted(range(len(keys)), key=keys.__getitem__)
-        self._embedder, self._pairs = None, []
+        self._pairs = []
         candidates = min(self.num_candidates, len(keys))
         recall = recall_at(torch.cat(image)[order], torch.cat(text)[order], (1, 5), candidates)
         scores = {**recall, "num_candidates": float(candidates)}

@@ -1,11 +1,14 @@
-"""Measure the spread of a prior's embeddings for captions that leave the background open.
+"""Measure emoji scenes without a network: pairs of objects, and captions that leave things open.
 
-Such captions ("a cat", "a red heart") have many valid images. A linear map gives one embedding for
-each, so only the decoder's noise can vary the images; a prior should sample the variety.
+Captions such as "a cat" or "a red heart" leave the background open and have many valid images. A
+linear map gives one embedding for each, so only the decoder's noise can vary the images; a prior
+should sample the variety.
 """
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -17,16 +20,96 @@ from unclip.emoji import BACKGROUNDS, COLORS, Concept, concepts
 from unclip.emoji.captions import article
 from unclip.emoji.catalog import cells
 from unclip.emoji.probes import concept_set
-from unclip.emoji.templates import Templates, background_names, everywhere, main_colors
+from unclip.emoji.templates import (
+    Templates,
+    background_names,
+    everywhere,
+    main_colors,
+    pairs,
+    verify_scenes,
+)
 from unclip.evaluation.choices import share
-from unclip.evaluation.context import Context
-from unclip.evaluation.features import Features, Images
+from unclip.evaluation.context import SPLITS, VALIDATION, Context
+from unclip.evaluation.features import Features, Images, encode_images
+from unclip.evaluation.generation import Sampling
 from unclip.evaluation.measurement import Measurement, Numbers, Result, Table
-from unclip.evaluation.networks import encode_images
-from unclip.evaluation.sampling import Sampling
-from unclip.evaluation.sources import Real
+from unclip.evaluation.sources import Real, read_real
 from unclip.evaluation.stages import has_linear_map
-from unclip.evaluation.two_objects import scene_singles, scene_templates
+
+SINGLES = 100  # training images loaded per concept
+_SHARE = ("share", "error")
+_SOURCES = {
+    "generated": "the prior's z_i",
+    "true_embedding": "the true z_i",
+    "real": "(real images)",
+}
+
+
+class TwoObjects(Measurement):
+    """Share of scenes whose colors and concepts are in the stated places.
+
+    Images are decoded from the prior's and the true z_i; real images are the ceiling.
+    """
+
+    title = "Two recolored objects in a relation, by palettes and templates"
+    stages = ("clip", "prior", "decoder")
+
+    def __call__(self, context: Context) -> Result:
+        templates, found = scene_templates(context), {}
+        for split in SPLITS:
+            real = context.real(split)
+            shown = {"real": real}
+            if split != VALIDATION:
+                shown["generated"] = replace(real, images=context.generated(split))
+                if rows := pairs(real.metadata):
+                    taken = real.take(rows)
+                    z = encode_images(context.embedder, taken.images)
+                    images = context.sampling.decode(z, taken.captions)
+                    shown["true_embedding"] = replace(taken, images=images)
+            found[split] = {
+                source: measure_scenes(scenes, templates) for source, scenes in shown.items()
+            }
+        parts = [(name, key) for name in ("colors", "concepts", "both") for key in _SHARE]
+        parts += [("both", "n"), ("single", "share"), ("single", "n")]
+        rows = [
+            [words, split, *(shares.get(name, {}).get(key) for name, key in parts)]
+            for split, sources in found.items()
+            for source, words in _SOURCES.items()
+            if (shares := sources.get(source))
+        ]
+        head = ["decoder from", "captions of", "colors in place", "±", "concepts in place", "±"]
+        head += ["both in place", "±", "n pairs", "single concept right", "n single"]
+        return Result(tables={self.title: Table(head, rows)}, values={"two_objects": found})
+
+
+def read_singles(root: str | Path) -> Real:
+    """Load 64 px training images of one object from a folder of emoji scenes."""
+    if (name := concept_set(root)) is None:
+        raise FileNotFoundError(f"{root} holds no emoji scenes")
+    real = read_real(root, "train", 64, count=SINGLES * len(concepts(name)))
+    return real.take([row for row, scene in enumerate(real.metadata) if len(scene["objects"]) == 1])
+
+
+def scene_singles(context: Context) -> Real:
+    """Return the context's training images of one object, loaded once."""
+    return context.cached("singles", lambda: read_singles(context.data))
+
+
+def scene_templates(context: Context) -> Templates:
+    """Return the templates of the context's concepts, cut once."""
+    singles, name = scene_singles(context), cast(str, concept_set(context.data))
+    cut = Templates.cut
+    return context.cached("templates", lambda: cut(singles.images, singles.metadata, name))
+
+
+def measure_scenes(shown: Real, templates: Templates) -> dict[str, Numbers]:
+    """Measure how many images show the objects that their metadata state.
+
+    `colors`, `concepts` and `both` are shares of scenes with two recolored objects, `single` is the
+    share of images of one object whose concept is right. A share without images is left out.
+    """
+    verified = verify_scenes(shown.images, shown.metadata, templates)
+    return {name: share(right) for name, right in verified.items()}
 
 
 class OpenCaptions(Measurement):
@@ -39,7 +122,6 @@ class OpenCaptions(Measurement):
     stages = ("clip", "prior", "decoder")
 
     def __call__(self, context: Context) -> Result:
-        """Measure every prior that the bundle has, and the data."""
         known, linear = context.cascade.metadata, has_linear_map(context.cascade)
         priors = {"diffusion": "prior" in known, "linear": linear, "ar": "prior_ar" in known}
         singles, name = scene_singles(context), cast(str, concept_set(context.data))
@@ -87,9 +169,8 @@ def choose_captions(name: str, count: int, *, seed: int = 0) -> list[OpenCaption
     natural = rng.sample(concepts(name), min(count - count // 2, len(concepts(name))))
     seen = cells(name, held_out=False)
     recolored = rng.sample(seen, min(count - len(natural), len(seen)))
-    return [
-        *(OpenCaption(concept, None) for concept in natural),
-        *map(OpenCaption._make, recolored),
+    return [OpenCaption(concept, None) for concept in natural] + [
+        OpenCaption(*cell) for cell in recolored
     ]
 
 
@@ -110,7 +191,13 @@ def measure_open(
     `seeds` real images of each caption; their number of backgrounds is the expectation of as many
     uniform samples.
     """
-    groups = _real_rows(captions, singles, most=seeds)
+    rows: dict[tuple[str, str | None], list[int]] = {}
+    for row, scene in enumerate(singles.metadata):
+        (item,) = scene["objects"]
+        rows.setdefault((item["concept"], item["colour"]), []).append(row)
+    groups = [rows.get((one.concept.hexcode, one.color), [])[:seeds] for one in captions]
+    if not any(groups):
+        raise FileNotFoundError("no training image of any open caption: prepare a larger data set")
     images = singles.images[[row for group in groups for row in group]]
     shown = [one for one, group in zip(captions, groups, strict=True) for _ in group]
     parts = encode_images(sampling.cascade.embedder, images).split(list(map(len, groups)))
@@ -135,18 +222,6 @@ def measure_open(
         counts = [len(set(names[k : k + seeds])) for k in range(0, len(names), seeds)]
         found[prior] = numbers(z.split(seeds), counts, _right(images, repeated, templates))
     return found
-
-
-def _real_rows(captions: Sequence[OpenCaption], singles: Real, *, most: int) -> list[list[int]]:
-    """Return the rows of at most `most` real images of each caption."""
-    rows: dict[tuple[str, str | None], list[int]] = {}
-    for row, scene in enumerate(singles.metadata):
-        (item,) = scene["objects"]
-        rows.setdefault((item["concept"], item["colour"]), []).append(row)
-    groups = [rows.get((one.concept.hexcode, one.color), [])[:most] for one in captions]
-    if not any(groups):
-        raise FileNotFoundError("no training image of any open caption: prepare a larger data set")
-    return groups
 
 
 def _spread(z: Features) -> float:

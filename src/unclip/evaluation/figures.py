@@ -1,14 +1,62 @@
-"""Variations, interpolations, text diffs and principal components (figures 3, 4, 5 and 7)."""
+"""Figures of the paper: variations, interpolations, text diffs and principal components."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
-from unclip.contact_sheet import Tile
+from PIL import Image
+from torch import Tensor
+
+from unclip.contact_sheet import Tile, contact_sheet
 from unclip.emoji.prompts import caption_pairs
 from unclip.evaluation.context import SEEN, Context
-from unclip.evaluation.figures.figure import Figure, sheet, tiles
-from unclip.evaluation.measurement import Result
+from unclip.evaluation.measurement import Measurement, Result
+from unclip.evaluation.sources import Real
+
+
+class Figure(Measurement):
+    """A figure or table about images of seen compositions."""
+
+    size: int = 256  # side of the images in pixels; the bundle's largest size if that is smaller
+    batch_size: int = 8  # number of images sampled at a time
+
+    stages = ("clip", "decoder")
+
+    def size_in(self, context: Context) -> int:
+        """Return the side of the images in pixels."""
+        return min(self.size, context.cascade.size)
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Return the size, the batch size and the seed for a method of `Cascade`."""
+        size = self.size_in(context)
+        return {"size": size, "batch_size": self.batch_size, "seed": context.seed}
+
+    def real(self, context: Context) -> Real:
+        """Return real images of the figure's size."""
+        return context.real(SEEN, self.size_in(context))
+
+    def singles(self, context: Context, count: int) -> Real:
+        """Return real images of one object; no object is repeated before all have appeared."""
+        real, of_name = self.real(context), {}
+        for row, scene in enumerate(real.metadata):
+            if len(objects := scene.get("objects", [{"name": row}])) == 1:
+                of_name.setdefault(objects[0]["name"], []).append(row)
+        if not of_name:
+            raise ValueError(f"{context.data} has no image of one object in {SEEN}")
+        turns = sorted((turn, row) for rows in of_name.values() for turn, row in enumerate(rows))
+        return real.take([row for _, row in turns[:count]])
+
+
+def sheet(rows: Iterable[Sequence[Tile]], title: str, size: int = 160) -> Image.Image:
+    """Draw rows of images with captions; all rows are as long as the first."""
+    first, *others = rows
+    tiles = [*first, *(tile for row in others for tile in row)]
+    return contact_sheet(tiles, columns=len(first), size=size, title=title)
+
+
+def tiles(images: Iterable[Tensor], captions: Iterable[str]) -> list[Tile]:
+    """Return tiles of as many images as there are captions, or of all images if there are fewer."""
+    return [Tile(image, caption) for image, caption in zip(images, captions, strict=False)]
 
 
 class Sheet(Figure):
@@ -19,7 +67,6 @@ class Sheet(Figure):
     tile: ClassVar[int] = 160  # side of an image on the sheet, in pixels
 
     def __call__(self, context: Context) -> Result:
-        """Draw the sheet."""
         image = sheet(self.rows(context), self.title, self.tile)
         return Result(images={self.stem: image}, note=self.note)
 
@@ -44,14 +91,13 @@ class Variations(Sheet):
     )
 
     def rows(self, context: Context) -> Iterator[list[Tile]]:
-        """Yield a row for each image."""
         real, options = self.singles(context, self.images), self.options(context)
-        size, cascade = self.size_in(context), context.cascade
         for image, caption in zip(real.images, real.captions, strict=True):
-            varied = cascade.vary(image, self.count, eta=self.eta, **options).images[size]
-            (back,) = cascade.reconstruct([image], **options).images[size]
+            varied = context.cascade.vary(image, self.count, eta=self.eta, **options)
+            back = context.cascade.reconstruct([image], **options)
+            made = [*back.images[options["size"]], *varied.images[options["size"]]]
             seeds = [f"seed {k}, eta {self.eta:g}" for k in range(self.count)]
-            yield tiles([image, back, *varied], [caption, "reconstruction", *seeds])
+            yield tiles([image, *made], [caption, "reconstruction", *seeds])
 
 
 class Interpolation(Sheet):
@@ -69,7 +115,6 @@ class Interpolation(Sheet):
     )
 
     def rows(self, context: Context) -> Iterator[list[Tile]]:
-        """Yield two rows for each pair."""
         real, options = self.singles(context, 2 * self.pairs), self.options(context)
         shares = [k / (self.frames - 1) for k in range(self.frames)]
         for k in range(0, len(real) // 2 * 2, 2):
@@ -78,7 +123,7 @@ class Interpolation(Sheet):
                 made = context.cascade.interpolate(start, end, self.frames, noise=noise, **options)
                 names = [f"{share:.2f}, x_T {noise}" for share in shares]
                 names = [real.captions[k], *names, real.captions[k + 1]]
-                yield tiles([start, *made.images[self.size_in(context)], end], names)
+                yield tiles([start, *made.images[options["size"]], end], names)
 
 
 class TextDiffs(Sheet):
@@ -96,15 +141,14 @@ class TextDiffs(Sheet):
     )
 
     def rows(self, context: Context) -> Iterator[list[Tile]]:
-        """Yield a row for each image."""
         real, options = self.real(context), self.options(context)
+        options |= {"strength": self.strength, "frames": self.frames}
         thetas = [self.strength * k / (self.frames - 1) for k in range(self.frames)]
         for pair in caption_pairs(real.metadata, self.images, seed=context.seed):
-            image, sides = real.images[pair.row], (pair.source, pair.target)
-            options |= {"strength": self.strength, "frames": self.frames}
-            made = context.cascade.text_diff(image, *sides, **options)
+            image = real.images[pair.row]
+            made = context.cascade.text_diff(image, pair.source, pair.target, **options)
             names = [pair.source, *(f"rotated by {theta:.2f}" for theta in thetas[:-1])]
-            yield tiles([image, *made.images[self.size_in(context)]], [*names, pair.target])
+            yield tiles([image, *made.images[options["size"]]], [*names, pair.target])
 
 
 class Components(Sheet):
@@ -122,7 +166,6 @@ class Components(Sheet):
     )
 
     def rows(self, context: Context) -> Iterator[list[Tile]]:
-        """Yield a row for each image."""
         examples = context.cascade.embed(list(context.real(SEEN).images))
         width = examples.shape[1]
         dimensions = [count for count in self.dimensions if count <= width]
@@ -130,4 +173,4 @@ class Components(Sheet):
         for image, caption in zip(real.images, real.captions, strict=True):
             made = context.cascade.pca_reconstruct(image, dimensions, examples, **options)
             names = [*(f"{n} of {width}" for n in dimensions), caption]
-            yield tiles([*made.images[self.size_in(context)], image], names)
+            yield tiles([*made.images[options["size"]], image], names)

@@ -91,7 +91,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     """Render a page of sections; all text is escaped."""
     from jinja2 import Environment, PackageLoader
 
-    loader = PackageLoader("unclip.evaluation.report", "")
+    loader = PackageLoader("unclip.evaluation", "")
     environment = Environment(loader=loader, autoescape=True, keep_trailing_newline=True)
     environment.filters |= {"cell": format_cell, "embedded": _embed}
     shown = [one for one in sections if one.notes or one.tables or one.images]

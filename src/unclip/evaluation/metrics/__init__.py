@@ -1,1 +1,0 @@
-"""Metrics of the protocol's images: distances, diversity, agreement with the caption."""

@@ -1,1 +1,0 @@
-"""An evaluation's report: results.json, samples.csv, report.html, sweep curves, loggers."""
