@@ -39,7 +39,7 @@ def _emoji(options: argparse.Namespace) -> Path:
 
 
 def _folder(options: argparse.Namespace) -> str:
-    from unclip.data.prepare.image_folder import read_folder
+    from unclip.data.prepare.listing import read_folder
 
     if options.out.resolve().is_relative_to(options.source.resolve()):
         raise ValueError(f"{options.out} is inside {options.source}: choose another folder")
@@ -47,7 +47,7 @@ def _folder(options: argparse.Namespace) -> str:
 
 
 def _coco(options: argparse.Namespace) -> str:
-    from unclip.data.prepare.coco_captions import read_coco
+    from unclip.data.prepare.listing import read_coco
 
     return _import(read_coco(options.source), options)
 

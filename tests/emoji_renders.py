@@ -8,7 +8,7 @@ from PIL import Image
 
 from unclip.emoji.captions import captions
 from unclip.emoji.render import scene_png
-from unclip.emoji.scene_shards import description
+from unclip.emoji.scene_files import description
 from unclip.emoji.scenes import Scene, scenes
 from unclip.evaluation.sources import Real
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 SOURCE = Path(__file__).parents[1] / "src"
 LIBRARIES = ("cli.training", "unclip.training.trainer", "unclip.training.run")
 LIBRARIES += ("unclip.evaluation.context", "unclip.evaluation.features")
-LIBRARIES += ("unclip.data.prepare.importer", "unclip.data.prepare.image_folder")
+LIBRARIES += ("unclip.data.prepare.importer", "unclip.data.prepare.listing")
 REPLACED = ("previous.ckpt", "building.json", ".lock")
 CHANGES = ("os.rename", "os.remove", "os.link", "os.mkdir")  # and files opened to be written
 

@@ -12,7 +12,7 @@ import pytest
 import cli
 import demo
 from unclip.emoji import COLORS, concepts
-from unclip.emoji.compositions import is_cell_held_out, is_pair_held_out
+from unclip.emoji.catalog import is_cell_held_out, is_pair_held_out
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt is too long")  # for the tiny CLIP

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_shards import write_shards
 
 from cli import SHIPPED
-from unclip.data.prepare.image_folder import read_folder
+from unclip.data.prepare.listing import read_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from unclip.data.bad_samples import BadSample  # noqa: E402
-from unclip.data.prepare.coco_captions import read_coco_captions  # noqa: E402
-from unclip.data.prepare.image_folder import read_folder  # noqa: E402
+from unclip.data.prepare.listing import read_coco_captions, read_folder  # noqa: E402
 from unclip.data.reader import (  # noqa: E402
     MAX_CAPTION_LENGTH,
     SampleReader,

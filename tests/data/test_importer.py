@@ -14,10 +14,14 @@ from PIL import Image
 import prepare
 from unclip.data.loader import ShardDataset
 from unclip.data.prepare import importer
-from unclip.data.prepare.coco_captions import CocoImage, read_coco, read_coco_captions
-from unclip.data.prepare.image_folder import read_folder
 from unclip.data.prepare.importer import import_images
-from unclip.data.prepare.inspection import Record
+from unclip.data.prepare.listing import (
+    CocoImage,
+    Record,
+    read_coco,
+    read_coco_captions,
+    read_folder,
+)
 from unclip.data.prepare.resumable import run_jobs
 from unclip.data.reader import SampleReader
 
@@ -276,6 +280,8 @@ def test_a_table_uses_the_first_column_with_a_caption(tmp_path):
         ('file_name,text\na.png,"one, two\nthree"', ("one, two three",)),
         ("file_name,text\na.png,one\u2028two\x85", ("one two",)),
         ("file_name,captions,text\na.png,,one\na.png,two,", ("one", "two")),
+        ('file_name,captions\na.png,"[""one"", null, ""two, three""]"', ("one", "two, three")),
+        ("file_name,text\na.png,[1] is a number", ("[1] is a number",)),
         ("file_name,text\na.png,one, two", "row 1 has too many columns"),
         ("file_name;text\na.png;one", "row 1 has no file_name"),
         ("file_name,text\na.png,o\0ne", "byte 22 is a NUL"),
@@ -290,6 +296,14 @@ def test_a_csv_table_is_read_or_refused(content, expected, tmp_path):
     else:
         with pytest.raises(ValueError, match=rf"metadata\.csv: {expected}"):
             read_folder(tmp_path)
+
+
+def test_a_name_may_be_decomposed_on_the_disk_and_composed_in_the_table(tmp_path):
+    save(tmp_path / "cafe\u0301.png", (1, 2, 3))
+    (tmp_path / "metadata.csv").write_text("file_name,text\ncaf\u00e9.png,one\n")
+    listing = read_folder(tmp_path)
+    assert [record.captions for record in listing.records] == [("one",)]
+    assert listing.rejected == []
 
 
 def test_the_content_of_a_file_decides_its_format(tmp_path):

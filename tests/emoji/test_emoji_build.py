@@ -11,6 +11,8 @@ from PIL import Image
 
 import prepare
 from unclip.emoji.emoji_build import build_emoji, default_counts
+from unclip.evaluation.protocol import Protocol
+from unclip.evaluation.sources import load_images, open_source
 
 COUNTS = {
     "train": {64: 48, 256: 16},
@@ -175,8 +177,26 @@ def test_pycocotools_reads_the_export(root):
             assert 0 < thing["area"] <= thing["bbox"][2] * thing["bbox"][3]
             assert thing["iscrowd"] == 0
     assert instances.dataset["licenses"][0]["name"] == "CC BY-SA 4.0"
-    training = coco.COCO(root / "coco" / "annotations" / "captions_train2014.json")
-    assert len(training.anns) == 5 * len(training.imgs)
+
+
+def test_the_evaluation_reads_the_export(root):
+    protocol = Protocol(
+        name="export",
+        format="coco",
+        split="val2014",
+        captions="one_per_image",
+        count=5,
+        resolution=64,
+        reference="val2014",
+        network="inception",
+    )
+    source = open_source(root / "coco", "val2014", protocol)
+    text = (root / "coco" / "annotations" / "captions_val2014.json").read_text()
+    captions = {}
+    for row in json.loads(text)["annotations"]:
+        captions.setdefault(row["image_id"], []).append(row["caption"])
+    assert {int(item.id): list(item.captions) for item in source.items} == captions
+    assert load_images(source, [0, 2], protocol).float().std() > 10
 
 
 def test_license_and_contact_sheet_are_next_to_the_data(root):

@@ -7,7 +7,7 @@ import pytest
 from many_scenes import groups_of, scenes_of
 
 from unclip import emoji
-from unclip.emoji.compositions import (
+from unclip.emoji.catalog import (
     cells,
     concepts_without_count,
     is_cell_held_out,

@@ -16,7 +16,7 @@ import tiny_bundle
 import tiny_evaluation
 from coco_like import PNG_CALLED_JPG, write_coco
 
-from unclip.data.prepare.coco_captions import read_coco_captions
+from unclip.data.prepare.listing import read_coco_captions
 from unclip.evaluation.sources import open_source
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from tiny_evaluation import CONF, configured, part_of, scenes_context
 
 from unclip.cascade import Cascade
-from unclip.emoji.caption_pairs import caption_pairs
-from unclip.emoji.scene_shards import description
+from unclip.emoji.prompts import caption_pairs
+from unclip.emoji.scene_files import description
 from unclip.evaluation.figure_scores import diversity, write_word
 from unclip.evaluation.measurement import run
 from unclip.evaluation.sources import Real

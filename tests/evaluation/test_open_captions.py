@@ -10,7 +10,7 @@ pytest.importorskip("resvg_py")
 from emoji_renders import drawn, rendered
 
 from unclip.emoji import BACKGROUNDS
-from unclip.emoji.compositions import is_cell_held_out
+from unclip.emoji.catalog import is_cell_held_out
 from unclip.emoji.scenes import Item, Scene
 from unclip.emoji.templates import Templates
 from unclip.evaluation.emoji_scenes import choose_captions, measure_open

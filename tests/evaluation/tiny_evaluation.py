@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from unclip.emoji.scene_shards import description
+from unclip.emoji.scene_files import description
 from unclip.emoji.scenes import scenes
 from unclip.evaluation.context import Context
 from unclip.evaluation.features import EfficientNetLite0, judge, resize

@@ -5,6 +5,7 @@ files, tables, shards and manifests are all read by `find_captions`.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +97,9 @@ def decode_captions(members: Mapping[str, bytes | None], metadata: Mapping) -> l
 def find_captions(metadata: Mapping, keys: Sequence[str] = CAPTION_KEYS) -> list[str]:
     """Return the captions under the first of some keys that has any: at least one, none blank.
 
-    A value is a caption or a list of captions; null and blank ones are skipped. A newline or other
-    whitespace in a caption becomes one space, and a caption ends after `MAX_CAPTION_LENGTH`.
+    A value is a caption or a list of captions, which may be a string with a JSON list, as in the
+    cell of a table; null and blank captions are skipped. A newline or other whitespace in a caption
+    becomes one space, and a caption ends after `MAX_CAPTION_LENGTH`.
 
     Raises:
         BadSample: "missing caption", "empty captions", or "bad caption" if there are only values
@@ -105,8 +107,7 @@ def find_captions(metadata: Mapping, keys: Sequence[str] = CAPTION_KEYS) -> list
     """
     found = []
     for key in keys:
-        value = metadata.get(key)
-        found += [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+        found += [one for one in _listed(metadata.get(key)) if one is not None]
         texts = (" ".join(one.replace("\0", "").split()) for one in found if isinstance(one, str))
         if captions := [text[:MAX_CAPTION_LENGTH].rstrip() for text in texts if text]:
             return captions
@@ -115,6 +116,15 @@ def find_captions(metadata: Mapping, keys: Sequence[str] = CAPTION_KEYS) -> list
     if found or any(metadata.get(key) is not None for key in keys):
         raise BadSample("empty captions")
     raise BadSample("missing caption", f"none of {', '.join(keys)} in {list(metadata)}"[:200])
+
+
+def _listed(value: Any) -> list:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            listed = parse_json(value, "caption")
+            if all(isinstance(one, str | None) for one in listed):
+                return listed
+    return value if isinstance(value, list) else [value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +186,8 @@ class SampleReader:
             return [dict(sample) for _ in range(self.crops_per_image)]
         decoded = decode_image(find_image(raw.members), minimum_size=self.minimum_size)
         image = to_tensor(fit(decoded, self.image_size))
-        return [
-            sample | self._pixels(image, raw.key, epoch, number)
-            for number in range(self.crops_per_image)
-        ]
+        numbers = range(self.crops_per_image)
+        return [sample | self._pixels(image, raw.key, epoch, number) for number in numbers]
 
     def _pixels(self, image: Tensor, key: str, epoch: int, number: int) -> Sample:
         """Crop and degrade a decoded image; `number` distinguishes the crops of one image."""

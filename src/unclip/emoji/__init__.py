@@ -1,7 +1,7 @@
 """Emoji scenes: images rendered from OpenMoji's drawings, with captions and exact object boxes.
 
-This package imports neither the renderer nor webdataset; its modules `render`, `scene_shards`,
-`coco_export` and `emoji_build` do.
+This package imports neither the renderer nor webdataset; its modules `render`, `scene_files` and
+`emoji_build` do.
 """
 
 from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts

@@ -16,10 +16,17 @@ from unclip.contact_sheet import Tile, contact_sheet
 from unclip.data.prepare.resumable import ResumableBuild, run_jobs
 from unclip.emoji.captions import captions
 from unclip.emoji.catalog import LICENSE, LICENSE_URL, concepts
-from unclip.emoji.coco_export import TEST_SPLITS, write_annotations, write_images
 from unclip.emoji.prompts import prompts
 from unclip.emoji.render import scene_png
-from unclip.emoji.scene_shards import SHARDS, scenes_of, shard_indices, write_shard
+from unclip.emoji.scene_files import (
+    SHARDS,
+    TEST_SPLITS,
+    scenes_of,
+    shard_indices,
+    write_annotations,
+    write_images,
+    write_shard,
+)
 from unclip.emoji.scenes import SPLITS, Item, Scene
 from unclip.files import write_text
 from unclip.images import decode_image, save_png, to_tensor

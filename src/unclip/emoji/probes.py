@@ -1,13 +1,25 @@
-"""Questions about emoji scenes for a judge CLIP, and prompts for a contact sheet."""
+"""Questions about emoji scenes for a judge CLIP: which of several captions is an image's?
 
+The false captions of a scene of several objects are counterfactual: places, colors, one concept or
+the count replaced. A CLIP that binds attributes to objects prefers the true caption to all of them.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unclip.emoji.captions import article
+from unclip.emoji.captions import NUMBERS, article
 from unclip.emoji.catalog import COLORS, concepts
-from unclip.emoji.prompts import Prompt, prompts
 from unclip.files import read_json
+
+_PAIR = re.compile(
+    r"(?P<start>(?:a picture of |an emoji of )?)(?P<first>.+?)"
+    r"(?P<relation> (?:to the )?(?:left|right) of | above | below )"
+    r"(?P<second>.+?)(?P<end>(?: on an? \w+ background)?)"
+)
+_INVERSE = (" to the right of ", " below ")  # the caption names the second object first
+_NUMBER = re.compile(rf"\b({'|'.join(NUMBERS.values())})\b")
 
 
 class Probe(NamedTuple):
@@ -59,28 +71,89 @@ def object_probes(metadata: Sequence[Mapping[str, Any]], name: str) -> dict[str,
     return probes
 
 
-def sheet_prompts(name: str, *, most: int = 18, seed: int = 0) -> dict[str, list[Prompt]]:
-    """Return single-object prompts for a contact sheet, at most `most` of each kind.
+def exchange_places(caption: str) -> str:
+    """Exchange the two objects; the words stay the same."""
+    parts = _parse(caption)
+    return "".join((parts | {"first": parts["second"], "second": parts["first"]}).values())
 
-    `natural`: objects in their own colors, one of each concept, evenly spaced if there are more.
-    `seen`: objects in other colors that training contains. `held out`: in colors that it does not.
-    """
-    known = concepts(name)
-    shown = (
-        {known[place * len(known) // most] for place in range(most)} if len(known) > most else known
-    )
-    first: dict[str, dict[tuple[str, str | None], Prompt]] = {
-        "natural": {},
-        "seen": {},
-        "held out": {},
+
+def exchange_colors(caption: str, objects: Sequence[Mapping[str, Any]]) -> str:
+    """Exchange the colors of two recolored objects."""
+    parts = _parse(caption)
+    first, second = (item["colour"] for item in _in_caption_order(parts, objects))
+    swapped = {
+        "first": article(f"{second} {_noun(parts['first'], first)}"),
+        "second": article(f"{first} {_noun(parts['second'], second)}"),
     }
-    for prompt in prompts(name, seed=seed):
-        if prompt.color is None:
-            kind, cell = "natural", (prompt.concept.hexcode, None)
-        elif prompt.held_out:
-            kind, cell = "held out", (prompt.concept.hexcode, prompt.color)
-        else:
-            kind, cell = "seen", (prompt.concept.hexcode, "any")
-        if kind == "held out" or prompt.concept in shown:
-            first[kind].setdefault(cell, prompt)
-    return {kind: list(chosen.values())[:most] for kind, chosen in first.items()}
+    return "".join((parts | swapped).values())
+
+
+def replace_concept(caption: str, objects: Sequence[Mapping[str, Any]], row: int, name: str) -> str:
+    """Replace the concept of object `row` by the one called `name`; its color stays."""
+    parts, item = _parse(caption), objects[row]
+    phrase = article(f"{item['colour']} {name}" if item["colour"] else name)
+    place = "first" if _in_caption_order(parts, objects)[0] is item else "second"
+    return "".join((parts | {place: phrase}).values())
+
+
+def replace_count(caption: str) -> list[str]:
+    """Return the caption with each other number of objects.
+
+    Raises:
+        ValueError: the caption does not state a number of objects.
+    """
+    if (found := _NUMBER.search(caption)) is None:
+        raise ValueError(f"{caption!r} does not state a number of objects")
+    others = [number for number in NUMBERS.values() if number != found[0]]
+    return [f"{caption[: found.start()]}{other}{caption[found.end() :]}" for other in others]
+
+
+def counterfactual_probes(
+    captions: Sequence[str], metadata: Sequence[Mapping[str, Any]], name: str
+) -> dict[str, Probe]:
+    """Return the questions about images of several objects; the true caption comes first.
+
+    `pair_places`: the two objects exchanged, for every pair. `pair_colors`: the colors exchanged,
+    and `pair_concept`: one concept replaced by each other one of set `name` (asked of both
+    objects), for recolored pairs. `count`: another number of objects, for counted scenes.
+    """
+    kinds = ("pair_places", "pair_colors", "pair_concept", "count")
+    probes = {kind: Probe([], [], []) for kind in kinds}
+    for row, (caption, scene) in enumerate(zip(captions, metadata, strict=True)):
+        objects = scene.get("objects", ())
+        if not scene.get("relation"):
+            if len(objects) > 1:
+                probes["count"].add(row, [caption, *replace_count(caption)])
+            continue
+        probes["pair_places"].add(row, [caption, exchange_places(caption)])
+        if not all(item["colour"] for item in objects):
+            continue
+        probes["pair_colors"].add(row, [caption, exchange_colors(caption, objects)])
+        for k, item in enumerate(objects):
+            others = [one.name for one in concepts(name) if one.hexcode != item["concept"]]
+            replaced = [replace_concept(caption, objects, k, other) for other in others]
+            probes["pair_concept"].add(row, [caption, *replaced])
+    return probes
+
+
+def _parse(caption: str) -> dict[str, str]:
+    """Split a caption of two objects into start, first, relation, second and end.
+
+    The objects are noun phrases with articles.
+
+    Raises:
+        ValueError: the caption does not state a relation of two objects.
+    """
+    if (found := _PAIR.fullmatch(caption)) is None:
+        raise ValueError(f"{caption!r} does not state a relation of two objects")
+    return found.groupdict()
+
+
+def _in_caption_order(parts: Mapping[str, str], objects: Sequence[Mapping[str, Any]]) -> Sequence:
+    """Return the two objects in the order in which the caption names them."""
+    return objects[::-1] if parts["relation"] in _INVERSE else objects
+
+
+def _noun(phrase: str, color: str) -> str:
+    """Return a noun phrase without its article and color."""
+    return phrase.split(" ", 1)[1].removeprefix(f"{color} ")

@@ -1,12 +1,11 @@
-"""Single-object prompts over a concept set, for contact sheets and probes."""
+"""Prompts of one object for contact sheets, and pairs of captions for text diffs."""
 
 import random
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from unclip.emoji.captions import single_caption
-from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts
-from unclip.emoji.compositions import is_cell_held_out
+from unclip.emoji.captions import article, single_caption
+from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts, is_cell_held_out
 
 
 class Prompt(NamedTuple):
@@ -62,3 +61,70 @@ def prompts(
     longest = max(map(len, queues))
     rounds = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
     return rounds[:count]
+
+
+def sheet_prompts(name: str, *, most: int = 18, seed: int = 0) -> dict[str, list[Prompt]]:
+    """Return single-object prompts for a contact sheet, at most `most` of each kind.
+
+    `natural`: objects in their own colors, one of each concept, evenly spaced if there are more.
+    `seen`: objects in other colors that training contains. `held out`: in colors that it does not.
+    """
+    known = concepts(name)
+    count = min(most, len(known))
+    shown = {known[place * len(known) // count] for place in range(count)}
+    first: dict[str, dict[Any, Prompt]] = {"natural": {}, "seen": {}, "held out": {}}
+    for prompt in prompts(name, seed=seed):
+        kind = "held out" if prompt.held_out else "seen" if prompt.color else "natural"
+        if prompt.held_out or prompt.concept in shown:
+            cell = (prompt.concept, prompt.color if prompt.held_out else None)
+            first[kind].setdefault(cell, prompt)
+    return {kind: list(chosen.values())[:most] for kind, chosen in first.items()}
+
+
+class CaptionPair(NamedTuple):
+    """One text diff."""
+
+    row: int  # index of the image
+    source: str  # caption of the image
+    target: str  # caption that the edited image should match
+    changed: str  # part of the caption that differs: "object", "color" or "background"
+
+
+def caption_pairs(
+    scenes: Sequence[Mapping[str, Any]], count: int, *, seed: int
+) -> list[CaptionPair]:
+    """Return one change for each of the first `count` images of one recolored object.
+
+    Color, object and background are changed in turn. A new object is one of the other images'; no
+    background gets its object's color.
+
+    Args:
+        scenes: metadata of each image.
+        count: number of pairs.
+        seed: seed that chooses the new values.
+
+    Raises:
+        ValueError: there are fewer than `count` such images.
+    """
+    single = [
+        {**scene["objects"][0], "row": row, "background": scene["background"]}
+        for row, scene in enumerate(scenes)
+        if len(scene.get("objects", ())) == 1 and scene["objects"][0].get("colour")
+    ]
+    if len(single) < count:
+        raise ValueError(f"{count} images of one recolored object are needed, not {len(single)}")
+    names = sorted({item["name"] for item in single})
+    choices = {"color": list(COLORS), "object": names, "background": list(BACKGROUNDS)}
+    pairs, rng = [], random.Random(seed)
+    for turn, item in enumerate(single[:count]):
+        old = {"color": item["colour"], "object": item["name"], "background": item["background"]}
+        changed = list(choices)[turn % len(choices)]
+        taken = {item["name"]} if changed == "object" else {item["colour"], item["background"]}
+        new = rng.choice([word for word in choices[changed] if word not in taken])
+        target = _caption(**{**old, changed: new})
+        pairs.append(CaptionPair(item["row"], _caption(**old), target, changed))
+    return pairs
+
+
+def _caption(color: str, object: str, background: str) -> str:
+    return f"{article(f'{color} {object}')} on {article(background)} background"

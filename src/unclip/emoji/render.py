@@ -77,15 +77,9 @@ def place(item: Item) -> Placement:
     scale = item.extent / float((high - low).max())
     center_x, center_y = (float(value) for value in (low + high) / 2)
     width, height = (float(value) * scale for value in high - low)
+    shift = item.x - scale * center_x, item.y - scale * center_y
     return Placement(
-        matrix=(
-            scale * cos,
-            scale * sin,
-            -scale * sin,
-            scale * cos,
-            item.x - scale * center_x,
-            item.y - scale * center_y,
-        ),
+        matrix=(scale * cos, scale * sin, -scale * sin, scale * cos, *shift),
         scale=scale,
         box=(item.x - width / 2, item.y - height / 2, width, height),
     )

@@ -8,9 +8,12 @@ import random
 from functools import partial
 from typing import NamedTuple
 
-from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts
-from unclip.emoji.compositions import (
+from unclip.emoji.catalog import (
+    BACKGROUNDS,
+    COLORS,
+    Concept,
     cells,
+    concepts,
     is_cell_held_out,
     is_count_held_out,
     is_pair_held_out,

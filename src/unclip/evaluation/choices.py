@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unclip.clip import ClipEmbedder
-from unclip.emoji.counterfactuals import counterfactual_probes
-from unclip.emoji.probes import Probe, concept_set, object_probes
+from unclip.emoji.probes import Probe, concept_set, counterfactual_probes, object_probes
 from unclip.evaluation.context import HELD_OUT, SEEN, Context
 from unclip.evaluation.features import Features, Images, encode_images, encode_texts
 from unclip.evaluation.measurement import Z95, Measurement, Numbers, Result, Table
@@ -43,7 +42,7 @@ class JudgeChoices(Measurement):
 
     def __call__(self, context: Context) -> Result:
         found, options = {}, {"among": self.among, "seed": context.seed}
-        for split in (SEEN, HELD_OUT):
+        for split in context.splits(SEEN, HELD_OUT):
             real = context.real(split)
             asked = real.captions, scene_probes(context, real)
             found[split] = {

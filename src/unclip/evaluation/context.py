@@ -133,6 +133,10 @@ class Context:
         key = ("real", split, size, count)
         return self.cached(key, lambda: read_real(self.data, split, size, count=count))
 
+    def splits(self, *wanted: str) -> tuple[str, ...]:
+        """Return the wanted splits that the data have; `val` if they have none, as own data do."""
+        return tuple(one for one in wanted if (self.data / one).is_dir()) or (VALIDATION,)
+
     @kept
     def predicted(self, split: str) -> Features:
         """Predict the image embeddings of `real(split)`'s captions with the chosen prior."""

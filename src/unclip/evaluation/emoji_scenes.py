@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unclip.emoji import BACKGROUNDS, COLORS, Concept, concepts
 from unclip.emoji.captions import article
-from unclip.emoji.compositions import cells
+from unclip.emoji.catalog import cells
 from unclip.emoji.probes import concept_set
 from unclip.emoji.templates import (
     Templates,

@@ -9,8 +9,8 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
 from unclip.bundle import train_command
-from unclip.emoji.caption_pairs import CaptionPair, caption_pairs
 from unclip.emoji.captions import article
+from unclip.emoji.prompts import CaptionPair, caption_pairs
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.features import Features, Images, encode_images, encode_texts
 from unclip.evaluation.figures import Figure, sheet, tiles

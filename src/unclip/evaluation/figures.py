@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.contact_sheet import Tile, contact_sheet
-from unclip.emoji.caption_pairs import caption_pairs
+from unclip.emoji.prompts import caption_pairs
 from unclip.evaluation.context import SEEN, Context
 from unclip.evaluation.measurement import Measurement, Result
 from unclip.evaluation.sources import Real

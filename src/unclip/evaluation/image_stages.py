@@ -175,7 +175,8 @@ class Enlargement(Measurement):
 
     def __call__(self, context: Context) -> Result:
         (stage,) = self.stages
-        true = context.real(SEEN, self.size, count=self.count).images
+        (split,) = context.splits(SEEN)
+        true = context.real(split, self.size, count=self.count).images
         low_res = bicubic(true, self.size // 4)
         enlarged = context.sampling.enlarge(low_res, self.size)
         options = {"resamples": self.resamples, "seed": context.seed}

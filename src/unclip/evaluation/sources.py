@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unclip.data.bad_samples import BadSample, BadSamples
-from unclip.data.prepare.coco_captions import read_coco_captions
+from unclip.data.prepare.listing import read_coco_captions
 from unclip.data.reader import decode_captions, decode_image, decode_metadata, find_image
 from unclip.data.shards import RawSample, Shard, open_shards, read_positions
 from unclip.evaluation.distributed import Ranks

@@ -9,7 +9,8 @@ from unclip.bundle import read_metadata, stage_file
 from unclip.cascade import Cascade
 from unclip.clip import ClipEmbedder, recall_at
 from unclip.contact_sheet import Tile, contact_sheet
-from unclip.emoji.probes import concept_set, sheet_prompts
+from unclip.emoji.probes import concept_set
+from unclip.emoji.prompts import sheet_prompts
 from unclip.evaluation.choices import (
     choice_rows,
     distractors,
@@ -106,7 +107,7 @@ class PriorCosines(Measurement):
 
     def __call__(self, context: Context) -> Result:
         found, linear = {}, None
-        for split in (HELD_OUT, SEEN):
+        for split in context.splits(HELD_OUT, SEEN):
             captions, images = context.real(split).captions, context.real(split).images
             if has_linear_map(context.cascade):
                 linear = context.sampling.predict(captions, prior="linear")

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from unclip.data.bad_samples import BadSample
-from unclip.data.prepare.inspection import Accepted, Listing, Rejected, inspect
+from unclip.data.prepare.inspection import Accepted, inspect
+from unclip.data.prepare.listing import Listing, Rejected
 from unclip.data.prepare.resumable import ResumableBuild, run_jobs, write_samples
 from unclip.data.reader import decode_image
 from unclip.files import atomic_write, read_bytes, write_text

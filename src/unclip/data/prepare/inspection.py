@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,45 +10,12 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from unclip.data.bad_samples import BadSample
+from unclip.data.prepare.listing import Record, Rejected
 from unclip.data.prepare.resumable import run_jobs
 from unclip.data.reader import decode_image
 from unclip.files import parse_json, read_bytes, read_text, split_lines
 
 RESULTS = "inspected.jsonl"
-
-
-class Record(NamedTuple):
-    """An image with captions."""
-
-    source: str  # unique name of the image in the data that it comes from
-    path: Path
-    captions: tuple[str, ...]  # at least one, none of them blank
-    split: str | None = None  # train, val or test if the data has splits
-
-    @property
-    def key(self) -> str:
-        """A unique sample name of letters, digits and underscores.
-
-        Dots and slashes have a meaning in shards, and a hyphen marks a twin (`unclip.data.order`).
-        """
-        stem = re.sub(r"[^0-9A-Za-z]+", "_", Path(self.source).stem)[:40].strip("_")
-        digest = hashlib.blake2b(self.source.encode(), digest_size=6).hexdigest()
-        return f"{stem}_{digest}" if stem else digest
-
-
-class Rejected(NamedTuple):
-    """An image, or a table row, that is not imported, and the reason."""
-
-    source: str
-    reason: str
-    detail: str = ""
-
-
-class Listing(NamedTuple):
-    """The images that a reader found, and the ones that it rejected."""
-
-    records: list[Record]
-    rejected: list[Rejected]
 
 
 class ImageInfo(NamedTuple):

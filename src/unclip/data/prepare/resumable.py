@@ -131,12 +131,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _difference(found: dict[str, Any], settings: dict[str, Any]) -> str:
-    there, here = dict(_flat(found)), dict(_flat(settings))
-    changed = [name for name in here if there.get(name) != here[name]]
+    there, here = (one | one.get("scenes", {}) for one in (found, settings))
+    changed = [name for name in here if name != "scenes" and there.get(name) != here[name]]
     return "; ".join(f"{name}: {there.get(name)} there, {here[name]} here" for name in changed)
-
-
-def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the items of a dict, and those of each nested dict in its place."""
-    for name, value in settings.items():
-        yield from value.items() if isinstance(value, dict) else [(name, value)]

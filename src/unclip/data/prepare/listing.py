@@ -1,17 +1,24 @@
-"""List the images of a folder with captions in NAME.txt, NAME.json or a table metadata.*."""
+"""List images with their captions: of a folder, or of COCO.
+
+A folder's captions are in NAME.txt, NAME.json or a table metadata.*, COCO's in
+annotations/captions_SPLIT.json.
+"""
 
 import csv
+import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from unclip.data.bad_samples import BadSample
-from unclip.data.prepare.inspection import Listing, Record, Rejected
 from unclip.data.reader import CAPTION_KEYS, decode_captions, decode_metadata, find_captions
 from unclip.data.shards import MAX_TEXT_BYTES
 from unclip.data.tar_headers import IMAGE_EXTENSIONS
-from unclip.files import read_bytes, read_json_lines, read_text, split_lines
+from unclip.files import read_bytes, read_json, read_json_lines, read_text, split_lines
 from unclip.images import FORMATS, image_format
 
 OTHER_EXTENSIONS = (
@@ -20,6 +27,40 @@ OTHER_EXTENSIONS = (
 )
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 FILE_COLUMN = "file_name"
+
+
+class Record(NamedTuple):
+    """An image with captions."""
+
+    source: str  # unique name of the image in the data that it comes from
+    path: Path
+    captions: tuple[str, ...]  # at least one, none of them blank
+    split: str | None = None  # train, val or test if the data has splits
+
+    @property
+    def key(self) -> str:
+        """A unique sample name of letters, digits and underscores.
+
+        Dots and slashes have a meaning in shards, and a hyphen marks a twin (`unclip.data.order`).
+        """
+        stem = re.sub(r"[^0-9A-Za-z]+", "_", Path(self.source).stem)[:40].strip("_")
+        digest = hashlib.blake2b(self.source.encode(), digest_size=6).hexdigest()
+        return f"{stem}_{digest}" if stem else digest
+
+
+class Rejected(NamedTuple):
+    """An image, or a table row, that is not imported, and the reason."""
+
+    source: str
+    reason: str
+    detail: str = ""
+
+
+class Listing(NamedTuple):
+    """The images that a reader found, and the ones that it rejected."""
+
+    records: list[Record]
+    rejected: list[Rejected]
 
 
 def read_folder(root: str | Path, caption_column: str | None = None) -> Listing:
@@ -86,8 +127,7 @@ def _files(
 
 
 def _name(path: Path, root: Path) -> str:
-    name = os.fsencode(path.relative_to(root).as_posix())
-    return name.decode("utf-8", "backslashreplace")
+    return os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
 
 
 def _is_image(path: Path) -> bool:
@@ -119,8 +159,12 @@ def _adjacent_captions(image: Path) -> list[str]:
 def _read_tables(
     files: dict[str, Path], column: str | None, rejected: list[Rejected]
 ) -> dict[str, list[str]]:
-    """Return the captions of all tables by file; add rows that match no file to `rejected`."""
+    """Return the captions of all tables by file; add rows that match no file to `rejected`.
+
+    A name that matches no file is compared in Unicode's composed form (NFC): macOS decomposes it.
+    """
     captions: dict[str, list[str]] = {}
+    composed = {unicodedata.normalize("NFC", name): name for name in files}
     for table in files:
         path = PurePosixPath(table)
         if path.stem != "metadata" or path.suffix not in _READERS:
@@ -128,7 +172,9 @@ def _read_tables(
         for file_name, texts in _read_table(files[table], column):
             # The name is only compared with the names of existing files, never opened.
             name = os.path.normpath((path.parent / file_name).as_posix())
-            if name in files:
+            if name not in files:
+                name = composed.get(unicodedata.normalize("NFC", name))
+            if name is not None:
                 captions.setdefault(name, []).extend(texts)
             else:
                 rejected.append(Rejected(f"{table}: {file_name}", "no such file"))
@@ -176,3 +222,61 @@ _READERS: dict[str, Callable[[Path], Iterator[dict]]] = {
     ".jsonl": read_json_lines,
     ".parquet": _read_parquet,
 }
+
+
+class CocoImage(NamedTuple):
+    """An image of a caption file; `captions` may be empty."""
+
+    id: int
+    file_name: str
+    captions: tuple[str, ...]
+
+
+def read_coco_captions(file: Path) -> list[CocoImage]:
+    """Read a caption file: images in the order of their ids, captions in the order of theirs.
+
+    Raises:
+        ValueError: the file is not in COCO's format, or names an image outside its folder.
+    """
+    try:
+        content = read_json(file)
+        names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
+        captions: dict[int, list[str]] = {number: [] for number in names}
+        for row in sorted(content["annotations"], key=lambda row: row.get("id", 0)):
+            with suppress(BadSample):  # a blank caption; rows of other images are ignored
+                captions.setdefault(int(row["image_id"]), []).extend(find_captions(row))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not a COCO caption file ({error!r})") from None
+    for name in names.values():
+        if Path(name).name != name:
+            raise ValueError(f"{file} names an image outside its folder: {name!r}")
+    return [CocoImage(number, names[number], tuple(captions[number])) for number in sorted(names)]
+
+
+def read_coco(root: str | Path) -> Listing:
+    """List the images in ROOT/SPLITYEAR with their captions in annotations/captions_SPLITYEAR.json.
+
+    Raises:
+        FileNotFoundError: there are no caption files.
+        ValueError: a caption file is not in COCO's format.
+    """
+    root = Path(root)
+    tables = sorted((root / "annotations").glob("captions_*.json"))
+    if not tables:
+        raise FileNotFoundError(
+            f"no captions_*.json in {root / 'annotations'}: unpack COCO's "
+            "annotations_trainval2017.zip, train2017.zip and val2017.zip into one folder"
+        )
+    records, rejected = [], []
+    for table in tables:
+        folder = table.stem.removeprefix("captions_")
+        split = SPLITS.get(folder.rstrip("0123456789"), "train")
+        for image in read_coco_captions(table):
+            source = f"{folder}/{image.file_name}"
+            if not image.captions:
+                rejected.append(Rejected(source, "missing caption"))
+            elif not (root / source).is_file():
+                rejected.append(Rejected(source, "no such file"))
+            else:
+                records.append(Record(source, root / source, image.captions, split))
+    return Listing(records, rejected)
