@@ -25,9 +25,11 @@ GIF_MILLISECONDS = 120  # per frame
 
 
 @contextmanager
-def progress_bar(label: str, args: argparse.Namespace) -> Iterator[Progress]:
-    """Yield a cascade's progress callback that shows one bar per stage; profile if asked to."""
-    trace = profiled(args.out / "profile.json.gz") if vars(args).get("profile") else nullcontext()
+def progress_bar(label: str, args: argparse.Namespace | None = None) -> Iterator[Progress]:
+    """Yield a cascade's progress callback that shows one bar per stage; --profile profiles it."""
+    trace = nullcontext()
+    if args and vars(args).get("profile"):
+        trace = profiled(args.out / "profile.json.gz")
     with tqdm(disable=None, leave=False) as bar, trace:
 
         def progress(stage: str, step: int, steps: int) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from unclip.bundle import StageMetadata, build, stage_file, train_command
+from unclip.bundle import StageMetadata, build, missing, stage_file
 from unclip.cascade import Cascade
 from unclip.evaluation.distributed import Ranks
 from unclip.evaluation.features import Features, Images, weights_of
@@ -232,7 +232,7 @@ def require_stages(cascade: Cascade, names: Iterable[str]) -> None:
     for name in names:
         file = stage_file(cascade.folder, name)
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: train it with `{train_command(name)}`")
+            raise missing(file)
 
 
 def _sampling_of(
