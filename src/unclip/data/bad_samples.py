@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_command(path: Path) -> str:
-    """Return the command that makes the data set of a shard, told by its folders."""
+    """Guess from the folders of a shard the command that makes its data set."""
     roots = list(path.parents)
     for root in roots:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
