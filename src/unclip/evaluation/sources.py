@@ -274,7 +274,7 @@ def _stat(path: Path) -> tuple[str, int, int]:
 
 
 def _digest(listing: _Listing, rows: Sequence[int], *, times: bool = False) -> str:
-    """Hash ids and captions of samples, and names and sizes, perhaps also times, of all files."""
+    """Hash samples' ids and captions, and all files' names and sizes, with `times` also times."""
     items = [cast(Item, listing.samples[k])[:2] for k in rows]
     stats = listing.stats if times else [stat[:2] for stat in listing.stats]
     return hashlib.sha256(repr((listing.name, items, stats)).encode()).hexdigest()[:16]
