@@ -314,5 +314,6 @@ def test_wrong_arguments_end_with_status_2(arguments, capsys):
         status = app.main(arguments)
     except SystemExit as error:
         status = error.code
+    errors = capsys.readouterr().err
     assert status == 2
-    assert "app.py: " in capsys.readouterr().err
+    assert arguments[-1] in errors and errors.count("\n") == 1
