@@ -28,12 +28,12 @@ def make_number(label: str) -> gr.Textbox:
 
 
 def make_seed() -> dict[str, gr.components.Component]:
-    """Make the seed, and the choice to sample a new one for each request."""
+    """Make the seed, and the choice to sample a new one for each request; typing a seed ends it."""
     with gr.Row():
-        return {
-            "seed": gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1),
-            "fresh": gr.Checkbox(True, label="New seed each time", min_width=120),
-        }
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
+        fresh = gr.Checkbox(True, label="New seed each time", min_width=120)
+    seed.input(None, None, fresh, js="() => false", api_visibility="private")
+    return {"seed": seed, "fresh": fresh}
 
 
 def make_image(label: str, **options: Any) -> gr.Image:

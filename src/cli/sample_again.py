@@ -39,7 +39,7 @@ def run(args: Namespace) -> None:
         stored.images = [found[path] for path in stored.images]
         stored.mask = found.get(stored.mask)
     cascade = open_cascade(stored)
-    with progress_bar(args.image.name, args) as progress:
+    with progress_bar(args.image.name) as progress:
         images, _ = generate(cascade, stored, progress)
     image = to_pil(images[stored.size][int(metadata["index"])])
     log(write_png(image, args.out, args.image.stem, metadata), sys.stdout)

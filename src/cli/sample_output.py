@@ -24,13 +24,15 @@ from unclip.text_to_image import STAGE_OF_SIZE
 GIF_MILLISECONDS = 120  # per frame
 
 
+def trace_file(args: argparse.Namespace) -> Path | None:
+    """Return the file of a command's profile, if it is asked for."""
+    return args.out / "profile.json.gz" if vars(args).get("profile") else None
+
+
 @contextmanager
-def progress_bar(label: str, args: argparse.Namespace | None = None) -> Iterator[Progress]:
-    """Yield a cascade's progress callback that shows one bar per stage; --profile profiles it."""
-    trace = nullcontext()
-    if args and vars(args).get("profile"):
-        trace = profiled(args.out / "profile.json.gz")
-    with tqdm(disable=None, leave=False) as bar, trace:
+def progress_bar(label: str, trace: Path | None = None) -> Iterator[Progress]:
+    """Yield a cascade's progress callback that shows one bar per stage; profile into `trace`."""
+    with tqdm(disable=None, leave=False) as bar, profiled(trace) if trace else nullcontext():
 
         def progress(stage: str, step: int, steps: int) -> None:
             if step == 1:

@@ -263,9 +263,14 @@ def test_the_page_works_by_keyboard(visit):
     user.get_by_label("Prompt").first.focus()
     assert user.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     user.keyboard.type(PROMPT)
-    user.keyboard.press("Enter")
+    fresh = user.get_by_label("New seed each time").first
+    expect(fresh).to_be_checked()
+    user.get_by_label("Seed", exact=True).first.fill("7")
+    expect(fresh).not_to_be_checked()
+    user.get_by_label("Prompt").first.press("Enter")
     finish(user, "Generate")
     expect(shown(user)).to_have_count(4)
+    expect(user.get_by_label("Seed", exact=True).first).to_have_value("7")
 
 
 def test_programs_use_the_same_requests_and_limits(address, tmp_path):
@@ -314,5 +319,6 @@ def test_wrong_arguments_end_with_status_2(arguments, capsys):
         status = app.main(arguments)
     except SystemExit as error:
         status = error.code
+    errors = capsys.readouterr().err
     assert status == 2
-    assert "app.py: " in capsys.readouterr().err
+    assert arguments[-1] in errors and errors.count("\n") == 1

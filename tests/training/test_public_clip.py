@@ -90,6 +90,5 @@ def test_a_bundle_with_a_public_clip_is_trained_sampled_and_evaluated(weights, t
     card = (tmp_path / "models" / "coco" / "MODEL_CARD.md").read_text()
     assert "The CLIP is the public tiny-test open_clip_model.safetensors of open_clip" in card
     assert found["scores"]["fd_effnet_lite0"]["n"] == 4
-    assert found["not_available"] == {
-        "prior": "shards has no split test_held_out: only emoji scenes have one"
-    }
+    assert found["not_available"] == {}
+    assert list(found["prior"]) == ["val"]
