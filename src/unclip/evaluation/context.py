@@ -134,7 +134,7 @@ class Context:
         return self.cached(key, lambda: read_real(self.data, split, size, count=count))
 
     def splits(self, *wanted: str) -> tuple[str, ...]:
-        """Return the wanted splits that the data set has; only emoji scenes have others than `val`."""
+        """Return the wanted splits that the data set has, or `val` if it has none of them."""
         return tuple(one for one in wanted if (self.data / one).is_dir()) or (VALIDATION,)
 
     @kept
