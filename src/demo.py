@@ -36,8 +36,8 @@ PROMPTS = (
     "a blue dog on an orange background",
 )
 VARIED, EDITED, PAINTED = 1, 0, 3  # numbers of the images that are edited
-EDIT = ("a red heart on a yellow background", "a green heart on a yellow background")
-PAINT = "a red apple to the left of a cat on a purple background"
+EDIT = ("a red heart", "a red apple")
+PAINT = "a red apple to the left of a blue car on a purple background"
 
 
 class Section(NamedTuple):
