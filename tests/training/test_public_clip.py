@@ -83,7 +83,7 @@ def test_a_bundle_with_a_public_clip_is_trained_sampled_and_evaluated(weights, t
     assert len(list((tmp_path / "made").glob("*.png"))) == 1
     script.run(
         "python src/evaluate.py model=models/coco data=folder data.root=shards measure=quick "
-        "device=cpu protocol.count=4 only=[frechet,prior]",
+        "device=cpu protocol.count=4 only=[frechet,prior,samples]",
         tmp_path,
     )
     found = json.loads((tmp_path / "models" / "coco" / "results.json").read_text())
@@ -92,3 +92,4 @@ def test_a_bundle_with_a_public_clip_is_trained_sampled_and_evaluated(weights, t
     assert found["scores"]["fd_effnet_lite0"]["n"] == 4
     assert found["not_available"] == {}
     assert list(found["prior"]) == ["val"]
+    assert (tmp_path / "models" / "coco" / "images" / "val_64.png").is_file()

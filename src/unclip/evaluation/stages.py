@@ -200,7 +200,8 @@ def prior_cosines(
 class SampleSheets(Measurement):
     """Sheets of single emoji in natural, seen and held-out colors, and of held-out captions.
 
-    Images have the bundle's largest size, those of single objects at most 256 px.
+    Images have the bundle's largest size, those of single objects at most 256 px. On data without
+    held-out captions, the second sheet has captions of `val`.
     """
 
     single_objects: int = 18  # number of prompts of each kind on the first sheet
@@ -221,11 +222,14 @@ class SampleSheets(Measurement):
             tiles = [Tile(image, one.caption, marked=one.held_out) for image, one in pairs]
             title = "Single objects. Framed: pairs of object and color that are not in training."
             images["single_objects"] = contact_sheet(tiles, columns=9, size=128, title=title)
-        real = context.real(HELD_OUT)
+        (split,) = context.splits(HELD_OUT)
+        real = context.real(split)
         captions = real.take(varied(real, self.held_out)).captions
         sampled = context.sampling.text_to_image(captions, size=size)
         tiles = [Tile(image, caption) for image, caption in zip(sampled, captions, strict=True)]
-        title, name = f"Held-out compositions, {size} px, from text alone.", f"held_out_{size}"
+        about = "Held-out compositions" if split == HELD_OUT else f"Captions of {split}"
+        name = f"{split.removeprefix('test_')}_{size}"
+        title = f"{about}, {size} px, from text alone."
         images[name] = contact_sheet(tiles, columns=3, size=320, title=title)
         for number, tile in enumerate(tiles[: self.full_size]):
             words = "".join(c if c.isalnum() else " " for c in tile.caption.lower()).split()
