@@ -1,5 +1,6 @@
 """Run a script of src/ as a user does, but in this process: imports are paid for only once."""
 
+import csv
 import runpy
 import shlex
 import sys
@@ -23,3 +24,9 @@ def run(command: str, folder: Path) -> None:
         except SystemExit as end:
             if end.code:
                 raise
+
+
+def logged(run: Path) -> list[dict[str, str]]:
+    """Return the lines of a run's log, without empty cells."""
+    with open(run / "logs" / "metrics.csv") as file:
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]

@@ -4,7 +4,6 @@ A third of the kills are full disks. KILLS=15 KILL_IMPORTS=1 pytest tests/test_k
 of them ten times, also in its imports, and fills the disk five times.
 """
 
-import csv
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import script
 import tiny_bundle
 import torch
 from PIL import Image
@@ -95,8 +95,7 @@ def test_a_training_that_is_killed_anywhere_has_the_weights_of_an_undisturbed_on
 def logged(run):
     """Returns what does not depend on the time."""
     timed = ("train/images_per_second", "train/memory_gib", "train/tflops", "train/mfu")
-    with open(run / "logs" / "metrics.csv") as file:
-        return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
+    return [{k: v for k, v in row.items() if k not in timed} for row in script.logged(run)]
 
 
 @pytest.mark.slow

@@ -128,8 +128,7 @@ class Kit:
         }
         return cls(stage(), **(defaults | settings))
 
-    def trainer(self, max_steps, *callbacks, folder=None, **settings):
-        folder = folder or self.folder
+    def trainer(self, max_steps, *callbacks, **settings):
         defaults = {
             "accelerator": "cpu",
             "devices": 1,
@@ -139,13 +138,12 @@ class Kit:
             "num_sanity_val_steps": 0,
         }
         return trainer_module.build_trainer(
-            max_steps=max_steps, folder=folder, callbacks=callbacks, **(defaults | settings)
+            max_steps=max_steps, folder=self.folder, callbacks=callbacks, **(defaults | settings)
         )
 
-    def callbacks(self, folder=None, every_steps=1000):
-        folder = folder or self.folder
-        checkpoint = RunCheckpoint(folder, every_steps=every_steps)
-        return [EMA(0.9), NonFiniteGuard(folder), checkpoint]
+    def callbacks(self, every_steps=1000):
+        checkpoint = RunCheckpoint(self.folder, every_steps=every_steps)
+        return [EMA(0.9), NonFiniteGuard(self.folder), checkpoint]
 
     def fit(self, steps, *callbacks, module=None, data=None, resume=None, **settings):
         """Train, by default TinyStage with an EMA, the guard and checkpoints."""

@@ -3,9 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -28,31 +25,6 @@ def at_step(step, action):
     return Interrupted
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(kit, tmp_path):
-    """Weights, averages and noise after 16 + 8 steps, beyond an epoch, equal those of 24 steps."""
-
-    def die(trainer):
-        trainer.callbacks[-1]._saved_step = 18  # nothing is saved, as in a kill
-        raise ZeroDivisionError
-
-    whole, trainer = kit.fit(24)
-    averages = trainer.callbacks[0].weights
-    kit.folder = tmp_path / "cut"
-    first = kit.module(at_step(18, die))
-    with pytest.raises(ZeroDivisionError):
-        kit.fit(24, *kit.callbacks(every_steps=16), module=first)
-    assert kit.saved()["global_step"] == 16
-    second, trainer = kit.fit(24, resume=kit.folder / "last.ckpt")
-    assert trainer.global_step == 24
-    assert first.stage.noises[:16] + second.stage.noises == whole.stage.noises
-    assert first.stage.keys[: 16 * 4] + second.stage.keys == whole.stage.keys
-    for name, value in whole.stage.state_dict().items():
-        assert torch.equal(second.stage.state_dict()[name], value), name
-    for name, value in averages.items():
-        assert torch.equal(trainer.callbacks[0].weights[name], value), name
-    assert trainer.callbacks[0].updates == 24
-
-
 def test_the_last_step_is_saved_at_any_interval_in_plain_values(kit, tmp_path):
     kit.fit(5, *kit.callbacks(every_steps=3))
     assert kit.saved()["global_step"] == 5
@@ -61,11 +33,8 @@ def test_the_last_step_is_saved_at_any_interval_in_plain_values(kit, tmp_path):
 
 
 def test_an_error_saves_the_run_before_it_ends(kit):
-    def fail(trainer):
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        kit.fit(9, module=kit.module(at_step(3, fail)))
+    with pytest.raises(ZeroDivisionError):
+        kit.fit(9, module=kit.module(at_step(3, lambda _: 1 / 0)))
     assert kit.saved()["global_step"] == 3
 
 
@@ -119,11 +88,6 @@ def test_nan_stops_the_run_before_it_reaches_weights_or_checkpoints(kit, tmp_pat
     assert all(torch.isfinite(p).all() for p in module.stage.parameters())
     assert kit.saved()["global_step"] == 4
     assert '"00000021"' in (tmp_path / "nonfinite_5_0.json").read_text()
-
-
-def test_a_missing_checkpoint_never_starts_a_new_run(kit, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        kit.fit(2, resume=tmp_path / "nowhere.ckpt")
 
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path):
@@ -182,31 +146,3 @@ def test_a_run_on_a_full_disk_ends_without_another_save(kit, monkeypatch):
     with pytest.raises(CheckpointError, match=r"step 4 .*No space left.*there is no earlier one"):
         kit.fit(9, *kit.callbacks(every_steps=4))
     assert saves == [4]
-
-
-KILLED = """
-import sys, torch
-sys.path.insert(0, {source!r})
-from unclip.training.trainer import AtomicCheckpointIO
-big = {{"weights": torch.zeros(4_000_000)}}
-while True:
-    AtomicCheckpointIO().save_checkpoint(big, {path!r})
-"""
-
-
-def test_a_kill_during_a_write_leaves_an_intact_file(tmp_path):
-    """Even if the temporary folder is on another disk, where Lightning's own writer fails."""
-    path, source = tmp_path / "last.ckpt", os.path.abspath("src")
-    other_disk = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED.format(source=source, path=str(path))],
-        env=os.environ | other_disk,
-    )
-    while not path.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(0.2)  # most likely in a later write
-    process.kill()
-    process.wait()
-    loaded = AtomicCheckpointIO().load_checkpoint(path)
-    assert loaded["weights"].shape == (4_000_000,)

@@ -3,11 +3,11 @@
 FSDP gathers each block once in each pass, and in bfloat16 where the blocks compute in it.
 """
 
-import csv
 import json
 
 import numpy as np
 import pytest
+import script
 import torch
 from tiny_shards import COLORS, write_shards
 
@@ -32,8 +32,7 @@ def ended(folder):
 
 
 def logged(folder):
-    with open(folder / "logs" / "metrics.csv") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{name: float(v) for name, v in row.items()} for row in script.logged(folder)]
 
 
 def step_of(folder):
