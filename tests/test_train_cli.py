@@ -157,56 +157,29 @@ def step_of(path):
 
 
 @pytest.mark.slow
-def test_the_same_command_resumes_bit_exactly(place):
-    """A run that is killed, interrupted and finished equals an unbroken run."""
-    words = ("stage=judge", "data.workers=1", "trainer.max_steps=200")
-    words = (*words, "callbacks.checkpoint.every_steps=3", "trainer.log_every_n_steps=1")
-    *_, code, folder = interrupted(place, "runs/quick/judge", *words, number=signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    again = {"number": signal.SIGINT, "after": step_of(folder / "last.ckpt")}
-    out, err, code, _ = interrupted(place, "runs/quick/judge", *words, **again)
-    assert code == 128 + signal.SIGINT, err
-    assert "Traceback" not in err
-    assert f"resume={folder}/last.ckpt" in shlex.split(out.strip().splitlines()[-1])
-    assert not (place / "models" / "quick" / "judge.safetensors").exists()
-    result = run(place, *words)
-    assert result.returncode == 0, result.stderr
-    assert only(place, "runs/quick/judge/*") == folder
-    assert read_metadata(place / "models" / "quick" / "judge.safetensors").steps == 200
-
-    result = run(place, *words, "bundle=unbroken")
-    assert result.returncode == 0, result.stderr
-    unbroken = only(place, "runs/unbroken/judge/*")
-    one, other = (torch.load(f / "last.ckpt", weights_only=True) for f in (folder, unbroken))
-    for name, value in other["state_dict"].items():
-        assert torch.equal(one["state_dict"][name], value), name
-    for name, value in other["callbacks"]["EMA"]["weights"].items():
-        assert torch.equal(one["callbacks"]["EMA"]["weights"][name], value), name
-    losses = values(folder, "train/loss")
-    assert losses == values(unbroken, "train/loss") and len(losses) == 200
-
-    result = run(place, *words, "trainer.max_steps=300", f"resume={folder}/last.ckpt")
-    assert result.returncode == 1
-    assert "trainer.max_steps was 200, is 300" in result.stderr
-    assert "resume_strict=false" in result.stderr and "Traceback" not in result.stderr
-
-
-@pytest.mark.slow
-def test_a_decay_starts_from_a_checkpoint_survives_a_kill_and_ends_the_run(place):
-    words = ("stage=clip", "bundle=decayed", "schedule=warmup_stable_decay")
-    words = (*words, "trainer.max_steps=100000", "trainer.log_every_n_steps=1", "data.workers=2")
-    words = (*words, "callbacks.checkpoint.every_steps=4", "optimizer.lr=1e-3")
-    runs, started = "runs/decayed/clip", {"number": signal.SIGTERM, "after": 8}
-    out, err, code, folder = interrupted(place, runs, *words, **started)
-    assert code == 128 + signal.SIGTERM and "Resume with" in out and "Error" not in err, err
-    began = step_of(folder / "last.ckpt")
-    decaying = (*words, "schedule.decay_steps=30", f"resume={folder}/last.ckpt")
+def test_an_interrupted_run_resumes_and_decays_and_another_one_is_refused(place):
+    runs, words = "runs/decayed/clip", ["stage=clip", "bundle=decayed", "data.workers=2"]
+    words += ["trainer.max_steps=100000", "trainer.log_every_n_steps=1", "optimizer.lr=1e-3"]
+    words += ["schedule=warmup_stable_decay", "callbacks.checkpoint.every_steps=4"]
+    began = 4
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stop = {"number": number, "after": began + 4}
+        out, err, code, folder = interrupted(place, runs, *words, **stop)
+        assert code == 128 + number and "Traceback" not in err, err
+        resume = f"resume={folder}/last.ckpt"
+        assert resume in shlex.split(out.strip().splitlines()[-1])
+        began = step_of(folder / "last.ckpt")
+    assert not (place / "models" / "decayed" / "clip.safetensors").exists()
+    result = run(place, *words, "trainer.max_steps=300", resume)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "trainer.max_steps was 100000, is 300" in result.stderr
+    decaying = [*words, "schedule.decay_steps=30", resume]
     *_, code, _ = interrupted(place, runs, *decaying, number=signal.SIGKILL, after=began)
     assert code == -signal.SIGKILL
     assert began < step_of(folder / "last.ckpt") < began + 30
     result = run(place, *decaying)
     assert result.returncode == 0, result.stderr
-    assert only(place, "runs/decayed/clip/*") == folder
+    assert only(place, f"{runs}/*") == folder
     assert step_of(folder / "stable.ckpt") == began
     assert step_of(folder / "last.ckpt") == began + 30
     assert read_metadata(place / "models" / "decayed" / "clip.safetensors").steps == began + 30

@@ -65,13 +65,19 @@ def graphs(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "checkpointing"),
-    [("prior", False), ("prior_ar", True), ("decoder", True), ("upsampler_256", False)],
+    ("name", "options"),
+    [
+        ("prior", {}),
+        ("prior_ar", {"gradient_checkpointing": True}),
+        ("decoder", {"gradient_checkpointing": True}),
+        ("decoder", {"sharded": True}),
+        ("upsampler_256", {}),
+    ],
 )
-def test_a_network_is_one_graph_in_training_and_none_in_validation(name, checkpointing, graphs):
-    """A break of the graph would be an error."""
+def test_a_network_is_one_graph_in_training_and_none_in_validation(name, options, graphs):
+    """A break of the graph would be an error. Each block of a sharded stage is a graph."""
     _, loss, gradients = learning(name)
-    stage, again, same = learning(name, compile=True, gradient_checkpointing=checkpointing)
+    stage, again, same = learning(name, compile=True, **options)
     torch.testing.assert_close(again, loss)
     torch.testing.assert_close(same, gradients)
     batch = tiny_bundle.batch(name)
@@ -81,16 +87,7 @@ def test_a_network_is_one_graph_in_training_and_none_in_validation(name, checkpo
         stage.eval().loss(smaller)
         generators = [torch.Generator().manual_seed(0)]
         stage.sample(stage.condition(smaller), generators=generators)
-    assert len(graphs) == 1
-
-
-@pytest.mark.slow
-def test_the_blocks_of_a_sharded_stage_are_compiled_one_by_one(graphs):
-    _, loss, gradients = learning("decoder")
-    _, again, same = learning("decoder", compile=True, sharded=True)
-    torch.testing.assert_close(again, loss)
-    torch.testing.assert_close(same, gradients)
-    assert len(graphs) > 1
+    assert (len(graphs) > 1) == ("sharded" in options)
 
 
 @pytest.mark.parametrize("name", ["clip", "prior", "decoder"])

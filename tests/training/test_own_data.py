@@ -79,19 +79,14 @@ def test_60_mixed_images_are_enough_for_a_bundle_of_all_stages(place):
 
 
 @pytest.mark.slow
-def test_a_bundle_is_fine_tuned_on_5_images(place):
-    write_images(place / "few", 5)
-    prepare(place, "few", "data/few")
-    words = "data.root=data/few bundle=tuned init=models/mine"
-    train(place, ("prior", "decoder"), words)
-    clips = [place / "models" / name / "clip.safetensors" for name in ("mine", "tuned")]
-    assert clips[0].read_bytes() == clips[1].read_bytes()
-    sample(place, "tuned", 64)
-
-
-@pytest.mark.slow
-def test_5_images_are_enough_for_a_bundle(tmp_path):
-    write_images(tmp_path / "few", 5)
-    prepare(tmp_path, "few", "data/few")
-    train(tmp_path, ("clip", "prior", "decoder"), "data.root=data/few bundle=few")
-    sample(tmp_path, "few", 64)
+@pytest.mark.parametrize(
+    ("name", "stages", "init"),
+    [("few", STAGES[:3], ""), ("tuned", ("prior", "decoder"), "init=models/mine")],
+)
+def test_5_images_are_enough_for_a_bundle_and_to_fine_tune_one(place, name, stages, init):
+    write_images(place / name, 5)
+    prepare(place, name, f"data/{name}")
+    train(place, stages, f"data.root=data/{name} bundle={name} {init}")
+    sample(place, name, 64)
+    clips = [place / "models" / bundle / "clip.safetensors" for bundle in ("mine", name)]
+    assert (clips[0].read_bytes() == clips[1].read_bytes()) == bool(init)
