@@ -42,7 +42,6 @@ class SampleGrid(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: StageModule, batch: dict[str, Any], *_: Any
     ) -> None:
-        """Keep the first samples of the first batch."""
         if self._batch is None:
             first = {name: value[: self.count] for name, value in batch.items()}
             self._batch = cast(Batch, first)
@@ -103,7 +102,6 @@ class Export(Callback):
         self._seconds_before = state_dict["seconds"]
 
     def on_fit_start(self, *_: Any) -> None:
-        """Start the clock."""
         self._started = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, pl_module: StageModule) -> None:
