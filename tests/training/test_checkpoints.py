@@ -66,21 +66,6 @@ def test_a_signal_saves_a_complete_step_and_prints_how_to_resume(
     assert signal.getsignal(number) == before
 
 
-def test_a_signal_in_validation_saves_the_raw_weights(kit):
-    class Signalled(StageModule):
-        def validation_step(self, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    module = kit.module(Signalled)
-    with pytest.raises(SystemExit):
-        kit.fit(9, module=module, validate_every_steps=4)
-    saved = kit.saved()
-    assert saved["global_step"] == 4
-    for name, parameter in module.stage.named_parameters():
-        assert torch.equal(saved["state_dict"][f"stage.{name}"], parameter)
-    assert kit.fit(9, resume=kit.folder / "last.ckpt")[1].global_step == 9
-
-
 def test_nan_stops_the_run_before_it_reaches_weights_or_checkpoints(kit, tmp_path):
     module, data = kit.module(), kit.ImageData(poisoned=21)  # of the sixth batch
     with pytest.raises(NonFiniteError, match="step 5"):
