@@ -30,19 +30,18 @@ def place(tmp_path_factory):
     return folder
 
 
-def command(*words, script="train.py"):
+def command(*words):
     """Returns a command line as keyword arguments of the functions of subprocess."""
     common = "scale=quick data=folder data.root=data data.batch_size=8 trainer.accelerator=cpu"
-    words = (sys.executable, str(SCRIPT.with_name(script)), *common.split(), *words)
+    words = (sys.executable, str(SCRIPT), *common.split(), *words)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment |= dict.fromkeys(("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"), CANARY)
     return {"args": words, "env": environment, "text": True}
 
 
-def run(place, *words, script="train.py"):
-    """Runs a script in `place`."""
-    settings = command(*words, script=script)
-    return subprocess.run(**settings, cwd=place, capture_output=True, timeout=TIMEOUT)
+def run(place, *words):
+    """Runs the script in `place`."""
+    return subprocess.run(**command(*words), cwd=place, capture_output=True, timeout=TIMEOUT)
 
 
 def only(folder, pattern):
@@ -111,13 +110,6 @@ def test_upstream_stages_are_trained_first_and_embeddings_are_stored(place, trai
     folder = only(place, "runs/quick/prior/*")
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"] == prior.recipe
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 12
-
-
-@pytest.mark.slow
-def test_embed_skips_a_complete_data_set(place, trained):
-    result = run(place, script="embed.py")
-    assert result.returncode == 0, result.stderr
-    assert "embedded 0 shards" in result.stdout
 
 
 @pytest.mark.slow

@@ -40,10 +40,8 @@ def step_of(folder):
 
 
 def assert_same_weights(folder, other, *, rtol, atol):
-    weights, others = (json.loads((f / "weights.json").read_text()) for f in (folder, other))
-    for name, values in weights.items():
-        ours, theirs = (torch.tensor(w, dtype=torch.float64) for w in (values, others[name]))
-        torch.testing.assert_close(theirs, ours, rtol=rtol, atol=atol)
+    ours, theirs = (torch.load(f / "weights.pt", weights_only=True) for f in (folder, other))
+    torch.testing.assert_close(theirs, ours, rtol=rtol, atol=atol)
 
 
 def assert_close(folder, other, *, rtol, rows=6):
