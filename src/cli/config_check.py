@@ -212,14 +212,14 @@ def check_targets(config: Any, key: str = "") -> None:
 
 def _check_name(key: str, target: str) -> None:
     names, name = _signature(target)[0], key.rpartition(".")[2]
-    if names is not None and name not in names:
+    if name not in names:
         owner = target.rpartition(".")[2]
         raise ConfigurationError(f"{key}: {owner} has no argument {name}{_nearest(name, names)}")
 
 
 @lru_cache
-def _signature(target: str) -> tuple[list[str] | None, dict[str, Any]]:
-    """Return (names of the parameters or None if any is accepted, type hints) of a target."""
+def _signature(target: str) -> tuple[list[str], dict[str, Any]]:
+    """Return the names of a target's parameters, and their type hints."""
     try:
         built = get_object(target)
     except Exception as error:  # a missing package, or a name that does not exist
@@ -229,14 +229,13 @@ def _signature(target: str) -> tuple[list[str] | None, dict[str, Any]]:
         hints = get_type_hints(built.__init__ if inspect.isclass(built) else built)
     except (NameError, TypeError):  # jaxtyping's annotations
         hints = {}
-    if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return list(parameters), hints
     if target in FORWARDS_TO:
         return [*parameters, *_signature(FORWARDS_TO[target])[0]], hints
-    if inspect.isclass(built):  # its keyword arguments go to a base class
+    forwards = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+    if inspect.isclass(built) and forwards:  # its keyword arguments go to a base class
         bases = [inspect.signature(base).parameters for base in built.__mro__[:-1]]
         return [name for names in bases for name in names], hints
-    return None, hints
+    return list(parameters), hints
 
 
 def _fits(value: Any, hint: Any) -> bool:

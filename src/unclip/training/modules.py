@@ -85,8 +85,7 @@ class StageModule(LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        if stage.needs_clip and embedder is None:
-            raise ValueError(f"the stage {stage.name} needs CLIP's features: pass an embedder")
+        assert embedder is not None or not stage.needs_clip
         cast(Any, stage).to(memory_format=torch.channels_last)
         self.stage = stage
         self.recipe = recipe

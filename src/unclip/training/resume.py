@@ -80,8 +80,6 @@ def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
     if resume is None:
         return None
     named = folder / LAST if resume == AUTO else Path(resume)
-    if resume != AUTO and not named.is_file():
-        raise FileNotFoundError(f"resume={resume}: there is no such file")
     names = [named.name, PREVIOUS] if named.name == LAST else [named.name]
     existing = [path for path in map(named.with_name, names) if path.is_file()]
     for path in existing:

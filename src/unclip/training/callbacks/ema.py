@@ -50,12 +50,6 @@ class EMA(Callback):
 
     def _place(self) -> None:
         """Move full averages to the parameters' device, and shard them as the parameters are."""
-        shapes = {name: p.shape for name, p in self._parameters.items()}
-        if shapes != {name: average.shape for name, average in self.weights.items()}:
-            raise ValueError(
-                "the checkpoint's averaged weights belong to another network: resume with the "
-                "configuration of its run (config.yaml next to it)"
-            )
         self.weights = {n: shard_like(self.weights[n], p) for n, p in self._parameters.items()}
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
