@@ -39,13 +39,9 @@ def optimize(
     Only passes with gradients are affected. Their shapes never change, so each network is one
     graph. Validation and sampling, whose batches have many sizes, run without compilation.
 
-    Args:
-        stage: stage to be trained.
-        compile: apply torch.compile; "auto" does so on a GPU, if the stage has a network.
-        gradient_checkpointing: keep only each block's input, and recompute the block in the
-            backward pass.
-        sharded: compile each block by itself, as FSDP needs it.
-        device: type of the device of the training.
+    "auto" compiles on the device "cuda", if the stage has a network. The blocks of a sharded stage
+    are compiled one by one, as FSDP needs it. Gradient checkpointing keeps only each block's input,
+    and recomputes the block in the backward pass.
 
     Raises:
         ValueError: the stage has no network that can be compiled.

@@ -82,12 +82,8 @@ class Muon(Optimizer):
     torch.optim.Muon (2.13) takes only 2-D weights and, as the Muons of timm 1.0 and
     pytorch-optimizer 4.1, computes in bfloat16 everywhere.
 
-    Args:
-        groups: parameter groups; Muon updates those with a true "hidden", AdamW the others.
-        lr: learning rate of AdamW, as `betas`, `weight_decay` and `eps`.
-        muon_lr: learning rate of Muon, in units of the spectral norm.
-        momentum: Nesterov momentum of Muon.
-        muon_weight_decay: decoupled weight decay of Muon.
+    Muon updates the groups with a true "hidden", with `muon_lr` in units of the spectral norm, a
+    Nesterov `momentum` and `muon_weight_decay`. The other arguments are those of AdamW.
     """
 
     def __init__(

@@ -78,12 +78,10 @@ def grid_of(rows: dict[str, Tensor]) -> Tensor:
 
 
 class Export(Callback):
-    """Write the averaged weights into the bundle, and its card, when training ends.
+    """Write the averaged weights to models/NAME/STAGE.safetensors when training ends.
 
-    Args:
-        path: file models/NAME/STAGE.safetensors.
-        metric: validation metric to print.
-        about: values to store in the file and to show in the card, such as the data's license.
+    The file and the bundle's card also contain `about`, such as the data's license. The validation
+    metric `metric` is printed.
     """
 
     def __init__(self, path: str | Path, *, metric: str, about: Mapping[str, Any] | None = None):
