@@ -110,18 +110,14 @@ def step_seconds(
     node: float,
     network: float,
 ) -> float:
-    """Estimate the duration of an optimizer step; communication overlaps with computation.
+    """Estimate the seconds of an optimizer step; communication overlaps with computation.
 
-    DDP reduces the gradients during the last backward pass of a step. FSDP gathers the weights in
-    every forward and backward pass, and reduces the gradients in every backward pass. Gradients are
-    reduced in float32.
+    DDP reduces the gradients during the last backward pass of a step. FSDP (`sharded`) gathers the
+    weights, in bfloat16 with `bf16`, in every forward and backward pass, and reduces the gradients
+    in every backward pass. Gradients are reduced in float32.
 
-    Args:
-        step: cost of each of the `batches` that a device accumulates.
-        devices: number of devices; up to 8 are one node.
-        sharded: whether the strategy is FSDP, which gathers bfloat16 weights with `bf16`.
-        flops: FLOP/s of a device.
-        node: bytes per second of a ring of devices in one node; `network`: over several nodes.
+    A device computes `flops` per second and accumulates `batches` per step. Up to 8 devices are one
+    node, and a ring of them transfers `node` bytes per second; over several nodes, `network`.
     """
     forward = (step.forward_flops + step.clip_flops) / flops
     backward = (step.training_flops - step.forward_flops) / flops
