@@ -142,7 +142,7 @@ class TestAgain:
         Path("plain.png").write_bytes(Path("b.png").read_bytes())
         for image, message in (
             ("out/none.png", "there is no out/none.png"),
-            ("plain.png", "has no metadata of sample.py"),
+            ("plain.png", "has no settings"),
             (f"out/{names[1]}", "is a contact sheet"),
         ):
             assert sample.main(["again", image, "--model", str(tiny_folder)]) == 2

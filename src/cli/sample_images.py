@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from cli.sample import log
-from cli.sample_output import open_cascade, progress_bar, slug, trace_file, write_gif, write_png
+from cli.sample_output import open_cascade, progress_bar, slug, write_gif, write_png
 from unclip.cascade import Cascade
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.files import read_text, sha256_of, split_lines
@@ -60,7 +60,7 @@ def _run_text(args: Namespace) -> None:
     for start in range(0, len(jobs), args.batch_size):
         batch = args.batch = jobs[start : start + args.batch_size]
         label = f"images {start + 1}–{start + len(batch)} of {len(jobs)}"
-        with progress_bar(label, trace_file(args)) as progress:
+        with progress_bar(label, args) as progress:
             images, captions = generate(cascade, args, progress)
         for size in sorted(images) if args.stages else [args.size]:
             _write(text_results(cascade, args, images[size]), args)
@@ -76,7 +76,7 @@ def _run_edit(args: Namespace) -> None:
     args.mask = getattr(args, "mask", None)
     inputs = {str(path): sha256_of(path) for path in [*args.images, args.mask] if path}
     cascade = open_cascade(args)
-    with progress_bar(args.command, trace_file(args)) as progress:
+    with progress_bar(args.command, args) as progress:
         images, captions = generate(cascade, args, progress)
     results = edit_results(cascade, args, images[args.size], inputs)
     _write(results, args)
