@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, get_method, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from unclip import bundle
@@ -66,12 +66,6 @@ def targets(part):
             yield from targets(child)
 
 
-def find(target):
-    """Returns the class or function with that name, or raises."""
-    is_class = target.rpartition(".")[2][0].isupper()
-    return get_class(target) if is_class else get_method(target)
-
-
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_builds_at_every_scale(stage, scale):
@@ -86,7 +80,7 @@ def test_every_stage_builds_at_every_scale(stage, scale):
         millions = sum(p.numel() for p in built.parameters()) / 1e6
         assert millions == pytest.approx(SIZES[stage, scale], rel=0.02)
     for target in targets(config):
-        find(target)
+        get_object(target)
 
 
 @pytest.mark.parametrize("program", GROUPS)
@@ -100,7 +94,7 @@ def test_every_choice_composes(program):
         chosen = [f"{group}={names[turn % len(names)]}" for group, names in choices.items()]
         config = composed(*chosen, program=program)
         for target in targets(config):
-            find(target)
+            get_object(target)
         measurements = instantiate(config.get("measure", {}), _convert_="all")
         assert all(isinstance(one, Measurement) for one in measurements.values())
 

@@ -81,7 +81,8 @@ def test_throughput_does_not_count_validation(kit, tmp_path):
     kit.fit(4, throughput := Throughput(), module=kit.module(SlowValidation), **settings)
     assert throughput.images == 4 * 2 * 4
     assert 0 < throughput.seconds < time.perf_counter() - started - 2.0
-    last = {name.removeprefix("train/"): float(v) for name, v in logged(tmp_path)[-1].items()}
+    *_, row = (row for row in logged(tmp_path) if "train/images" in row)
+    last = {name.removeprefix("train/"): float(value) for name, value in row.items()}
     assert last["images"] == 32 and last["memory_gib"] > 0.05
     per_second = 3 * 250_000 * last["images_per_second"]  # a quarter of a batch's FLOPs
     assert last["tflops"] == pytest.approx(per_second / 1e12)
@@ -136,16 +137,6 @@ def test_export_writes_the_averages_and_prints_one_line(kit, tmp_path, monkeypat
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("tiny · 5 steps · 0:0")
     assert "validation/loss" in line and line.endswith("tiny.safetensors")
-
-
-def test_a_failed_run_exports_nothing(kit, tmp_path, monkeypatch):
-    class Failing(StageModule):
-        def training_step(self, batch, batch_idx):
-            raise ZeroDivisionError
-
-    monkeypatch.setattr("unclip.training.callbacks.outputs.save_stage", pytest.fail)
-    with pytest.raises(ZeroDivisionError):
-        kit.fit(5, Export(tmp_path / "x.safetensors", metric=""), module=kit.module(Failing))
 
 
 def test_auto_precision_is_never_emulated_bf16(monkeypatch):
