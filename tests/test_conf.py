@@ -2,10 +2,12 @@
 
 import unclip  # isort: skip # noqa: F401
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
@@ -56,14 +58,10 @@ def options(group, program):
     return names
 
 
-def targets(part):
-    if isinstance(part, dict):
-        if "_target_" in part:
-            yield part["_target_"]
-        part = list(part.values())
-    if isinstance(part, list):
-        for child in part:
-            yield from targets(child)
+def find_targets(config):
+    """Find each class and function that a configuration names, or raise."""
+    for target in re.findall(r"_target_: ([\w.]+)", yaml.safe_dump(config)):
+        get_object(target)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -79,8 +77,7 @@ def test_every_stage_builds_at_every_scale(stage, scale):
     if (stage, scale) in SIZES:
         millions = sum(p.numel() for p in built.parameters()) / 1e6
         assert millions == pytest.approx(SIZES[stage, scale], rel=0.02)
-    for target in targets(config):
-        get_object(target)
+    find_targets(config)
 
 
 @pytest.mark.parametrize("program", GROUPS)
@@ -93,8 +90,7 @@ def test_every_choice_composes(program):
     for turn in range(max(len(names) for names in choices.values())):
         chosen = [f"{group}={names[turn % len(names)]}" for group, names in choices.items()]
         config = composed(*chosen, program=program)
-        for target in targets(config):
-            get_object(target)
+        find_targets(config)
         measurements = instantiate(config.get("measure", {}), _convert_="all")
         assert all(isinstance(one, Measurement) for one in measurements.values())
 
