@@ -125,7 +125,7 @@ def torture(folder, words, kills, seed):
 
 def main(folder):
     """Disturbs FOLDER/TASK/words.json, one after another."""
-    kills, seed = (int(os.environ[name]) for name in ("KILLS", "SEED"))
+    kills, seed = int(os.environ.get("KILLS", 3)), int(os.environ.get("SEED", 0))
     if "KILL_IMPORTS" not in os.environ:
         for name in LIBRARIES:
             importlib.import_module(name)

@@ -5,10 +5,6 @@ of them ten times, also in its imports, and fills the disk five times.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import script
@@ -18,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_shards import write_shards
 
-HERE = Path(__file__).parent
 STEPS = 14
 CLIP = "scale=quick data=folder data.root=data data.batch_size=8 data.workers=0"
 CLIP += " trainer.accelerator=cpu hydra.output_subdir=null"
@@ -55,12 +50,7 @@ def disturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
     for task, words in templates(folder).items():
         (folder / task / "words.json").write_text(json.dumps(words.split()))
-    path = os.pathsep.join(map(str, (HERE.parent / "src", HERE)))
-    environment = {"KILLS": "3", "SEED": "0"} | os.environ
-    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(HERE / "kill_anywhere.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    script.run_helper("kill_anywhere.py", folder, timeout=3600)
 
     def lives(task):
         found = sorted(path for path in (folder / task).iterdir() if path.name.isdigit())

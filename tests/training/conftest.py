@@ -3,10 +3,6 @@
 import unclip  # isort: skip # noqa: F401 (first: lets torchvision load next to a CPU torch)
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,24 +17,6 @@ from unclip.training.callbacks import progress
 from unclip.training.callbacks.checkpoint import NonFiniteGuard, RunCheckpoint
 from unclip.training.callbacks.ema import EMA
 from unclip.training.modules import StageModule
-
-HERE = Path(__file__).parent
-PATHS = (HERE, HERE.parents[1] / "src", HERE.parent)
-
-
-@pytest.fixture(scope="session")
-def run_script():
-    """A function that runs a script of this folder on the CPU, and returns its output."""
-
-    def run(name, *arguments):
-        more = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        more["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))
-        words = [sys.executable, str(HERE / name), *map(str, arguments)]
-        done = subprocess.run(words, env=os.environ | more, stdout=subprocess.PIPE, timeout=280)
-        assert done.returncode == 0
-        return done.stdout.decode()
-
-    return run
 
 
 class TinyStage(Stage):

@@ -17,12 +17,13 @@ VALIDATED = 7
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, run_script):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     root = write_shards(folder / "data", splits=("train",), images=32)
     write_shards(root, splits=("val",), images=VALIDATED)
     (folder / "shards").mkdir()
-    (folder / "output.txt").write_text(run_script("ranks_script.py", folder, root))
+    output = script.run_helper("training/ranks_script.py", folder, root)
+    (folder / "output.txt").write_text(output)
     return folder
 
 
@@ -141,9 +142,9 @@ def test_the_next_start_ends_as_if_nothing_had_happened(folder, ended, kind, und
 
 
 @pytest.fixture(scope="module")
-def gathered(tmp_path_factory, run_script):
+def gathered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gathers")
-    run_script("gathers_script.py", folder)
+    script.run_helper("training/gathers_script.py", folder)
     return json.loads((folder / "counts.json").read_text())
 
 

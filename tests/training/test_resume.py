@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from script import logged
+from script import logged, run_helper
 from tiny_shards import write_shards
 
 from unclip import launcher
@@ -47,10 +47,10 @@ def write(path, step=3, decay=None, **more):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_many_times_equals_an_unbroken_run(tmp_path, run_script):
+def test_a_run_that_was_killed_many_times_equals_an_unbroken_run(tmp_path):
     """Killed ten times at the worst moments: within epochs, and within steps of two batches."""
     root = write_shards(tmp_path / "data", images=26)  # 7 batches of 4 per epoch
-    run_script("kill_script.py", tmp_path, root)
+    run_helper("training/kill_script.py", tmp_path, root)
     runs = (tmp_path / "whole", tmp_path / "cut")
     whole, cut = (torch.load(run / "last.ckpt", weights_only=True) for run in runs)
     assert whole["global_step"] == 16
