@@ -1,6 +1,6 @@
 """Parameter groups, schedules, and Muon compared with its definition and torch's optimizers."""
 
-import functools
+from functools import partial
 
 import pytest
 import torch
@@ -25,17 +25,6 @@ def native(monkeypatch, request):
     return native
 
 
-both = pytest.mark.parametrize("native", [True, False], indirect=True)
-
-
-def matrix(values, rows=24, columns=40):
-    generator = torch.Generator().manual_seed(0)
-    settings = {"generator": generator, "dtype": torch.float64}
-    size = len(values)
-    u, v = (torch.linalg.qr(torch.randn(n, size, **settings))[0] for n in (rows, columns))
-    return u, values.double(), v
-
-
 @pytest.mark.parametrize(("rows", "columns"), [(24, 40), (40, 24), (24, 24)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.05)]
@@ -43,25 +32,19 @@ def matrix(values, rows=24, columns=40):
 def test_newton_schulz_applies_its_polynomial_to_the_singular_values(
     rows, columns, dtype, tolerance, monkeypatch
 ):
+    """After five steps, those above a hundredth of the norm are near 1."""
     monkeypatch.setattr(optim, "has_native_bf16", lambda device: dtype == torch.bfloat16)
-    u, s, v = matrix(torch.linspace(0.1, 3, 24), rows, columns)
+    random = partial(torch.randn, dtype=torch.float64)
+    u, v = (torch.linalg.qr(random(n, 24))[0] for n in (rows, columns))
+    s = torch.linspace(0.1, 3, 24, dtype=torch.float64)
     x = s / s.norm()
     for _ in range(STEPS):
         x = sum(factor * x**power for factor, power in zip(COEFFICIENTS, (1, 3, 5), strict=True))
     found = orthogonalize(((u * s) @ v.T)[None].to(dtype)).squeeze(0).double()
     expected = (u * x) @ v.T
+    assert 0.68 < x.min() < x.max() < 1.21
     assert (found - expected).norm() <= tolerance * expected.norm()
-
-
-@both
-def test_an_orthogonalized_matrix_is_close_to_its_polar_factor(native):
-    u, s, v = matrix(torch.logspace(-1, 0, 24))
-    for found in orthogonalize(torch.stack([(u * s) @ v.T, 1e-4 * (u * s) @ v.T]).float()):
-        values = torch.linalg.svdvals(found)
-        assert values.min() > 0.66 and values.max() < 1.22
-        polar = u @ v.T
-        assert (found.double() * polar).sum() > 0.95 * found.norm() * polar.norm()
-    assert not orthogonalize(torch.zeros(1, 3, 5)).any()
+    assert not orthogonalize(torch.zeros(1, rows, columns)).any()
 
 
 def steps_of(optimizer, parameters):
@@ -78,7 +61,7 @@ def copies(*shapes):
     return [[nn.Parameter(start.clone()) for start in starts] for _ in range(2)]
 
 
-@both
+@pytest.mark.parametrize("native", [True, False], indirect=True)
 def test_on_matrices_it_equals_torchs_muon(native):
     """Except for the rounding of bfloat16, in which torch always computes."""
     ours, theirs = copies((8, 12), (12, 8), (8, 12), (20, 5))
@@ -182,7 +165,7 @@ def test_a_run_resumes_bit_exactly_and_a_schedule_scales_both_rates(kit):
 
     def run(steps, resume=None):
         decay = {"schedule": lambda step, max_steps: 1 / (1 + step)}
-        module = kit.module(stage=Blocks, optimizer=functools.partial(Muon, **SETTINGS), **decay)
+        module = kit.module(stage=Blocks, optimizer=partial(Muon, **SETTINGS), **decay)
         _, trainer = kit.fit(steps, module=module, resume=resume)
         return kit.saved(), trainer.optimizers[0]
 
