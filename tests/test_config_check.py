@@ -105,7 +105,7 @@ def test_a_number_out_of_range_is_refused(program, words):
 def test_an_error_has_the_key_the_value_and_the_range(key, value, said):
     shown = value[-1] if isinstance(value, list) else value
     with pytest.raises(ValueError) as error:
-        check_ranges(nested(key, value))
+        check_ranges(value, key)
     assert str(error.value) == f"{key}={shown}: it must be {said}"
 
 
@@ -124,13 +124,7 @@ def test_an_error_has_the_key_the_value_and_the_range(key, value, said):
     ],
 )
 def test_the_ends_of_a_range_are_within_it(key, value):
-    check_ranges(nested(key, value))
-
-
-def nested(key, value):
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return value
+    check_ranges(value, key)
 
 
 def test_a_sweep_of_evaluations_passes():
