@@ -83,7 +83,7 @@ def test_throughput_does_not_count_validation(kit, tmp_path):
     assert 0 < throughput.seconds < time.perf_counter() - started - 2.0
     *_, row = (row for row in logged(tmp_path) if "train/images" in row)
     last = {name.removeprefix("train/"): float(value) for name, value in row.items()}
-    assert last["images"] == 32 and last["memory_gib"] > 0.05
+    assert last["images"] == 32 and 0.1 < last["memory_gib"] < 20
     per_second = 3 * 250_000 * last["images_per_second"]  # a quarter of a batch's FLOPs
     assert last["tflops"] == pytest.approx(per_second / 1e12)
     assert 0 < last["tflops"] < last["mfu"] < 1  # of a peak below 1 TFLOP/s
