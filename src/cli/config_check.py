@@ -48,20 +48,16 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
         return
     try:
         cfg = compose_strictly(config_name, list(_overrides(words)))
-        if config_name in ("train", "embed"):
-            _check_writable(Path(cfg.folders.runs).absolute())
+        if config_name in ("train", "embed"):  # before Hydra makes the folder of the run
+            runs = Path(cfg.folders.runs).absolute()
+            existing = next(path for path in (runs, *runs.parents) if path.exists())
+            if not os.access(existing, os.W_OK):
+                raise ConfigurationError(
+                    f"{existing} is not writable: run in another folder, or set folders.runs and "
+                    "folders.models"
+                )
     except ConfigurationError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written into, before Hydra makes a run's folder."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        raise ConfigurationError(
-            f"{existing} is not writable: run in another folder, or set folders.runs and "
-            "folders.models"
-        )
 
 
 def _overrides(words: Sequence[str]) -> Iterator[str]:
