@@ -97,8 +97,10 @@ class Kit:
     def __init__(self, folder):
         self.folder = folder
 
-    def module(self, cls=StageModule, stage=TinyStage, **settings):
+    def module(self, cls=StageModule, stage=TinyStage, hooks=None, **settings):
+        """Build a module, some of whose methods are replaced by `hooks`."""
         torch.manual_seed(0)
+        cls = type("Hooked", (cls,), hooks) if hooks else cls
         defaults = {
             "recipe": {"_target_": "tiny"},
             "optimizer": functools.partial(torch.optim.AdamW, lr=1e-2, fused=True),

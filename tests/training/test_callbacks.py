@@ -71,14 +71,11 @@ def test_stages_without_a_preview_have_no_grid(kit, tmp_path):
 
 
 def test_throughput_does_not_count_validation(kit, tmp_path):
-    class SlowValidation(StageModule):
-        def validation_step(self, batch, batch_idx):
-            time.sleep(1.0)
-
+    slow = kit.module(hooks={"validation_step": lambda *_: time.sleep(1.0)})
     settings = {"accumulate_grad_batches": 2, "log_every_n_steps": 2, "validate_every_steps": 2}
     settings |= {"loggers": [CsvLogger(tmp_path)], "limit_val_batches": 1}
     started = time.perf_counter()
-    kit.fit(4, throughput := Throughput(), module=kit.module(SlowValidation), **settings)
+    kit.fit(4, throughput := Throughput(), module=slow, **settings)
     assert throughput.images == 4 * 2 * 4
     assert 0 < throughput.seconds < time.perf_counter() - started - 2.0
     *_, row = (row for row in logged(tmp_path) if "train/images" in row)

@@ -14,15 +14,14 @@ from unclip.training.trainer import AtomicCheckpointIO
 
 
 def at_step(step, action):
-    """Return a module class that calls `action` in the training batch after a step."""
+    """Return a hook that calls `action` in the training batch after a step."""
 
-    class Interrupted(StageModule):
-        def training_step(self, batch, batch_idx):
-            if self.trainer.global_step == step:
-                action(self.trainer)
-            return super().training_step(batch, batch_idx)
+    def training_step(module, batch, batch_idx):
+        if module.global_step == step:
+            action()
+        return StageModule.training_step(module, batch, batch_idx)
 
-    return Interrupted
+    return {"training_step": training_step}
 
 
 def test_the_last_step_is_saved_at_any_interval_in_plain_values(kit, tmp_path):
@@ -34,7 +33,7 @@ def test_the_last_step_is_saved_at_any_interval_in_plain_values(kit, tmp_path):
 
 def test_an_error_saves_the_run_before_it_ends(kit):
     with pytest.raises(ZeroDivisionError):
-        kit.fit(9, module=kit.module(at_step(3, lambda _: 1 / 0)))
+        kit.fit(9, module=kit.module(hooks=at_step(3, lambda: 1 / 0)))
     assert kit.saved()["global_step"] == 3
 
 
@@ -48,7 +47,7 @@ def hang_up():
 
 def test_a_run_under_nohup_ignores_that_its_shell_exits(kit, hang_up):
     hang_up(signal.SIG_IGN)
-    module = kit.module(at_step(0, lambda _: os.kill(os.getpid(), signal.SIGHUP)))
+    module = kit.module(hooks=at_step(0, lambda: os.kill(os.getpid(), signal.SIGHUP)))
     assert kit.fit(2, module=module)[1].global_step == 2
 
 
@@ -58,8 +57,9 @@ def test_a_signal_saves_a_complete_step_and_prints_how_to_resume(
 ):
     hang_up(signal.SIG_DFL)
     before = signal.getsignal(number)
+    hooks = at_step(4, lambda: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as stopped:
-        kit.fit(9, module=kit.module(at_step(4, lambda _: os.kill(os.getpid(), number))))
+        kit.fit(9, module=kit.module(hooks=hooks))
     assert stopped.value.code == 128 + number
     assert kit.saved()["global_step"] == 5
     assert f"resume={tmp_path}/last.ckpt" in capsys.readouterr().out

@@ -9,7 +9,6 @@ from lightning.pytorch.plugins import MixedPrecision
 from unclip.training import lightning_compat
 from unclip.training.callbacks.checkpoint import NonFiniteError
 from unclip.training.callbacks.outputs import Export
-from unclip.training.modules import StageModule
 
 
 @pytest.fixture
@@ -21,13 +20,9 @@ def on_gpu(monkeypatch):
 def failing(kit, *callbacks, steps=10, every_steps=1000, **settings):
     """Train on NaN in step 2; return the steps that were taken before the end."""
     taken = []
-
-    class Counting(StageModule):
-        def on_train_batch_end(self, *_):
-            taken.append(self.global_step)
-
+    hooks = {"on_train_batch_end": lambda self, *_: taken.append(self.global_step)}
     callbacks = (*kit.callbacks(every_steps=every_steps), *callbacks)
-    data, module = kit.ImageData(poisoned=9), kit.module(Counting)
+    data, module = kit.ImageData(poisoned=9), kit.module(hooks=hooks)
     with pytest.raises(NonFiniteError, match=r"^step 2: the loss is nan"):
         kit.fit(steps, *callbacks, module=module, data=data, **settings)
     return taken
@@ -78,14 +73,14 @@ def test_gradients_are_clipped_after_they_are_unscaled(kit):
     """The norm is that of float32 training, although the gradients are scaled."""
     norms, expected = [], []
 
-    class Norms(StageModule):
-        def on_before_optimizer_step(self, optimizer):
-            norms.append(self.gradient_norm().item())
-            gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
-            expected.append(torch.cat(gradients).norm().item())
+    def note(self, optimizer):
+        norms.append(self.gradient_norm().item())
+        gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
+        expected.append(torch.cat(gradients).norm().item())
 
-    kit.fit(1, module=kit.module(Norms))
-    fit_scaled(kit, 1, 2.0**10, module=kit.module(Norms))
+    hooks = {"on_before_optimizer_step": note}
+    kit.fit(1, module=kit.module(hooks=hooks))
+    fit_scaled(kit, 1, 2.0**10, module=kit.module(hooks=hooks))
     assert norms == pytest.approx(expected)
     assert norms[1] == pytest.approx(norms[0], rel=0.05)
 
