@@ -1,7 +1,9 @@
-"""Small shards of images of one color, written quickly."""
+"""Small shards of images of one color, written quickly, and a reader of shards."""
 
 import io
+import json
 
+import webdataset
 from PIL import Image
 
 from unclip.data.prepare.resumable import write_samples
@@ -17,6 +19,12 @@ def write_shards(root, *, splits=("train", "val"), sizes=(64,), images=24, shard
                 samples = (_sample(index, size) for index in range(shard, images, shards))
                 write_samples(root / split / str(size) / f"{shard:05d}.tar", samples)
     return root
+
+
+def read_shard(path):
+    """Return the samples of a shard as webdataset reads them, with parsed json members."""
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    return [sample | {"json": json.loads(sample["json"])} for sample in samples]
 
 
 def _sample(index, size):
