@@ -18,12 +18,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self):
         served, wanted = self.served, self.headers.get("Range")
+        path = Path(self.translate_path(self.path))
         served.requested.append(self.path)
         served.ranges.append(wanted)
         if status := served.status(self.path):
             self.send_error(status)
-        elif self.path.endswith((".zip", "short.tar")):
-            content = Path(self.translate_path(self.path)).read_bytes()
+        elif path.is_file() and (wanted or served.break_at):
+            content = path.read_bytes()
             start = int(wanted[len("bytes=") : -1]) if wanted and served.knows_ranges else 0
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(content) - start))
@@ -41,7 +42,7 @@ def served(tmp_path):
     """Serve the new folder `folder` at `url`.
 
     `requested` and `ranges` are the paths and ranges of all requests. `status(path)` is the HTTP
-    status of a failure, or None; a zip file, or short.tar, breaks off at the byte `break_at`.
+    status of a failure, or None; files break off at the byte `break_at`.
     """
     served = SimpleNamespace(folder=tmp_path / "served", requested=[], ranges=[], break_at=None)
     served.status, served.knows_ranges = lambda path: None, True

@@ -240,21 +240,11 @@ def test_a_share_of_the_crops_is_clean(positions, share, least, most, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("clean_share", 1.5), ("crop", 65), ("degradation", "box")),
-        *(("crops_per_image", 0), ("crops_per_image", 2)),
-    ],
+    ("name", "value"), [("crop", 65), ("crops_per_image", 2), ("degradation", "box")]
 )
 def test_an_invalid_reader_is_an_error(name, value):
     with pytest.raises(ValueError, match=name):
         SampleReader(**{name: value})
-
-
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"rank": 2, "world_size": 2}])
-def test_an_invalid_dataset_is_an_error(folder, options):
-    with pytest.raises(ValueError, match="out of range"):
-        load(folder, **({"batch_size": 1} | options))
 
 
 # --------------------------------------------------------------------------------------- embeddings

@@ -7,11 +7,7 @@ import pytest
 from many_scenes import groups_of, scenes_of
 
 from unclip import emoji
-from unclip.emoji.catalog import (
-    cells,
-    concepts_without_count,
-    is_pair_held_out,
-)
+from unclip.emoji.catalog import cells, concepts_without_count, is_pair_held_out
 from unclip.emoji.scenes import KIND_WEIGHTS, SPLITS, is_held_out, scenes
 
 

@@ -2,7 +2,6 @@
 
 import random
 
-from unclip.emoji.catalog import Concept
 from unclip.emoji.scenes import Item, Scene
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -20,9 +19,9 @@ def article(words: str) -> str:
     return f"{'an' if vowel or first.startswith(_TAKES_AN) else 'a'} {words}"
 
 
-def single_caption(concept: Concept, color: str | None, background: str) -> str:
+def full_caption(name: str, color: str | None, background: str) -> str:
     """Return the full caption of one object: "a red apple on a blue background"."""
-    return f"{article(_noun(concept, color))} {_on(background)}"
+    return f"{article(f'{color} {name}' if color else name)} {_on(background)}"
 
 
 def captions(scene: Scene, *, seed: int) -> list[str]:
@@ -41,10 +40,9 @@ def captions(scene: Scene, *, seed: int) -> list[str]:
 def _single_captions(scene: Scene, generator: random.Random) -> list[str]:
     (item,) = scene.items
     on = _on(scene.background)
-    thing = article(_noun(item.concept, item.color))
-    other = article(_noun(item.concept, item.color, alias=True))
+    thing, other = _noun_phrase(item), _noun_phrase(item, alias=True)
     if item.color is None and item.concept.color:
-        named = article(_noun(item.concept, item.concept.color))
+        named = _noun_phrase(item._replace(color=item.concept.color))
         other = generator.choice([other, named]) if other != thing else named
     return [
         f"{thing} {on}",
@@ -86,12 +84,8 @@ def _pair_captions(scene: Scene, name: str, generator: random.Random) -> list[st
 
 
 def _noun_phrase(item: Item, *, alias: bool = False) -> str:
-    return article(_noun(item.concept, item.color, alias=alias))
-
-
-def _noun(concept: Concept, color: str | None, *, alias: bool = False) -> str:
-    name = concept.alias if alias and concept.alias else concept.name
-    return f"{color} {name}" if color else name
+    name = item.concept.alias if alias and item.concept.alias else item.concept.name
+    return article(f"{item.color} {name}" if item.color else name)
 
 
 def _on(background: str) -> str:

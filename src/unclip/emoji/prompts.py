@@ -1,10 +1,11 @@
 """Prompts of one object for contact sheets, and pairs of captions for text diffs."""
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from unclip.emoji.captions import article, single_caption
+from unclip.emoji.captions import full_caption
 from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts, is_cell_held_out
 
 
@@ -45,7 +46,7 @@ def prompts(
         colors = [None] * natural + (list(COLORS) if concept.families else [])
         queue = [
             Prompt(
-                caption=single_caption(concept, color, background),
+                caption=full_caption(concept.name, color, background),
                 concept=concept,
                 color=color,
                 background=background,
@@ -58,9 +59,8 @@ def prompts(
         queue = [prompt for prompt in queue if held_out in (None, prompt.held_out)]
         random.Random(f"{seed}/prompts/{concept.hexcode}").shuffle(queue)
         queues.append(queue)
-    longest = max(map(len, queues))
-    rounds = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
-    return rounds[:count]
+    rounds = itertools.chain(*itertools.zip_longest(*queues))
+    return [prompt for prompt in rounds if prompt is not None][:count]
 
 
 def sheet_prompts(name: str, *, most: int = 18, seed: int = 0) -> dict[str, list[Prompt]]:
@@ -117,14 +117,10 @@ def caption_pairs(
     choices = {"color": list(COLORS), "object": names, "background": list(BACKGROUNDS)}
     pairs, rng = [], random.Random(seed)
     for turn, item in enumerate(single[:count]):
-        old = {"color": item["colour"], "object": item["name"], "background": item["background"]}
+        old = {"object": item["name"], "color": item["colour"], "background": item["background"]}
         changed = list(choices)[turn % len(choices)]
         taken = {item["name"]} if changed == "object" else {item["colour"], item["background"]}
         new = rng.choice([word for word in choices[changed] if word not in taken])
-        target = _caption(**{**old, changed: new})
-        pairs.append(CaptionPair(item["row"], _caption(**old), target, changed))
+        source, target = (full_caption(*about.values()) for about in (old, old | {changed: new}))
+        pairs.append(CaptionPair(item["row"], source, target, changed))
     return pairs
-
-
-def _caption(color: str, object: str, background: str) -> str:
-    return f"{article(f'{color} {object}')} on {article(background)} background"

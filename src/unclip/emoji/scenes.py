@@ -133,14 +133,13 @@ def _another(scene: Scene, name: str, generator: random.Random) -> Scene:
         others = [other for other in concepts(name) if other.color != scene.background]
     else:
         others = [other for other, painted in cells(name, held_out=False) if painted == color]
-    twins = [_replaced(scene, place, other) for other in others if other not in present]
+    twins = []
+    for other in others:
+        if other not in present:
+            items = list(scene.items)
+            items[place] = items[place]._replace(concept=other)
+            twins.append(scene._replace(key=f"{scene.key}-other", items=tuple(items)))
     return generator.choice([twin for twin in twins if not is_held_out(twin)] or twins)
-
-
-def _replaced(scene: Scene, place: int, concept: Concept) -> Scene:
-    items = list(scene.items)
-    items[place] = items[place]._replace(concept=concept)
-    return scene._replace(key=f"{scene.key}-other", items=tuple(items))
 
 
 def _single(name: str, held_out: bool, generator: random.Random):

@@ -66,13 +66,11 @@ def import_images(
         progress: whether to show progress bars.
 
     Raises:
-        ValueError: an argument is out of range, no image is left to train on, or `root` holds
+        ValueError: sizes are too small or equal, no image is left to train on, or `root` holds
             something else.
     """
     if not sizes or min(sizes) < 16 or len(set(sizes)) != len(sizes):
         raise ValueError(f"sizes must be distinct and at least 16 pixels, not {sizes}")
-    if shard_size < 1 or (val is not None and val < 0):
-        raise ValueError(f"shard_size {shard_size} or val {val} is out of range")
     root = Path(root)
     build = ResumableBuild(root, "imported images")
     accepted, rejected = inspect(
