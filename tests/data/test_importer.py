@@ -89,8 +89,8 @@ REASONS = {
 
 
 def run(source, out, **settings):
-    quiet = {"workers": 0, "progress": False}
-    return import_images(read_folder(source), out, **{"sizes": (16,), "val": 2} | quiet | settings)
+    settings = {"sizes": (16,), "val": 2, "workers": 0} | settings
+    return import_images(read_folder(source), out, **settings)
 
 
 def accepted(out) -> dict[str, dict[str, int]]:

@@ -20,7 +20,7 @@ COUNTS = {"train": {64: 48, 256: 16}, "val": FEW} | dict.fromkeys(TEST_SPLITS, F
 
 
 def _build(root, **changes):
-    return build_emoji(root, **{"counts": COUNTS, "workers": 0, "progress": False} | changes)
+    return build_emoji(root, **{"counts": COUNTS, "workers": 0} | changes)
 
 
 def _hashes(root, pattern="*"):

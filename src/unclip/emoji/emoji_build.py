@@ -97,7 +97,6 @@ def build_emoji(
     counts: Counts | None = None,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: bool = True,
 ) -> Path:
     """Write the data set into `root`, or complete it, and return `root`.
 
@@ -108,7 +107,6 @@ def build_emoji(
         counts: number of scenes of each split and size; `default_counts` if None.
         workers: number of processes; None for one per core, 0 to run in this process.
         overwrite: whether to replace a data set with other settings in `root`.
-        progress: whether to show a progress bar.
 
     Raises:
         ValueError: an argument is invalid, or `root` holds another kind of data.
@@ -120,7 +118,7 @@ def build_emoji(
         return root
     jobs = sorted(_jobs(root, concept_set, seed, counts), key=lambda job: job.order)
     total = sum(job.scenes for job in jobs)
-    with tqdm(total=total, desc="emoji scenes", unit="scene", disable=not progress) as bar:
+    with tqdm(total=total, desc="emoji scenes", unit="scene") as bar:
         for job, _ in zip(jobs, run_jobs(_run, jobs, workers), strict=True):
             bar.update(job.scenes)
     write_text(root / "LICENSE.txt", _LICENSE_TEXT)

@@ -50,7 +50,6 @@ def import_images(
     seed: int = 0,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: bool = True,
 ) -> str:
     """Write the data set into `root`, or complete it, and return a summary.
 
@@ -63,7 +62,6 @@ def import_images(
         seed: seed of the order of the images and of the choice of the held-out ones.
         workers: number of processes; None for one per core, 0 to run in this process.
         overwrite: whether to replace the shards of other images or settings in `root`.
-        progress: whether to show progress bars.
 
     Raises:
         ValueError: sizes are too small or equal, no image is left to train on, or `root` holds
@@ -73,9 +71,7 @@ def import_images(
         raise ValueError(f"sizes must be distinct and at least 16 pixels, not {sizes}")
     root = Path(root)
     build = ResumableBuild(root, "imported images")
-    accepted, rejected = inspect(
-        listing.records, root, smallest=min(sizes), workers=workers, progress=progress
-    )
+    accepted, rejected = inspect(listing.records, root, smallest=min(sizes), workers=workers)
     splits = _split(accepted, val, sizes, seed)
     shards = list(_plan(root, splits, sizes, shard_size))
     summary = _write_report(root, shards, [*listing.rejected, *rejected])
@@ -86,7 +82,7 @@ def import_images(
     if build.start({**settings, **counts, "digest": _digest(splits)}, overwrite=overwrite):
         missing = [shard for shard in shards if not shard.path.exists()]
         written = run_jobs(_write_shard, missing, workers)
-        list(tqdm(written, desc="shards", unit="shard", total=len(missing), disable=not progress))
+        list(tqdm(written, desc="shards", unit="shard", total=len(missing)))
         build.finish()
     return summary
 
