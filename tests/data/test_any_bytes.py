@@ -20,12 +20,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from unclip.data.bad_samples import BadSample  # noqa: E402
 from unclip.data.prepare.listing import read_coco_captions, read_folder  # noqa: E402
-from unclip.data.reader import (  # noqa: E402
-    MAX_CAPTION_LENGTH,
-    decode_captions,
-    decode_image,
-    decode_metadata,
-)
+from unclip.data.reader import MAX_CAPTION_LENGTH, decode_captions, decode_image, decode_metadata  # noqa: E402
 from unclip.data.shards import Shard, count_samples, open_shards, read_positions  # noqa: E402
 from unclip.files import decode_text, parse_json, split_lines  # noqa: E402
 

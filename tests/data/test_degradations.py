@@ -7,14 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unclip.data.degradations import (
-    _blur,
-    _convolve,
-    bsr,
-    downsize,
-    gaussian_blur,
-    gaussian_kernel,
-)
+from unclip.data.degradations import _blur, _convolve, bsr, downsize, gaussian_blur, gaussian_kernel
 
 MILD = {"noise": (0.0, 0.0), "jpeg_quality": (100, 100)}
 

@@ -238,13 +238,10 @@ def captions_of(root, *column) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_tables_can_be_jsonl_or_parquet(kind, tmp_path):
-    save_many(tmp_path, 2)
-    for text in tmp_path.glob("*.txt"):
-        text.unlink()
-    rows = [
-        {"file_name": "0.png", "said": ["one", "two"]},
-        {"file_name": "1.png", "said": ["three", None, " "]},
-    ]
+    texts = {"a.png": ["one", "two"], "b.png": ["three", None, " "]}
+    rows = [{"file_name": name, "said": said} for name, said in texts.items()]
+    for number, name in enumerate(texts):
+        save(tmp_path / name, (1, 2, number))
     if kind == "jsonl":
         (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     else:

@@ -41,10 +41,7 @@ def downsize(
 
 
 def gaussian_blur(
-    image: UInt8[Tensor, "3 height width"],
-    *,
-    probability: float = 0.5,
-    seed: str | int = 0,
+    image: UInt8[Tensor, "3 height width"], *, probability: float = 0.5, seed: str | int = 0
 ) -> UInt8[Tensor, "3 h w"]:
     """Downsize by area, then blur half of the time (unCLIP paper, section 2.1: kernel 3, σ 0.6).
 
