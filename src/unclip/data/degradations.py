@@ -14,11 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from unclip.data.order import rng
-from unclip.images import decode_image
+from unclip.images import decode_image, to_pil, to_tensor
 
 SCALE = 4  # of an upsampler
 MIN_SIGMA = 0.05  # in pixels; a smaller sigma has no effect
@@ -169,9 +168,8 @@ def _jpeg(x: Float[Tensor, "3 h w"], quality: int) -> Float[Tensor, "3 h w"]:
     if quality >= 100:
         return x
     buffer = io.BytesIO()
-    pixels = _to_uint8(x).permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return torch.from_numpy(np.array(decode_image(buffer.getvalue()))).permute(2, 0, 1).float()
+    to_pil(_to_uint8(x)).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return to_tensor(decode_image(buffer.getvalue())).float()
 
 
 def _to_uint8(x: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 from braceexpand import braceexpand
 
 from unclip.data.bad_samples import BadSample, prepare_command
-from unclip.data.remote import fetch, is_available, is_url, prefetch, read_stats
+from unclip.data.remote import fetch, is_url, prefetch, read_stats
 from unclip.data.tar_headers import IMAGE_EXTENSIONS, check_is_tar, describe_damage, read_headers
 from unclip.files import read_json, write_text
 
@@ -165,7 +165,7 @@ def _is_newer(path: Path, index: Path) -> bool:
 
 def _check_available(paths: Sequence[Path]) -> None:
     for path in paths:
-        if not is_available(path):
+        if not path.is_file() and not path.with_suffix(".url").is_file():
             raise FileNotFoundError(
                 f"shard {path.name} is missing in {path.parent}: make it with "
                 f"{prepare_command(path)}, or delete {INDEX} if the data set has fewer shards now"

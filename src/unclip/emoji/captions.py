@@ -32,37 +32,22 @@ def captions(scene: Scene, *, seed: int) -> list[str]:
     generator = random.Random(f"{seed}/captions/{scene.key}/{scene.kind}")
     if scene.relation is not None:
         return _pair_captions(scene, scene.relation, generator)
+    item, on = scene.items[0], _on(scene.background)
     if len(scene.items) > 1:
-        return _count_captions(scene, generator)
-    return _single_captions(scene, generator)
-
-
-def _single_captions(scene: Scene, generator: random.Random) -> list[str]:
-    (item,) = scene.items
-    on = _on(scene.background)
-    thing, other = _noun_phrase(item), _noun_phrase(item, alias=True)
-    if item.color is None and item.concept.color:
-        named = _noun_phrase(item._replace(color=item.concept.color))
-        other = generator.choice([other, named]) if other != thing else named
+        thing = f"{NUMBERS[len(scene.items)]} {item.concept.plural}"
+        reworded = generator.choice([f"a picture of {thing}", f"a group of {thing} {on}"])
+    else:
+        thing, other = _noun_phrase(item), _noun_phrase(item, alias=True)
+        if item.color is None and item.concept.color:
+            named = _noun_phrase(item._replace(color=item.concept.color))
+            other = generator.choice([other, named]) if other != thing else named
+        reworded = f"{other} {on}" if other != thing else f"a picture of {thing}"
     return [
         f"{thing} {on}",
         thing,
-        f"{other} {on}" if other != thing else f"a picture of {thing}",
+        reworded,
         f"{article(scene.background)} background with {thing}",
         generator.choice([f"an emoji of {thing}", f"an emoji of {thing} {on}"]),
-    ]
-
-
-def _count_captions(scene: Scene, generator: random.Random) -> list[str]:
-    concept, on = scene.items[0].concept, _on(scene.background)
-    number = NUMBERS[len(scene.items)]
-    things = f"{number} {concept.plural}"
-    return [
-        f"{things} {on}",
-        things,
-        generator.choice([f"a picture of {things}", f"a group of {things} {on}"]),
-        f"{article(scene.background)} background with {things}",
-        generator.choice([f"an emoji of {things}", f"an emoji of {things} {on}"]),
     ]
 
 
