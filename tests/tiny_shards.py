@@ -3,8 +3,8 @@
 import io
 import json
 
-import webdataset
 from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from unclip.data.prepare.resumable import write_samples
 
@@ -23,7 +23,8 @@ def write_shards(root, *, splits=("train", "val"), sizes=(64,), images=24, shard
 
 def read_shard(path):
     """Return the samples of a shard as webdataset reads them, with parsed json members."""
-    samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    with open(path, "rb") as stream:
+        samples = list(group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}])))
     return [sample | {"json": json.loads(sample["json"])} for sample in samples]
 
 
