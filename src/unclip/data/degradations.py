@@ -65,9 +65,9 @@ def bsr(
     """Blur, resize, add noise and compress in random order (Zhang et al. 2021, BSRGAN, §3.4).
 
     There are two blurs, an isotropic and an anisotropic one. The resizing passes through a random
-    intermediate size. A final JPEG compression follows, as in BSRGAN. Each strength is
-    drawn from a mild range: the image must keep its colors, so the noise is weak and JPEG keeps the
-    full resolution of the color channels (4:4:4).
+    intermediate size. A final JPEG compression follows, as in BSRGAN. Each strength is drawn from a
+    mild range: the image must keep its colors, so the noise is weak and JPEG keeps the full
+    resolution of the color channels (4:4:4).
 
     Args:
         image: the true image.
@@ -101,7 +101,11 @@ def bsr(
         return (x + sigma * torch.from_numpy(values)).clamp(0, 255)
 
     def jpeg(x: Tensor) -> Tensor:
-        return _jpeg(x, generator.randint(*jpeg_quality))
+        quality, buffer = generator.randint(*jpeg_quality), io.BytesIO()
+        if quality == 100:
+            return x
+        to_pil(_to_uint8(x)).save(buffer, "JPEG", quality=quality, subsampling=0)
+        return to_tensor(decode_image(buffer.getvalue())).float()
 
     steps = [isotropic, anisotropic, resize_twice, add_noise, jpeg]
     generator.shuffle(steps)
@@ -162,14 +166,6 @@ def _small_size(image: Tensor) -> list[int]:
     if height % SCALE or width % SCALE:
         raise ValueError(f"an image of {width} × {height} pixels cannot be downsized {SCALE}×")
     return [height // SCALE, width // SCALE]
-
-
-def _jpeg(x: Float[Tensor, "3 h w"], quality: int) -> Float[Tensor, "3 h w"]:
-    if quality >= 100:
-        return x
-    buffer = io.BytesIO()
-    to_pil(_to_uint8(x)).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return to_tensor(decode_image(buffer.getvalue())).float()
 
 
 def _to_uint8(x: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:

@@ -217,14 +217,10 @@ def _leave_process_group(_: int) -> None:
 
 
 class ShardLoader:
-    """Load the batches of a `ShardDataset` in worker processes.
+    """Load the batches of a `ShardDataset` in worker processes, or in this one if `workers` is 0.
 
     `state_dict` holds the number of batches consumed in the epoch. A loader that loads it yields
     the rest of the epoch, bit for bit: it reads the skipped samples but does not decode them.
-
-    Args:
-        dataset: the dataset.
-        workers: number of reading processes; 0 reads in this process.
     """
 
     def __init__(self, dataset: ShardDataset, *, workers: int = 0):

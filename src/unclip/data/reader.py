@@ -29,11 +29,7 @@ Sample = dict[str, Any]
 
 
 def decode_image(content: bytes, *, minimum_size: int = 16) -> Image.Image:
-    """Decode an image as `unclip.images.decode_image` does.
-
-    Args:
-        content: the encoded image, in any of the formats `unclip.images.FORMATS`.
-        minimum_size: smallest width and height in pixels.
+    """Decode an image of at least `minimum_size` pixels as `unclip.images.decode_image` does.
 
     Raises:
         BadSample: the image cannot be decoded, or its size is out of range.

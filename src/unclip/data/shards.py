@@ -85,7 +85,12 @@ def open_shards(source: Source) -> list[Shard]:
         if isinstance(source, (str, Path)) and Path(source) == folder:
             _check_available([folder / name for name in index])
         requested = [path for path in paths if path.parent == folder]
-        stale = [p for p in requested if p.name not in index or _is_newer(p, folder / INDEX)]
+        written = (folder / INDEX).stat().st_mtime if index else 0.0
+        stale = [
+            path
+            for path in requested
+            if path.name not in index or (path.is_file() and path.stat().st_mtime > written)
+        ]
         if stale:
             stats = dict(read_stats(stale))
             for path in filter(Path.is_file, stats):
@@ -155,12 +160,6 @@ def _read_index(folder: Path) -> dict[str, int]:
     except (OSError, TypeError, ValueError):
         return {}
     return {name: n for name, n in index.items() if type(n) is int and n >= 0}
-
-
-def _is_newer(path: Path, index: Path) -> bool:
-    if not path.is_file():  # a remote shard
-        return False
-    return not index.is_file() or path.stat().st_mtime > index.stat().st_mtime
 
 
 def _check_available(paths: Sequence[Path]) -> None:

@@ -78,13 +78,8 @@ def caption_pairs(
 ) -> list[CaptionPair]:
     """Return one change for each of the first `count` images of one recolored object.
 
-    Color, object and background are changed in turn. A new object is one of the other images'; no
-    background gets its object's color.
-
-    Args:
-        scenes: metadata of each image.
-        count: number of pairs.
-        seed: seed that chooses the new values.
+    Color, object and background are changed in turn, to values that `seed` chooses. A new object is
+    one of the other images'; no background gets its object's color. `scenes` are the metadata.
 
     Raises:
         ValueError: there are fewer than `count` such images.

@@ -87,13 +87,9 @@ def run_jobs(
 ) -> Iterator[Result]:
     """Call a module's function with each job, in processes, and yield the results in order.
 
-    After an exception in one job, the jobs that have not started are canceled.
-
-    Args:
-        function: the function, which the processes import.
-        jobs: arguments of the calls.
-        workers: number of processes; None for one per core, 0 to run in this process.
-        chunk_size: number of jobs that a process receives at once.
+    There are `workers` processes; None starts one per core, and 0 runs the jobs in this process. A
+    process receives `chunk_size` jobs at once. After an exception in one job, the jobs that have
+    not started are canceled.
     """
     if workers == 0:
         yield from map(function, jobs)
