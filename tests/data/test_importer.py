@@ -407,4 +407,5 @@ def test_a_bad_coco_file_is_named(image, problem, tmp_path):
 
 
 def test_workers_leave_ctrl_c_to_the_process_that_started_them():
-    assert list(run_jobs(signal.getsignal, [signal.SIGINT], workers=1)) == [signal.SIG_IGN]
+    results = run_jobs(signal.getsignal, [signal.SIGINT], workers=1, about="signals")
+    assert list(results) == [signal.SIG_IGN]

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from unclip.data.bad_samples import BadSample
 from unclip.data.prepare.inspection import Accepted, inspect
 from unclip.data.prepare.listing import Listing, Rejected
@@ -81,8 +79,7 @@ def import_images(
     counts = {f"{split} images": len(images) for split, images in splits.items()}
     if build.start({**settings, **counts, "digest": _digest(splits)}, overwrite=overwrite):
         missing = [shard for shard in shards if not shard.path.exists()]
-        written = run_jobs(_write_shard, missing, workers)
-        list(tqdm(written, desc="shards", unit="shard", total=len(missing)))
+        list(run_jobs(_write_shard, missing, workers, about="shards"))
         build.finish()
     return summary
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from unclip.data.bad_samples import BadSample
 from unclip.data.prepare.listing import Record, Rejected
 from unclip.data.prepare.resumable import run_jobs
@@ -49,10 +47,9 @@ def inspect(
     known = dict(_stored(folder / RESULTS))
     new = [r for r in records if r.source not in known or known[r.source][:2] != _state(r.path)]
     paths = [record.path for record in new]
-    results = run_jobs(_inspect_file, paths, workers, chunk_size=64)
-    bar = tqdm(results, desc="images", unit="image", total=len(new))
+    results = run_jobs(_inspect_file, paths, workers, about="images", chunk_size=64)
     with open(folder / RESULTS, "a", encoding="utf-8", buffering=1) as file:
-        for record, info in zip(new, bar, strict=True):
+        for record, info in zip(new, results, strict=True):
             known[record.source] = info
             file.write(json.dumps([record.source, *info]) + "\n")
     accepted, rejected, first = [], [], {}
