@@ -83,7 +83,8 @@ def test_the_output_of_img2dataset_is_read_directly(served, tmp_path, workers):
     write_statistics(served.folder, 5, 7, 3)
     (served.folder / "00000.parquet").write_bytes(b"not read")
     cache, pattern = tmp_path / "cache", "{00000..00002}.tar"
-    for root in (str(served.folder), served.url, f"{served.url}/{pattern}"):
+    homes = (str(served.folder), served.url)
+    for root in (*homes, *(f"{home}/{pattern}" for home in homes)):
         data = module(root, workers=workers, val_shards=1, cache=cache)
         train = data.train_dataloader()
         assert len(train) == 3
