@@ -174,7 +174,6 @@ def test_any_coco_captions(folder, content):
         assert str(file) in str(error)
 
 
-# ----------------------------------------------------------------------------------------- shards
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory):
     """Four samples with long names, which need further headers, in a tar of each format."""

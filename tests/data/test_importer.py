@@ -231,7 +231,6 @@ def test_folders_are_splits_if_they_are_named_so(folders, expected, tmp_path):
     assert accepted(tmp_path / "out") == expected
 
 
-# ---------------------------------------------------------------------------------------- captions
 def captions_of(root, *column) -> list[tuple[str, ...]]:
     return [record.captions for record in read_folder(root, *column).records]
 
@@ -299,7 +298,6 @@ def test_a_name_may_be_decomposed_on_the_disk_and_composed_in_the_table(tmp_path
     assert captions_of(tmp_path) == [("one",)] and read_folder(tmp_path).rejected == []
 
 
-# ------------------------------------------------------------------------------------------- files
 def test_the_content_of_a_file_decides_its_format(tmp_path):
     kinds = {"a.jpg": "PNG", "b.png": "WEBP", "c.webp": "JPEG", "d.bmp": "BMP", "e.tif": "TIFF"}
     kinds |= {"f.gif": "GIF", "g.avif": "AVIF", "h.dat": "PNG", "no_extension": "JPEG"}
@@ -359,7 +357,6 @@ def test_keys_are_safe_and_unique(tmp_path):
     assert all(key.replace("_", "").isalnum() and key.isascii() and len(key) < 60 for key in keys)
 
 
-# -------------------------------------------------------------------------------------------- COCO
 def write_captions(file, names: dict[int, str], rows: list[tuple[int, int, str]]) -> Path:
     """Write a caption file; a row is the id, the image's id and the caption."""
     images = [{"id": number, "file_name": name} for number, name in names.items()]

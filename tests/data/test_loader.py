@@ -48,7 +48,6 @@ def same(batches, others) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------- exactly once
 def check_passes(passes: list[list[dict]], loaders: list[ShardLoader], shuffle: bool) -> None:
     assert {len(batches) for batches in passes} == {len(loaders[0])}
     assert Counter(joined(map(valid_keys, passes))) == Counter(keys(SIZES))
@@ -103,7 +102,6 @@ def test_workers_need_no_inherited_state(folder, start_method, monkeypatch):
         assert valid_keys(there) == valid_keys(here)
 
 
-# -------------------------------------------------------------------------------------------- order
 @pytest.mark.parametrize("workers", [0, 2])
 def test_epochs_differ_and_are_reproducible(folder, workers):
     options = {"batch_size": 4, "shuffle": True, "workers": workers}
@@ -164,7 +162,6 @@ def test_twins_are_in_one_batch(tmp_path, workers):
     assert together >= 60 - 1 - workers  # except pairs cut between workers
 
 
-# ------------------------------------------------------------------------------ captions and images
 def test_captions_do_not_depend_on_workers_and_ranks(folder):
     def chosen(world_size, workers, epoch):
         found = {}
@@ -247,7 +244,6 @@ def test_an_invalid_reader_is_an_error(name, value):
         SampleReader(**{name: value})
 
 
-# --------------------------------------------------------------------------------------- embeddings
 def test_stored_embeddings_are_matched_by_key(tmp_path):
     folder = write_shards(tmp_path, [5, 6])
     with pytest.raises(FileNotFoundError, match=r"src/embed\.py"):
@@ -277,7 +273,6 @@ def test_images_are_not_decoded_without_load_image(tmp_path):
     assert "image" not in batches[0]
 
 
-# -------------------------------------------------------------------------------------- bad samples
 def broken_rows(count: int, bad: Collection[int]) -> list[dict]:
     """Samples of which some are bad, for five reasons; the last is a missing image."""
     defects = [{"png": b"corrupt"}, {"json": b"{"}, {"json": b'{"captions": []}'}]
@@ -332,7 +327,6 @@ def test_a_shard_truncated_during_training_keeps_the_count(tmp_path):
     assert set(valid_keys(batches)) == set(keys([33]))
 
 
-# ----------------------------------------------------------------------------------------- resuming
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_a_loader_resumes_within_an_epoch(folder, workers):
     """50 samples make 13 batches of 4, which no number of workers above 1 divides."""

@@ -15,7 +15,6 @@ def kind_of(function, *args, **options) -> str:
     return caught.value.kind
 
 
-# --------------------------------------------------------------------------------------- images
 WHITE = (255, 255, 255)
 
 
@@ -48,7 +47,6 @@ def test_images_out_of_range_are_bad():
     assert kind_of(decode_image, flat_image(0)[:60]) == "corrupt image"
 
 
-# ----------------------------------------------------------------------------------------- fitting
 def test_fit_takes_the_middle_square():
     image = Image.new("RGB", (300, 100), "blue")
     image.paste("red", (100, 0, 200, 100))
@@ -71,7 +69,6 @@ def test_fit_is_antialiased_and_leaves_the_right_size_alone():
     assert torch.equal(tensor, torch.from_numpy(stripes.transpose(2, 0, 1).copy()))
 
 
-# ---------------------------------------------------------------------------------------- captions
 def captions_of(members):
     return decode_captions(members, decode_metadata(members))
 

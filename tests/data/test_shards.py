@@ -47,7 +47,6 @@ def change_header(path: Path, start: int, fields: dict[int, bytes]):
     change(path, start, header)
 
 
-# ------------------------------------------------------------------------------------------ index
 def test_index_is_written_trusted_and_updated(tmp_path):
     write_shards(tmp_path, [3, 5])
     assert counts(tmp_path) == [3, 5]
@@ -103,7 +102,6 @@ def test_missing_shards_name_folder_and_command(tmp_path):
             act(given)
 
 
-# ---------------------------------------------------------------------------------------- reading
 def test_positions_continue_over_shards_and_wrap_around(tmp_path):
     sizes = [3, 5, 1]
     shards = open_shards(write_shards(tmp_path, sizes))
@@ -164,7 +162,6 @@ def test_oversize_and_sparse_members_are_not_read(tmp_path, monkeypatch):
     assert kinds == ["oversize member", None, "oversize member", None]
 
 
-# ----------------------------------------------------------------------------------------- damage
 def usable(rows) -> list[str]:
     return [raw.key for _, raw in rows if raw.bad is None and set(raw.members) == {"png", "json"}]
 
@@ -280,7 +277,6 @@ def test_an_index_with_too_few_samples_is_an_error(tmp_path):
         read([Shard(path, 3)])
 
 
-# ------------------------------------------------------------------------------------ bad samples
 def run_pass(counter: BadSamples, samples: int, bad: set[int]) -> None:
     for i in range(samples):
         if i in bad:
