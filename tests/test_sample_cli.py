@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_bundle
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import sample
@@ -123,6 +124,24 @@ def test_several_prompts_and_a_file_of_prompts(run, tmp_path, made):
     assert made() == names
 
 
+def test_only_the_images_that_clip_ranks_highest_are_kept(run, tiny, made, tmp_path):
+    prompts, seeds = ["a dog", "a red apple"], range(2, 6)
+    best = set()
+    for prompt in prompts:
+        images = tiny.text_to_image([prompt] * 4, seeds=seeds, size=64).images[64]
+        z = F.normalize(torch.cat([tiny.embedder.image(image[None]) for image in images]))
+        cosines = z @ F.normalize(tiny.embedder.text([prompt]).text_embedding).T
+        worst = seeds[int(cosines.argmin())]
+        best |= {f"{slug(prompt)}-seed{seed}-64.png" for seed in seeds if seed != worst}
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    given = ["text", "--prompts", str(tmp_path / "prompts.txt")]
+    given += ["--count", "4", "--seed", "2", "--batch-size", "3"]
+    assert run(*given, "--keep", "3") == 0
+    assert made() == sorted(best)
+    assert run(*given) == 0  # the kept images are the same, and replaced
+    assert len(made()) == 8
+
+
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
@@ -156,6 +175,7 @@ def test_a_prompt_may_be_the_name_of_a_command(run, made):
         (("a dog", "--device", "tpu7"), "error: --device tpu7 cannot be used here"),
         (("a dog", "--device", "cuda:99"), "error: --device cuda:99 cannot be used here"),
         (("a dog", "--count", "0"), "'0': expected an integer, at least 1"),
+        (("a dog", "--count", "2", "--keep", "3"), "--keep 3 is more than --count 2"),
         (("a dog", "--batch-size", "x"), "'x': expected an integer, at least 1"),
         (("a dog", "--steps", "16"), "'16' is not STAGE=N, such as decoder=16"),
         (("a dog", "--guidance", "nan"), "'nan': expected a number, finite"),
