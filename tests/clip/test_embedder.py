@@ -10,20 +10,14 @@ CAPTIONS = ["a red apple", "two dogs", "a red apple", ""]
 
 
 def _embedder(**settings):
-    tokenizer = Tokenizer(12, fit_vocabulary(CAPTIONS, 540))
     model = build_clip(
         embed_dim=20,
         vision={"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
         text={"context_length": 12, "vocab_size": 540, "width": 24, "heads": 2, "layers": 1},
     )
-    return ClipEmbedder(
-        model,
-        tokenizer,
-        image_mean=OPENAI_DATASET_MEAN,
-        image_std=OPENAI_DATASET_STD,
-        fingerprint="0" * 16,
-        **settings,
-    )
+    tokenizer = Tokenizer(12, fit_vocabulary(CAPTIONS, 540))
+    colors = {"image_mean": OPENAI_DATASET_MEAN, "image_std": OPENAI_DATASET_STD}
+    return ClipEmbedder(model, tokenizer, **colors, fingerprint="0" * 16, **settings)
 
 
 @pytest.fixture
@@ -68,14 +62,12 @@ def test_cached_features_equal_fresh_ones(embedder, monkeypatch):
 
 def test_the_cache_drops_the_least_recent_captions(embedder):
     embedder._cache_size = 2
-    features = embedder.text(["a", "b", "c"])
+    features = embedder.text(["a", "b", "c"]).text_embedding
     assert list(embedder._cache) == ["b", "c"]
     embedder.text(["b"])
     embedder.text(["d"])
     assert list(embedder._cache) == ["b", "d"]
-    torch.testing.assert_close(
-        features.text_embedding, embedder.text(["a", "b", "c"]).text_embedding
-    )
+    torch.testing.assert_close(features, embedder.text(["a", "b", "c"]).text_embedding)
 
 
 def test_features_cached_in_inference_mode_can_be_trained_on(embedder):
@@ -101,12 +93,10 @@ def test_a_half_precision_model_has_float32_outputs(embedder):
     half = _embedder(dtype=torch.bfloat16)
     half.model.load_state_dict(embedder.model.state_dict())
     features, image = half.text(CAPTIONS), half.image(torch.rand(2, 3, 32, 32))
-    for part in (features.text_states, features.text_embedding, image):
-        assert part.dtype == torch.float32
-    similarity = F.cosine_similarity(
-        features.text_embedding, embedder.text(CAPTIONS).text_embedding
-    )
-    assert similarity.min() > 0.99
+    parts = (features.text_states, features.text_embedding, image)
+    assert {part.dtype for part in parts} == {torch.float32}
+    exact = embedder.text(CAPTIONS).text_embedding
+    assert F.cosine_similarity(features.text_embedding, exact).min() > 0.99
 
 
 def test_a_copy_of_a_batch_gets_the_features(embedder):

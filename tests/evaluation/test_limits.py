@@ -1,7 +1,6 @@
 """Spelling, and power spectra against closed forms: white noise, a blur's transfer function."""
 
 import math
-import sys
 
 import pytest
 import torch
@@ -58,10 +57,15 @@ def test_each_limit_is_next_to_real_images_and_a_second_run_finds_the_samples(co
     assert before == {path: path.stat().st_mtime_ns for path in context.out.rglob("*.png")}
 
 
-def test_a_missing_reader_is_named(context, monkeypatch):
-    monkeypatch.setattr(limits, "find_spec", lambda name: None)
-    reasons = run({"spelling": configured("limits", SMALL)["spelling"]}, context).not_available
+def test_a_missing_reader_is_named_and_its_networks_are_not_fetched(context, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "find_spec", lambda name: None)
+        reasons = run({"spelling": configured("limits", SMALL)["spelling"]}, context).not_available
     assert "pip install -e '.[text]'" in reasons["spelling"]
+    rapidocr = pytest.importorskip("rapidocr")
+    monkeypatch.setattr(rapidocr, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(FileNotFoundError, match="has no network for Det"):
+        load_reader()
 
 
 def test_similarity_ignores_case_and_spaces():
@@ -92,13 +96,6 @@ def test_the_reader_reads_what_a_font_draws_and_nothing_in_an_empty_image():
     read = load_reader()
     assert read(sign("HELLO", 256)) == "HELLO"
     assert read(torch.full((3, 64, 64), 255, dtype=torch.uint8)) == ""
-
-
-def test_a_network_that_the_package_lacks_is_not_fetched(monkeypatch, tmp_path):
-    pytest.importorskip("rapidocr")
-    monkeypatch.setattr(sys.modules["rapidocr"], "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(FileNotFoundError, match="has no network for Det"):
-        load_reader()
 
 
 def gray(values):

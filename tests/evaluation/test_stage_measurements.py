@@ -110,7 +110,7 @@ def test_scenes_of_two_objects_are_measured_next_to_real_ones(values):
     assert values["open_captions"]["open_captions"].keys() >= {"data", "diffusion"}
 
 
-def test_stages_are_compared_with_their_baselines(values):
+def test_the_prior_and_the_upsamplers_are_compared_with_their_baselines(values):
     assert values["prior"]["prior"].keys() == {"test_held_out", "test_seen"}
     for numbers in values["prior"]["prior"].values():
         assert numbers.keys() >= {"cosine", "cosine_text", "cosine_shuffled", "n", "recall_at_1"}
@@ -146,14 +146,12 @@ def test_numbers_do_not_depend_on_the_batch_size(values, small_model, scenes, tm
             assert share == pytest.approx(numbers["share"], abs=1.5 / numbers["n"])
 
 
-def test_a_bundle_with_only_a_clip_is_measured_as_far_as_possible(small_model, scenes, tmp_path):
-    found = measured(part_of(small_model, tmp_path / "bundle", "clip"), scenes, tmp_path)
+def test_parts_of_a_bundle_are_measured_as_far_as_possible(small_model, scenes, tmp_path):
+    found = measured(part_of(small_model, tmp_path / "clip", "clip"), scenes, tmp_path)
     assert found.results.keys() == {"stages", "clip"}
     assert found.results["clip"].values["clip"].keys() == {"clip"}
-
-
-def test_a_decoder_without_a_prior_is_measured_from_true_embeddings(small_model, scenes, tmp_path):
-    found = measured(part_of(small_model, tmp_path / "bundle", "clip", "decoder"), scenes, tmp_path)
+    bundle = part_of(small_model, tmp_path / "decoder", "clip", "decoder")  # and no prior
+    found = measured(bundle, scenes, tmp_path)
     gap = found.results["prior_gap"].values["decoder"]["prior_gap"]
     assert gap.keys() == {"real", "true_embedding", "text_embedding", "caption_alone", "n"}
     assert "decoder" in found.not_available

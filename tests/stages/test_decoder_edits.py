@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
 from tiny_stages import decoder, embedded_batch, randomized
@@ -80,15 +82,11 @@ def test_the_generators_matter_only_if_eta_is_above_zero(stage, condition, eta, 
 
 
 def test_edits_clip_x0_as_sampling_does(stage, condition, generators, monkeypatch):
-    image, own, ranges = torch.rand(2, 3, 8, 8), generators(2), []
-    mask, denoiser = torch.ones(2, 1, 8, 8, dtype=torch.bool), stage.diffusion.denoiser
-    monkeypatch.setattr(
-        stage.diffusion,
-        "denoiser",
-        lambda network, clip_range: ranges.append(clip_range) or denoiser(network, clip_range),
-    )
+    image, mask = torch.rand(2, 3, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.bool)
+    denoiser, own = Mock(side_effect=stage.diffusion.denoiser), {"generators": generators(2)}
+    monkeypatch.setattr(stage.diffusion, "denoiser", denoiser)
     decoder_edits.invert(stage, condition, image, steps=1)
-    decoder_edits.render(stage, condition, image, generators=own, steps=1)
-    decoder_edits.complete(stage, condition, image, mask, generators=own, steps=1)
-    stage.sample(condition, generators=own)
-    assert ranges == [1.0] * 4
+    decoder_edits.render(stage, condition, image, **own, steps=1)
+    decoder_edits.complete(stage, condition, image, mask, **own, steps=1)
+    stage.sample(condition, **own)
+    assert [call.args[1] for call in denoiser.call_args_list] == [1.0] * 4
