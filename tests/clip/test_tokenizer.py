@@ -86,7 +86,7 @@ def test_the_end_token_has_the_largest_id_for_argmax_pooling(small):
     assert (tokens[:, 0] == 518).all()
 
 
-def test_cut_returns_the_truncated_part():
+def test_cut_returns_the_truncated_part_with_the_whole_word_that_was_split(small):
     tokenizer = Tokenizer(7)  # five words
     assert tokenizer.cut("a red apple on grass") == ""
     assert tokenizer.cut("a red apple on grass, Far   away") == ", far away"
@@ -94,9 +94,6 @@ def test_cut_returns_the_truncated_part():
     fits = caption.removesuffix(tokenizer.cut(caption))
     assert fits == "one two three four five "
     assert torch.equal(tokenizer([fits]).tokens, tokenizer([caption]).tokens)
-
-
-def test_cut_returns_the_whole_word_that_was_split(small):
     assert Tokenizer(5, small).cut("apple xylophone") == "xylophone"
 
 

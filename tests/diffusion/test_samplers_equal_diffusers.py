@@ -87,12 +87,8 @@ def test_solvers(sampler, scheduler, options, x_T, generators, monkeypatch):
     diffusion = GaussianDiffusion(prediction="eps")
     # away from t = 999, where the float32 schedule has lost α
     timesteps = torch.linspace(950, 10, 20).round().long()
-    ours_options = {
-        "steps": 20,
-        "timestep_spacing": timesteps.tolist(),
-        "generators": generators(2),
-    }
-    ours = sampler(diffusion.denoiser(network), x_T, diffusion, **ours_options)
+    own = {"timestep_spacing": timesteps.tolist(), "generators": generators(2)}
+    ours = sampler(diffusion.denoiser(network), x_T, diffusion, steps=20, **own)
     theirs = scheduler(**COSINE, final_sigmas_type="zero", **options)
     theirs.set_timesteps(20)
     alpha_bar = diffusion.alpha_bar

@@ -17,9 +17,8 @@ def test_a_missing_input_is_replaced_by_the_null():
     no_text = stage.condition({key: batch[key] for key in ("image_embedding", "text_mask")})
     no_image = stage.condition({key: batch[key] for key in batch.keys() - {"image_embedding"}})
     for name in full:
-        with_image, with_text = (null, full) if name == "image_embedding" else (full, null)
-        assert torch.equal(no_text[name], with_text[name])
-        assert torch.equal(no_image[name], with_image[name])
+        missing, given = (no_image, no_text) if name == "image_embedding" else (no_text, no_image)
+        assert torch.equal(missing[name], null[name]) and torch.equal(given[name], full[name])
 
 
 def test_a_decoder_drops_image_embedding_and_caption_independently():
