@@ -36,15 +36,10 @@ RESULTS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    save_stage(
-        tmp_path / "demo" / "upsampler_256.safetensors",
-        tiny_bundle.stage("upsampler_256"),
-        recipe=tiny_bundle.recipe("upsampler_256"),
-        steps=1500,
-        clip_fingerprint=None,
-        extra=TRAINED,
-    )
-    return tmp_path / "demo"
+    path = tmp_path / "demo" / "upsampler_256.safetensors"
+    stage, recipe = tiny_bundle.stage("upsampler_256"), tiny_bundle.recipe("upsampler_256")
+    save_stage(path, stage, recipe=recipe, steps=1500, clip_fingerprint=None, extra=TRAINED)
+    return path.parent
 
 
 def card(folder):

