@@ -135,11 +135,6 @@ def test_numbers_do_not_depend_on_the_batch_size(values, small_model, scenes, tm
         ours, theirs = (found[name]["decoder"][kind] for found in (again, values))
         for source in ours.keys() - {"n"}:
             assert ours[source]["distance"] == pytest.approx(theirs[source]["distance"], rel=0.01)
-    for split, sources in values["judge"]["judge"].items():
-        assert again["judge"]["judge"][split]["real"] == sources["real"]
-        for name, numbers in sources["generated"].items():  # one pixel's rounding may tip a choice
-            share = again["judge"]["judge"][split]["generated"][name]["share"]
-            assert share == pytest.approx(numbers["share"], abs=1.5 / numbers["n"])
 
 
 def test_parts_of_a_bundle_are_measured_as_far_as_possible(small_model, scenes, tmp_path):
