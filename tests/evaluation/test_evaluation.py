@@ -106,9 +106,8 @@ def folder_context(evaluated, make, tmp_path):
 
     def copy(*without):
         ignore = shutil.ignore_patterns(*without)
-        return make(
-            images=shutil.copytree(evaluated[0].folder.path, tmp_path / "copy", ignore=ignore)
-        )
+        folder = shutil.copytree(evaluated[0].folder.path, tmp_path / "copy", ignore=ignore)
+        return make(images=folder)
 
     return copy
 

@@ -201,9 +201,9 @@ def load_vit(tmp_path):
 
 
 def test_any_network_of_timm_from_a_local_file(load_vit):
+    theirs = timm_vit(32, num_classes=0).eval()
     with pytest.raises(FileNotFoundError, match="hf download"):
         load_vit(None)
-    theirs = timm_vit(32, num_classes=0).eval()
     expected = theirs((images(size=32).float() / 255 - 0.5) / 0.5)
     network = load_vit(theirs.state_dict())
     torch.testing.assert_close(network(images(size=32)), expected, rtol=1e-4, atol=1e-5)

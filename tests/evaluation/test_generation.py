@@ -109,7 +109,7 @@ def test_a_kill_loses_at_most_one_batch(cascade, prompts, tmp_path, monkeypatch)
     assert len(list((tmp_path / "a").rglob("*.png"))) == 10
 
     whole = sampled(cascade, prompts, tmp_path / "b")
-    spy = Mock(side_effect=Sampling.text_to_image, autospec=True)
+    spy = Mock(side_effect=Sampling.text_to_image)
     monkeypatch.setattr(Sampling, "text_to_image", lambda *args, **how: spy(*args, **how))
     resumed = sampled(cascade, prompts, tmp_path / "a")
     firsts = [call.kwargs["first"] for call in spy.call_args_list]
