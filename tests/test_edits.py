@@ -142,12 +142,12 @@ class TestInpainting:
 class TestMissingInputs:
     def test_the_decoder_works_without_caption_or_embedding(self, tiny):
         z = tiny.embed([image(0)])
-        both, no_caption, empty_caption, no_embedding = (
-            tiny.decode(*given, seeds=[0], **FAST).images[64]
-            for given in ((z, ["a dog"]), (z, None), (z, [""]), (None, ["a dog"]))
-        )
+        given = (z, ["a dog"]), (z, None), (z, [""]), (None, ["a dog"])
+        made = [tiny.decode(*each, seeds=[0], **FAST) for each in given]
+        both, no_caption, empty_caption, no_embedding = (one.images[64] for one in made)
         pairs = (both, no_caption), (both, no_embedding), (no_caption, empty_caption)
         assert not any(torch.equal(*pair) for pair in pairs)
+        assert made[3].image_embedding is None
 
 
 class TestErrors:

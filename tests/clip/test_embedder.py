@@ -25,11 +25,12 @@ def embedder():
     return _embedder()
 
 
-def test_it_is_frozen_and_has_its_models_sizes(embedder):
+def test_it_is_frozen_has_its_models_sizes_and_moves_only_if_it_has_to(embedder, monkeypatch):
     sizes = (embedder.embedding_dim, embedder.text_width, embedder.context_length)
     assert sizes == (20, 24, 12) and embedder.image_size == 32
     assert not embedder.model.training
     assert not any(p.requires_grad for p in embedder.model.parameters())
+    monkeypatch.setattr(embedder.model, "to", pytest.fail)
     assert embedder.to("cpu") is embedder
 
 
