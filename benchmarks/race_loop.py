@@ -30,7 +30,7 @@ class Racer(NamedTuple):
 def race(folder: Path, name: str, rules: Rules, enter: Callable[[Batch], Racer]) -> Rules:
     """Train on train.safetensors; write test's images and a description, which is returned."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.manual_seed(rules["seed"])
     train, test = (load_file(folder / f"{split}.safetensors") for split in ("train", "test"))
     since = time.process_time()
     racer = enter(train)
@@ -73,7 +73,7 @@ def train_for(
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     averages = [parameter.detach().clone() for parameter in parameters]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(rules["seed"])
     batches: list[Tensor] = []
     losses: list[float] = []
     progress = 0.0
