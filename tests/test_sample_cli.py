@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_bundle
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import sample
@@ -126,6 +127,23 @@ class TestImages:
         slugs = ["ein-apfel", "text", "zwei-apfel"]  # a prompt may be the name of a command
         assert made() == [f"{one}-seed0-64.png" for one in slugs]
 
+    def test_only_the_images_that_clip_ranks_highest_are_kept(self, run, tiny, made, tmp_path):
+        prompts, seeds = ["a dog", "a red apple"], range(2, 6)
+        best = set()
+        for prompt in prompts:
+            images = tiny.text_to_image([prompt] * 4, seeds=seeds, size=64).images[64]
+            z = F.normalize(torch.cat([tiny.embedder.image(image[None]) for image in images]))
+            cosines = z @ F.normalize(tiny.embedder.text([prompt]).text_embedding).T
+            worst = seeds[int(cosines.argmin())]
+            best |= {f"{slug(prompt)}-seed{seed}-64.png" for seed in seeds if seed != worst}
+        (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+        given = ["text", "--prompts", str(tmp_path / "prompts.txt")]
+        given += ["--count", "4", "--seed", "2", "--batch-size", "3"]
+        assert run(*given, "--keep", "3") == 0
+        assert made() == sorted(best)
+        assert run(*given) == 0  # the kept images are the same, and replaced
+        assert len(made()) == 8
+
     @pytest.mark.parametrize(
         ("prompt", "expected"),
         [
@@ -164,6 +182,7 @@ class TestErrors:
             (("a dog", "--device", "tpu7"), "error: --device tpu7 cannot be used here"),
             (("a dog", "--device", "cuda:99"), "error: --device cuda:99 cannot be used here"),
             (("a dog", "--count", "0"), "'0': expected an integer, at least 1"),
+            (("a dog", "--count", "2", "--keep", "3"), "--keep 3 is more than --count 2"),
             (("a dog", "--batch-size", "x"), "'x': expected an integer, at least 1"),
             (("a dog", "--steps", "16"), "'16' is not STAGE=N, such as decoder=16"),
             (("a dog", "--guidance", "nan"), "'nan': expected a number, finite"),

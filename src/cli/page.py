@@ -23,7 +23,7 @@ from torch import Tensor
 from cli.page_session import Session
 from cli.ranges import check_ranges
 from cli.sample import COMMANDS, build_parser
-from cli.sample_images import edit_results, generate, metadata_of, text_results
+from cli.sample_images import best_jobs, edit_results, generate, metadata_of, text_results
 from cli.sample_output import open_cascade, slug, write_gif, write_png
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.emoji import prompts
@@ -36,7 +36,7 @@ from unclip.stages import DecoderStage
 from unclip.text_to_image import PRIORS, STAGE_OF_SIZE, stage_of_prior, stages_for
 
 MAX_TEXT = 1000  # characters of a prompt
-MAX_IMAGES, MAX_CELLS, MAX_STEPS = 16, 25, 100  # of one request
+MAX_IMAGES, MAX_BEST_OF, MAX_CELLS, MAX_STEPS = 16, 8, 25, 100  # of one request
 SESSIONS = 50
 GIF_SIZE = SHEET_SIZE = 256
 DIMENSIONS = (1, 2, 4, 8, 16, 32, 64, 128)  # principal components kept in Look inside
@@ -54,10 +54,11 @@ EDITS = {
 # Types of the controls.
 TYPES = {
     **dict.fromkeys(("guidance", "prior_guidance", "eta", "strength", "margin"), float),
-    **dict.fromkeys(("size", "seed", "count", "frames", "prior_steps", "decoder_steps"), int),
+    **dict.fromkeys(("size", "seed", "count", "best_of", "frames"), int),
+    **dict.fromkeys(("prior_steps", "decoder_steps"), int),
     **dict.fromkeys(("prompt", "prior", "source", "target", "noise"), str),
 }
-LIMITS = {"count": MAX_IMAGES, "frames": MAX_IMAGES}
+LIMITS = {"count": MAX_IMAGES, "frames": MAX_IMAGES, "best_of": MAX_BEST_OF}
 LIMITS |= {"prior_steps": MAX_STEPS, "decoder_steps": MAX_STEPS}
 
 
@@ -149,9 +150,19 @@ class Page:
     def create(
         self, session: Session, progress: Progress, **controls: Any
     ) -> Iterator[list[tuple[Path, str]]]:
-        """Generate images of a prompt, and yield them in each size on the way."""
-        args = self._arguments("text", **controls)
-        args.batch = [(args.prompt, args.seed + number) for number in range(args.count)]
+        """Generate images of a prompt, and yield them in each size on the way.
+
+        With `best_of` N, N times as many images of the smallest size are generated first.
+        """
+        args = self._arguments("text", **{"best_of": 1, **controls})
+        jobs = [(args.prompt, args.seed + k) for k in range(args.count * args.best_of)]
+        args.batch = jobs
+        if vars(args).pop("best_of") > 1:
+            candidates, report = [], _labeled(progress, "candidates")
+            for start in range(0, len(jobs), args.count):
+                args.batch = jobs[start : start + args.count]
+                candidates.append(next(self._sizes(args, report)))
+            args.batch = best_jobs(self.cascade, jobs, torch.cat(candidates), args.count)
         captions = [f"seed {seed}" for _, seed in args.batch]
         older = session.images
         for images in self._sizes(args, progress):
@@ -359,6 +370,5 @@ def _controls(metadata: Mapping[str, str]) -> dict[str, Any]:
         for key, convert in TYPES.items()
         if key in settings
     }
-    return controls | {
-        f"{stage}_steps": settings["steps"].get(stage) for stage in ("prior", "decoder")
-    }
+    steps = {f"{stage}_steps": settings["steps"].get(stage) for stage in ("prior", "decoder")}
+    return {**controls, **steps, "best_of": 1}

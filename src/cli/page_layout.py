@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from cli import user_message
-from cli.page import EDITS, MAX_IMAGES, Page
+from cli.page import EDITS, MAX_BEST_OF, MAX_IMAGES, Page
 from cli.page_controls import make_gallery, make_image, make_job, make_number, make_seed, make_text
 from cli.page_session import Session, Stopped
 from demo import PROMPTS
@@ -106,6 +106,7 @@ class Layout:
         page, scale = self.page, self.page.guidance_scale
         follows = "How closely the decoder follows its input; 1 is none."
         predicts = "Predicts the image embedding; none uses the text embedding."
+        keeps = "Candidates for each image; CLIP keeps those that match the prompt best."
         with gr.Row():
             prompt = make_text("Prompt", placeholder=self.prompts[0], scale=4, autofocus=True)
             job = make_job("Generate")
@@ -118,6 +119,7 @@ class Layout:
                 self.created: Controls = {
                     "prompt": prompt,
                     "count": gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images"),
+                    "best_of": gr.Slider(1, MAX_BEST_OF, 1, step=1, label="Best of", info=keeps),
                     **make_seed(),
                     "guidance": gr.Slider(
                         1, max(8, 2 * scale), scale, step=0.1, label="Guidance", info=follows

@@ -47,6 +47,8 @@ def _text(add: Add) -> None:
     add("prompts", nargs="*", type=prompt, metavar="prompt", help=about)
     add("--prompts", dest="prompts_file", type=Path, metavar="FILE", help="file: a prompt per line")
     add("--count", type=positive, default=1, help="number of images per prompt")
+    about = "keep only the N images of each prompt that CLIP ranks highest; also set --count"
+    add("--keep", type=positive, metavar="N", help=about)
     add("--stages", action="store_true", help="also write the smaller sizes and a contact sheet")
     priors = ("diffusion", "ar", "linear", "none")
     about = "method that predicts image embeddings; none uses text embeddings instead"

@@ -3,16 +3,17 @@
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from cli.sample import log
 from cli.sample_output import open_cascade, progress_bar, slug, trace_file, write_gif, write_png
-from unclip.cascade import Cascade
+from unclip.cascade import SIZE, Cascade
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.files import read_text, sha256_of, split_lines
 from unclip.images import to_pil
@@ -24,7 +25,7 @@ from unclip.text_to_image import stage_of_prior, stages_for
 SHEET_SIZE, SHEET_TILES = 256, 100
 # Arguments that are not settings of the images; prompts and seeds are stored per image.
 _NOT_SETTINGS = {"command", "model", "out", "device", "offload", "grid", "gif", "stages", "profile"}
-_PER_IMAGE = {"prompt", "prompts", "prompts_file", "seed", "count", "batch_size", "batch"}
+_PER_IMAGE = {"prompt", "prompts", "prompts_file", "seed", "count", "keep", "batch_size", "batch"}
 
 
 def run(args: Namespace) -> None:
@@ -56,19 +57,45 @@ def _run_text(args: Namespace) -> None:
     """Generate the images of prompts, and write each batch as soon as it is finished."""
     seeds = range(args.seed, args.seed + args.count)
     jobs = [(prompt, seed) for prompt in args.prompts for seed in seeds]
+    if args.keep is not None and args.keep > args.count:
+        raise ValueError(f"--keep {args.keep} is more than --count {args.count}")
     cascade, tiles = open_cascade(args), []
-    for start in range(0, len(jobs), args.batch_size):
-        batch = args.batch = jobs[start : start + args.batch_size]
-        label = f"images {start + 1}–{start + len(batch)} of {len(jobs)}"
-        with progress_bar(label, trace_file(args)) as progress:
-            images, captions = generate(cascade, args, progress)
+    if args.keep is not None:
+        small = Namespace(**{**vars(args), "size": SIZE})
+        candidates = [images[SIZE] for images, _ in _batches(cascade, small, jobs, "candidates")]
+        jobs = best_jobs(cascade, jobs, torch.cat(candidates), args.keep)
+    for images, captions in _batches(cascade, args, jobs, "images"):
         for size in sorted(images) if args.stages else [args.size]:
             _write(text_results(cascade, args, images[size]), args)
         tiles += map(Tile, images[min(SHEET_SIZE, args.size)], captions)
     for start in range(0, len(tiles) if args.stages or args.grid else 0, SHEET_TILES):
         page = tiles[start : start + SHEET_TILES]
-        columns = args.count if args.count > 1 else math.ceil(math.sqrt(len(page)))
+        count = args.keep or args.count
+        columns = count if count > 1 else math.ceil(math.sqrt(len(page)))
         _write_sheet(page, min(columns, 10), args, "sheet", metadata_of(cascade, args))
+
+
+def _batches(
+    cascade: Cascade, args: Namespace, jobs: Sequence[tuple[str, int]], name: str
+) -> Iterator[tuple[dict[int, Tensor], list[str]]]:
+    """Set `args.batch` to each batch of (prompt, seed), and yield its images and captions."""
+    for start in range(0, len(jobs), args.batch_size):
+        args.batch = jobs[start : start + args.batch_size]
+        label = f"{name} {start + 1}–{start + len(args.batch)} of {len(jobs)}"
+        with progress_bar(label, trace_file(args)) as progress:
+            batch = generate(cascade, args, progress)
+        yield batch
+
+
+def best_jobs(
+    cascade: Cascade, jobs: Sequence[tuple[str, int]], images: Tensor, keep: int
+) -> list[tuple[str, int]]:
+    """Return the `keep` jobs of each prompt whose images CLIP ranks highest, best first."""
+    scores = cascade.clip_scores(list(images), [prompt for prompt, _ in jobs]).tolist()
+    ranked: dict[str, list[tuple[str, int]]] = {prompt: [] for prompt, _ in jobs}
+    for _, job in sorted(zip(scores, jobs, strict=True), reverse=True):
+        ranked[job[0]].append(job)
+    return [job for best in ranked.values() for job in best[:keep]]
 
 
 def _run_edit(args: Namespace) -> None:

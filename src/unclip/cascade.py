@@ -63,6 +63,16 @@ class Cascade(TextToImage):
         squares = [to_tensor(fit(image, min(*image.size, largest))) for image in opened]
         return torch.cat([self.embedder.image(square[None]).cpu() for square in squares])
 
+    def clip_scores(
+        self, images: Sequence[AnyImage], texts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        """Return the cosine of each image's CLIP embedding to that of its text.
+
+        With it, the best of several samples can be kept (Ramesh et al. 2021, section 2.6).
+        """
+        z_t = self.embedder.text(texts).text_embedding.float().cpu()
+        return F.cosine_similarity(self.embed(images), z_t)
+
     def invert(self, images: Sequence[AnyImage], **options: Unpack[StageOptions]) -> Latents:
         """Return the latents of images: z_i from CLIP, x_T by DDIM inversion."""
         return self._invert(images, Run(None, size=0, **{"batch_size": 1, **options}))

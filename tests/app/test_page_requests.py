@@ -70,6 +70,17 @@ def test_images_are_made_stage_by_stage_and_sample_py_makes_the_same(
             assert "the same, pixel for pixel" in again(path, model, tmp_path, capsys)
 
 
+def test_the_best_of_several_candidates_are_shown(page, session, model, tmp_path, capsys):
+    [images] = create(page, session, count=6)
+    scores = page.cascade.clip_scores([path for path, _ in images], [PROMPT] * 6)
+    expected = [f"seed {3 + row}" for row in scores.argsort(descending=True)[:2].tolist()]
+    [images] = create(page, session, count=2, best_of=3)
+    assert [caption for _, caption in images] == expected
+    assert "the same, pixel for pixel" in again(images[0][0], model, tmp_path, capsys)
+    _, restored, _ = page.restore(session, images[0][0])
+    assert (f"seed {restored['seed']}", restored["best_of"]) == (expected[0], 1)
+
+
 def test_the_metadata_are_those_of_sample_py(page, session, model, tmp_path):
     [[(path, _)]] = create(page, session, count=1)
     arguments = ["--seed", "3", "--size", "64", "--model", str(model), "--out", str(tmp_path)]
@@ -206,6 +217,7 @@ def test_look_inside_decodes_components_and_the_inputs_of_the_decoder(page, sess
         ({"count": 0}, "count=0: it must be at least 1"),
         ({"decoder_steps": 1000}, "decoder steps is 1000"),
         ({"decoder_steps": 0}, "decoder steps is 0"),
+        ({"best_of": 9}, "best of is 9"),
         ({"count": "many"}, "count is 'many': give a number"),
         ({"prompt": ["a dog"]}, r"prompt is \['a dog'\]: give text"),
         ({"guidance": float("nan")}, "guidance=nan: it must be finite"),
