@@ -57,11 +57,13 @@ def test_each_limit_is_next_to_real_images_and_a_second_run_finds_the_samples(co
     assert before == {path: path.stat().st_mtime_ns for path in context.out.rglob("*.png")}
 
 
-def test_a_missing_reader_is_named_and_its_networks_are_not_fetched(context, monkeypatch, tmp_path):
-    with monkeypatch.context() as patch:
-        patch.setattr(limits, "find_spec", lambda name: None)
-        reasons = run({"spelling": configured("limits", SMALL)["spelling"]}, context).not_available
+def test_a_missing_reader_is_named(context, monkeypatch):
+    monkeypatch.setattr(limits, "find_spec", lambda name: None)
+    reasons = run({"spelling": configured("limits", SMALL)["spelling"]}, context).not_available
     assert "pip install -e '.[text]'" in reasons["spelling"]
+
+
+def test_a_network_that_the_package_lacks_is_not_fetched(monkeypatch, tmp_path):
     rapidocr = pytest.importorskip("rapidocr")
     monkeypatch.setattr(rapidocr, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(FileNotFoundError, match="has no network for Det"):
