@@ -1,12 +1,21 @@
-"""Small shards of images of one color, written quickly."""
+"""Small shards of images of one color, written quickly, and a reader of shards."""
 
 import io
+import json
 
 from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from unclip.data.prepare.resumable import write_samples
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (250,) * 3}
+
+
+def read_shard(path):
+    """Return the samples of a shard as webdataset reads them, with parsed json members."""
+    with open(path, "rb") as stream:
+        samples = list(group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}])))
+    return [sample | {"json": json.loads(sample["json"])} for sample in samples]
 
 
 def write_shards(root, *, splits=("train", "val"), sizes=(64,), images=24, shards=2):

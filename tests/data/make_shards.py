@@ -1,10 +1,10 @@
 """Small tar shards for the tests of unclip.data."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 
-import numpy as np
 import webdataset
 from PIL import Image
 
@@ -14,10 +14,9 @@ from unclip.data.reader import SampleReader
 READER = SampleReader(image_size=16)
 
 
-def flat_image(number: int, size: int = 16, *, kind: str = "PNG", **options) -> bytes:
-    """An encoded image of one color that identifies `number`."""
-    pixels = np.full((size, size, 3), (number % 256, number // 256, 7), np.uint8)
-    return encoded(Image.fromarray(pixels), kind, **options)
+def flat_image(number: int, size: int = 16) -> bytes:
+    """A PNG of one color that identifies `number`."""
+    return encoded(Image.new("RGB", (size, size), (number % 256, number // 256, 7)))
 
 
 def encoded(pixels: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -30,10 +29,15 @@ def captions(key: str) -> list[str]:
     return [f"{key} caption {i}" for i in range(5)]
 
 
-def sample(number: int, key: str | None = None, size: int = 16) -> dict:
-    key = f"{number:08}" if key is None else key
+def sample(number: int, size: int = 16) -> dict:
+    key = f"{number:08}"
     text = json.dumps({"captions": captions(key), "index": number})
     return {"__key__": key, "png": flat_image(number, size), "json": text.encode()}
+
+
+def keys(sizes: list[int]) -> list[str]:
+    """The keys of the samples that `write_shards` writes."""
+    return [f"{number:08}" for number in range(sum(sizes))]
 
 
 def write_shard(path: Path, samples: list[dict]) -> Path:
@@ -44,22 +48,13 @@ def write_shard(path: Path, samples: list[dict]) -> Path:
     return path
 
 
-def write_shards(folder: Path, sizes: list[int], *, size: int = 16, pairs: bool = False) -> Path:
-    """Shards of `sizes` samples each; with `pairs`, every second sample is a twin."""
-    number = 0
+def write_shards(folder: Path, sizes: list[int], *, size: int = 16) -> Path:
+    """Write shards of `sizes` samples each."""
+    numbers = itertools.count()
     for i, samples in enumerate(sizes):
-        rows = []
-        for place in range(samples):
-            twin = pairs and place % 2 == 1
-            key = f"{number - 1:08}-swap" if twin else None
-            rows.append(sample(number, key, size))
-            number += 1
+        rows = [sample(number, size) for number in itertools.islice(numbers, samples)]
         write_shard(folder / f"{i:05}.tar", rows)
     return folder
-
-
-def keys(sizes: list[int]) -> list[str]:
-    return [f"{number:08}" for number in range(sum(sizes))]
 
 
 def load(source, reader=READER, *, workers=0, **options) -> ShardLoader:

@@ -15,29 +15,25 @@ def kind_of(function, *args, **options) -> str:
     return caught.value.kind
 
 
-# --------------------------------------------------------------------------------------- images
-def uniform(mode: str, color) -> Image.Image:
-    return Image.new(mode, (16, 16), color)
-
-
-PALETTE = uniform("RGB", (200, 20, 40)).convert("P", palette=Image.Palette.ADAPTIVE)
 WHITE = (255, 255, 255)
 
 
 @pytest.mark.parametrize(
-    ("image", "options", "expected"),
+    ("mode", "color", "transparent", "expected"),
     [
-        (uniform("L", 90), {}, (90, 90, 90)),
-        (PALETTE, {}, (200, 20, 40)),
-        (PALETTE, {"transparency": 0}, WHITE),
-        (uniform("RGB", (1, 2, 3)), {"transparency": (1, 2, 3)}, WHITE),
-        (uniform("RGBA", (200, 0, 0, 51)), {}, (244, 204, 204)),  # 0.2 of red over white
-        (uniform("RGBA", (200, 10, 30, 255)), {}, (200, 10, 30)),
-        (uniform("LA", (0, 0)), {}, WHITE),
-        (uniform("1", 1), {}, WHITE),
+        ("L", 90, None, (90, 90, 90)),
+        ("P", (200, 20, 40), None, (200, 20, 40)),
+        ("P", (200, 20, 40), 0, WHITE),
+        ("RGB", (1, 2, 3), (1, 2, 3), WHITE),
+        ("RGBA", (200, 0, 0, 51), None, (244, 204, 204)),  # 0.2 of red over white
+        ("RGBA", (200, 10, 30, 255), None, (200, 10, 30)),
+        ("LA", (0, 0), None, WHITE),
+        ("1", 1, None, WHITE),
     ],
 )
-def test_every_mode_becomes_rgb_on_white(image, options, expected):
+def test_every_mode_becomes_rgb_on_white(mode, color, transparent, expected):
+    image = Image.new(mode, (16, 16), color)  # of a palette: the color becomes its first entry
+    options = {} if transparent is None else {"transparency": transparent}
     assert decode_image(encoded(image, **options)).getpixel((3, 3)) == expected
 
 
@@ -51,15 +47,13 @@ def test_images_out_of_range_are_bad():
     assert kind_of(decode_image, flat_image(0)[:60]) == "corrupt image"
 
 
-# ----------------------------------------------------------------------------------------- fitting
 def test_fit_takes_the_middle_square():
     image = Image.new("RGB", (300, 100), "blue")
     image.paste("red", (100, 0, 200, 100))
-    pixels = np.array(fit(image, 20))
-    assert pixels.shape == (20, 20, 3)
-    assert np.abs(pixels[:, 2:-2].astype(int) - (255, 0, 0)).max() <= 2
-    tall = fit(image.transpose(Image.Transpose.ROTATE_90), 20)
-    assert np.abs(np.array(tall)[2:-2].astype(int) - (255, 0, 0)).max() <= 2
+    for one in (image, image.transpose(Image.Transpose.ROTATE_90)):
+        pixels = np.array(fit(one, 20))
+        assert pixels.shape == (20, 20, 3)
+        assert np.abs(pixels[2:-2, 2:-2].astype(int) - (255, 0, 0)).max() <= 2
     assert fit(image, 200).size == (200, 200)
 
 
@@ -75,7 +69,6 @@ def test_fit_is_antialiased_and_leaves_the_right_size_alone():
     assert torch.equal(tensor, torch.from_numpy(stripes.transpose(2, 0, 1).copy()))
 
 
-# ---------------------------------------------------------------------------------------- captions
 def captions_of(members):
     return decode_captions(members, decode_metadata(members))
 

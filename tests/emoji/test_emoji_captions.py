@@ -1,6 +1,7 @@
 """Captions: five per scene, grammatical and true."""
 
 import re
+from itertools import product
 
 import pytest
 from many_scenes import groups_of, scenes_of
@@ -11,20 +12,10 @@ from unclip.emoji.captions import article, captions
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("apple", "an apple"),
-        ("red apple", "a red apple"),
-        ("orange car", "an orange car"),
-        ("unicorn", "a unicorn"),
-        ("umbrella", "an umbrella"),
-        ("ice skate", "an ice skate"),
-        ("hourglass", "an hourglass"),
-    ],
-)
-def test_the_article_fits_the_first_sound(words, expected):
-    assert article(words) == expected
+def test_the_article_fits_the_first_sound():
+    for expected in ("an apple", "a red apple", "an orange car", "an umbrella", "an ice skate"):
+        assert article(expected.partition(" ")[2]) == expected
+    assert article("unicorn") == "a unicorn" and article("hourglass") == "an hourglass"
 
 
 @pytest.mark.parametrize("name", ["S", "L"])
@@ -38,10 +29,8 @@ def test_captions_are_grammatical(name):
             for found, following in re.findall(r"\b(an?) ([a-z]+)", text):
                 vowel = following[0] in "aeiou" and following != "unicorn"
                 assert found == ("an" if vowel else "a"), text
-            for number in NUMBERS:
-                assert (f"{number} " in text) == (
-                    len(scene.items) == NUMBERS[number] and scene.kind == "count"
-                )
+            stated = [count for word, count in NUMBERS.items() if f"{word} " in text]
+            assert stated == ([len(scene.items)] if scene.kind == "count" else [])
 
 
 def test_the_full_caption_names_everything():
@@ -59,12 +48,9 @@ def test_the_full_caption_names_everything():
 
 def test_only_the_obvious_color_of_a_drawing_is_named():
     for scene in scenes_of("M", "train", 600):
-        if scene.kind != "single":
-            continue
-        concept = scene.items[0].concept
-        for text in captions(scene, seed=0):
+        for text in captions(scene, seed=0) if scene.kind == "single" else ():
             said = set(text.replace(f"{scene.background} background", "").split())
-            assert said & set(emoji.COLORS) <= {concept.color}
+            assert said & set(emoji.COLORS) <= {scene.items[0].concept.color}
 
 
 def test_no_caption_of_a_pair_fits_its_twin():
@@ -73,15 +59,15 @@ def test_no_caption_of_a_pair_fits_its_twin():
     for group in pairs:
         said = [text for scene in group for text in set(captions(scene, seed=0))]
         assert len(said) == len(set(said))
-        for scene in group:
-            _check_relations(scene)
 
 
-def _check_relations(scene):
-    """Parse each caption: "P left of Q" and "Q to the right of P" mean the same."""
-    names = [{item.concept.name, item.concept.alias or item.concept.name} for item in scene.items]
-    inverse = {"left of": "right of", "above": "below"}[scene.relation]
-    for text in captions(scene, seed=0):
+def test_every_caption_of_a_pair_states_the_relation():
+    """Parsed: "P left of Q" and "Q to the right of P" mean the same."""
+    pairs = [scene for scene in scenes_of("M", "train", 600) if scene.relation is not None]
+    for scene, number in product(pairs, range(5)):
+        text = captions(scene, seed=0)[number]
+        names = [{item.concept.name, item.concept.alias} - {""} for item in scene.items]
+        inverse = {"left of": "right of", "above": "below"}[scene.relation]
         assert (f" {scene.relation} " in text) != (f" {inverse} " in text)
         relation = scene.relation if f" {scene.relation} " in text else inverse
         before, after = text.split(f" {relation} ")

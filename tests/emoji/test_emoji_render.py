@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from many_scenes import scenes_of
 from PIL import Image, ImageColor
 
 from unclip import emoji
@@ -30,12 +31,7 @@ def _alone(item, size):
 def test_boxes_and_areas_match_the_pixels(split):
     size = 288
     unit = size / CANVAS
-    items = [
-        item
-        for index in range(16)
-        for scene in scenes("S", seed=1, split=split, index=index)
-        for item in scene.items
-    ]
+    items = [item for scene in scenes_of("S", split, 16, seed=1) for item in scene.items]
     for item in items[:20]:
         ink = _alone(item, size) >= 128
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -64,7 +60,7 @@ def test_the_main_shade_becomes_the_requested_color(name):
     for color in emoji.COLORS:
         item = Item(concept, color, 36, 36, 58, 0)
         pixels = _pixels(scene_png(Scene("", 0, "recoloured", (item,), None, "white", False), 64))
-        body = [int(emoji.COLORS[color].body[at : at + 2], 16) for at in (1, 3, 5)]
+        body = ImageColor.getrgb(emoji.COLORS[color].body)
         share = (pixels[..., :3] == body).all(axis=-1).sum() / (area(item) * (64 / CANVAS) ** 2)
         assert share > 0.25, (name, color)
 
@@ -85,9 +81,6 @@ def test_every_color_stands_out_from_every_other_background(background):
 
 
 def test_backgrounds_and_colors_are_plainly_distinct():
-    for shades in (
-        list(emoji.BACKGROUNDS.values()),
-        [color.body for color in emoji.COLORS.values()],
-    ):
+    for shades in (emoji.BACKGROUNDS.values(), [color.body for color in emoji.COLORS.values()]):
         for first, second in combinations(map(ImageColor.getrgb, shades), 2):
             assert np.linalg.norm(np.subtract(first, second)) >= 40

@@ -11,13 +11,7 @@ pytest.importorskip("resvg_py")
 from emoji_renders import drawn, rendered
 
 from unclip.emoji import BACKGROUNDS
-from unclip.emoji.templates import (
-    Templates,
-    background_names,
-    everywhere,
-    main_colors,
-    pairs,
-)
+from unclip.emoji.templates import Templates, background_names, everywhere, main_colors, pairs
 from unclip.evaluation.emoji_scenes import measure_scenes
 
 
@@ -63,27 +57,22 @@ def test_noise_does_not_hide_the_objects(real, templates):
     assert set(values(measure_scenes(replace(real, images=noisy), templates)).values()) == {1}
 
 
-def test_exchanged_objects_are_in_the_wrong_places(real, templates):
-    found = measure_scenes(changed(real, list.reverse), templates)
-    assert values(found) == {"colors": 0, "concepts": 0, "both": 0}
+def repaint(objects):
+    taken = {item["colour"] for item in objects}
+    objects[1]["colour"] = next(c for c in ("red", "green", "blue") if c not in taken)
 
 
-def test_a_wrong_color_is_seen(real, templates):
-    def repaint(objects):
-        taken = {item["colour"] for item in objects}
-        objects[1]["colour"] = next(c for c in ("red", "green", "blue") if c not in taken)
-
-    found = measure_scenes(changed(real, repaint), templates)
-    assert values(found) == {"colors": 0, "concepts": 1, "both": 0}
+def exchange(objects):
+    codes = ("1F34E", "1F436", "1F431")
+    objects[0]["concept"] = next(c for c in codes if c != objects[0]["concept"])
 
 
-def test_a_wrong_concept_is_seen(real, templates):
-    def exchange(objects):
-        codes = ("1F34E", "1F436", "1F431")
-        objects[0]["concept"] = next(c for c in codes if c != objects[0]["concept"])
-
-    found = measure_scenes(changed(real, exchange), templates)
-    assert values(found) == {"colors": 1, "concepts": 0, "both": 0}
+@pytest.mark.parametrize(
+    ("change", "colors", "concepts"), [(list.reverse, 0, 0), (repaint, 0, 1), (exchange, 1, 0)]
+)
+def test_wrong_places_colors_and_concepts_are_seen(change, colors, concepts, real, templates):
+    found = measure_scenes(changed(real, change), templates)
+    assert values(found) == {"colors": colors, "concepts": concepts, "both": 0}
 
 
 def test_an_empty_image_shows_no_color(templates):

@@ -13,14 +13,13 @@ logger = logging.getLogger(__name__)
 
 def prepare_command(path: Path) -> str:
     """Guess from the folders of a shard the command that makes its data set."""
-    roots = list(path.parents)
-    for root in roots:
+    for root in path.parents:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             if read_json(root / "dataset.json")["settings"]["data"] == "imported images":
                 return f"`python src/prepare.py folder DIR {root}`, with more images of that size"
         if root.name == "coco" or (root / "annotations").is_dir():
             return f"`python src/prepare.py coco {root} OUT`, and add data=folder data.root=OUT"
-    if any(root.name.startswith("emoji") for root in roots):
+    if any(root.name.startswith("emoji") for root in path.parents):
         return "`python src/prepare.py emoji`"
     return "`python src/prepare.py folder DIR OUT`, and add data=folder data.root=OUT"
 

@@ -3,6 +3,7 @@
 At sampling time an upsampler receives the output of the stage before it, which is never as clean
 as a downsized photograph. Training on degraded inputs makes it robust to that. `gaussian_blur` is
 for the first upsampler (64 → 256) and `bsr` for the second (256 → 1024). `downsize` only resizes.
+All of them divide height and width, which must be multiples of 4, by 4.
 """
 
 import io
@@ -13,17 +14,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from unclip.data.order import rng
-from unclip.images import decode_image
+from unclip.images import decode_image, to_pil, to_tensor
 
+SCALE = 4  # of an upsampler
 MIN_SIGMA = 0.05  # in pixels; a smaller sigma has no effect
+# Ranges of bsr: σ in pixels of the small image, the intermediate size as a multiple of its size.
+BLUR, RESIZE = (0.1, 0.6), (0.5, 1.5)
 
 
 def downsize(
-    image: UInt8[Tensor, "3 height width"], *, scale: int = 4, seed: str | int = 0
+    image: UInt8[Tensor, "3 height width"], *, seed: str | int = 0
 ) -> UInt8[Tensor, "3 h w"]:
     """Downsize by area or by antialiased bicubic interpolation, each with probability 0.5.
 
@@ -31,19 +34,13 @@ def downsize(
     like the latter, which overshoots at edges.
     """
     if rng("downsize", seed).random() < 0.5:
-        return _to_uint8(_average(image, scale))
-    size = _small_size(image, scale)
+        return _to_uint8(_average(image))
+    size = _small_size(image)
     return _to_uint8(F.interpolate(image.float()[None], size, mode="bicubic", antialias=True)[0])
 
 
 def gaussian_blur(
-    image: UInt8[Tensor, "3 height width"],
-    *,
-    scale: int = 4,
-    kernel: int = 3,
-    sigma: float = 0.6,
-    probability: float = 0.5,
-    seed: str | int = 0,
+    image: UInt8[Tensor, "3 height width"], *, probability: float = 0.5, seed: str | int = 0
 ) -> UInt8[Tensor, "3 h w"]:
     """Downsize by area, then blur half of the time (unCLIP paper, section 2.1: kernel 3, σ 0.6).
 
@@ -52,18 +49,15 @@ def gaussian_blur(
     halos to sharp ones. Area averaging keeps the mean exactly and looks like a render at the small
     size.
     """
-    low_res = _average(image, scale)
+    low_res = _average(image)
     if rng("gaussian_blur", seed).random() < probability:
-        low_res = _convolve(low_res, gaussian_kernel(kernel, sigma))
+        low_res = _convolve(low_res, gaussian_kernel(3, 0.6))
     return _to_uint8(low_res)
 
 
 def bsr(
     image: UInt8[Tensor, "3 height width"],
     *,
-    scale: int = 4,
-    blur: tuple[float, float] = (0.1, 0.6),
-    resize: tuple[float, float] = (0.5, 1.5),
     noise: tuple[float, float] = (0.0, 4.0),
     jpeg_quality: tuple[int, int] = (70, 95),
     seed: str | int = 0,
@@ -71,32 +65,29 @@ def bsr(
     """Blur, resize, add noise and compress in random order (Zhang et al. 2021, BSRGAN, §3.4).
 
     There are two blurs, an isotropic and an anisotropic one. The resizing passes through a random
-    intermediate size to 1/scale. A final JPEG compression follows, as in BSRGAN. Each strength is
-    drawn from a mild range: the image must keep its colors, so the noise is weak and JPEG keeps the
-    full resolution of the color channels (4:4:4).
+    intermediate size. A final JPEG compression follows, as in BSRGAN. Each strength is drawn from a
+    mild range: the image must keep its colors, so the noise is weak and JPEG keeps the full
+    resolution of the color channels (4:4:4).
 
     Args:
-        image: the true image; height and width are multiples of `scale`.
-        scale: downsizing factor.
-        blur: range of σ in pixels of the small image; (0, 0) disables both blurs.
-        resize: range of the intermediate size, as a multiple of the small size.
+        image: the true image.
         noise: range of σ of the Gaussian noise in levels of 255; the noise is gray or colored.
         jpeg_quality: range of the JPEG quality from 1 to 100; (100, 100) disables JPEG.
         seed: seed of all random choices; the result is a function of the image and the seed.
     """
     generator = rng("bsr", seed)
-    size = _small_size(image, scale)
+    size = _small_size(image)
 
     def isotropic(x: Tensor) -> Tensor:
-        sigma = generator.uniform(*blur) * x.shape[-1] / size[-1]
+        sigma = generator.uniform(*BLUR) * x.shape[-1] / size[-1]
         return _blur(x, sigma, sigma, 0.0)
 
     def anisotropic(x: Tensor) -> Tensor:
-        along, across = (generator.uniform(*blur) * x.shape[-1] / size[-1] for _ in range(2))
+        along, across = (generator.uniform(*BLUR) * x.shape[-1] / size[-1] for _ in range(2))
         return _blur(x, along, across, generator.uniform(0, math.pi))
 
     def resize_twice(x: Tensor) -> Tensor:
-        factor = generator.uniform(*resize)
+        factor = generator.uniform(*RESIZE)
         mode = generator.choice(("bilinear", "bicubic"))
         through = [max(1, round(side * factor)) for side in size]
         x = F.interpolate(x[None], through, mode=mode, antialias=True)
@@ -110,7 +101,11 @@ def bsr(
         return (x + sigma * torch.from_numpy(values)).clamp(0, 255)
 
     def jpeg(x: Tensor) -> Tensor:
-        return _jpeg(x, generator.randint(*jpeg_quality))
+        quality, buffer = generator.randint(*jpeg_quality), io.BytesIO()
+        if quality == 100:
+            return x
+        to_pil(_to_uint8(x)).save(buffer, "JPEG", quality=quality, subsampling=0)
+        return to_tensor(decode_image(buffer.getvalue())).float()
 
     steps = [isotropic, anisotropic, resize_twice, add_noise, jpeg]
     generator.shuffle(steps)
@@ -125,13 +120,7 @@ DEGRADATIONS = {"gaussian_blur": gaussian_blur, "bsr": bsr}
 
 @lru_cache
 def gaussian_kernel(size: int, sigma: float) -> Float[Tensor, "size size"]:
-    """Return exp(-(x² + y²) / 2σ²) on a size × size grid around 0, normalized to sum to 1.
-
-    Raises:
-        ValueError: the size is even.
-    """
-    if size % 2 == 0:
-        raise ValueError(f"the size of a blur kernel must be odd, not {size}")
+    """Return exp(-(x² + y²) / 2σ²) on a size × size grid around 0 (odd size), with the sum 1."""
     line = _gaussian(torch.arange(size, dtype=torch.float64) - size // 2, sigma)
     return torch.outer(line, line).float()
 
@@ -161,32 +150,22 @@ def _blur(x: Tensor, along: float, across: float, angle: float) -> Tensor:
 
 def _convolve(x: Float[Tensor, "3 h w"], weights: Float[Tensor, "k l"]) -> Float[Tensor, "3 h w"]:
     """Correlate each channel with the same weights, with reflect padding."""
-    up, left = weights.shape[0] // 2, weights.shape[1] // 2
+    up, left = (side // 2 for side in weights.shape)
     mode = "reflect" if x.shape[-2] > up and x.shape[-1] > left else "replicate"
     padded = F.pad(x[None], [left, left, up, up], mode=mode)
     return F.conv2d(padded, weights.expand(3, 1, *weights.shape), groups=3)[0]
 
 
-def _average(image: UInt8[Tensor, "3 height width"], scale: int) -> Float[Tensor, "3 h w"]:
-    """Downsize by averaging blocks of scale × scale pixels."""
-    _small_size(image, scale)
-    return F.avg_pool2d(image.float()[None], scale)[0] if scale > 1 else image.float()
+def _average(image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 h w"]:
+    _small_size(image)
+    return F.avg_pool2d(image.float()[None], SCALE)[0]
 
 
-def _small_size(image: Tensor, scale: int) -> list[int]:
+def _small_size(image: Tensor) -> list[int]:
     height, width = image.shape[-2:]
-    if height % scale or width % scale:
-        raise ValueError(f"an image of {width} × {height} pixels cannot be downsized {scale}×")
-    return [height // scale, width // scale]
-
-
-def _jpeg(x: Float[Tensor, "3 h w"], quality: int) -> Float[Tensor, "3 h w"]:
-    if quality >= 100:
-        return x
-    buffer = io.BytesIO()
-    pixels = _to_uint8(x).permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return torch.from_numpy(np.array(decode_image(buffer.getvalue()))).permute(2, 0, 1).float()
+    if height % SCALE or width % SCALE:
+        raise ValueError(f"an image of {width} × {height} pixels cannot be downsized {SCALE}×")
+    return [height // SCALE, width // SCALE]
 
 
 def _to_uint8(x: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:

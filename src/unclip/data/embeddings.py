@@ -36,15 +36,8 @@ def write_embeddings(
     keys: Sequence[str],
     image_embedding: Float[Tensor, "samples dim"],
 ) -> Path:
-    """Write the embeddings of a shard's samples next to it, atomically, as float16.
-
-    Raises:
-        ValueError: the numbers of keys and rows differ, or a key is duplicate.
-    """
-    if len(keys) != len(image_embedding):
-        raise ValueError(f"{len(keys)} keys for {len(image_embedding)} embeddings of {shard}")
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"duplicate key among the embeddings of {shard}")
+    """Write the embeddings of a shard's samples, with different keys, atomically, as float16."""
+    assert len(set(keys)) == len(keys) == len(image_embedding)
     tensors = {"image_embedding": image_embedding.detach().to("cpu", torch.float16).contiguous()}
     metadata = {"keys": json.dumps(list(keys)), "shard": _digest(Path(shard))}
     path = embeddings_path(shard, fingerprint)

@@ -61,8 +61,7 @@ class ShardDataset(IterableDataset):
 
     Raises:
         FileNotFoundError: shards or embeddings are missing.
-        ValueError: there are no samples, or an argument is out of range; during the iteration: too
-            many samples are bad.
+        ValueError: there are no samples; during the iteration: too many samples are bad.
     """
 
     source: InitVar[Source]
@@ -77,11 +76,7 @@ class ShardDataset(IterableDataset):
     max_bad_fraction: float = 0.01
 
     def __post_init__(self, source: Source):
-        if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} or rank {self.rank} of {self.world_size} is out of "
-                "range"
-            )
+        assert self.batch_size >= 1 and 0 <= self.rank < self.world_size
         if self.embeddings is not None:
             check_embeddings(source, self.embeddings)
         self.shards = open_shards(source)
@@ -153,13 +148,10 @@ class ShardDataset(IterableDataset):
         samples = self._read(
             self.shards, positions, counter, lambda position: batch_of(position) in part.batches
         )
-        sample = next(samples, None)
-        for number in part.batches:
-            batch = []
-            while sample is not None and batch_of(sample.position) == number:
-                batch.append(sample)
-                sample = next(samples, None)
-            yield batch
+        batches = itertools.groupby(samples, lambda sample: batch_of(sample.position))
+        for _ in part.batches:
+            _, batch = next(batches, (None, ()))
+            yield list(batch)
 
     def _read(
         self,
@@ -170,10 +162,8 @@ class ShardDataset(IterableDataset):
     ) -> Iterator[PositionedSample]:
         """Yield raw samples with their stored embeddings."""
         current, rows, table = None, {}, torch.empty(0)
-        images, report = self.reader.load_image, counter.record
-        for position, raw in read_positions(
-            order, positions, wanted=wanted, images=images, report=report
-        ):
+        settings = {"images": self.reader.load_image, "report": counter.record}
+        for position, raw in read_positions(order, positions, wanted=wanted, **settings):
             embedding = None
             if self.embeddings is not None and raw.bad is None:
                 if raw.shard != current:
@@ -227,14 +217,10 @@ def _leave_process_group(_: int) -> None:
 
 
 class ShardLoader:
-    """Load the batches of a `ShardDataset` in worker processes.
+    """Load the batches of a `ShardDataset` in worker processes, or in this one if `workers` is 0.
 
     `state_dict` holds the number of batches consumed in the epoch. A loader that loads it yields
     the rest of the epoch, bit for bit: it reads the skipped samples but does not decode them.
-
-    Args:
-        dataset: the dataset.
-        workers: number of reading processes; 0 reads in this process.
     """
 
     def __init__(self, dataset: ShardDataset, *, workers: int = 0):

@@ -129,24 +129,22 @@ class ShardDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ShardLoader:
         """Return the loader of this rank's part of the training split."""
-        return self._loader("train", self.train_reader, self.batch_size, shuffle=True)
+        return self._loader("train", self.train_reader)
 
     def caption_loader(self) -> ShardLoader:
         """Return the training loader without images, which takes a fraction of the time."""
-        reader = replace(self.train_reader, load_image=False)
-        return self._loader("train", reader, self.batch_size, shuffle=True)
+        return self._loader("train", replace(self.train_reader, load_image=False))
 
     def val_dataloader(self) -> ShardLoader:
         """Return the loader of this rank's part of the validation split."""
-        return self._loader("val", self.val_reader, self.val_batch_size, shuffle=False)
+        return self._loader("val", self.val_reader)
 
-    def _loader(
-        self, split: str, reader: SampleReader, batch_size: int, *, shuffle: bool
-    ) -> ShardLoader:
+    def _loader(self, split: str, reader: SampleReader) -> ShardLoader:
+        shuffle = split == "train"
         dataset = ShardDataset(
             self.source(split),
             reader,
-            batch_size=batch_size,
+            batch_size=self.batch_size if shuffle else self.val_batch_size,
             shuffle=shuffle,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,

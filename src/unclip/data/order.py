@@ -123,10 +123,7 @@ def group_twins(samples: Iterable[PositionedSample]) -> Iterator[list[Positioned
 
 
 def shuffled_batches(
-    groups: Iterable[list[PositionedSample]],
-    batch_size: int,
-    buffer: int,
-    generator: random.Random,
+    groups: Iterable[list[PositionedSample]], batch_size: int, buffer: int, generator: random.Random
 ) -> Iterator[list[PositionedSample]]:
     """Fill batches from a shuffle buffer of about `buffer` samples, keeping groups in one batch.
 

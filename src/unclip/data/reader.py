@@ -29,11 +29,7 @@ Sample = dict[str, Any]
 
 
 def decode_image(content: bytes, *, minimum_size: int = 16) -> Image.Image:
-    """Decode an image as `unclip.images.decode_image` does.
-
-    Args:
-        content: the encoded image, in any of the formats `unclip.images.FORMATS`.
-        minimum_size: smallest width and height in pixels.
+    """Decode an image of at least `minimum_size` pixels as `unclip.images.decode_image` does.
 
     Raises:
         BadSample: the image cannot be decoded, or its size is out of range.
@@ -160,12 +156,8 @@ class SampleReader:
     def __post_init__(self):
         if self.crop is not None and not 0 < self.crop <= self.image_size:
             raise ValueError(f"a crop of {self.crop} does not fit into {self.image_size} pixels")
-        if self.crops_per_image < 1:
-            raise ValueError(f"crops_per_image must be at least 1, not {self.crops_per_image}")
         if self.crops_per_image > 1 and (self.crop is None or not self.random):
             raise ValueError("crops_per_image above 1 needs a random crop: set crop")
-        if not 0 <= self.clean_share <= 1:
-            raise ValueError(f"clean_share must be between 0 and 1, not {self.clean_share}")
         if self.degradation not in (None, *DEGRADATIONS):
             known = ", ".join(DEGRADATIONS)
             raise ValueError(f"degradation must be one of {known}, not {self.degradation!r}")

@@ -111,11 +111,6 @@ def _read_note(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_available(path: Path) -> bool:
-    """Return whether a shard exists or can be fetched."""
-    return path.is_file() or path.with_suffix(".url").is_file()
-
-
 def fetch(path: Path) -> None:
     """Fetch a remote shard into the cache unless it is there; do nothing for a local one.
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 from braceexpand import braceexpand
 
 from unclip.data.bad_samples import BadSample, prepare_command
-from unclip.data.remote import fetch, is_available, is_url, prefetch, read_stats
+from unclip.data.remote import fetch, is_url, prefetch, read_stats
 from unclip.data.tar_headers import IMAGE_EXTENSIONS, check_is_tar, describe_damage, read_headers
 from unclip.files import read_json, write_text
 
@@ -85,7 +85,12 @@ def open_shards(source: Source) -> list[Shard]:
         if isinstance(source, (str, Path)) and Path(source) == folder:
             _check_available([folder / name for name in index])
         requested = [path for path in paths if path.parent == folder]
-        stale = [p for p in requested if p.name not in index or _is_newer(p, folder / INDEX)]
+        written = (folder / INDEX).stat().st_mtime if index else 0.0
+        stale = [
+            path
+            for path in requested
+            if path.name not in index or (path.is_file() and path.stat().st_mtime > written)
+        ]
         if stale:
             stats = dict(read_stats(stale))
             for path in filter(Path.is_file, stats):
@@ -157,15 +162,9 @@ def _read_index(folder: Path) -> dict[str, int]:
     return {name: n for name, n in index.items() if type(n) is int and n >= 0}
 
 
-def _is_newer(path: Path, index: Path) -> bool:
-    if not path.is_file():  # a remote shard
-        return False
-    return not index.is_file() or path.stat().st_mtime > index.stat().st_mtime
-
-
 def _check_available(paths: Sequence[Path]) -> None:
     for path in paths:
-        if not is_available(path):
+        if not path.is_file() and not path.with_suffix(".url").is_file():
             raise FileNotFoundError(
                 f"shard {path.name} is missing in {path.parent}: make it with "
                 f"{prepare_command(path)}, or delete {INDEX} if the data set has fewer shards now"

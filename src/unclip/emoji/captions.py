@@ -2,7 +2,6 @@
 
 import random
 
-from unclip.emoji.catalog import Concept
 from unclip.emoji.scenes import Item, Scene
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -20,9 +19,9 @@ def article(words: str) -> str:
     return f"{'an' if vowel or first.startswith(_TAKES_AN) else 'a'} {words}"
 
 
-def single_caption(concept: Concept, color: str | None, background: str) -> str:
+def full_caption(name: str, color: str | None, background: str) -> str:
     """Return the full caption of one object: "a red apple on a blue background"."""
-    return f"{article(_noun(concept, color))} {_on(background)}"
+    return f"{article(f'{color} {name}' if color else name)} {_on(background)}"
 
 
 def captions(scene: Scene, *, seed: int) -> list[str]:
@@ -33,38 +32,22 @@ def captions(scene: Scene, *, seed: int) -> list[str]:
     generator = random.Random(f"{seed}/captions/{scene.key}/{scene.kind}")
     if scene.relation is not None:
         return _pair_captions(scene, scene.relation, generator)
+    item, on = scene.items[0], _on(scene.background)
     if len(scene.items) > 1:
-        return _count_captions(scene, generator)
-    return _single_captions(scene, generator)
-
-
-def _single_captions(scene: Scene, generator: random.Random) -> list[str]:
-    (item,) = scene.items
-    on = _on(scene.background)
-    thing = article(_noun(item.concept, item.color))
-    other = article(_noun(item.concept, item.color, alias=True))
-    if item.color is None and item.concept.color:
-        named = article(_noun(item.concept, item.concept.color))
-        other = generator.choice([other, named]) if other != thing else named
+        thing = f"{NUMBERS[len(scene.items)]} {item.concept.plural}"
+        reworded = generator.choice([f"a picture of {thing}", f"a group of {thing} {on}"])
+    else:
+        thing, other = _noun_phrase(item), _noun_phrase(item, alias=True)
+        if item.color is None and item.concept.color:
+            named = _noun_phrase(item._replace(color=item.concept.color))
+            other = generator.choice([other, named]) if other != thing else named
+        reworded = f"{other} {on}" if other != thing else f"a picture of {thing}"
     return [
         f"{thing} {on}",
         thing,
-        f"{other} {on}" if other != thing else f"a picture of {thing}",
+        reworded,
         f"{article(scene.background)} background with {thing}",
         generator.choice([f"an emoji of {thing}", f"an emoji of {thing} {on}"]),
-    ]
-
-
-def _count_captions(scene: Scene, generator: random.Random) -> list[str]:
-    concept, on = scene.items[0].concept, _on(scene.background)
-    number = NUMBERS[len(scene.items)]
-    things = f"{number} {concept.plural}"
-    return [
-        f"{things} {on}",
-        things,
-        generator.choice([f"a picture of {things}", f"a group of {things} {on}"]),
-        f"{article(scene.background)} background with {things}",
-        generator.choice([f"an emoji of {things}", f"an emoji of {things} {on}"]),
     ]
 
 
@@ -86,12 +69,8 @@ def _pair_captions(scene: Scene, name: str, generator: random.Random) -> list[st
 
 
 def _noun_phrase(item: Item, *, alias: bool = False) -> str:
-    return article(_noun(item.concept, item.color, alias=alias))
-
-
-def _noun(concept: Concept, color: str | None, *, alias: bool = False) -> str:
-    name = concept.alias if alias and concept.alias else concept.name
-    return f"{color} {name}" if color else name
+    name = item.concept.alias if alias and item.concept.alias else item.concept.name
+    return article(f"{item.color} {name}" if item.color else name)
 
 
 def _on(background: str) -> str:

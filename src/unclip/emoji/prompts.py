@@ -1,10 +1,11 @@
 """Prompts of one object for contact sheets, and pairs of captions for text diffs."""
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from unclip.emoji.captions import article, single_caption
+from unclip.emoji.captions import full_caption
 from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts, is_cell_held_out
 
 
@@ -18,52 +19,34 @@ class Prompt(NamedTuple):
     held_out: bool
 
 
-def prompts(
-    name: str = "S",
-    *,
-    held_out: bool | None = None,
-    natural: bool = True,
-    backgrounds: Sequence[str] = tuple(BACKGROUNDS),
-    count: int | None = None,
-    seed: int = 0,
-) -> list[Prompt]:
-    """Return single-object prompts: concept × color × background.
+def prompts(name: str, *, count: int | None = None) -> list[Prompt]:
+    """Return `count` single-object prompts (None: all) of a set: concept × color × background.
 
     The prompts are in rounds. Each round has one prompt of every concept, in table order, with a
     random color and background. No background has the color of its object.
-
-    Args:
-        name: name of the concept set, S, M or L.
-        held_out: whether to return only held-out cells (True), only others (False) or both (None).
-        natural: whether to include objects without a color ("an apple on a white background").
-        backgrounds: names of the backgrounds.
-        count: maximum number of prompts; None returns all of them.
-        seed: seed of the order of colors and backgrounds.
     """
     queues = []
     for concept in concepts(name):
-        colors = [None] * natural + (list(COLORS) if concept.families else [])
+        colors = [None, *(COLORS if concept.families else ())]
         queue = [
             Prompt(
-                caption=single_caption(concept, color, background),
+                caption=full_caption(concept.name, color, background),
                 concept=concept,
                 color=color,
                 background=background,
                 held_out=is_cell_held_out(concept, color),
             )
             for color in colors
-            for background in backgrounds
+            for background in BACKGROUNDS
             if background not in (color, None if color else concept.color)
         ]
-        queue = [prompt for prompt in queue if held_out in (None, prompt.held_out)]
-        random.Random(f"{seed}/prompts/{concept.hexcode}").shuffle(queue)
+        random.Random(f"0/prompts/{concept.hexcode}").shuffle(queue)
         queues.append(queue)
-    longest = max(map(len, queues))
-    rounds = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
-    return rounds[:count]
+    rounds = itertools.chain(*itertools.zip_longest(*queues))
+    return [prompt for prompt in rounds if prompt is not None][:count]
 
 
-def sheet_prompts(name: str, *, most: int = 18, seed: int = 0) -> dict[str, list[Prompt]]:
+def sheet_prompts(name: str, *, most: int) -> dict[str, list[Prompt]]:
     """Return single-object prompts for a contact sheet, at most `most` of each kind.
 
     `natural`: objects in their own colors, one of each concept, evenly spaced if there are more.
@@ -73,7 +56,7 @@ def sheet_prompts(name: str, *, most: int = 18, seed: int = 0) -> dict[str, list
     count = min(most, len(known))
     shown = {known[place * len(known) // count] for place in range(count)}
     first: dict[str, dict[Any, Prompt]] = {"natural": {}, "seen": {}, "held out": {}}
-    for prompt in prompts(name, seed=seed):
+    for prompt in prompts(name):
         kind = "held out" if prompt.held_out else "seen" if prompt.color else "natural"
         if prompt.held_out or prompt.concept in shown:
             cell = (prompt.concept, prompt.color if prompt.held_out else None)
@@ -95,13 +78,8 @@ def caption_pairs(
 ) -> list[CaptionPair]:
     """Return one change for each of the first `count` images of one recolored object.
 
-    Color, object and background are changed in turn. A new object is one of the other images'; no
-    background gets its object's color.
-
-    Args:
-        scenes: metadata of each image.
-        count: number of pairs.
-        seed: seed that chooses the new values.
+    Color, object and background are changed in turn, to values that `seed` chooses. A new object is
+    one of the other images'; no background gets its object's color. `scenes` are the metadata.
 
     Raises:
         ValueError: there are fewer than `count` such images.
@@ -117,14 +95,10 @@ def caption_pairs(
     choices = {"color": list(COLORS), "object": names, "background": list(BACKGROUNDS)}
     pairs, rng = [], random.Random(seed)
     for turn, item in enumerate(single[:count]):
-        old = {"color": item["colour"], "object": item["name"], "background": item["background"]}
+        old = {"object": item["name"], "color": item["colour"], "background": item["background"]}
         changed = list(choices)[turn % len(choices)]
         taken = {item["name"]} if changed == "object" else {item["colour"], item["background"]}
         new = rng.choice([word for word in choices[changed] if word not in taken])
-        target = _caption(**{**old, changed: new})
-        pairs.append(CaptionPair(item["row"], _caption(**old), target, changed))
+        source, target = (full_caption(*about.values()) for about in (old, old | {changed: new}))
+        pairs.append(CaptionPair(item["row"], source, target, changed))
     return pairs
-
-
-def _caption(color: str, object: str, background: str) -> str:
-    return f"{article(f'{color} {object}')} on {article(background)} background"

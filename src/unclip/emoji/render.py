@@ -37,7 +37,7 @@ def artwork(concept: Concept) -> Artwork:
     body = re.sub(r"^.*?<svg[^>]*>|</svg>.*?$", "", source, flags=re.DOTALL)
     body = re.sub(r'\s+id="[^"]*"', "", body)
     body = re.sub(r">\s+<", "><", body).strip()
-    pixels = np.asarray(Image.open(io.BytesIO(_render(_svg(body), PROBE))).convert("RGBA"))
+    pixels = np.asarray(Image.open(io.BytesIO(_render(body, PROBE))).convert("RGBA"))
     ink = pixels[..., 3] >= 128
     palette = [shade for family in concept.families for shade in COLORS[family].palette]
     painted = {shade: _count(pixels, shade) for shade in palette if shade in body.lower()}
@@ -90,12 +90,6 @@ def area(item: Item) -> float:
     return artwork(item.concept).area * place(item).scale ** 2
 
 
-def scene_svg(scene: Scene) -> str:
-    """Return the scene as one SVG document."""
-    background = f'<rect width="72" height="72" fill="{BACKGROUNDS[scene.background]}"/>'
-    return _svg(background + items_svg(scene.items))
-
-
 def items_svg(items: Iterable[Item]) -> str:
     """Return the SVG groups of placed drawings, without a background."""
     groups = []
@@ -108,14 +102,13 @@ def items_svg(items: Iterable[Item]) -> str:
 
 def scene_png(scene: Scene, size: int) -> bytes:
     """Render a scene at `size` × `size` pixels as PNG bytes."""
-    return _render(scene_svg(scene), size)
+    background = f'<rect width="72" height="72" fill="{BACKGROUNDS[scene.background]}"/>'
+    return _render(background + items_svg(scene.items), size)
 
 
-def _svg(inside: str) -> str:
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{inside}</svg>'
-
-
-def _render(svg: str, size: int) -> bytes:
+def _render(inside: str, size: int) -> bytes:
+    """Render the content of an SVG element as PNG bytes."""
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{inside}</svg>'
     return bytes(
         resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     )

@@ -133,40 +133,44 @@ def _another(scene: Scene, name: str, generator: random.Random) -> Scene:
         others = [other for other in concepts(name) if other.color != scene.background]
     else:
         others = [other for other, painted in cells(name, held_out=False) if painted == color]
-    twins = [_replaced(scene, place, other) for other in others if other not in present]
+    twins = []
+    for other in others:
+        if other not in present:
+            items = list(scene.items)
+            items[place] = items[place]._replace(concept=other)
+            twins.append(scene._replace(key=f"{scene.key}-other", items=tuple(items)))
     return generator.choice([twin for twin in twins if not is_held_out(twin)] or twins)
 
 
-def _replaced(scene: Scene, place: int, concept: Concept) -> Scene:
-    items = list(scene.items)
-    items[place] = items[place]._replace(concept=concept)
-    return scene._replace(key=f"{scene.key}-other", items=tuple(items))
+def _single(name: str, held_out: bool, generator: random.Random, *, colored: bool = False):
+    if colored:
+        concept, color = generator.choice(cells(name, held_out=held_out))
+    else:
+        concept, color = generator.choice(concepts(name)), None
+    jitter, near, center = JITTER[name], partial(_near, generator), CANVAS / 2
+    extent = SINGLE_EXTENT * generator.uniform(jitter.smallest, 1)
+    room = min(jitter.shift, (CANVAS - extent) / 2 - 2)
+    x, y = near(center, room), near(center, room)
+    return (Item(concept, color, x, y, extent, near(0, jitter.rotation)),), None
 
 
-def _single(name: str, held_out: bool, generator: random.Random):
-    return (_place_single(generator.choice(concepts(name)), None, JITTER[name], generator),), None
-
-
-def _recolored(name: str, held_out: bool, generator: random.Random):
-    concept, color = generator.choice(cells(name, held_out=held_out))
-    return (_place_single(concept, color, JITTER[name], generator),), None
-
-
-def _pair(name: str, held_out: bool, generator: random.Random):
+def _pair(name: str, held_out: bool, generator: random.Random, *, colored: bool = False):
+    known = [concept for concept in concepts(name) if concept.families or not colored]
     while True:
-        first, second = generator.sample(concepts(name), 2)
-        if is_pair_held_out(first, second) == held_out:
-            return _place_pair((first, second), (None, None), JITTER[name], generator)
-
-
-def _colored_pair(name: str, held_out: bool, generator: random.Random):
-    recolorable = [concept for concept in concepts(name) if concept.families]
-    while True:
-        pair = generator.sample(recolorable, 2)
-        colors = generator.sample(list(COLORS), 2)
+        pair = generator.sample(known, 2)
+        colors = generator.sample(list(COLORS), 2) if colored else (None, None)
         unseen = is_pair_held_out(*pair) or any(map(is_cell_held_out, pair, colors))
         if unseen == held_out:
-            return _place_pair(pair, colors, JITTER[name], generator)
+            break
+    jitter, near = JITTER[name], partial(_near, generator)
+    relation = generator.choice(list(PAIR_CENTERS))
+    across, along = (jitter.shift, 1.5) if relation == "above" else (1.5, jitter.shift)
+    items = []
+    for concept, color, (x, y) in zip(pair, colors, PAIR_CENTERS[relation], strict=True):
+        x, y = near(x, across), near(y, along)
+        extent = PAIR_EXTENT * generator.uniform(jitter.smallest, 1)
+        items.append(Item(concept, color, x, y, extent, near(0, jitter.rotation)))
+    return tuple(items), relation
 
 
 def _count(name: str, held_out: bool, generator: random.Random):
@@ -184,33 +188,11 @@ def _count(name: str, held_out: bool, generator: random.Random):
 
 _SAMPLERS = {
     "single": _single,
-    "recoloured": _recolored,
+    "recoloured": partial(_single, colored=True),
     "pair": _pair,
     "count": _count,
-    "coloured_pair": _colored_pair,
+    "coloured_pair": partial(_pair, colored=True),
 }
-
-
-def _place_single(
-    concept: Concept, color: str | None, jitter: Jitter, generator: random.Random
-) -> Item:
-    near, center = partial(_near, generator), CANVAS / 2
-    extent = SINGLE_EXTENT * generator.uniform(jitter.smallest, 1)
-    room = min(jitter.shift, (CANVAS - extent) / 2 - 2)
-    x, y = near(center, room), near(center, room)
-    return Item(concept, color, x, y, extent, near(0, jitter.rotation))
-
-
-def _place_pair(pair, colors, jitter: Jitter, generator: random.Random):
-    near = partial(_near, generator)
-    relation = generator.choice(list(PAIR_CENTERS))
-    across, along = (jitter.shift, 1.5) if relation == "above" else (1.5, jitter.shift)
-    items = []
-    for concept, color, (x, y) in zip(pair, colors, PAIR_CENTERS[relation], strict=True):
-        x, y = near(x, across), near(y, along)
-        extent = PAIR_EXTENT * generator.uniform(jitter.smallest, 1)
-        items.append(Item(concept, color, x, y, extent, near(0, jitter.rotation)))
-    return tuple(items), relation
 
 
 def _near(generator: random.Random, center: float, reach: float) -> float:

@@ -91,14 +91,10 @@ class Templates(NamedTuple):
     concepts: list[str]  # OpenMoji code of the concept of each crop
 
     @classmethod
-    def cut(cls, images: Images, metadata: Scenes, name: str, *, each: int = 2) -> Self:
-        """Take at most `each` crops of every concept of set `name` in every color.
+    def cut(cls, images: Images, metadata: Scenes, name: str) -> Self:
+        """Take up to two crops of every concept of set `name` in every color.
 
-        Args:
-            images: real images of one object.
-            metadata: metadata of each image.
-            name: name of the concept set.
-            each: number of crops per concept and color.
+        `images` are real images of one object.
 
         Raises:
             FileNotFoundError: a concept has no image.
@@ -111,8 +107,8 @@ class Templates(NamedTuple):
         if missing := [one.name for one in concepts(name) if one.hexcode not in shown]:
             names = ", ".join(missing)
             raise FileNotFoundError(f"no training image of one {names}: prepare a larger data set")
-        rows = [row for cell in cells.values() for row in cell[:each]]
-        codes = [code for (code, _), cell in cells.items() for _ in cell[:each]]
+        rows = [row for cell in cells.values() for row in cell[:2]]
+        codes = [metadata[row]["objects"][0]["concept"] for row in rows]
         return cls(describe(images[rows], everywhere(images[rows])), codes)
 
     def name(self, images: Images, regions: Regions) -> list[str]:

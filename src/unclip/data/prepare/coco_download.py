@@ -25,10 +25,6 @@ class Archive(NamedTuple):
     pattern: str  # FOLDER/PATTERN
     members: int
 
-    def selects(self, member: str) -> bool:
-        """Return whether to unpack a member; a name with further folders or `..` never matches."""
-        return member.count("/") == 1 and fnmatchcase(member, self.pattern)
-
     def part(self, root: Path) -> Path:
         """Return the path of the download, which is deleted after it is unpacked."""
         return root / f"{Path(self.path).name}.part"
@@ -114,7 +110,8 @@ def _unpack(root: Path, archive: Archive, url: str) -> None:
         part.unlink()
         raise ValueError(f"{url} has md5 {digest} instead of {archive.md5}: deleted, run again")
     with zipfile.ZipFile(part) as opened:
-        members = [name for name in opened.namelist() if archive.selects(name)]
+        members = [name for name in opened.namelist() if fnmatchcase(name, archive.pattern)]
+        members = [name for name in members if name.count("/") == 1]  # a `*` also matches `/../`
         for name in tqdm(members, desc=f"unpacking {part.stem}", unit="file"):
             if not (root / name).exists():
                 with atomic_write(root / name) as temporary:

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from unclip.data.bad_samples import BadSample
 from unclip.data.prepare.inspection import Accepted, inspect
 from unclip.data.prepare.listing import Listing, Rejected
@@ -50,7 +48,6 @@ def import_images(
     seed: int = 0,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: bool = True,
 ) -> str:
     """Write the data set into `root`, or complete it, and return a summary.
 
@@ -63,21 +60,16 @@ def import_images(
         seed: seed of the order of the images and of the choice of the held-out ones.
         workers: number of processes; None for one per core, 0 to run in this process.
         overwrite: whether to replace the shards of other images or settings in `root`.
-        progress: whether to show progress bars.
 
     Raises:
-        ValueError: an argument is out of range, no image is left to train on, or `root` holds
+        ValueError: sizes are too small or equal, no image is left to train on, or `root` holds
             something else.
     """
     if not sizes or min(sizes) < 16 or len(set(sizes)) != len(sizes):
         raise ValueError(f"sizes must be distinct and at least 16 pixels, not {sizes}")
-    if shard_size < 1 or (val is not None and val < 0):
-        raise ValueError(f"shard_size {shard_size} or val {val} is out of range")
     root = Path(root)
     build = ResumableBuild(root, "imported images")
-    accepted, rejected = inspect(
-        listing.records, root, smallest=min(sizes), workers=workers, progress=progress
-    )
+    accepted, rejected = inspect(listing.records, root, smallest=min(sizes), workers=workers)
     splits = _split(accepted, val, sizes, seed)
     shards = list(_plan(root, splits, sizes, shard_size))
     summary = _write_report(root, shards, [*listing.rejected, *rejected])
@@ -87,8 +79,7 @@ def import_images(
     counts = {f"{split} images": len(images) for split, images in splits.items()}
     if build.start({**settings, **counts, "digest": _digest(splits)}, overwrite=overwrite):
         missing = [shard for shard in shards if not shard.path.exists()]
-        written = run_jobs(_write_shard, missing, workers)
-        list(tqdm(written, desc="shards", unit="shard", total=len(missing), disable=not progress))
+        list(run_jobs(_write_shard, missing, workers, about="shards"))
         build.finish()
     return summary
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from unclip.data.bad_samples import BadSample
 from unclip.data.prepare.listing import Record, Rejected
 from unclip.data.prepare.resumable import run_jobs
@@ -38,26 +36,20 @@ class Accepted(NamedTuple):
 
 
 def inspect(
-    records: Sequence[Record],
-    folder: Path,
-    *,
-    smallest: int,
-    workers: int | None,
-    progress: bool = True,
+    records: Sequence[Record], folder: Path, *, smallest: int, workers: int | None
 ) -> tuple[list[Accepted], list[Rejected]]:
     """Decode every image and accept or reject it; the first of several equal images is accepted.
 
     Results are stored in FOLDER/inspected.jsonl, so an interrupted inspection resumes and only
-    changed files are decoded again. `smallest` is the smallest width and height in pixels; the
-    other arguments are those of `import_images`.
+    changed files are decoded again. `smallest` is the smallest width and height in pixels;
+    `workers` is that of `run_jobs`.
     """
     known = dict(_stored(folder / RESULTS))
     new = [r for r in records if r.source not in known or known[r.source][:2] != _state(r.path)]
     paths = [record.path for record in new]
-    results = run_jobs(_inspect_file, paths, workers, chunk_size=64)
-    bar = tqdm(results, desc="images", unit="image", total=len(new), disable=not progress)
+    results = run_jobs(_inspect_file, paths, workers, about="images", chunk_size=64)
     with open(folder / RESULTS, "a", encoding="utf-8", buffering=1) as file:
-        for record, info in zip(new, bar, strict=True):
+        for record, info in zip(new, results, strict=True):
             known[record.source] = info
             file.write(json.dumps([record.source, *info]) + "\n")
     accepted, rejected, first = [], [], {}

@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tqdm import tqdm
 from webdataset.writer import TarWriter
 
 from unclip.files import atomic_write, read_json, sha256_of, write_text
@@ -80,23 +82,21 @@ class ResumableBuild:
 
 def run_jobs(
     function: Callable[[Job], Result],
-    jobs: Iterable[Job],
+    jobs: Sequence[Job],
     workers: int | None,
     *,
+    about: str,
     chunk_size: int = 1,
 ) -> Iterator[Result]:
     """Call a module's function with each job, in processes, and yield the results in order.
 
+    There are `workers` processes; None starts one per core, and 0 runs the jobs in this process. A
+    process receives `chunk_size` jobs at once. A progress bar, named `about`, counts the results.
     After an exception in one job, the jobs that have not started are canceled.
-
-    Args:
-        function: the function, which the processes import.
-        jobs: arguments of the calls.
-        workers: number of processes; None for one per core, 0 to run in this process.
-        chunk_size: number of jobs that a process receives at once.
     """
+    bar = partial(tqdm, desc=about, total=len(jobs))
     if workers == 0:
-        yield from map(function, jobs)
+        yield from bar(map(function, jobs))
         return
     # Spawned, so that no state of this process (threads, locks) reaches the workers. Ctrl-C reaches
     # all processes; the workers ignore it, because this process stops them.
@@ -104,7 +104,7 @@ def run_jobs(
     with ProcessPoolExecutor(
         workers or os.cpu_count(), mp_context=spawn, initializer=signal.signal, initargs=ignore
     ) as pool:
-        yield from pool.map(function, jobs, chunksize=chunk_size)
+        yield from bar(pool.map(function, jobs, chunksize=chunk_size))
 
 
 def write_samples(path: Path, samples: Iterable[dict[str, Any]]) -> None:
