@@ -2,7 +2,6 @@ import json
 import os
 import pickle
 import resource
-import stat
 import struct
 import time
 from functools import partial
@@ -66,19 +65,21 @@ class TestRoundTrip:
         for key, tensor in tensors.items():
             assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
 
-    def test_metadata_comes_back(self, tmp_path):
+    def test_metadata_comes_back_from_a_file_as_readable_as_any_new_one(self, tmp_path):
+        path, ordinary = tmp_path / "p.safetensors", tmp_path / "ordinary"
         extra = {"cosine": 0.7, "data": "emoji"}
-        path = save(tmp_path / "p.safetensors", tiny_bundle.stage("prior"), "prior", extra=extra)
+        save(path, tiny_bundle.stage("prior"), "prior", extra=extra)
         metadata = read_metadata(path)
         assert (metadata.stage, metadata.steps, metadata.extra) == ("prior", 7, extra)
         assert metadata.recipe == tiny_bundle.recipe("prior")
         assert metadata.clip_fingerprint == "00ff" and len(metadata.fingerprint) == 16
+        ordinary.touch()
+        assert path.stat().st_mode == ordinary.stat().st_mode
 
     def test_other_weights_can_be_saved_instead_of_the_stages_own(self, tmp_path):
-        stage, name = tiny_bundle.stage("upsampler_256"), "upsampler_256"
+        stage, path = tiny_bundle.stage("upsampler_256"), tmp_path / "upsampler_256.safetensors"
         averages = {key: torch.full_like(value, 0.5) for key, value in stage.state_dict().items()}
-        weights = {"state_dict": averages, "clip_fingerprint": None}
-        path = save(tmp_path / "upsampler_256.safetensors", stage, name, **weights)
+        save(path, stage, "upsampler_256", state_dict=averages, clip_fingerprint=None)
         assert all((value == 0.5).all() for value in load_stage(path).state_dict().values())
         assert read_metadata(path).clip_fingerprint is None
 
@@ -97,11 +98,6 @@ class TestRoundTrip:
         tensors = [*stage.state_dict(keep_vars=True).values(), stage.diffusion.alpha_bar]
         assert not any(tensor.is_inference() for tensor in tensors)
 
-    def test_the_file_is_as_readable_as_any_new_file(self, prior, tmp_path):
-        ordinary = tmp_path / "ordinary"
-        ordinary.touch()
-        assert stat.S_IMODE(prior.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
-
 
 def test_a_clip_has_its_own_fingerprint_and_altered_weights_are_refused(tmp_path):
     stage, path = tiny_bundle.stage("clip"), tmp_path / "clip.safetensors"
@@ -115,28 +111,17 @@ def test_a_clip_has_its_own_fingerprint_and_altered_weights_are_refused(tmp_path
         load_embedder(path)
 
 
-def test_another_stage_is_not_an_embedder(prior):
-    with refused(match="holds the stage prior, not a CLIP"):
-        load_embedder(prior)
-
-
 class TestWriting:
-    def test_an_interrupted_write_keeps_the_old_file(self, prior, monkeypatch):
-        before = prior.read_bytes()
+    def test_an_interrupted_write_and_a_full_disk_keep_the_old_file(self, prior, monkeypatch):
+        before, stage = prior.read_bytes(), tiny_bundle.stage("prior")
 
         def fails(tensors, path, metadata):
             path.write_bytes(before[:100])
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("safetensors.torch.save_file", fails)
-        with pytest.raises(KeyboardInterrupt):
-            save(prior, tiny_bundle.stage("prior"), "prior")
-        assert prior.read_bytes() == before
-        assert os.listdir(prior.parent) == [prior.name]
-
-    def test_a_full_disk_keeps_the_old_file(self, prior):
-        before = prior.read_bytes()
-        stage = tiny_bundle.stage("prior")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("safetensors.torch.save_file", fails)
+            save(prior, stage, "prior")
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
         try:
@@ -199,11 +184,12 @@ class TestDamage:
                 load_stage(file)
         assert not marker.exists()
 
-    def test_another_safetensors_file_is_refused(self, tmp_path):
-        path = tmp_path / "other.safetensors"
-        save_file({"weight": torch.zeros(3)}, path)
+    def test_another_safetensors_file_and_another_stage_are_refused(self, prior):
+        with refused(match="holds the stage prior, not a CLIP"):
+            load_embedder(prior)
+        save_file({"weight": torch.zeros(3)}, prior)
         with refused(match="is a safetensors file but not an unclip stage"):
-            load_stage(path)
+            load_stage(prior)
 
     @pytest.mark.parametrize(
         ("texts", "message"),
@@ -301,9 +287,7 @@ class TestHostileRecipes:
     )
     def test_a_huge_number_of_layers_is_refused_quickly(self, name, key, tmp_path):
         path = save(tmp_path / f"{name}.safetensors", tiny_bundle.stage(name), name)
-        rewrite_recipe(
-            path, lambda recipe: recipe.get("network", recipe).update({key: 10**5}), name
-        )
+        rewrite_recipe(path, lambda one: one.get("network", one).update({key: 10**5}), name)
         start = time.process_time()
         with refused(match=r"safetensors: .* many more parameters than the file"):
             load_stage(path)

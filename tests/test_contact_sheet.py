@@ -23,19 +23,15 @@ def test_a_sheet_has_the_size_of_its_rows_and_every_tile_in_its_place():
 
 
 def test_a_marked_tile_is_framed_and_captions_stay_inside():
-    plain = contact_sheet([Tile(flat((0, 0, 255)), "")], columns=1, size=64)
-    marked = contact_sheet([Tile(flat((0, 0, 255)), "", marked=True)], columns=1, size=64)
+    blue, black = flat((0, 0, 255)), flat((0, 0, 0))
+    plain = contact_sheet([Tile(blue, "")], columns=1, size=64)
+    marked = contact_sheet([Tile(blue, "", marked=True)], columns=1, size=64)
     assert plain.getpixel((7, 40)) == (255, 255, 255) != marked.getpixel((7, 40))
     assert plain.getpixel((40, 40)) == marked.getpixel((40, 40)) == (0, 0, 255)
     long = "an unusually long caption about very many things and then some more of it " * 3
-    sheet = contact_sheet(
-        [Tile(flat((0, 0, 0)), long), Tile(flat((0, 0, 0)), "")], columns=2, size=96
-    )
+    sheet = contact_sheet([Tile(black, long), Tile(black, "")], columns=2, size=96)
     second = sheet.crop((8 + 96 + 8, 8 + 96 + 1, sheet.width, sheet.height))
     assert second.getcolors() == [(second.width * second.height, (255, 255, 255))]
-
-
-def test_an_empty_sheet_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], columns=2)
 

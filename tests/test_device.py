@@ -98,9 +98,3 @@ def test_an_embedder_without_its_image_tower_still_encodes_captions():
     embedder._cache.clear()
     assert torch.equal(embedder.text(["a cat"]).text_embedding, before)
     assert sum(p.numel() for p in embedder.model.parameters()) < parameters
-
-
-def test_an_embedder_moves_only_if_it_has_to(monkeypatch):
-    embedder = tiny_bundle.stage("clip").embedder()
-    monkeypatch.setattr(embedder.model, "to", pytest.fail)
-    assert embedder.to("cpu") is embedder

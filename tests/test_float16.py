@@ -30,24 +30,20 @@ def half(source):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "judge"])
-def test_only_networks_are_rounded(name, source, half):
-    old, new = (load_file(folder / f"{name}.safetensors") for folder in (source, half))
+def test_only_networks_are_rounded_and_loading_returns_float32_and_the_tables(name, source, half):
+    files = [folder / f"{name}.safetensors" for folder in (source, half)]
+    old, new = map(load_file, files)
     assert old.keys() == new.keys()
     for key, tensor in new.items():
         network = key.startswith(("network.", "last_network.", "text_encoder.", "model."))
         assert tensor.dtype == (torch.float16 if network else old[key].dtype), key
         assert torch.equal(tensor, old[key].to(tensor.dtype)), key
-
-
-@pytest.mark.parametrize("name", [*NAMES, "judge"])
-def test_loading_returns_float32_and_the_tables(name, source, half):
-    old, new = (load_stage(folder / f"{name}.safetensors") for folder in (source, half))
-    assert {key: t.dtype for key, t in new.state_dict().items()} == {
-        key: t.dtype for key, t in old.state_dict().items()
-    }
-    saved = new.state_dict().keys()
-    for (key, buffer), (_, original) in zip(new.named_buffers(), old.named_buffers(), strict=True):
-        assert key in saved or torch.equal(buffer, original), key
+    first, second = map(load_stage, files)
+    dtypes = [{k: t.dtype for k, t in one.state_dict().items()} for one in (first, second)]
+    assert dtypes[0] == dtypes[1]
+    pairs = zip(second.named_buffers(), first.named_buffers(), strict=True)
+    for (key, buffer), (_, original) in pairs:
+        assert key in dtypes[1] or torch.equal(buffer, original), key
 
 
 def test_metadata_survives(source, half):

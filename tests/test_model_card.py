@@ -30,47 +30,34 @@ RESULTS = {
             "real": {"both": {"share": 1.0, **SHARE}, "colors": {"share": 1.0, **SHARE}},
         }
     },
-    "upsampler_256": {
-        "psnr": 32.7,
-        "psnr_bicubic": 24.1,
-        "ssim": 0.98,
-        "ssim_bicubic": 0.91,
-        "n": 48,
-    },
+    "upsampler_256": dict(psnr=32.7, psnr_bicubic=24.1, ssim=0.98, ssim_bicubic=0.91, n=48),
 }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    save_stage(
-        tmp_path / "demo" / "upsampler_256.safetensors",
-        tiny_bundle.stage("upsampler_256"),
-        recipe=tiny_bundle.recipe("upsampler_256"),
-        steps=1500,
-        clip_fingerprint=None,
-        extra=TRAINED,
-    )
-    return tmp_path / "demo"
+    path = tmp_path / "demo" / "upsampler_256.safetensors"
+    stage, recipe = tiny_bundle.stage("upsampler_256"), tiny_bundle.recipe("upsampler_256")
+    save_stage(path, stage, recipe=recipe, steps=1500, clip_fingerprint=None, extra=TRAINED)
+    return path.parent
 
 
 def card(folder):
     return write_model_card(folder).read_text()
 
 
-def test_it_tells_how_the_stages_were_trained(folder):
+def test_it_tells_how_the_stages_were_trained_and_credits_openmoji(folder):
+    parameters = sum(p.numel() for p in tiny_bundle.stage("upsampler_256").parameters()) / 1e6
     text = card(folder)
     assert text.startswith("# demo\n")
-    parameters = sum(p.numel() for p in tiny_bundle.stage("upsampler_256").parameters()) / 1e6
-    assert f"| upsampler_256 | {parameters:.2f} | 1500 | 1800 s | psnr 31.25 |" in text
-    assert "took 0.5 hours with unclip at commit 0123456789ab" in text
-    assert "\n    python src/train.py stage=upsampler_256 scale=emoji\n" in text
-
-
-def test_it_names_the_concepts_and_credits_openmoji(folder):
-    text = card(folder)
-    assert "The 18 concepts are: apple, dog, cat" in text
-    assert "[OpenMoji](https://openmoji.org)" in text
-    assert "License of the weights: CC-BY-SA-4.0" in text
+    for words in (
+        f"| upsampler_256 | {parameters:.2f} | 1500 | 1800 s | psnr 31.25 |",
+        "took 0.5 hours with unclip at commit 0123456789ab",
+        "\n    python src/train.py stage=upsampler_256 scale=emoji\n",
+        "The 18 concepts are: apple, dog, cat",
+        *("[OpenMoji](https://openmoji.org)", "License of the weights: CC-BY-SA-4.0"),
+    ):
+        assert words in text
 
 
 def test_other_data_is_not_credited_to_openmoji(tmp_path):

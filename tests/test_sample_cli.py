@@ -119,9 +119,9 @@ def test_a_file_of_another_program_is_kept(run, tmp_path, made):
 def test_several_prompts_and_a_file_of_prompts(run, tmp_path, made):
     file = tmp_path / "prompts.txt"
     file.write_text("ein Apfel\n\n  zwei Äpfel \n", encoding="utf-8")
-    assert run("a dog", "--prompts", str(file), "--batch-size", "2") == 0
-    names = ["a-dog-seed0-64.png", "ein-apfel-seed0-64.png", "zwei-apfel-seed0-64.png"]
-    assert made() == names
+    assert run("text", "text", "--prompts", str(file), "--batch-size", "2") == 0
+    slugs = ["ein-apfel", "text", "zwei-apfel"]  # a prompt may be the name of a command
+    assert made() == [f"{one}-seed0-64.png" for one in slugs]
 
 
 def test_only_the_images_that_clip_ranks_highest_are_kept(run, tiny, made, tmp_path):
@@ -155,11 +155,6 @@ def test_only_the_images_that_clip_ranks_highest_are_kept(run, tiny, made, tmp_p
 )
 def test_file_names_are_safe(prompt, expected):
     assert slug(prompt) == expected
-
-
-def test_a_prompt_may_be_the_name_of_a_command(run, made):
-    assert run("text", "text") == 0
-    assert made() == ["text-seed0-64.png"]
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,10 @@ def test_torchvision_imports_after_unclip_in_a_fresh_process():
     assert done.stdout.split() == ["True", "[]"]
 
 
-def test_both_operators_exist_with_the_schema():
+def test_both_operators_exist_with_the_schema_and_a_second_call_defines_nothing():
     for name in ("nms", "qnms"):
         schema = str(getattr(torch.ops.torchvision, name).default._schema)
         assert "Tensor dets, Tensor scores, float iou_threshold) -> Tensor" in schema
-
-
-def test_a_second_call_defines_nothing():
     assert _torchvision.define_missing_operators() == []
 
 

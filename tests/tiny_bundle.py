@@ -104,28 +104,16 @@ def batch(name: str) -> dict:
 def write(folder: Path, names=NAMES) -> Path:
     """Write a bundle of these stages and return its folder."""
     torch.manual_seed(0)
-    clip_fingerprint = None
+    clip = None
     for name in names:
-        bundle.save_stage(
-            bundle.stage_file(folder, name),
-            stage(name),
-            recipe=recipe(name),
-            steps=3,
-            clip_fingerprint=clip_fingerprint if name in ON_CLIP else None,
-        )
+        path, own = bundle.stage_file(folder, name), clip if name in ON_CLIP else None
+        bundle.save_stage(path, stage(name), recipe=recipe(name), steps=3, clip_fingerprint=own)
         if name == "clip":
-            metadata = bundle.read_metadata(bundle.stage_file(folder, name))
-            clip_fingerprint = metadata.clip_fingerprint
+            clip = bundle.read_metadata(path).clip_fingerprint
     return folder
 
 
 def write_judge(folder: Path, *, steps: int = 1, extra: dict | None = None) -> None:
     """Add a judge to a bundle: a second CLIP with random weights."""
-    bundle.save_stage(
-        bundle.stage_file(folder, "judge"),
-        stage("clip"),
-        recipe=recipe("clip"),
-        steps=steps,
-        clip_fingerprint=None,
-        extra=extra,
-    )
+    about = {"recipe": recipe("clip"), "clip_fingerprint": None, "steps": steps, "extra": extra}
+    bundle.save_stage(bundle.stage_file(folder, "judge"), stage("clip"), **about)

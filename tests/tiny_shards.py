@@ -28,9 +28,14 @@ def write_shards(root, *, splits=("train", "val"), sizes=(64,), images=24, shard
     return root
 
 
+def encode_png(image):
+    encoded = io.BytesIO()
+    image.save(encoded, "png")
+    return encoded.getvalue()
+
+
 def _sample(index, size):
     name = list(COLORS)[index % len(COLORS)]
-    encoded = io.BytesIO()
-    Image.new("RGB", (size, size), COLORS[name]).save(encoded, "png")
+    png = encode_png(Image.new("RGB", (size, size), COLORS[name]))
     captions = {"captions": [f"a {name} square", f"a square in {name}"]}
-    return {"__key__": f"{index:08d}", "png": encoded.getvalue(), "json": captions}
+    return {"__key__": f"{index:08d}", "png": png, "json": captions}

@@ -25,6 +25,7 @@ from unclip.stages import ClipStage, Stage
 
 FORMAT = "1"
 STAGES = ("clip", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
+SIZES = {"decoder": 64, "upsampler_256": 256, "upsampler_1024": 1024}  # pixels of their images
 
 # Submodules of the stages that compute in the requested dtype.
 _NETWORKS = ("network.", "last_network.", "text_encoder.", "model.")
@@ -208,7 +209,6 @@ def initialize(stage: Stage, path: str | Path, clip_fingerprint: str | None) -> 
 
 def _modelspec(path: Path, stage: Stage, extra: Mapping[str, Any]) -> dict[str, str]:
     """Return the keys of https://github.com/Stability-AI/ModelSpec that apply to a stage."""
-    sizes = {"decoder": 64, "upsampler_256": 256, "upsampler_1024": 1024}
     keys = {
         "sai_model_spec": "1.0.1",
         "architecture": f"unclip-{stage.name.replace('_', '-')}",
@@ -218,7 +218,7 @@ def _modelspec(path: Path, stage: Stage, extra: Mapping[str, Any]) -> dict[str, 
         "description": f"The stage {path.stem} of a DALL·E 2 (unCLIP).",
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "license": extra.get("license"),
-        "resolution": "{0}x{0}".format(sizes[stage.name]) if stage.name in sizes else None,
+        "resolution": "{0}x{0}".format(SIZES[stage.name]) if stage.name in SIZES else None,
     }
     return {f"modelspec.{key}": value for key, value in keys.items() if value is not None}
 

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unclip.bundle import read_metadata, weight_bytes
+from unclip.bundle import SIZES, read_metadata, weight_bytes
 from unclip.emoji import COLORS, concepts
 from unclip.files import read_json, read_text, write_text
 
 CARD = "MODEL_CARD.md"
-_SIZES = {"decoder": 64, "upsampler_256": 256, "upsampler_1024": 1024}
 
 
 class Number(NamedTuple):
@@ -54,7 +53,7 @@ def write_model_card(folder: Path, results: Path | None = None) -> Path:
         name=folder.resolve().name,
         stages=stages,
         parameters={file.stem: weight_bytes(file) / 4e6 for file in files},
-        size=max(size for name, size in _SIZES.items() if name in {"decoder", *stages}),
+        size=max(size for name, size in SIZES.items() if name in {"decoder", *stages}),
         seconds=sum(float(one.get("seconds", 0)) for one in extra),
         data=_distinct(extra, "data"),
         licenses=_distinct(extra, "license"),

@@ -16,13 +16,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from unclip.batch import Batch
-from unclip.bundle import stage_file, train_command
+from unclip.bundle import SIZES, stage_file, train_command
 from unclip.images import to_float, to_uint8
 from unclip.open_bundle import OpenBundle
 from unclip.sampling_run import Options, Run, StageOptions, generator
 from unclip.stages import PriorStage
 
-STAGE_OF_SIZE = {64: "decoder", 256: "upsampler_256", 1024: "upsampler_1024"}
+STAGE_OF_SIZE = {size: stage for stage, size in SIZES.items()}
 # The ways to predict z_i, with the stage that each needs; "none" is z_t itself.
 PRIORS = {"diffusion": "prior", "ar": "prior_ar", "linear": "prior", "none": "clip"}
 

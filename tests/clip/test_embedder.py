@@ -10,20 +10,14 @@ CAPTIONS = ["a red apple", "two dogs", "a red apple", ""]
 
 
 def _embedder(**settings):
-    tokenizer = Tokenizer(12, fit_vocabulary(CAPTIONS, 540))
     model = build_clip(
         embed_dim=20,
         vision={"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
         text={"context_length": 12, "vocab_size": 540, "width": 24, "heads": 2, "layers": 1},
     )
-    return ClipEmbedder(
-        model,
-        tokenizer,
-        image_mean=OPENAI_DATASET_MEAN,
-        image_std=OPENAI_DATASET_STD,
-        fingerprint="0" * 16,
-        **settings,
-    )
+    tokenizer = Tokenizer(12, fit_vocabulary(CAPTIONS, 540))
+    colors = {"image_mean": OPENAI_DATASET_MEAN, "image_std": OPENAI_DATASET_STD}
+    return ClipEmbedder(model, tokenizer, **colors, fingerprint="0" * 16, **settings)
 
 
 @pytest.fixture
@@ -31,11 +25,12 @@ def embedder():
     return _embedder()
 
 
-def test_it_is_frozen_and_has_its_models_sizes(embedder):
+def test_it_is_frozen_has_its_models_sizes_and_moves_only_if_it_has_to(embedder, monkeypatch):
     sizes = (embedder.embedding_dim, embedder.text_width, embedder.context_length)
     assert sizes == (20, 24, 12) and embedder.image_size == 32
     assert not embedder.model.training
     assert not any(p.requires_grad for p in embedder.model.parameters())
+    monkeypatch.setattr(embedder.model, "to", pytest.fail)
     assert embedder.to("cpu") is embedder
 
 
@@ -68,14 +63,12 @@ def test_cached_features_equal_fresh_ones(embedder, monkeypatch):
 
 def test_the_cache_drops_the_least_recent_captions(embedder):
     embedder._cache_size = 2
-    features = embedder.text(["a", "b", "c"])
+    features = embedder.text(["a", "b", "c"]).text_embedding
     assert list(embedder._cache) == ["b", "c"]
     embedder.text(["b"])
     embedder.text(["d"])
     assert list(embedder._cache) == ["b", "d"]
-    torch.testing.assert_close(
-        features.text_embedding, embedder.text(["a", "b", "c"]).text_embedding
-    )
+    torch.testing.assert_close(features, embedder.text(["a", "b", "c"]).text_embedding)
 
 
 def test_features_cached_in_inference_mode_can_be_trained_on(embedder):
@@ -101,12 +94,10 @@ def test_a_half_precision_model_has_float32_outputs(embedder):
     half = _embedder(dtype=torch.bfloat16)
     half.model.load_state_dict(embedder.model.state_dict())
     features, image = half.text(CAPTIONS), half.image(torch.rand(2, 3, 32, 32))
-    for part in (features.text_states, features.text_embedding, image):
-        assert part.dtype == torch.float32
-    similarity = F.cosine_similarity(
-        features.text_embedding, embedder.text(CAPTIONS).text_embedding
-    )
-    assert similarity.min() > 0.99
+    parts = (features.text_states, features.text_embedding, image)
+    assert {part.dtype for part in parts} == {torch.float32}
+    exact = embedder.text(CAPTIONS).text_embedding
+    assert F.cosine_similarity(features.text_embedding, exact).min() > 0.99
 
 
 def test_a_copy_of_a_batch_gets_the_features(embedder):

@@ -6,6 +6,7 @@ from unclip.clip import build_clip, encode_text, fingerprint, prepare_image
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
 TEXT = {"context_length": 12, "vocab_size": 600, "width": 24, "heads": 2, "layers": 2}
+SMALL = {"size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3}
 
 
 @pytest.fixture
@@ -63,22 +64,16 @@ def test_sizes_that_do_not_divide_are_errors(vision, text):
 
 
 def test_prepared_images_have_clips_normalization_and_size():
-    mean, std = (0.5, 0.25, 0.75), (0.5, 0.25, 0.125)
     gray = torch.zeros(2, 3, 40, 40)  # 0.5 in [0, 1]
-    prepared = prepare_image(gray, size=16, mean=mean, std=std)
+    prepared = prepare_image(gray, size=16, mean=(0.5, 0.25, 0.75), std=(0.5, 0.25, 0.125))
     expected = torch.tensor([0.0, 1.0, -2.0]).view(1, 3, 1, 1).expand(2, 3, 16, 16)
     torch.testing.assert_close(prepared, expected)
 
 
 def test_uint8_and_float_images_are_prepared_equally():
-    pixels = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
-    settings = {"size": 24, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    expected = pixels.float() / 255
-    torch.testing.assert_close(prepare_image(pixels, **settings), expected)
-    torch.testing.assert_close(prepare_image(pixels.float() / 127.5 - 1, **settings), expected)
-
-
-SMALL = {"size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    for given in (pixels, pixels.float() / 127.5 - 1):
+        torch.testing.assert_close(prepare_image(given, **SMALL), pixels.float() / 255)
 
 
 def test_shrinking_an_image_is_antialiased():

@@ -55,16 +55,14 @@ def test_pickled_code_is_not_run(weights, tmp_path, suffix):
     assert not marker.exists()
 
 
-def test_weights_of_another_model_are_an_error(weights, tmp_path):
-    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+def test_weights_of_another_model_and_a_damaged_file_are_errors(weights, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"other": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="does not contain the weights of tiny-test"):
-        load_public("tiny-test", tmp_path / "other.safetensors")
-
-
-def test_a_damaged_file_is_an_error(weights, tmp_path):
-    (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 20)
+        load_public("tiny-test", path)
+    path.write_bytes(b"\x00" * 20)
     with pytest.raises(ValueError, match="is damaged"):
-        load_public("tiny-test", tmp_path / "damaged.safetensors")
+        load_public("tiny-test", path)
 
 
 def test_the_error_for_a_missing_file_has_the_download_command(tmp_path):

@@ -63,12 +63,6 @@ def test_frequent_ids_are_kept_and_in_ties_the_lower_id():
     assert fit_vocabulary(iter(["apple red", "red apple"]), 514)[512:] == [49406, 49407]
 
 
-@pytest.mark.parametrize("size", [513, 49409])
-def test_an_impossible_size_is_an_error(size):
-    with pytest.raises(ValueError, match="514 to 49408"):
-        fit_vocabulary([], size)
-
-
 def test_a_small_vocabulary_encodes_every_text(small):
     tokens, mask = Tokenizer(4000, small)(CAPTIONS)
     assert tokens.max() == 519
@@ -92,7 +86,7 @@ def test_the_end_token_has_the_largest_id_for_argmax_pooling(small):
     assert (tokens[:, 0] == 518).all()
 
 
-def test_cut_returns_the_truncated_part():
+def test_cut_returns_the_truncated_part_with_the_whole_word_that_was_split(small):
     tokenizer = Tokenizer(7)  # five words
     assert tokenizer.cut("a red apple on grass") == ""
     assert tokenizer.cut("a red apple on grass, Far   away") == ", far away"
@@ -100,29 +94,24 @@ def test_cut_returns_the_truncated_part():
     fits = caption.removesuffix(tokenizer.cut(caption))
     assert fits == "one two three four five "
     assert torch.equal(tokenizer([fits]).tokens, tokenizer([caption]).tokens)
-
-
-def test_cut_returns_the_whole_word_that_was_split(small):
     assert Tokenizer(5, small).cut("apple xylophone") == "xylophone"
 
 
 @pytest.mark.parametrize(
-    "vocabulary",
-    [range(512), [*range(511), 600, 49406, 49407], [*range(512), 900, 800, 49406, 49407]],
+    ("call", "message"),
+    [
+        (lambda: fit_vocabulary([], 513), "514 to 49408"),
+        (lambda: fit_vocabulary([], 49409), "514 to 49408"),
+        (lambda: Tokenizer(8, range(512)), "fit_vocabulary"),
+        (lambda: Tokenizer(8, [*range(511), 600, 49406, 49407]), "fit_vocabulary"),
+        (lambda: Tokenizer(8, [*range(512), 900, 800, 49406, 49407]), "fit_vocabulary"),
+        (lambda: Tokenizer(2), "at least 3"),  # no room for text
+        (lambda: Tokenizer(8)("a red apple"), "list of captions"),
+    ],
 )
-def test_a_vocabulary_that_cannot_encode_every_text_is_an_error(vocabulary):
-    with pytest.raises(ValueError, match="fit_vocabulary"):
-        Tokenizer(8, vocabulary)
-
-
-def test_a_context_without_room_for_text_is_an_error():
-    with pytest.raises(ValueError, match="at least 3"):
-        Tokenizer(2)
-
-
-def test_a_single_string_is_an_error():
-    with pytest.raises(ValueError, match="list of captions"):
-        Tokenizer(8)("a red apple")
+def test_what_cannot_encode_every_text_is_an_error(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_a_tokenizer_can_be_pickled(small):

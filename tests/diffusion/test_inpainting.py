@@ -19,7 +19,7 @@ def second_numbers(generators):
 
     def run(diffusion=None, **options):
         diffusion, own = diffusion or GaussianDiffusion(), generators(400)
-        options = {"mask": torch.tensor([False, True]), "generators": own, **options}
+        options |= {"mask": torch.tensor([False, True]), "generators": own}
         known = torch.tensor([FIRST, 99.0]).expand(400, 2)
         denoise, x_T = pair_denoiser(diffusion), randn((2,), own)
         return inpaint(denoise, x_T, diffusion, known=known, **options)[:, 1]

@@ -111,12 +111,8 @@ def test_the_analytic_variance_beats_the_fixed_one_in_few_steps(generators):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_callback_receives_every_step(sampler, diffusion, generators):
-    calls = []
-
-    def callback(step, steps, x0):
-        calls.append((step, steps, x0.shape))
-
-    options = {"steps": 6, "generators": generators(1), "callback": callback}
+    calls, options = [], {"steps": 6, "generators": generators(1)}
+    options["callback"] = lambda step, steps, x0: calls.append((step, steps, x0.shape))
     sampler(normal_denoiser(diffusion), torch.randn(1, 4), diffusion, **options)
     assert calls == [(k + 1, 6, (1, 4)) for k in range(6)]
 
@@ -154,11 +150,6 @@ def test_inversion_of_normal_data_follows_the_affine_flow(diffusion):
 
 def test_the_callback_of_inversion_receives_every_evaluation(diffusion):
     calls, options = [], {"steps": 3, "iterations": 2}
-    ddim_invert(
-        normal_denoiser(diffusion),
-        torch.randn(1, 4),
-        diffusion,
-        callback=lambda step, steps, x0: calls.append((step, steps)),
-        **options,
-    )
+    options["callback"] = lambda step, steps, x0: calls.append((step, steps))
+    ddim_invert(normal_denoiser(diffusion), torch.randn(1, 4), diffusion, **options)
     assert calls == [(k + 1, 6) for k in range(6)]

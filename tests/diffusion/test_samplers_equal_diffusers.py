@@ -20,6 +20,8 @@ from unclip.diffusion import (
 )
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+LINSPACE = {**COSINE, "timestep_spacing": "linspace", "clip_sample": True}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 
 def network(x_t, t):
@@ -39,9 +41,7 @@ def test_ddim(prediction, theirs, x_T, generators):
     diffusion = GaussianDiffusion(prediction=prediction)
     denoise = diffusion.denoiser(network, clip_range=1.0)
     ours = ddim(denoise, x_T, diffusion, steps=10, generators=generators(2))
-    scheduler = DDIMScheduler(
-        **COSINE, prediction_type=theirs, timestep_spacing="linspace", clip_sample=True
-    )
+    scheduler = DDIMScheduler(**LINSPACE, prediction_type=theirs)
     scheduler.set_timesteps(10)
     x, timesteps = x_T, diffusion.sampling_timesteps("linspace", 10)
     assert scheduler.timesteps.tolist() == timesteps
@@ -63,9 +63,7 @@ def test_ddpm_with_the_same_noise(variance, x_T, generators, monkeypatch):
 
     denoise = diffusion.denoiser(output, clip_range=1.0)
     ours = ddpm(denoise, x_T, diffusion, steps=25, generators=generators(2))
-    scheduler = DDPMScheduler(
-        **COSINE, variance_type=variance, timestep_spacing="linspace", clip_sample=True
-    )
+    scheduler = DDPMScheduler(**LINSPACE, variance_type=variance)
     scheduler.set_timesteps(25)
     assert scheduler.timesteps.tolist() == diffusion.sampling_timesteps("linspace", 25)
     share_noise(monkeypatch, "scheduling_ddpm", generators(2))
@@ -80,11 +78,7 @@ def test_ddpm_with_the_same_noise(variance, x_T, generators, monkeypatch):
     ("sampler", "scheduler", "options"),
     [
         (dpm_solver_pp_2m, DPMSolverMultistepScheduler, {}),
-        (
-            dpm_solver_pp_2m_sde,
-            DPMSolverMultistepScheduler,
-            {"algorithm_type": "sde-dpmsolver++"},
-        ),
+        (dpm_solver_pp_2m_sde, DPMSolverMultistepScheduler, SDE),
         (unipc, UniPCMultistepScheduler, {}),
     ],
 )
@@ -93,14 +87,8 @@ def test_solvers(sampler, scheduler, options, x_T, generators, monkeypatch):
     diffusion = GaussianDiffusion(prediction="eps")
     # away from t = 999, where the float32 schedule has lost α
     timesteps = torch.linspace(950, 10, 20).round().long()
-    ours = sampler(
-        diffusion.denoiser(network),
-        x_T,
-        diffusion,
-        steps=20,
-        timestep_spacing=timesteps.tolist(),
-        generators=generators(2),
-    )
+    own = {"timestep_spacing": timesteps.tolist(), "generators": generators(2)}
+    ours = sampler(diffusion.denoiser(network), x_T, diffusion, steps=20, **own)
     theirs = scheduler(**COSINE, final_sigmas_type="zero", **options)
     theirs.set_timesteps(20)
     alpha_bar = diffusion.alpha_bar

@@ -1,11 +1,11 @@
 """Bad samples in evaluated data are left out and counted; too many are an error that names one."""
 
-import io
 from dataclasses import replace
 
 import pytest
 import tiny_evaluation
 from PIL import Image
+from tiny_shards import encode_png
 
 from unclip.data.prepare.resumable import write_samples
 from unclip.evaluation import sources
@@ -16,10 +16,12 @@ from unclip.evaluation.sources import open_source, read_real
 PROTOCOL = replace(tiny_evaluation.PROTOCOL, split="val", count=60)
 
 
-def png(k, size=64):
-    encoded = io.BytesIO()
-    Image.new("RGB", (size, size), (k, 9, 9)).save(encoded, "PNG")
-    return encoded.getvalue()
+def png(k):
+    return encode_png(Image.new("RGB", (64, 64), (k, 9, 9)))
+
+
+def sample(key, color, caption):
+    return {"__key__": key, "png": png(color), "json": {"caption": caption}}
 
 
 BAD = {
@@ -29,12 +31,9 @@ BAD = {
 }
 
 
-def write(folder, odd, *, samples=100):
-    """Write a shard with some odd samples at the positions 3, 4, …."""
-    every = [
-        {"__key__": f"{k:04d}", "png": png(k), "json": {"caption": f"caption {k}"}}
-        for k in range(samples)
-    ]
+def write(folder, odd):
+    """Write a shard of 100 samples with some odd ones at the positions 3, 4, …."""
+    every = [sample(f"{k:04d}", k, f"caption {k}") for k in range(100)]
     for k, change in enumerate(odd, start=3):
         every[k] = every[k] | change
     write_samples(folder / "val" / "64" / "00000.tar", every)
@@ -63,18 +62,10 @@ def test_too_many_bad_samples_name_a_sample_and_its_shard(tmp_path):
 
 
 def test_images_are_checked_once_until_the_data_changes(tmp_path, monkeypatch):
-    cache, decoded = tmp_path / "cache", []
-
-    def count(raw):
-        decoded.append(raw.key)
-        return image(raw)
-
-    image = sources._image
-    monkeypatch.setattr(sources, "_image", count)
+    cache, decoded, image = tmp_path / "cache", [], sources._image
+    monkeypatch.setattr(sources, "_image", lambda raw: decoded.append(raw.key) or image(raw))
     root = write(tmp_path, [{"png": b""}])
-    first = open_source(root, "val", PROTOCOL, cache=cache)
-    assert len(decoded) == 100
-    again = open_source(root, "val", PROTOCOL, cache=cache)
+    first, again = (open_source(root, "val", PROTOCOL, cache=cache) for _ in range(2))
     assert len(decoded) == 100 and again.bad == first.bad and again.items == first.items
     write(tmp_path, [])
     assert open_source(root, "val", PROTOCOL, cache=cache).bad == {}
@@ -92,10 +83,7 @@ def test_the_results_have_the_number_of_bad_samples(tiny_model, tmp_path):
 
 def test_equal_keys_in_two_shards_are_two_images(tmp_path):
     for shard in range(2):
-        samples = [
-            {"__key__": f"{k}", "png": png(20 * shard + k), "json": {"caption": f"{shard} {k}"}}
-            for k in range(3)
-        ]
+        samples = [sample(f"{k}", 20 * shard + k, f"{shard} {k}") for k in range(3)]
         write_samples(tmp_path / "val" / "64" / f"{shard:05d}.tar", samples)
     source = open_source(tmp_path, "val", PROTOCOL)
     assert [item.id for item in source.items] == ["0", "1", "2", "00001-0", "00001-1", "00001-2"]

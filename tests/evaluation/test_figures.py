@@ -1,6 +1,7 @@
 """Every figure of conf/measure/paper.yaml on a tiny bundle."""
 
 import inspect
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -97,20 +98,11 @@ def test_a_word_is_written_on_a_slip():
     assert 128 < rows.float().mean() < 220 and 100 < columns.float().mean() < 156
 
 
-@pytest.fixture
-def longer(monkeypatch):
-    """Image embeddings that are not of unit length, like those of Karlo's CLIP."""
-    embed = Cascade.embed
+def test_cosines_and_answers_do_not_depend_on_the_length_of_embeddings(context, monkeypatch):
+    """Image embeddings of Karlo's CLIP are not of unit length."""
+    before, embed = table_of("typographic_attack", context), Cascade.embed
     monkeypatch.setattr(Cascade, "embed", lambda *args, **how: 3 * embed(*args, **how))
-
-
-def test_the_cosine_of_an_inversion_is_at_most_one(context, longer):
     assert all(1 / 9 < row[-1] <= 1 + 1e-5 for row in table_of("inversion", context).rows)
-
-
-def test_zero_shot_answers_do_not_depend_on_the_length_of_embeddings(context, request):
-    before = table_of("typographic_attack", context)
-    request.getfixturevalue("longer")
     after = table_of("typographic_attack", context)
     for row, expected in zip(after.rows, before.rows, strict=True):
         assert row[2:] == pytest.approx(expected[2:], abs=1e-5)
@@ -118,12 +110,7 @@ def test_zero_shot_answers_do_not_depend_on_the_length_of_embeddings(context, re
 
 @pytest.mark.parametrize("name", ["text_diffs", "text_diff_score"])
 def test_caption_pairs_are_chosen_by_the_context_s_seed(small_model, tmp_path, name, monkeypatch):
-    seeds, module = [], inspect.getmodule(type(FIGURES[name]))
-
-    def recorded(scenes, count, *, seed):
-        seeds.append(seed)
-        return caption_pairs(scenes, count, seed=seed)
-
-    monkeypatch.setattr(module, "caption_pairs", recorded)
+    chosen = Mock(side_effect=caption_pairs)
+    monkeypatch.setattr(inspect.getmodule(type(FIGURES[name])), "caption_pairs", chosen)
     FIGURES[name](context_with_images(small_model, tmp_path, seed=7))
-    assert seeds == [7]
+    assert chosen.call_args.kwargs == {"seed": 7}

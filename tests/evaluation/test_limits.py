@@ -1,7 +1,6 @@
 """Spelling, and power spectra against closed forms: white noise, a blur's transfer function."""
 
 import math
-import sys
 
 import pytest
 import torch
@@ -64,6 +63,13 @@ def test_a_missing_reader_is_named(context, monkeypatch):
     assert "pip install -e '.[text]'" in reasons["spelling"]
 
 
+def test_a_network_that_the_package_lacks_is_not_fetched(monkeypatch, tmp_path):
+    rapidocr = pytest.importorskip("rapidocr")
+    monkeypatch.setattr(rapidocr, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(FileNotFoundError, match="has no network for Det"):
+        load_reader()
+
+
 def test_similarity_ignores_case_and_spaces():
     pairs = {
         ("Deep Learning", "deeplearning"): 1,
@@ -92,13 +98,6 @@ def test_the_reader_reads_what_a_font_draws_and_nothing_in_an_empty_image():
     read = load_reader()
     assert read(sign("HELLO", 256)) == "HELLO"
     assert read(torch.full((3, 64, 64), 255, dtype=torch.uint8)) == ""
-
-
-def test_a_network_that_the_package_lacks_is_not_fetched(monkeypatch, tmp_path):
-    pytest.importorskip("rapidocr")
-    monkeypatch.setattr(sys.modules["rapidocr"], "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(FileNotFoundError, match="has no network for Det"):
-        load_reader()
 
 
 def gray(values):

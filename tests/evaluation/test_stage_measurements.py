@@ -77,7 +77,7 @@ def test_the_decoder_is_measured_from_everything_that_it_can_start_from(values):
     assert (distances["n"], gap["n"]) == (10, 6)
 
 
-def test_the_judge_is_asked_the_same_of_real_images(values):
+def test_the_judge_is_asked_the_same_of_real_images(found, values):
     for split, sources in values["judge"]["judge"].items():
         assert sources.keys() == {"generated", "real"}
         for answers in sources.values():
@@ -87,15 +87,11 @@ def test_the_judge_is_asked_the_same_of_real_images(values):
             assert ("concept" in answers) == (split == "test_seen")
             expected = {"test_seen": 10, "test_held_out": 8}
             assert answers["caption"]["n"] == expected[split] > answers["color"]["n"]
-
-
-def test_a_category_that_the_judge_gets_wrong_on_real_images_is_not_measurable(found):
     (table,) = found.results["judge"].tables.values()
     real, note = table.head.index("real"), table.head.index("note")
-    assert {row[note] for row in table.rows if row[real] < 0.9} == {
-        "not measurable with this judge"
-    }
-    assert {row[note] for row in table.rows if row[real] >= 0.9} <= {""}
+    for row in table.rows:
+        assert row[note] == ("" if row[real] >= 0.9 else "not measurable with this judge")
+    assert min(row[real] for row in table.rows) < 0.9
 
 
 def test_scenes_of_two_objects_are_measured_next_to_real_ones(values):
@@ -110,7 +106,7 @@ def test_scenes_of_two_objects_are_measured_next_to_real_ones(values):
     assert values["open_captions"]["open_captions"].keys() >= {"data", "diffusion"}
 
 
-def test_stages_are_compared_with_their_baselines(values):
+def test_the_prior_and_the_upsamplers_are_compared_with_their_baselines(values):
     assert values["prior"]["prior"].keys() == {"test_held_out", "test_seen"}
     for numbers in values["prior"]["prior"].values():
         assert numbers.keys() >= {"cosine", "cosine_text", "cosine_shuffled", "n", "recall_at_1"}
@@ -139,21 +135,14 @@ def test_numbers_do_not_depend_on_the_batch_size(values, small_model, scenes, tm
         ours, theirs = (found[name]["decoder"][kind] for found in (again, values))
         for source in ours.keys() - {"n"}:
             assert ours[source]["distance"] == pytest.approx(theirs[source]["distance"], rel=0.01)
-    for split, sources in values["judge"]["judge"].items():
-        assert again["judge"]["judge"][split]["real"] == sources["real"]
-        for name, numbers in sources["generated"].items():  # one pixel's rounding may tip a choice
-            share = again["judge"]["judge"][split]["generated"][name]["share"]
-            assert share == pytest.approx(numbers["share"], abs=1.5 / numbers["n"])
 
 
-def test_a_bundle_with_only_a_clip_is_measured_as_far_as_possible(small_model, scenes, tmp_path):
-    found = measured(part_of(small_model, tmp_path / "bundle", "clip"), scenes, tmp_path)
+def test_parts_of_a_bundle_are_measured_as_far_as_possible(small_model, scenes, tmp_path):
+    found = measured(part_of(small_model, tmp_path / "clip", "clip"), scenes, tmp_path)
     assert found.results.keys() == {"stages", "clip"}
     assert found.results["clip"].values["clip"].keys() == {"clip"}
-
-
-def test_a_decoder_without_a_prior_is_measured_from_true_embeddings(small_model, scenes, tmp_path):
-    found = measured(part_of(small_model, tmp_path / "bundle", "clip", "decoder"), scenes, tmp_path)
+    bundle = part_of(small_model, tmp_path / "decoder", "clip", "decoder")  # and no prior
+    found = measured(bundle, scenes, tmp_path)
     gap = found.results["prior_gap"].values["decoder"]["prior_gap"]
     assert gap.keys() == {"real", "true_embedding", "text_embedding", "caption_alone", "n"}
     assert "decoder" in found.not_available

@@ -1,8 +1,6 @@
 """Tiny bundles, data sets and contexts for tests of the evaluation."""
 
-import io
 import json
-import tarfile
 import zlib
 from functools import partial
 from pathlib import Path
@@ -12,8 +10,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from tiny_shards import encode_png
 from torch import nn
 
+from unclip.data.prepare.resumable import write_samples
 from unclip.emoji.scene_files import description
 from unclip.emoji.scenes import scenes
 from unclip.evaluation.context import Context
@@ -27,16 +27,8 @@ COUNT = 20
 
 
 def protocol(**changes) -> Protocol:
-    settings = dict(
-        name="tiny",
-        format="shards",
-        split="test_seen",
-        captions="first",
-        count=COUNT,
-        resolution=64,
-        reference="val",
-        network="patches",
-    )
+    settings = dict(name="tiny", format="shards", captions="first", count=COUNT, resolution=64)
+    settings |= dict(split="test_seen", reference="val", network="patches")
     return Protocol(**settings | changes)
 
 
@@ -95,20 +87,16 @@ def part_of(model, folder, *names):
 
 def write_split(folder, split: str, size: int, count: int) -> None:
     """Write scenes whose images are noise: their metadata are right and rendering costs nothing."""
-    path = folder / split / str(size)
-    path.mkdir(parents=True)
     shown = [s for index in range(count) for s in scenes("S", seed=0, split=split, index=index)]
-    with tarfile.open(path / "00000.tar", "w") as shard:
-        for scene in shown[:count]:
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{split}/{scene.key}".encode()))
-            pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
-            png = io.BytesIO()
-            Image.fromarray(pixels.numpy()).resize((size, size)).save(png, format="PNG")
-            text = json.dumps(description(scene, seed=0)).encode()
-            for name, content in (("png", png.getvalue()), ("json", text)):
-                member = tarfile.TarInfo(f"{scene.key}.{name}")
-                member.size = len(content)
-                shard.addfile(member, io.BytesIO(content))
+    samples = (noise_of(scene, split, size) for scene in shown[:count])
+    write_samples(folder / split / str(size) / "00000.tar", samples)
+
+
+def noise_of(scene, split: str, size: int) -> dict:
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{split}/{scene.key}".encode()))
+    pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+    image = Image.fromarray(pixels.numpy()).resize((size, size))
+    return {"__key__": scene.key, "png": encode_png(image), "json": description(scene, seed=0)}
 
 
 def write_data(folder):
@@ -126,19 +114,16 @@ def settings_of(**changes) -> Settings:
     return Settings(**{"batch_size": 4, "progress": False, **changes})
 
 
-def context_of(model, data, out, *, protocol=PROTOCOL, settings=None, **changes) -> Context:
-    """Build a context; `changes` are arguments of `Context`."""
-    networks = {
+def context_of(model, data, out, *, networks=None, **changes) -> Context:
+    """Build a context; `changes` are arguments of `Context`, `networks` more feature networks."""
+    known = {
         "patches": Patches,
         "effnet_lite0": EfficientNetLite0,
         "judge": partial(judge, file=model / "judge.safetensors"),
-        **changes.pop("networks", {}),
     }
-    common = {"cache": out / "cache", "device": "cpu", "model": model, **changes}
-    settings = settings or settings_of()
-    return Context(
-        protocol=protocol, settings=settings, networks=networks, data=data, out=out, **common
-    )
+    given = {"protocol": PROTOCOL, "settings": settings_of(), "cache": out / "cache"} | changes
+    given = {"model": model, "data": data, "out": out, "device": "cpu"} | given
+    return Context(networks=known | (networks or {}), **given)
 
 
 def scenes_context(model, data, out, **settings) -> Context:

@@ -21,13 +21,8 @@ import convert
 from unclip.interop import STAGES, convert_karlo
 
 DIM, CONTEXT = 16, 24
-TRANSFORMER = {
-    "hidden_size": DIM,
-    "intermediate_size": 4 * DIM,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "projection_dim": DIM,
-}
+TRANSFORMER = {"hidden_size": DIM, "intermediate_size": 4 * DIM, "projection_dim": DIM}
+TRANSFORMER |= {"num_hidden_layers": 2, "num_attention_heads": 2}
 UNET = {"block_out_channels": (8, 16, 24), "layers_per_block": 1, "norm_num_groups": 4}
 PLAIN_DOWN, PLAIN_UP = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
 ATTENDED_DOWN, ATTENDED_UP = "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"
@@ -91,30 +86,18 @@ def tiny_recipes() -> dict[str, dict]:
     """Return the recipes of Karlo's scale, with the sizes of the components above."""
     recipes = {stage: convert.karlo_recipe(stage) for stage in STAGES}
     unet = {"channels": 8, "multipliers": [1, 2, 3], "blocks": 1, "groups": 4}
-    recipes["clip"] |= {
-        "embed_dim": DIM,
-        "image_size": 32,
-        "patch_size": 8,
-        "vision_width": DIM,
-        "vision_layers": 2,
-        "vision_head_width": 8,
-        "text_width": DIM,
-        "text_layers": 2,
-        "text_heads": 2,
-        "context_length": CONTEXT,
-    }
+    recipes["clip"] |= {"embed_dim": DIM, "image_size": 32, "patch_size": 8}
+    recipes["clip"] |= {"vision_width": DIM, "vision_layers": 2, "vision_head_width": 8}
+    recipes["clip"] |= {"text_width": DIM, "text_layers": 2, "text_heads": 2}
+    recipes["clip"]["context_length"] = CONTEXT
     sizes = {"embedding_dim": DIM, "text_width": DIM}
     transformer = {"context_length": CONTEXT, "width": DIM, "layers": 2, "heads": 2}
     recipes["prior"]["network"] |= sizes | transformer
     recipes["prior"]["text_width"] = DIM
     conditioning = {"image_embedding": DIM, "text_states": DIM, "context_width": 24}
     recipes["decoder"] |= sizes
-    recipes["decoder"]["network"] |= {
-        **unet,
-        "attention_levels": [2],
-        "head_width": 12,
-        "conditioning": conditioning,
-    }
+    attention = {"attention_levels": [2], "head_width": 12}
+    recipes["decoder"]["network"] |= unet | attention | {"conditioning": conditioning}
     for network in ("network", "last_network"):
         recipes["upsampler_256"][network] |= unet
     return recipes

@@ -70,9 +70,7 @@ def test_a_pickle_with_more_than_tensors_is_not_loaded(karlo, folder, tmp_path):
     path = folder / "decoder" / "diffusion_pytorch_model.safetensors"
     path.unlink()
     torch.save({"conv_in.weight": print}, path.with_suffix(".bin"))
-    with pytest.raises(
-        ValueError, match=r"decoder.*\.bin is damaged or contains more than tensors"
-    ):
+    with pytest.raises(ValueError, match=r"\.bin is damaged or contains more than tensors"):
         convert_karlo(folder, tmp_path / "out", karlo.recipes)
 
 

@@ -13,6 +13,14 @@ from unclip import bundle
 from unclip.interop import convert_karlo
 from unclip.interop.karlo import LAYOUTS
 
+PRIOR, DECODER, UPSAMPLER, STATISTICS = (
+    "prior-ckpt-step=01000000-of-01000000.ckpt",
+    "decoder-ckpt-step=01000000-of-01000000.ckpt",
+    "improved-sr-ckpt-step=1.2M.ckpt",
+    "ViT-L-14_stats.th",
+)
+OTHER = {"state_dict": {"other.weight": torch.zeros(1)}}
+
 
 def karlo_shape(name, ours):
     """Shape of Karlo's tensor that has the elements of ours."""
@@ -47,22 +55,14 @@ def files(karlo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     prior = in_karlos_names(karlo.models, "prior")[1]["prior"]
     statistics = tuple(prior.pop(f"clip_{name}")[0].clone() for name in ("mean", "std"))
-    torch.save(statistics, folder / "ViT-L-14_stats.th")
+    torch.save(statistics, folder / STATISTICS)
     decoder = in_karlos_names(karlo.models, "decoder")[1]
     upsampler = in_karlos_names(karlo.models, "upsampler_256")[1]
+    first, last = upsampler["super_res_first"], upsampler["super_res_last"]
     for file, modules in (
-        ("prior-ckpt-step=01000000-of-01000000.ckpt", {"model": prior}),
-        (
-            "decoder-ckpt-step=01000000-of-01000000.ckpt",
-            {"model": {**decoder["decoder"], **decoder["text_proj"]}},
-        ),
-        (
-            "improved-sr-ckpt-step=1.2M.ckpt",
-            {
-                "model_first_steps": upsampler["super_res_first"],
-                "model_last_step": upsampler["super_res_last"],
-            },
-        ),
+        (PRIOR, {"model": prior}),
+        (DECODER, {"model": decoder["decoder"] | decoder["text_proj"]}),
+        (UPSAMPLER, {"model_first_steps": first, "model_last_step": last}),
     ):
         state = {f"{m}.{k}": v for m, tensors in modules.items() for k, v in tensors.items()}
         torch.save({"state_dict": state}, folder / file)
@@ -77,7 +77,7 @@ def test_checkpoints_make_the_same_bundle(karlo, files, tmp_path):
 
 def test_names_and_shapes_of_the_release(files):
     """Spot-check against the names of the published state dicts, not against our own tables."""
-    decoder = torch.load(files / "decoder-ckpt-step=01000000-of-01000000.ckpt")["state_dict"]
+    decoder = torch.load(files / DECODER)["state_dict"]
     for key, shape in {
         "model.cf_param": [16],
         "model.clip_tok_proj.weight": [96, 16],
@@ -94,10 +94,10 @@ def test_names_and_shapes_of_the_release(files):
         "model.out.2.weight": [6, 8, 3, 3],
     }.items():
         assert list(decoder[key].shape) == shape, key
-    upsampler = torch.load(files / "improved-sr-ckpt-step=1.2M.ckpt")["state_dict"]
+    upsampler = torch.load(files / UPSAMPLER)["state_dict"]
     assert "model_last_step.middle_block.1.in_layers.0.weight" in upsampler  # no attention between
     assert "model_first_steps.output_blocks.1.1.in_layers.0.weight" in upsampler
-    prior = torch.load(files / "prior-ckpt-step=01000000-of-01000000.ckpt")["state_dict"]
+    prior = torch.load(files / PRIOR)["state_dict"]
     assert list(prior["model.transformer.resblocks.1.attn.c_qkv.weight"].shape) == [48, 16]
     assert list(prior["model.prd_emb"].shape) == [1, 1, 16]
 
@@ -141,23 +141,18 @@ def test_checkpoints_need_a_clip(karlo, files, tmp_path):
         convert_karlo(files, tmp_path / "out", karlo.recipes)
 
 
-def test_a_missing_file_is_named(karlo, files, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content", "error", "message"),
+    [
+        (STATISTICS, None, FileNotFoundError, r"exactly one \*stats\.th, but has none"),
+        (STATISTICS, OTHER, ValueError, "mean and a standard deviation"),
+        (UPSAMPLER, OTHER, ValueError, r"1\.2M\.ckpt is not Karlo's: .* model_first_steps\."),
+    ],
+)
+def test_a_missing_or_foreign_file_is_named(karlo, files, tmp_path, file, content, error, message):
     folder = shutil.copytree(files, tmp_path / "copy")
-    (folder / "ViT-L-14_stats.th").unlink()
-    with pytest.raises(FileNotFoundError, match=r"exactly one \*stats\.th, but has none"):
-        convert_karlo(folder, tmp_path / "out", karlo.recipes, clip=karlo.folder)
-
-
-def test_statistics_must_be_two_tensors(karlo, files, tmp_path):
-    folder = shutil.copytree(files, tmp_path / "copy")
-    torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, folder / "ViT-L-14_stats.th")
-    with pytest.raises(ValueError, match="mean and a standard deviation"):
-        convert_karlo(folder, tmp_path / "out", karlo.recipes, clip=karlo.folder)
-
-
-def test_a_checkpoint_of_another_model_is_named(karlo, files, tmp_path):
-    folder = shutil.copytree(files, tmp_path / "copy")
-    path = folder / "improved-sr-ckpt-step=1.2M.ckpt"
-    torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, path)
-    with pytest.raises(ValueError, match=r"1\.2M\.ckpt is not Karlo's: .* model_first_steps\."):
+    (folder / file).unlink()
+    if content is not None:
+        torch.save(content, folder / file)
+    with pytest.raises(error, match=message):
         convert_karlo(folder, tmp_path / "out", karlo.recipes, clip=karlo.folder)

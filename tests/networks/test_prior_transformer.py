@@ -10,18 +10,13 @@ def net():
     return PriorTransformer(**TEXT, width=16, layers=3, heads=2)
 
 
-def test_several_noises_in_one_pass_equal_separate_passes(net):
+def test_one_pass_equals_separate_passes_and_a_prefix_with_its_suffix_to_the_bit(net):
     caption, x_t, t = two_captions(), torch.randn(2, 4, 8), torch.randint(0, 1000, (2, 4))
     together = net(x_t, t, **caption)
+    assert torch.equal(together, net.suffix(net.prefix(**caption), x_t, t))
     for k in range(4):
         separate = net(x_t[:, k, None], t[:, k, None], **caption)
         torch.testing.assert_close(together[:, k, None], separate)
-
-
-def test_a_prefix_and_its_suffix_equal_one_pass_to_the_bit(net):
-    caption, x_t, t = two_captions(), torch.randn(2, 4, 8), torch.randint(0, 1000, (2, 4))
-    separate = net.suffix(net.prefix(**caption), x_t, t)
-    assert torch.equal(net(x_t, t, **caption), separate)
 
 
 def test_prefix_and_suffix_equal_causal_attention_over_the_whole_sequence(net):

@@ -17,9 +17,8 @@ def test_a_missing_input_is_replaced_by_the_null():
     no_text = stage.condition({key: batch[key] for key in ("image_embedding", "text_mask")})
     no_image = stage.condition({key: batch[key] for key in batch.keys() - {"image_embedding"}})
     for name in full:
-        is_image = name == "image_embedding"
-        assert torch.equal(no_text[name], (full if is_image else null)[name])
-        assert torch.equal(no_image[name], (null if is_image else full)[name])
+        missing, given = (no_image, no_text) if name == "image_embedding" else (no_text, no_image)
+        assert torch.equal(missing[name], null[name]) and torch.equal(given[name], full[name])
 
 
 def test_a_decoder_drops_image_embedding_and_caption_independently():
@@ -36,16 +35,13 @@ def test_a_decoder_drops_image_embedding_and_caption_independently():
     assert (condition["text_mask"].sum(1) == torch.where(text.bool(), 2, 4)).all()
 
 
-def test_a_normalizer_fits_the_data_and_inverts():
+def test_a_normalizer_fits_the_data_and_inverts_and_the_papers_scales_by_17_2():
     z = torch.randn(1000, D) * torch.arange(1, D + 1) + 3
     normalizer = Normalizer(D, "statistics")
     normalizer.fit(z)
     torch.testing.assert_close(normalizer(z).mean(0), torch.zeros(D), atol=1e-5, rtol=0)
     torch.testing.assert_close(normalizer(z).std(0), torch.ones(D))
     torch.testing.assert_close(normalizer.denormalize(normalizer(z)), z)
-
-
-def test_the_papers_scaling_is_17_2_at_1024_dimensions():
     z = torch.randn(2, 1024)
     torch.testing.assert_close(Normalizer(1024, "paper")(z), 17.2 * z)
 
@@ -102,15 +98,11 @@ def test_a_scaled_input_is_the_same_in_training_and_sampling():
     torch.testing.assert_close(stage.bind({"low_res": low_res})(x_t, t), whole)
 
 
-def test_an_upsampler_takes_any_size(generators):
-    out = upsampler().sample({"low_res": torch.zeros(1, 3, 4, 6)}, generators=generators(1))
-    assert out.shape == (1, 3, 16, 24)
-
-
-def test_a_guidance_scale_for_an_upsampler_is_an_error(generators):
-    condition = {"low_res": torch.zeros(1, 3, 4, 4)}
+def test_an_upsampler_takes_any_size_but_no_guidance_scale(generators):
+    stage, options = upsampler(), {"generators": generators(1)}
+    assert stage.sample({"low_res": torch.zeros(1, 3, 4, 6)}, **options).shape == (1, 3, 16, 24)
     with pytest.raises(ValueError, match="no caption to guide by"):
-        upsampler().sample(condition, generators=generators(1), guidance_scale=2)
+        stage.sample({"low_res": torch.zeros(1, 3, 4, 4)}, **options, guidance_scale=2)
 
 
 @pytest.mark.parametrize("name", ["prior", "decoder"])

@@ -33,9 +33,6 @@ def test_components_do_not_depend_on_the_chunks_and_have_fixed_signs(z, monkeypa
     parts.fit(z)
     torch.testing.assert_close(whole.basis, parts.basis)
     assert (whole.basis.gather(0, whole.basis.abs().argmax(0, keepdim=True)) > 0).all()
-
-
-def test_more_components_than_dimensions_are_an_error():
     with pytest.raises(ValueError, match="components is 7; it can be 1 to 6"):
         PrincipalComponents(6, 7)
 
@@ -66,14 +63,10 @@ def test_buckets_are_equally_full_and_decode_to_their_median():
             )
 
 
-def test_values_out_of_range_get_the_outermost_code():
+def test_values_out_of_range_get_the_outermost_code_and_a_constant_decodes_to_itself():
     quantizer = Quantizer(1, 4)
     quantizer.fit(torch.arange(4.0)[:, None])
     assert quantizer.encode(torch.tensor([[-9.0], [9.0]])).tolist() == [[0], [3]]
-
-
-def test_a_constant_decodes_to_itself():
-    quantizer = Quantizer(1, 4)
     quantizer.fit(torch.full((4, 1), 5.0))
     assert quantizer.decode(torch.tensor([[0], [3]])).tolist() == [[5.0], [5.0]]
 

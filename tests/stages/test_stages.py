@@ -11,6 +11,7 @@ from tiny_stages import (
     prior_ar,
     randomized,
     text_encoder,
+    train,
     upsampler,
 )
 
@@ -54,26 +55,15 @@ def test_a_sample_does_not_depend_on_its_batch(build, generators):
 
 @pytest.mark.parametrize("name", [name for name in STAGES if not name.endswith("guidance")])
 def test_training_on_one_batch_lowers_the_loss_by_more_than_half(name):
-    stage, batch = STAGES[name](), embedded_batch()
-    optimizer = torch.optim.AdamW(stage.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(60):
-        loss = stage.loss(batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train(STAGES[name](), embedded_batch(), steps=60, lr=3e-3)
     assert sum(losses[-10:]) / 10 < 0.5 * sum(losses[:5]) / 5
 
 
 @both_priors
 def test_a_prior_returns_the_candidate_nearest_to_the_text(build, generators):
     stage, batch, calls = randomized(build(candidates=6)), embedded_batch(), []
-    best = stage.sample(
-        stage.condition(batch),
-        generators=generators(4),
-        callback=lambda step, steps, z: calls.append(z),
-    )
+    options = {"generators": generators(4), "callback": lambda step, steps, z: calls.append(z)}
+    best = stage.sample(stage.condition(batch), **options)
     torch.testing.assert_close(best.norm(dim=1), torch.ones(4))
     candidates = calls[-1]
     if build is prior:  # in the network's space

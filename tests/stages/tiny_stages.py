@@ -33,6 +33,18 @@ def randomized(stage):
     return randomize(stage, std=0.2)
 
 
+def train(stage, batch: dict, *, steps: int, lr: float) -> list[float]:
+    """Train on one batch and return the losses of all steps."""
+    optimizer, losses = torch.optim.AdamW(stage.parameters(), lr=lr), []
+    for _ in range(steps):
+        loss = stage.loss(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def text_encoder(layers: int) -> TextTransformer:
     return TextTransformer(vocabulary_size=20, context_length=L, width=W, layers=layers, heads=2)
 

@@ -115,12 +115,8 @@ def choose_own(
     own = torch.arange(len(captions))[:, None]
     rows = torch.cat([own, distractors(captions, count=among - 1, seed=seed)], dim=1)
     batches = zip(image_embedding.split(256), rows.split(256), strict=True)
-    return torch.cat(
-        [
-            choose(images, text_embedding[row], torch.zeros_like(row[:, 0]))
-            for images, row in batches
-        ]
-    )
+    right = [choose(z, text_embedding[row], torch.zeros_like(row[:, 0])) for z, row in batches]
+    return torch.cat(right)
 
 
 def first_rows(captions: Sequence[str]) -> dict[str, int]:

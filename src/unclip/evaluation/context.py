@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -159,16 +159,9 @@ class Context:
         Caption k has the seed `seed` + k.
         """
         prompts = [Prompt(f"{k:05d}", text, k) for k, text in enumerate(captions)]
-        protocol = Protocol(
-            name=name,
-            format="prompts",
-            split=name,
-            captions="first",
-            count=len(prompts),
-            resolution=size,
-            reference=name,
-            network="none",
-        )
+        about: dict[str, Any] = {"format": "prompts", "captions": "first", "network": "none"}
+        about |= {"name": name, "split": name, "reference": name}
+        protocol = Protocol(**about, count=len(prompts), resolution=size)
         data = " ".join(f"{prompt.id}:{prompt.text}" for prompt in prompts)
         folder = generate(self.sampling, prompts, protocol, self.out / "samples", data=data)
         return folder.load(range(len(prompts)), protocol), folder.path
@@ -277,12 +270,8 @@ class Context:
 
         On several ranks, `gather_features` has to come first.
         """
-        folder, network = self.folder, self.network(name)
-
-        def load(rows: range) -> Images:
-            return folder.load(rows, self.protocol)
-
-        return self._features(network, load, len(folder.rows))
+        load = partial(self.folder.load, protocol=self.protocol)
+        return self._features(self.network(name), load, len(self.folder.rows))
 
     def reference_features(self, name: str) -> Features:
         """Compute a network's features of the reference images."""

@@ -169,9 +169,7 @@ def choose_captions(name: str, count: int, *, seed: int = 0) -> list[OpenCaption
     natural = rng.sample(concepts(name), min(count - count // 2, len(concepts(name))))
     seen = cells(name, held_out=False)
     recolored = rng.sample(seen, min(count - len(natural), len(seen)))
-    return [OpenCaption(concept, None) for concept in natural] + [
-        OpenCaption(*cell) for cell in recolored
-    ]
+    return [OpenCaption(one, None) for one in natural] + [OpenCaption(*one) for one in recolored]
 
 
 def measure_open(

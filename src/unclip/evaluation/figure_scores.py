@@ -118,13 +118,9 @@ class Inversion(Figure):
     def __call__(self, context: Context) -> Result:
         cascade, images = context.cascade, context.real(SEEN).images[: self.images]
         z, seeds, rows = cascade.embed(list(images)), [0] * len(images), []
-        shown = [tiles(images, ["real"] * 8)]
+        shown, batch = [tiles(images, ["real"] * 8)], {"batch_size": self.batch_size}
         for scale, steps in [(scale, steps) for scale in self.guidance for steps in self.steps]:
-            options = {
-                "guidance_scale": scale,
-                "steps": {"decoder": steps},
-                "batch_size": self.batch_size,
-            }
+            options = {"guidance_scale": scale, "steps": {"decoder": steps}, **batch}
             latents = cascade.invert(list(images), **options)
             back = cascade.render(latents, seeds=seeds, size=64, **options).images[64]
             cosine = F.cosine_similarity(cascade.embed(list(back)), z).mean()

@@ -12,12 +12,7 @@ from torch import Tensor
 from unclip.evaluation.choices import choose_own
 from unclip.evaluation.context import Context
 from unclip.evaluation.features import Features
-from unclip.evaluation.frechet import (
-    bootstrap_error,
-    frechet,
-    kernel_distance,
-    subset_size_of,
-)
+from unclip.evaluation.frechet import bootstrap_error, frechet, kernel_distance, subset_size_of
 from unclip.evaluation.measurement import Measurement, Result, Score, around, mean_score
 
 _PAPERS_NAMES = {"fd_inception": "fid", "kid_inception": "kid"}
@@ -58,9 +53,8 @@ class Distance(Measurement):
 
     def compare(self, first: Features, second: Features, seed: int) -> tuple[float, float]:
         """Compute the distance and its standard error, by default by the bootstrap."""
-        options = {"resamples": self.resamples, "seed": seed}
-        distance = partial(self.distance, seed=seed)
-        error = bootstrap_error(first, second, distance=distance, **options)
+        distance, resamples = partial(self.distance, seed=seed), self.resamples
+        error = bootstrap_error(first, second, distance=distance, resamples=resamples, seed=seed)
         return distance(first, second), error
 
     def about(self, count: int) -> dict[str, Any]:

@@ -47,8 +47,7 @@ class Stages(Measurement):
             stages[name] = {
                 "parameters": count,
                 "steps": metadata.steps,
-                "images": metadata.extra.get("images"),
-                "seconds": metadata.extra.get("seconds"),
+                **{key: metadata.extra.get(key) for key in ("images", "seconds")},
                 "version": metadata.version,
                 "clip_fingerprint": metadata.clip_fingerprint,
             }
