@@ -49,7 +49,8 @@ class Trace(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.waits, self.convolutions, self.contiguous = [], 0, []
+        self.waits, self.contiguous = [], []
+        self.found = {"waits": self.waits, "convolutions": 0, "contiguous": self.contiguous}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -63,7 +64,7 @@ class Trace(TorchDispatchMode):
         if func is aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 1
         if func is aten.convolution.default and args[0].is_cuda:
-            self.convolutions += 1
+            self.found["convolutions"] += 1
             if not channels_last(args[0]):
                 self.contiguous.append(where())
         out = func(*args, **kwargs)
@@ -133,13 +134,9 @@ def move(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
             if old is not None:
                 new = torch.empty_like(old, device=GPU, dtype=dtype)
                 part._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
-        tables = [part._buffers, getattr(part, "_tables", {})]
-        for table in tables:
-            table |= {
-                name: torch.empty_like(old, device=GPU)
-                for name, old in table.items()
-                if old is not None
-            }
+        for table in (part._buffers, getattr(part, "_tables", {})):
+            for name, old in table.items():
+                table[name] = None if old is None else torch.empty_like(old, device=GPU)
     return module
 
 
@@ -175,31 +172,20 @@ def stages() -> dict:
 def batch(stage) -> dict:
     """Return a batch of a loader, with CLIP's features, on the GPU; captions stay texts."""
     side = 64 if hasattr(stage, "network") else 16
-    shapes = {
-        "image": ((3, side, side), torch.uint8),
-        "image_embedding": ((EMBEDDING_DIM,), torch.float32),
-        "text_embedding": ((EMBEDDING_DIM,), torch.float32),
-        "text_states": ((CONTEXT_LENGTH, TEXT_WIDTH), torch.float32),
-        "text_mask": ((CONTEXT_LENGTH,), torch.bool),
-        "tokens": ((CONTEXT_LENGTH,), torch.int64),
+    made = partial(torch.empty, device=GPU)
+    batch = {
+        "key": [f"key {k}" for k in range(ROWS)],
+        "caption": [f"caption {k}" for k in range(ROWS)],
+        "image": made(ROWS, 3, side, side, dtype=torch.uint8),
+        "image_embedding": made(ROWS, EMBEDDING_DIM),
+        "text_embedding": made(ROWS, EMBEDDING_DIM),
+        "text_states": made(ROWS, CONTEXT_LENGTH, TEXT_WIDTH),
+        "text_mask": made(ROWS, CONTEXT_LENGTH, dtype=torch.bool),
+        "tokens": made(ROWS, CONTEXT_LENGTH, dtype=torch.int64),
     }
     if hasattr(stage, "scale"):
-        shapes["low_res"] = ((3, side // 4, side // 4), torch.uint8)
-    tensors = {
-        name: torch.empty(ROWS, *shape, dtype=dtype, device=GPU)
-        for name, (shape, dtype) in shapes.items()
-    }
-    texts = [f"caption {k}" for k in range(ROWS)]
-    return tensors | {"key": texts, "caption": texts}
-
-
-def found(trace: Trace, **more) -> dict:
-    return {
-        "waits": trace.waits,
-        "convolutions": trace.convolutions,
-        "contiguous": trace.contiguous,
-        **more,
-    }
+        batch["low_res"] = made(ROWS, 3, side // 4, side // 4, dtype=torch.uint8)
+    return batch
 
 
 def train(stage) -> dict:
@@ -211,12 +197,11 @@ def train(stage) -> dict:
         stage, recipe={}, optimizer=optimizer, schedule=lambda *_: 1.0, embedder=embedder
     )
     move(module)._device = GPU
-    trainer = SimpleNamespace(
+    module._trainer = trainer = SimpleNamespace(
         **{"log_every_n_steps": 20, "global_step": 1, "world_size": 1, "max_steps": 100},
         **{"accumulate_grad_batches": 1, "precision_plugin": None, "loggers": []},
         strategy=SimpleNamespace(root_device=GPU),
     )
-    module._trainer = trainer
     ema, guard = EMA(), NonFiniteGuard("none")
     ema.on_fit_start(trainer, module)
     (step,) = [module.configure_optimizers()["optimizer"]]
@@ -237,11 +222,12 @@ def train(stage) -> dict:
         trainer.global_step += 1
         ema.on_train_batch_end(trainer)
     tensors = {**dict(stage.named_parameters()), **dict(stage.named_buffers())}
-    dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
-    averages = {str(average.dtype) for average in ema.weights.values()}
-    devices = {str(tensor.device) for tensor in tensors.values()}
-    about = {"dtypes": dtypes, "averages": sorted(averages), "devices": sorted(devices)}
-    return found(trace, **about, loss=str(loss.dtype))
+    return trace.found | {
+        "dtypes": {name: str(tensor.dtype) for name, tensor in tensors.items()},
+        "averages": list({str(average.dtype) for average in ema.weights.values()}),
+        "devices": list({str(tensor.device) for tensor in tensors.values()}),
+        "loss": str(loss.dtype),
+    }
 
 
 def sample(stage) -> dict:
@@ -256,25 +242,24 @@ def sample(stage) -> dict:
         if "low_res" in inputs:
             inputs["low_res"] = inputs["low_res"].float()
         out = stage.sample(stage.condition(inputs), generators=generators)
-    return found(trace, out=f"{out.dtype} {out.device}")
+    return trace.found | {"out": f"{out.dtype} {out.device}"}
 
 
 def features() -> dict:
     """Trace CLIP's features in float16, and the networks of the evaluation."""
     images = torch.empty(ROWS, 3, 64, 64, dtype=torch.uint8, device=GPU)
-    embedder = EMBEDDER
-    move(embedder.model, torch.float16)
-    found_by = {}
+    move(EMBEDDER.model, torch.float16)
     calls = {
-        "text": lambda: embedder.text(["a cat", "a dog"]).text_states,
-        "image": lambda: ClipNetwork(embedder, "judge")(images),
+        "text": lambda: EMBEDDER.text(["a cat", "a dog"]).text_states,
+        "image": lambda: ClipNetwork(EMBEDDER, "judge")(images),
         "effnet_lite0": lambda: move(EFFICIENTNET)(images),
     }
+    traces = {}
     for name, call in calls.items():
         with Trace() as trace:
             out = call()
-        found_by[name] = found(trace, out=f"{out.dtype} {out.device}")
-    return found_by
+        traces[f"features {name}"] = trace.found | {"out": f"{out.dtype} {out.device}"}
+    return traces
 
 
 pretend()
@@ -294,7 +279,7 @@ def main() -> None:
             traces[f"train {name}"] = train(stage.train())
             if stage.name != "clip":
                 traces[f"sample {name}"] = sample(stage)
-        traces |= {f"features {name}": trace for name, trace in features().items()}
+        traces |= features()
     print(json.dumps(traces))
 
 

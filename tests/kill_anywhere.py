@@ -35,7 +35,6 @@ class Ended(NamedTuple):
 def attempt(place, words, **moment):
     """Runs a script in `place`, and kills it at a change of a file or after CPU seconds."""
     reader, writer = os.pipe()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     child = os.fork()
     if child == 0:
         os.close(reader)
@@ -43,10 +42,9 @@ def attempt(place, words, **moment):
     os.close(writer)
     with os.fdopen(reader) as pipe:
         events = pipe.read().splitlines()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Ended(code, used, len(events), (events or [""])[-1])
+    _, status, used = os.wait4(child, 0)
+    code, seconds = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+    return Ended(code, seconds, len(events), (events or [""])[-1])
 
 
 def _run(place, words, writer, change=None, seconds=None, limit=None):
@@ -127,7 +125,7 @@ def torture(folder, words, kills, seed):
 
 def main(folder):
     """Disturbs FOLDER/TASK/words.json, one after another."""
-    kills, seed = (int(os.environ[name]) for name in ("KILLS", "SEED"))
+    kills, seed = int(os.environ.get("KILLS", 3)), int(os.environ.get("SEED", 0))
     if "KILL_IMPORTS" not in os.environ:
         for name in LIBRARIES:
             importlib.import_module(name)

@@ -33,17 +33,7 @@ def losses_of(name):
     if name == "decoder":
         recipe["network"]["out_channels"] = 6
         recipe["diffusion"] = {**recipe["diffusion"], "variance": "learned_range"}
-    size, width = 16 if name == "clip" else 64, tiny_bundle.EMBEDDING_DIM
-    batch = {
-        "caption": ["a red cat", "a dog"],
-        "image": torch.rand(2, 3, size, size) * 2 - 1,
-        "low_res": torch.rand(2, 3, size // 4, size // 4) * 2 - 1,
-        "image_embedding": torch.randn(2, width),
-        "text_embedding": torch.randn(2, width),
-        "text_states": torch.randn(2, tiny_bundle.CONTEXT_LENGTH, tiny_bundle.TEXT_WIDTH),
-        "text_mask": torch.ones(2, tiny_bundle.CONTEXT_LENGTH, dtype=torch.bool),
-    }
-    return bundle.build(recipe).loss(batch)
+    return bundle.build(recipe).loss(tiny_bundle.batch(name))
 
 
 def logged():

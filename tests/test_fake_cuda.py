@@ -1,16 +1,14 @@
 """What a GPU would do, traced on CUDA tensors without data: see fake_cuda.py."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from script import run_helper
 
-HERE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
 STAGES = ("clip", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
 VARIANTS = ("prior_paper", "decoder_paper", "upsampler_karlo")
@@ -40,16 +38,7 @@ def traces(tmp_path_factory):
     where = [f"-I{TORCH}/include", str(source), "-o", str(library), f"-L{TORCH}/lib", "-lc10"]
     command = ["g++", "-std=c++20", "-O0", "-fPIC", "-shared", *where]
     subprocess.run(command, check=True, timeout=280)
-    path = os.pathsep.join(map(str, (HERE.parent / "src", HERE)))
-    finished = subprocess.run(
-        [sys.executable, str(HERE / "fake_cuda.py"), str(library)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return json.loads(finished.stdout)
+    return json.loads(run_helper("fake_cuda.py", library, timeout=600))
 
 
 def test_every_stage_was_traced(traces):

@@ -4,21 +4,16 @@ A third of the kills are full disks. KILLS=15 KILL_IMPORTS=1 pytest tests/test_k
 of them ten times, also in its imports, and fills the disk five times.
 """
 
-import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import script
 import tiny_bundle
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_shards import write_shards
 
-HERE = Path(__file__).parent
 STEPS = 14
 CLIP = "scale=quick data=folder data.root=data data.batch_size=8 data.workers=0"
 CLIP += " trainer.accelerator=cpu hydra.output_subdir=null"
@@ -55,12 +50,7 @@ def disturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
     for task, words in templates(folder).items():
         (folder / task / "words.json").write_text(json.dumps(words.split()))
-    path = os.pathsep.join(map(str, (HERE.parent / "src", HERE)))
-    environment = {"KILLS": "3", "SEED": "0"} | os.environ
-    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(HERE / "kill_anywhere.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    script.run_helper("kill_anywhere.py", folder, timeout=3600)
 
     def lives(task):
         found = sorted(path for path in (folder / task).iterdir() if path.name.isdigit())
@@ -95,8 +85,7 @@ def test_a_training_that_is_killed_anywhere_has_the_weights_of_an_undisturbed_on
 def logged(run):
     """Returns what does not depend on the time."""
     timed = ("train/images_per_second", "train/memory_gib", "train/tflops", "train/mfu")
-    with open(run / "logs" / "metrics.csv") as file:
-        return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
+    return [{k: v for k, v in row.items() if k not in timed} for row in script.logged(run)]
 
 
 @pytest.mark.slow

@@ -135,7 +135,7 @@ class TestAgain:
 
         own = ("--model", str(tiny_folder))
         refused("out/none.png", "there is no out/none.png", *own)
-        refused("plain.png", "has no metadata of sample.py", *own)
+        refused("plain.png", "has no settings", *own)
         refused(f"out/{sheet}", "is a contact sheet", *own)
         refused(f"out/{name}", "no folder in models/ is the bundle")
         shutil.copy("b.png", "a.png")

@@ -1,6 +1,5 @@
 """train.py as a user runs it: real processes, tiny stages."""
 
-import csv
 import os
 import resource
 import shlex
@@ -13,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from script import logged
 from tiny_shards import write_shards
 
 from unclip.bundle import read_metadata
 
 TIMEOUT = 280
 CANARY = "canary-5d0f0c4e9b"  # a secret in the environment
-REPOSITORY = Path(__file__).parents[1]
+SCRIPT = Path(__file__).parents[1] / "src" / "train.py"
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +30,18 @@ def place(tmp_path_factory):
     return folder
 
 
-def command(*words, script="train.py"):
+def command(*words):
     """Returns a command line as keyword arguments of the functions of subprocess."""
-    words = (
-        *(sys.executable, str(REPOSITORY / "src" / script)),
-        *("scale=quick", "data=folder", "data.root=data", "data.batch_size=8"),
-        *("trainer.accelerator=cpu", *words),
-    )
+    common = "scale=quick data=folder data.root=data data.batch_size=8 trainer.accelerator=cpu"
+    words = (sys.executable, str(SCRIPT), *common.split(), *words)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment |= dict.fromkeys(("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"), CANARY)
     return {"args": words, "env": environment, "text": True}
 
 
-def run(place, *words, script="train.py"):
-    """Runs a script in `place`."""
-    settings = command(*words, script=script)
-    return subprocess.run(**settings, cwd=place, capture_output=True, timeout=TIMEOUT)
+def run(place, *words):
+    """Runs the script in `place`."""
+    return subprocess.run(**command(*words), cwd=place, capture_output=True, timeout=TIMEOUT)
 
 
 def only(folder, pattern):
@@ -54,31 +50,29 @@ def only(folder, pattern):
     return found[0]
 
 
-def losses(run_folder):
-    with open(run_folder / "logs" / "metrics.csv") as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+def values(run_folder, name):
+    return [float(row[name]) for row in logged(run_folder) if name in row]
 
 
-def test_a_missing_upstream_stage_is_named_with_its_command(place):
-    result = run(place, "stage=decoder", "bundle=other")
-    assert result.returncode == 1
-    assert "models/other/clip.safetensors is missing" in result.stderr
-    assert "train.py stage=clip scale=quick data=folder data.root=data" in result.stderr
-    assert "bundle=other`" in result.stderr
-    assert "upstream=train" in result.stderr
-    assert "Traceback" not in result.stderr
+UPSTREAM = f"python {SCRIPT} stage=clip scale=quick data=folder data.root=data"
+UPSTREAM += " trainer.accelerator=cpu bundle=other"
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("words", "said"),
     [
-        ("resume=nowhere.ckpt", "train.py: resume=nowhere.ckpt: there is no such file"),
-        ("data.root=???", "train.py: data.root has no value: add data.root=VALUE"),
+        ("stage=clip resume=nowhere.ckpt", "resume=nowhere.ckpt: there is no such file"),
+        ("stage=clip data.root=???", "data.root has no value: add data.root=VALUE"),
+        (
+            "stage=decoder",
+            f"models/other/clip.safetensors is missing. Train it with `{UPSTREAM}`, or add "
+            "upstream=train to train it first",
+        ),
     ],
 )
-def test_a_user_error_is_one_line(place, word, said):
-    result = run(place, "stage=clip", "bundle=other", word)
-    assert result.returncode == 1 and result.stderr.strip() == said
+def test_a_user_error_is_one_line(place, words, said):
+    result = run(place, "bundle=other", *words.split())
+    assert result.returncode == 1 and result.stderr.strip() == f"train.py: {said}"
 
 
 def test_help_starts_in_a_second(place):
@@ -89,9 +83,7 @@ def test_help_starts_in_a_second(place):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
     source = "import sys; import train; assert not {'torch', 'lightning'} & sys.modules.keys()"
-    subprocess.run(
-        [sys.executable, "-c", source], env=words["env"], cwd=REPOSITORY / "src", check=True
-    )
+    subprocess.run([sys.executable, "-c", source], cwd=SCRIPT.parent, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +113,6 @@ def test_upstream_stages_are_trained_first_and_embeddings_are_stored(place, trai
 
 
 @pytest.mark.slow
-def test_embed_skips_a_complete_data_set(place, trained):
-    result = run(place, script="embed.py")
-    assert result.returncode == 0, result.stderr
-    assert "embedded 0 shards" in result.stdout
-
-
-@pytest.mark.slow
 def test_two_processes_train_one_decoder(place, trained):
     result = run(
         place,
@@ -137,31 +122,26 @@ def test_two_processes_train_one_decoder(place, trained):
     assert result.returncode == 0, result.stderr
     folder = only(place, "runs/quick/decoder/*")  # both ranks wrote into one
     assert (folder / "train_ddp_process_1.log").exists()
-    falling = losses(folder)
+    falling = values(folder, "train/loss")
     assert sum(falling[-3:]) < 0.7 * sum(falling[:3])
     samples = sorted(path.name for path in (folder / "samples").iterdir())
     assert samples == ["0000000.png", "0000040.png", "captions.txt"]
     assert read_metadata(place / "models" / "quick" / "decoder.safetensors").extra["images"] == 640
 
 
-def start(place, *words):
-    return subprocess.Popen(
-        **command(*words),
-        cwd=place,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+def interrupted(place, runs, *words, number, after=0):
+    """Sends a run a signal, also its workers, when there is a checkpoint after a step.
 
-
-def end(process, number, path, after=0):
-    """Sends a signal, also to the workers, when there is a checkpoint after a step."""
+    Returns the output, the errors and the exit code of the run, and its folder.
+    """
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(**command(*words), **pipes, cwd=place, start_new_session=True)
     deadline = time.monotonic() + TIMEOUT
-    while not (path.exists() and step_of(path) > after):
+    while not (saved := list(place.glob(f"{runs}/*/last.ckpt"))) or step_of(saved[0]) <= after:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, number)
-    return *process.communicate(timeout=TIMEOUT), process.returncode
+    return *process.communicate(timeout=TIMEOUT), process.returncode, only(place, f"{runs}/*")
 
 
 def step_of(path):
@@ -169,68 +149,33 @@ def step_of(path):
 
 
 @pytest.mark.slow
-def test_the_same_command_resumes_bit_exactly(place):
-    """A run that is killed, interrupted and finished equals an unbroken run."""
-    words = ("stage=judge", "data.workers=1", "trainer.max_steps=200")
-    words = (*words, "callbacks.checkpoint.every_steps=3", "trainer.log_every_n_steps=1")
-    process = start(place, *words)
-    while not (found := list(place.glob("runs/quick/judge/*"))):
-        time.sleep(0.1)
-    (folder,) = found
-    *_, code = end(process, signal.SIGKILL, folder / "last.ckpt")
-    assert code == -signal.SIGKILL
-    killed_at = step_of(folder / "last.ckpt")
-    out, err, code = end(start(place, *words), signal.SIGINT, folder / "last.ckpt", killed_at)
-    assert code == 128 + signal.SIGINT, err
-    assert "Traceback" not in err
-    assert f"resume={folder}/last.ckpt" in shlex.split(out.strip().splitlines()[-1])
-    assert not (place / "models" / "quick" / "judge.safetensors").exists()
-    result = run(place, *words)
-    assert result.returncode == 0, result.stderr
-    assert only(place, "runs/quick/judge/*") == folder
-    assert read_metadata(place / "models" / "quick" / "judge.safetensors").steps == 200
-
-    result = run(place, *words, "bundle=unbroken")
-    assert result.returncode == 0, result.stderr
-    unbroken = only(place, "runs/unbroken/judge/*")
-    one, other = (torch.load(f / "last.ckpt", weights_only=True) for f in (folder, unbroken))
-    for name, value in other["state_dict"].items():
-        assert torch.equal(one["state_dict"][name], value), name
-    for name, value in other["callbacks"]["EMA"]["weights"].items():
-        assert torch.equal(one["callbacks"]["EMA"]["weights"][name], value), name
-    assert losses(folder) == losses(unbroken) and len(losses(folder)) == 200
-
-    result = run(place, *words, "trainer.max_steps=300", f"resume={folder}/last.ckpt")
-    assert result.returncode == 1
-    assert "trainer.max_steps was 200, is 300" in result.stderr
-    assert "resume_strict=false" in result.stderr and "Traceback" not in result.stderr
-
-
-@pytest.mark.slow
-def test_a_decay_starts_from_a_checkpoint_survives_a_kill_and_ends_the_run(place):
-    words = ("stage=clip", "bundle=decayed", "schedule=warmup_stable_decay")
-    words = (*words, "trainer.max_steps=100000", "trainer.log_every_n_steps=1", "data.workers=2")
-    words = (*words, "callbacks.checkpoint.every_steps=4", "optimizer.lr=1e-3")
-    process = start(place, *words)
-    while not (found := list(place.glob("runs/decayed/clip/*"))):
-        time.sleep(0.1)
-    (folder,) = found
-    out, err, code = end(process, signal.SIGTERM, folder / "last.ckpt", after=8)
-    assert code == 128 + signal.SIGTERM and "Resume with" in out and "Error" not in err, err
-    began = step_of(folder / "last.ckpt")
-    decaying = (*words, "schedule.decay_steps=30", f"resume={folder}/last.ckpt")
-    *_, code = end(start(place, *decaying), signal.SIGKILL, folder / "last.ckpt", after=began)
+def test_an_interrupted_run_resumes_and_decays_and_another_one_is_refused(place):
+    runs, words = "runs/decayed/clip", ["stage=clip", "bundle=decayed", "data.workers=2"]
+    words += ["trainer.max_steps=100000", "trainer.log_every_n_steps=1", "optimizer.lr=1e-3"]
+    words += ["schedule=warmup_stable_decay", "callbacks.checkpoint.every_steps=4"]
+    began = 4
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stop = {"number": number, "after": began + 4}
+        out, err, code, folder = interrupted(place, runs, *words, **stop)
+        assert code == 128 + number and "Traceback" not in err, err
+        resume = f"resume={folder}/last.ckpt"
+        assert resume in shlex.split(out.strip().splitlines()[-1])
+        began = step_of(folder / "last.ckpt")
+    assert not (place / "models" / "decayed" / "clip.safetensors").exists()
+    result = run(place, *words, "trainer.max_steps=300", resume)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "trainer.max_steps was 100000, is 300" in result.stderr
+    decaying = [*words, "schedule.decay_steps=30", resume]
+    *_, code, _ = interrupted(place, runs, *decaying, number=signal.SIGKILL, after=began)
     assert code == -signal.SIGKILL
     assert began < step_of(folder / "last.ckpt") < began + 30
     result = run(place, *decaying)
     assert result.returncode == 0, result.stderr
-    assert only(place, "runs/decayed/clip/*") == folder
+    assert only(place, f"{runs}/*") == folder
     assert step_of(folder / "stable.ckpt") == began
     assert step_of(folder / "last.ckpt") == began + 30
     assert read_metadata(place / "models" / "decayed" / "clip.safetensors").steps == began + 30
-    with open(folder / "logs" / "metrics.csv") as file:
-        logged = [row["train/learning_rate"] for row in csv.DictReader(file)]
-    rates = [float(rate) / 1e-3 for rate in logged if rate]
+    rates = [rate / 1e-3 for rate in values(folder, "train/learning_rate")]
     assert rates[5 : began + 1] == pytest.approx([1.0] * (began - 4))
     decay = [1 - (step / 30) ** 0.5 for step in range(30)]
     assert rates[began:] == pytest.approx(decay, abs=1e-6)

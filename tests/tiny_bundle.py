@@ -85,6 +85,22 @@ def stage(name: str):
     return built
 
 
+def batch(name: str) -> dict:
+    """Return two random images with the features that a stage's loss takes."""
+    side = 16 if name == "clip" else 64
+    return {
+        "key": ["a", "b"],
+        "valid": torch.ones(2, dtype=torch.bool),
+        "caption": ["a red cat", "a dog"],
+        "image": torch.rand(2, 3, side, side) * 2 - 1,
+        "low_res": torch.rand(2, 3, side // 4, side // 4) * 2 - 1,
+        "image_embedding": torch.randn(2, EMBEDDING_DIM),
+        "text_embedding": torch.randn(2, EMBEDDING_DIM),
+        "text_states": torch.randn(2, CONTEXT_LENGTH, TEXT_WIDTH),
+        "text_mask": torch.ones(2, CONTEXT_LENGTH, dtype=torch.bool),
+    }
+
+
 def write(folder: Path, names=NAMES) -> Path:
     """Write a bundle of these stages and return its folder."""
     torch.manual_seed(0)

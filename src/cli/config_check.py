@@ -48,20 +48,16 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
         return
     try:
         cfg = compose_strictly(config_name, list(_overrides(words)))
-        if config_name in ("train", "embed"):
-            _check_writable(Path(cfg.folders.runs).absolute())
+        if config_name in ("train", "embed"):  # before Hydra makes the folder of the run
+            runs = Path(cfg.folders.runs).absolute()
+            existing = next(path for path in (runs, *runs.parents) if path.exists())
+            if not os.access(existing, os.W_OK):
+                raise ConfigurationError(
+                    f"{existing} is not writable: run in another folder, or set folders.runs and "
+                    "folders.models"
+                )
     except ConfigurationError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written into, before Hydra makes a run's folder."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        raise ConfigurationError(
-            f"{existing} is not writable: run in another folder, or set folders.runs and "
-            "folders.models"
-        )
 
 
 def _overrides(words: Sequence[str]) -> Iterator[str]:
@@ -212,14 +208,14 @@ def check_targets(config: Any, key: str = "") -> None:
 
 def _check_name(key: str, target: str) -> None:
     names, name = _signature(target)[0], key.rpartition(".")[2]
-    if names is not None and name not in names:
+    if name not in names:
         owner = target.rpartition(".")[2]
         raise ConfigurationError(f"{key}: {owner} has no argument {name}{_nearest(name, names)}")
 
 
 @lru_cache
-def _signature(target: str) -> tuple[list[str] | None, dict[str, Any]]:
-    """Return (names of the parameters or None if any is accepted, type hints) of a target."""
+def _signature(target: str) -> tuple[list[str], dict[str, Any]]:
+    """Return the names of a target's parameters, and their type hints."""
     try:
         built = get_object(target)
     except Exception as error:  # a missing package, or a name that does not exist
@@ -229,14 +225,13 @@ def _signature(target: str) -> tuple[list[str] | None, dict[str, Any]]:
         hints = get_type_hints(built.__init__ if inspect.isclass(built) else built)
     except (NameError, TypeError):  # jaxtyping's annotations
         hints = {}
-    if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return list(parameters), hints
     if target in FORWARDS_TO:
         return [*parameters, *_signature(FORWARDS_TO[target])[0]], hints
-    if inspect.isclass(built):  # its keyword arguments go to a base class
+    forwards = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+    if inspect.isclass(built) and forwards:  # its keyword arguments go to a base class
         bases = [inspect.signature(base).parameters for base in built.__mro__[:-1]]
         return [name for names in bases for name in names], hints
-    return None, hints
+    return list(parameters), hints
 
 
 def _fits(value: Any, hint: Any) -> bool:

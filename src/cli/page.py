@@ -22,15 +22,14 @@ from torch import Tensor
 
 from cli.page_session import Session
 from cli.ranges import check_ranges
-from cli.sample import COMMANDS, build_parser
+from cli.sample import build_parser
 from cli.sample_images import best_jobs, edit_results, generate, metadata_of, text_results
-from cli.sample_output import open_cascade, slug, write_gif, write_png
+from cli.sample_output import open_cascade, read_command, slug, write_gif, write_png
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.emoji import prompts
 from unclip.files import read_text, sha256_of
 from unclip.images import to_pil
 from unclip.model_card import CARD
-from unclip.provenance import read_image_metadata
 from unclip.sampling_run import Progress
 from unclip.stages import DecoderStage
 from unclip.text_to_image import PRIORS, STAGE_OF_SIZE, stage_of_prior, stages_for
@@ -276,11 +275,7 @@ class Page:
 
     def restore(self, session: Session, path: str | Path) -> tuple[str, dict[str, Any], list[str]]:
         """Return the command of an image, the controls that generate it again, and remarks."""
-        metadata, name = read_image_metadata(Path(path)) or {}, Path(path).name
-        if not {"command", "settings", "bundle"} <= metadata.keys():
-            raise ValueError(f"{name} has no settings: use a PNG of this page or of sample.py")
-        if metadata["command"] not in COMMANDS or "index" not in metadata:
-            raise ValueError(f"{name} is a sheet or an image of Look inside: use another")
+        metadata = read_command(Path(path))
         known = {sha256_of(file): str(file) for file in session.folder.iterdir()}
         own = {name: stage.fingerprint for name, stage in self.cascade.metadata.items()}
         try:
@@ -296,7 +291,7 @@ class Page:
             if settings.get("mask"):
                 notes.append("paint the mask again")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{name} has damaged metadata") from error
+            raise ValueError(f"{Path(path).name} has damaged metadata") from error
         return metadata["command"], controls, notes
 
     def _arguments(self, command: str, **controls: Any) -> Namespace:

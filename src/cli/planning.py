@@ -19,10 +19,8 @@ USABLE = 0.9  # share of a device's memory; workspaces and fragmentation are not
 def measure(config: dict[str, Any], memory: float, clip: dict[str, Any] | None = None) -> StepCost:
     """Measure a training step, and replace gradient_checkpointing=auto in the configuration.
 
-    Args:
-        config: resolved configuration.
-        memory: GiB of a device for the step; "auto" enables checkpointing if a step needs more.
-        clip: recipe of the frozen CLIP, for stages that need it; None leaves it out.
+    "auto" enables checkpointing if a step needs more than `USABLE` of the `memory` of a device, in
+    GiB. `clip` is the recipe of the frozen CLIP; None leaves it out.
     """
     acceleration = config["acceleration"]
     if acceleration["gradient_checkpointing"] != "auto":

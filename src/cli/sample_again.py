@@ -8,26 +8,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from cli.sample import COMMANDS, log
+from cli.sample import log
 from cli.sample_images import generate
-from cli.sample_output import open_cascade, progress_bar, write_png
+from cli.sample_output import open_cascade, progress_bar, read_command, write_png
 from unclip.bundle import read_metadata, stage_file
 from unclip.files import sha256_of
 from unclip.images import to_pil
-from unclip.provenance import read_image_metadata
 
 
 def run(args: Namespace) -> None:
     """Generate the image again, write it, and print whether it is the same."""
     if not args.image.is_file():
         raise FileNotFoundError(f"there is no {args.image}")
-    metadata = read_image_metadata(args.image) or {}
-    if not {"command", "settings", "bundle"} <= metadata.keys():
-        raise ValueError(f"{args.image} has no metadata of sample.py")
-    if metadata["command"] not in COMMANDS:
-        raise ValueError(f"{args.image} was made by Look inside on the page: no command makes it")
-    if "index" not in metadata:
-        raise ValueError(f"{args.image} is a contact sheet: give one of its images")
+    metadata = read_command(args.image)
     settings = json.loads(metadata["settings"])
     stored = Namespace(**{**vars(args), **settings, "command": metadata["command"]})
     stored.model = _find_bundle(json.loads(metadata["bundle"]), args.model)

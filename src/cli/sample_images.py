@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cli.sample import log
-from cli.sample_output import open_cascade, progress_bar, slug, trace_file, write_gif, write_png
+from cli.sample_output import open_cascade, progress_bar, slug, write_gif, write_png
 from unclip.cascade import SIZE, Cascade
 from unclip.contact_sheet import Tile, contact_sheet
 from unclip.files import read_text, sha256_of, split_lines
@@ -82,7 +82,7 @@ def _batches(
     for start in range(0, len(jobs), args.batch_size):
         args.batch = jobs[start : start + args.batch_size]
         label = f"{name} {start + 1}–{start + len(args.batch)} of {len(jobs)}"
-        with progress_bar(label, trace_file(args)) as progress:
+        with progress_bar(label, args) as progress:
             batch = generate(cascade, args, progress)
         yield batch
 
@@ -103,7 +103,7 @@ def _run_edit(args: Namespace) -> None:
     args.mask = getattr(args, "mask", None)
     inputs = {str(path): sha256_of(path) for path in [*args.images, args.mask] if path}
     cascade = open_cascade(args)
-    with progress_bar(args.command, trace_file(args)) as progress:
+    with progress_bar(args.command, args) as progress:
         images, captions = generate(cascade, args, progress)
     results = edit_results(cascade, args, images[args.size], inputs)
     _write(results, args)

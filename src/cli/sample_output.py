@@ -1,9 +1,9 @@
 """Open the bundle of a sample.py command, show its progress and write its images."""
 
-import argparse
 import json
 import re
 import unicodedata
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from cli.sample import log
+from cli.sample import COMMANDS, log
 from unclip.cascade import Cascade
 from unclip.device import profiled, set_up_device
 from unclip.files import atomic_write
@@ -24,15 +24,11 @@ from unclip.text_to_image import STAGE_OF_SIZE
 GIF_MILLISECONDS = 120  # per frame
 
 
-def trace_file(args: argparse.Namespace) -> Path | None:
-    """Return the file of a command's profile, if it is asked for."""
-    return args.out / "profile.json.gz" if vars(args).get("profile") else None
-
-
 @contextmanager
-def progress_bar(label: str, trace: Path | None = None) -> Iterator[Progress]:
-    """Yield a cascade's progress callback that shows one bar per stage; profile into `trace`."""
-    with tqdm(disable=None, leave=False) as bar, profiled(trace) if trace else nullcontext():
+def progress_bar(label: str, args: Namespace | None = None) -> Iterator[Progress]:
+    """Yield a cascade's callback that shows a bar per stage; profile if `args` say so."""
+    trace = profiled(args.out / "profile.json.gz") if args and args.profile else nullcontext()
+    with tqdm(disable=None, leave=False) as bar, trace:
 
         def progress(stage: str, step: int, steps: int) -> None:
             if step == 1:
@@ -43,7 +39,7 @@ def progress_bar(label: str, trace: Path | None = None) -> Iterator[Progress]:
         yield progress
 
 
-def open_cascade(args: argparse.Namespace) -> Cascade:
+def open_cascade(args: Namespace) -> Cascade:
     """Open the bundle of a command; set `args.dtype`, and a missing `args.size` to the largest."""
     set_up_device()
     try:
@@ -65,6 +61,16 @@ def slug(text: str) -> str:
     """Return a text as a file name: lower-case letters, digits and hyphens, at most 60."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return "-".join(re.findall("[a-z0-9]+", plain))[:60].rstrip("-") or "image"
+
+
+def read_command(path: Path) -> dict[str, str]:
+    """Return the metadata of an image that a command made; other images raise ValueError."""
+    metadata = read_image_metadata(path) or {}
+    if not {"command", "settings", "bundle"} <= metadata.keys():
+        raise ValueError(f"{path.name} has no settings: use a PNG of sample.py or of the page")
+    if metadata["command"] not in COMMANDS or "index" not in metadata:
+        raise ValueError(f"{path.name} is a contact sheet or an image of Look inside: use another")
+    return metadata
 
 
 def write_png(image: Image.Image, folder: Path, name: str, metadata: Mapping[str, str]) -> Path:

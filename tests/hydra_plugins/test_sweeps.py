@@ -76,10 +76,12 @@ def start(place, *words, **environment):
     return subprocess.Popen(command, cwd=place, env=environment, **pipes)
 
 
-def run(place, *words, **environment):
+def run(place, *words, code=0, **environment):
+    """Run the script, which ends with an exit code; return its output and errors."""
     process = start(place, *words, **environment)
     out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    assert process.returncode == code, err
+    return out, err
 
 
 def about(place, job):
@@ -92,8 +94,7 @@ def table(place):
 
 
 def test_each_job_is_a_new_process_and_the_best_comes_first(place):
-    code, out, err = run(place, "-m", "x=1,4", "y=0,10", WORLD_SIZE="2", RANK="1")
-    assert code == 0, err
+    out, _ = run(place, "-m", "x=1,4", "y=0,10", WORLD_SIZE="2", RANK="1")
     jobs = [about(place, number) for number in range(4)]
     assert len({job["pid"] for job in jobs}) == 4
     assert all(job["rank"] is None and job["mode"] == "RunMode.RUN" for job in jobs)
@@ -111,31 +112,37 @@ def test_each_job_is_a_new_process_and_the_best_comes_first(place):
 
 
 def test_a_failed_job_does_not_stop_the_others(place):
-    code, _, err = run(place, "-m", "x=1,2,3", "fails=2")
-    assert code == 1
+    _, err = run(place, "-m", "x=1,2,3", "fails=2", code=1)
     assert "job 1 of the sweep failed with exit code 7: x=2 fails=2" in err
     assert [row["state"] for row in table(place)] == ["done", "done", "failed (7)"]
 
 
 def test_jobs_in_parallel_share_the_gpus(place):
     words = ("-m", "x=1,2", "sleep=1", "hydra.launcher.n_jobs=2")
-    code, _, err = run(place, *words, CUDA_VISIBLE_DEVICES="4,5,6,7")
-    assert code == 0, err
+    run(place, *words, CUDA_VISIBLE_DEVICES="4,5,6,7")
     assert sorted(about(place, job)["gpus"] for job in range(2)) == ["4,5", "6,7"]
     assert (place / "swept" / "0" / "output.log").is_file()
 
 
 def test_a_sweep_file_starts_a_sweep(place):
-    code, _, err = run(place, "sweep=two")
-    assert code == 0, err
+    run(place, "sweep=two")
     assert {row["x"] for row in table(place)} == {"1", "2"}
     assert about(place, 0)["mode"] == "RunMode.RUN"  # although the file sets MULTIRUN
 
 
-def test_a_sweep_under_torchrun_is_an_error(place):
-    code, _, err = run(place, "-m", "x=1,2", TORCHELASTIC_RUN_ID="1")
-    assert code == 1 and "without torchrun" in err
-    assert not (place / "swept" / "0").exists()
+@pytest.mark.parametrize(
+    ("words", "environment", "said"),
+    [
+        (["x=1,2"], {"TORCHELASTIC_RUN_ID": "1"}, "without torchrun"),
+        (["x=interval(0,8)", "hydra.sweeper.n_trials=0"], {}, "both must be at least 1"),
+        (["x=interval(0,8)"], {}, "pip install -e '.[sweep]'"),
+    ],
+)
+def test_a_sweep_that_cannot_run_is_an_error(place, words, environment, said):
+    (place / "optuna.py").write_text("raise ModuleNotFoundError('no optuna', name='optuna')")
+    sweeper = "optuna" if "interval" in words[0] else "basic"
+    _, err = run(place, "-m", f"hydra/sweeper={sweeper}", *words, code=1, **environment)
+    assert said in err and not (place / "swept" / "0").exists()
 
 
 def test_sigterm_ends_the_jobs(place):
@@ -157,11 +164,9 @@ def test_sigterm_ends_the_jobs(place):
 def test_an_optuna_search_runs_and_resumes(place):
     optuna = pytest.importorskip("optuna")
     words = ("-m", "hydra/sweeper=optuna", "x=interval(0,8)", "y=choice(0,5)", "fails=3")
-    code, out, err = run(place, *words, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
-    assert code == 0, err
+    out, _ = run(place, *words, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
     assert len(table(place)) == 3 and "best: job" in out
-    code, _, err = run(place, *words, "hydra.sweeper.n_trials=5")
-    assert code == 0, err
+    run(place, *words, "hydra.sweeper.n_trials=5")
     backend = optuna.storages.journal.JournalFileBackend(str(place / "swept" / "study.log"))
     study = optuna.load_study(study_name="swept", storage=optuna.storages.JournalStorage(backend))
     assert len(study.trials) == 5 and study.direction.name == "MINIMIZE"
@@ -181,25 +186,9 @@ def test_a_search_takes_the_published_plugins_keys(place):
         "study_name": "mine",
         "storage": "sqlite:///study.db",
     }
-    keys = [f"hydra.sweeper.{key}={value}" for key, value in settings.items()]
-    code, _, err = run(place, *words, *keys)
-    assert code == 0, err
+    run(place, *words, *(f"hydra.sweeper.{key}={value}" for key, value in settings.items()))
     study = optuna.load_study(study_name="mine", storage=f"sqlite:///{place / 'study.db'}")
     assert study.direction.name == "MAXIMIZE" and len(study.trials) == 2
     expected = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
     trials = [expected.ask() for _ in range(2)]
     assert [t.params["x"] for t in study.trials] == [t.suggest_float("x", 0, 8) for t in trials]
-
-
-def test_an_impossible_number_of_trials_is_an_error(place):
-    words = ("-m", "hydra/sweeper=optuna", "x=interval(0,8)", "hydra.sweeper.n_trials=0")
-    code, _, err = run(place, *words)
-    assert code == 1 and "both must be at least 1" in err
-
-
-def test_a_search_without_optuna_says_what_to_install(place):
-    (place / "optuna.py").write_text("raise ModuleNotFoundError('no optuna', name='optuna')")
-    code, _, err = run(
-        place, "-m", "hydra/sweeper=optuna", "x=interval(0,8)", PYTHONPATH=f"{place}:{SOURCE}"
-    )
-    assert code == 1 and "pip install -e '.[sweep]'" in err

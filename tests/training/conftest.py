@@ -3,10 +3,6 @@
 import unclip  # isort: skip # noqa: F401 (first: lets torchvision load next to a CPU torch)
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,24 +17,6 @@ from unclip.training.callbacks import progress
 from unclip.training.callbacks.checkpoint import NonFiniteGuard, RunCheckpoint
 from unclip.training.callbacks.ema import EMA
 from unclip.training.modules import StageModule
-
-HERE = Path(__file__).parent
-PATHS = (HERE, HERE.parents[1] / "src", HERE.parent)
-
-
-@pytest.fixture(scope="session")
-def run_script():
-    """A function that runs a script of this folder on the CPU, and returns its output."""
-
-    def run(name, *arguments):
-        more = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        more["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))
-        words = [sys.executable, str(HERE / name), *map(str, arguments)]
-        done = subprocess.run(words, env=os.environ | more, stdout=subprocess.PIPE, timeout=280)
-        assert done.returncode == 0
-        return done.stdout.decode()
-
-    return run
 
 
 class TinyStage(Stage):
@@ -119,8 +97,10 @@ class Kit:
     def __init__(self, folder):
         self.folder = folder
 
-    def module(self, cls=StageModule, stage=TinyStage, **settings):
+    def module(self, cls=StageModule, stage=TinyStage, hooks=None, **settings):
+        """Build a module, some of whose methods are replaced by `hooks`."""
         torch.manual_seed(0)
+        cls = type("Hooked", (cls,), hooks) if hooks else cls
         defaults = {
             "recipe": {"_target_": "tiny"},
             "optimizer": functools.partial(torch.optim.AdamW, lr=1e-2, fused=True),
@@ -128,8 +108,7 @@ class Kit:
         }
         return cls(stage(), **(defaults | settings))
 
-    def trainer(self, max_steps, *callbacks, folder=None, **settings):
-        folder = folder or self.folder
+    def trainer(self, max_steps, *callbacks, **settings):
         defaults = {
             "accelerator": "cpu",
             "devices": 1,
@@ -139,13 +118,12 @@ class Kit:
             "num_sanity_val_steps": 0,
         }
         return trainer_module.build_trainer(
-            max_steps=max_steps, folder=folder, callbacks=callbacks, **(defaults | settings)
+            max_steps=max_steps, folder=self.folder, callbacks=callbacks, **(defaults | settings)
         )
 
-    def callbacks(self, folder=None, every_steps=1000):
-        folder = folder or self.folder
-        checkpoint = RunCheckpoint(folder, every_steps=every_steps)
-        return [EMA(0.9), NonFiniteGuard(folder), checkpoint]
+    def callbacks(self, every_steps=1000):
+        checkpoint = RunCheckpoint(self.folder, every_steps=every_steps)
+        return [EMA(0.9), NonFiniteGuard(self.folder), checkpoint]
 
     def fit(self, steps, *callbacks, module=None, data=None, resume=None, **settings):
         """Train, by default TinyStage with an EMA, the guard and checkpoints."""

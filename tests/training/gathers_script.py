@@ -11,7 +11,6 @@ import tiny_bundle
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_acceleration import batch_for
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group as groups
 
@@ -35,7 +34,7 @@ def build(name):
 def step(stage, name, bf16, phases=None):
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = stage.loss(batch_for(name))["loss"]
+        loss = stage.loss(tiny_bundle.batch(name))["loss"]
     if phases is not None:
         phases.append("backward")
     loss.backward()
@@ -48,10 +47,8 @@ def accumulate(stage, plain, name, bf16):
         step(module, name, bf16)
     pairs = zip(stage.parameters(), plain.parameters(), strict=True)
     pairs = [(p.grad.full_tensor(), q.grad) for p, q in pairs if q.grad is not None]
-    ours, theirs = (
-        torch.cat([part.flatten() for part in side]) for side in zip(*pairs, strict=True)
-    )
-    return ((ours - theirs).norm() / theirs.norm()).item()
+    norm = torch.nn.utils.get_total_norm
+    return (norm([ours - its for ours, its in pairs]) / norm([its for _, its in pairs])).item()
 
 
 def count(name, bf16):

@@ -33,39 +33,34 @@ DEATHS = [
 ]
 
 
+def torn(checkpoint, file):
+    file.write(b"half of it")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def rename(source, target, really=os.replace):
+    if Path(target).name == "last.ckpt":
+        os.kill(os.getpid(), signal.SIGKILL)
+    really(source, target)
+
+
+SAVING = {"writing": (torch, "save", torn), "renaming": (os, "replace", rename)}
+
+
 class Death(Callback):
-    """Sends this process a signal in a hook of a step."""
+    """Sends this process a signal in a hook of a step, or in the save before it."""
 
     def __init__(self, hook, step, number):
         def die(trainer, *args):
-            if trainer.global_step == step:
+            if trainer.global_step != step:
+                return
+            if hook in SAVING:
+                setattr(*SAVING[hook])
+            else:
                 os.kill(os.getpid(), number)
 
-        if hook in ("writing", "renaming"):
-            self.on_train_batch_start = lambda trainer, *args: strike(hook, trainer, step)
-        else:
-            setattr(self, hook, die)
-
-
-def strike(hook, trainer, step):
-    """Dies in the next save."""
-    if trainer.global_step != step:
-        return
-
-    def torn(checkpoint, file):
-        file.write(b"half of it")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def rename(source, target, really=os.replace):
-        if Path(target).name == "last.ckpt":
-            os.kill(os.getpid(), signal.SIGKILL)
-        really(source, target)
-
-    if hook == "writing":
-        torch.save = torn
-    else:
-        os.replace = rename
+        setattr(self, "on_train_batch_start" if hook in SAVING else hook, die)
 
 
 def train(folder, root, death):
@@ -73,8 +68,7 @@ def train(folder, root, death):
     kit = Kit(folder)
     data = ShardDataModule(root, image_size=16, shard_size=64, batch_size=4, workers=2)
     dying = [] if death is None else [Death(*death)]
-    first, *others = kit.callbacks(every_steps=EVERY)
-    callbacks = [*dying, first, *others]
+    callbacks = [*dying, *kit.callbacks(every_steps=EVERY)]
     settings = {"accumulate_grad_batches": 2, "validate_every_steps": 4, "log_every_n_steps": 1}
     trainer = kit.trainer(STEPS, *callbacks, loggers=[CsvLogger(folder)], **settings)
     with lock_run_dir(folder):

@@ -153,7 +153,9 @@ class Fault(Callback):
 
 
 def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, fault=None, **changed):
-    """Trains, and saves the log and the weights."""
+    """Trains, and saves the log and the weights; resumes from a checkpoint, or the newest one."""
+    if resume is not None and resume.is_dir():
+        resume = find_checkpoint(resume, "auto")
     silence_lightning()
     kit = Kit(folder)
     callbacks = [*kit.callbacks(every_steps=2), Preview(), Fault(fault)]
@@ -165,15 +167,9 @@ def curve(folder, ranks, strategy="ddp", stage=Reproducible, resume=None, fault=
     trainer.fit(module, Shared(), ckpt_path=resume)
     averages = callbacks[0].state_dict()["weights"]
     with unsharded(module.stage):
-        weights = {name: p.tolist() for name, p in module.stage.named_parameters()}
-    weights |= {f"average {name}": average.tolist() for name, average in averages.items()}
+        weights = {name: p.detach().clone() for name, p in module.stage.named_parameters()}
     if trainer.is_global_zero:
-        (folder / "weights.json").write_text(json.dumps(weights))
-
-
-def resume_damaged(folder, source):
-    """Resume from a copy of a run's folder after a bit of a tensor in last.ckpt has changed."""
-    curve(folder, 2, resume=find_checkpoint(source, "auto"))
+        torch.save([weights, averages], folder / "weights.pt")
 
 
 def in_ranks(function, *arguments, slurm=False, **named):
@@ -246,7 +242,7 @@ def main(folder, root):
     bias = torch.load(last, weights_only=True)["state_dict"]["stage.network.0.bias"]
     content[content.index(bias.numpy().tobytes())] ^= 1
     last.write_bytes(content)
-    ended["damaged"] = in_ranks(resume_damaged, folder / "damaged", folder / "source")
+    ended["damaged"] = in_ranks(curve, folder / "damaged", 2, resume=folder / "source")
     for kind, strategy in FAULTS:
         place, slurm = folder / f"{kind}_{strategy}", kind == "preempt"
         stage = Sharded if strategy == "fsdp" else Reproducible

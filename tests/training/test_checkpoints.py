@@ -3,9 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -17,40 +14,14 @@ from unclip.training.trainer import AtomicCheckpointIO
 
 
 def at_step(step, action):
-    """Return a module class that calls `action` in the training batch after a step."""
+    """Return a hook that calls `action` in the training batch after a step."""
 
-    class Interrupted(StageModule):
-        def training_step(self, batch, batch_idx):
-            if self.trainer.global_step == step:
-                action(self.trainer)
-            return super().training_step(batch, batch_idx)
+    def training_step(module, batch, batch_idx):
+        if module.global_step == step:
+            action()
+        return StageModule.training_step(module, batch, batch_idx)
 
-    return Interrupted
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(kit, tmp_path):
-    """Weights, averages and noise after 16 + 8 steps, beyond an epoch, equal those of 24 steps."""
-
-    def die(trainer):
-        trainer.callbacks[-1]._saved_step = 18  # nothing is saved, as in a kill
-        raise ZeroDivisionError
-
-    whole, trainer = kit.fit(24)
-    averages = trainer.callbacks[0].weights
-    kit.folder = tmp_path / "cut"
-    first = kit.module(at_step(18, die))
-    with pytest.raises(ZeroDivisionError):
-        kit.fit(24, *kit.callbacks(every_steps=16), module=first)
-    assert kit.saved()["global_step"] == 16
-    second, trainer = kit.fit(24, resume=kit.folder / "last.ckpt")
-    assert trainer.global_step == 24
-    assert first.stage.noises[:16] + second.stage.noises == whole.stage.noises
-    assert first.stage.keys[: 16 * 4] + second.stage.keys == whole.stage.keys
-    for name, value in whole.stage.state_dict().items():
-        assert torch.equal(second.stage.state_dict()[name], value), name
-    for name, value in averages.items():
-        assert torch.equal(trainer.callbacks[0].weights[name], value), name
-    assert trainer.callbacks[0].updates == 24
+    return {"training_step": training_step}
 
 
 def test_the_last_step_is_saved_at_any_interval_in_plain_values(kit, tmp_path):
@@ -61,11 +32,8 @@ def test_the_last_step_is_saved_at_any_interval_in_plain_values(kit, tmp_path):
 
 
 def test_an_error_saves_the_run_before_it_ends(kit):
-    def fail(trainer):
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        kit.fit(9, module=kit.module(at_step(3, fail)))
+    with pytest.raises(ZeroDivisionError):
+        kit.fit(9, module=kit.module(hooks=at_step(3, lambda: 1 / 0)))
     assert kit.saved()["global_step"] == 3
 
 
@@ -79,7 +47,7 @@ def hang_up():
 
 def test_a_run_under_nohup_ignores_that_its_shell_exits(kit, hang_up):
     hang_up(signal.SIG_IGN)
-    module = kit.module(at_step(0, lambda _: os.kill(os.getpid(), signal.SIGHUP)))
+    module = kit.module(hooks=at_step(0, lambda: os.kill(os.getpid(), signal.SIGHUP)))
     assert kit.fit(2, module=module)[1].global_step == 2
 
 
@@ -89,27 +57,13 @@ def test_a_signal_saves_a_complete_step_and_prints_how_to_resume(
 ):
     hang_up(signal.SIG_DFL)
     before = signal.getsignal(number)
+    hooks = at_step(4, lambda: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as stopped:
-        kit.fit(9, module=kit.module(at_step(4, lambda _: os.kill(os.getpid(), number))))
+        kit.fit(9, module=kit.module(hooks=hooks))
     assert stopped.value.code == 128 + number
     assert kit.saved()["global_step"] == 5
     assert f"resume={tmp_path}/last.ckpt" in capsys.readouterr().out
     assert signal.getsignal(number) == before
-
-
-def test_a_signal_in_validation_saves_the_raw_weights(kit):
-    class Signalled(StageModule):
-        def validation_step(self, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    module = kit.module(Signalled)
-    with pytest.raises(SystemExit):
-        kit.fit(9, module=module, validate_every_steps=4)
-    saved = kit.saved()
-    assert saved["global_step"] == 4
-    for name, parameter in module.stage.named_parameters():
-        assert torch.equal(saved["state_dict"][f"stage.{name}"], parameter)
-    assert kit.fit(9, resume=kit.folder / "last.ckpt")[1].global_step == 9
 
 
 def test_nan_stops_the_run_before_it_reaches_weights_or_checkpoints(kit, tmp_path):
@@ -119,11 +73,6 @@ def test_nan_stops_the_run_before_it_reaches_weights_or_checkpoints(kit, tmp_pat
     assert all(torch.isfinite(p).all() for p in module.stage.parameters())
     assert kit.saved()["global_step"] == 4
     assert '"00000021"' in (tmp_path / "nonfinite_5_0.json").read_text()
-
-
-def test_a_missing_checkpoint_never_starts_a_new_run(kit, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        kit.fit(2, resume=tmp_path / "nowhere.ckpt")
 
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path):
@@ -182,31 +131,3 @@ def test_a_run_on_a_full_disk_ends_without_another_save(kit, monkeypatch):
     with pytest.raises(CheckpointError, match=r"step 4 .*No space left.*there is no earlier one"):
         kit.fit(9, *kit.callbacks(every_steps=4))
     assert saves == [4]
-
-
-KILLED = """
-import sys, torch
-sys.path.insert(0, {source!r})
-from unclip.training.trainer import AtomicCheckpointIO
-big = {{"weights": torch.zeros(4_000_000)}}
-while True:
-    AtomicCheckpointIO().save_checkpoint(big, {path!r})
-"""
-
-
-def test_a_kill_during_a_write_leaves_an_intact_file(tmp_path):
-    """Even if the temporary folder is on another disk, where Lightning's own writer fails."""
-    path, source = tmp_path / "last.ckpt", os.path.abspath("src")
-    other_disk = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED.format(source=source, path=str(path))],
-        env=os.environ | other_disk,
-    )
-    while not path.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(0.2)  # most likely in a later write
-    process.kill()
-    process.wait()
-    loaded = AtomicCheckpointIO().load_checkpoint(path)
-    assert loaded["weights"].shape == (4_000_000,)

@@ -1,6 +1,5 @@
 """The logs of a run, also of a resumed one."""
 
-import csv
 import os
 from pathlib import Path
 
@@ -9,16 +8,11 @@ import torch
 import wandb
 import yaml
 from hydra.utils import instantiate
+from script import logged
 
 from unclip.training.callbacks.logs import CsvLogger, wandb_logger
-from unclip.training.callbacks.progress import peak_memory
 
 CONF = Path(__file__).parents[2] / "conf"
-
-
-def rows(path):
-    with open(path / "logs" / "metrics.csv") as file:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 def test_lines_are_written_at_once_and_columns_can_be_added_later(tmp_path):
@@ -26,7 +20,7 @@ def test_lines_are_written_at_once_and_columns_can_be_added_later(tmp_path):
     logger.log_metrics({"train/loss": torch.tensor(0.5)}, 1)
     logger.log_metrics({"train/loss": 0.1 + 0.2}, 3)
     logger.log_metrics({"validation/loss": 2}, 4)
-    assert rows(tmp_path) == [
+    assert logged(tmp_path) == [
         {"step": "1", "train/loss": "0.5"},
         {"step": "3", "train/loss": "0.30000000000000004"},
         {"step": "4", "validation/loss": "2"},
@@ -48,7 +42,7 @@ def test_a_resumed_run_continues_its_log_from_the_checkpoint(tmp_path):
     for resumed_at, torn in ((6, "7,0."), (3, "8"), (4, ""), (0, "")):
         metrics.write_text(metrics.read_text() + torn)  # killed while writing a line
         log(CsvLogger(tmp_path / "cut"), range(resumed_at, 9))
-        assert rows(tmp_path / "cut") == rows(tmp_path / "whole"), resumed_at
+        assert logged(tmp_path / "cut") == logged(tmp_path / "whole"), resumed_at
 
 
 def test_a_repeated_validation_is_logged_once(tmp_path):
@@ -56,16 +50,10 @@ def test_a_repeated_validation_is_logged_once(tmp_path):
     first.log_metrics({"train/loss": 1.0}, 2)
     first.log_metrics({"validation/loss": 5.0}, 2)
     CsvLogger(tmp_path).log_metrics({"validation/loss": 5.0}, 2)
-    assert rows(tmp_path) == [
+    assert logged(tmp_path) == [
         {"step": "2", "train/loss": "1.0"},
         {"step": "2", "validation/loss": "5.0"},
     ]
-
-
-def test_peak_memory_is_that_of_the_process():
-    before = peak_memory(torch.device("cpu"))
-    block = torch.ones(64 * 2**20 // 4)
-    assert peak_memory(torch.device("cpu")) >= max(before, block.nbytes)
 
 
 @pytest.fixture

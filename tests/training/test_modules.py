@@ -65,11 +65,6 @@ def test_preprocessing_converts_images_and_the_embedder_is_not_a_submodule():
     assert all(name.startswith("stage.") for name in module.state_dict())
 
 
-def test_a_stage_that_needs_clip_requires_an_embedder():
-    with pytest.raises(ValueError, match="embedder"):
-        module_of("decoder", modules.DecoderModule)
-
-
 def test_a_perfect_prior_has_cosine_one(monkeypatch):
     module = module_of("prior", modules.PriorModule, FakeEmbedder())
     batch = module.preprocess(batch_of())

@@ -1,6 +1,6 @@
 """Parameter groups, schedules, and Muon compared with its definition and torch's optimizers."""
 
-import functools
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from torch import nn
 from unclip.bundle import build
 from unclip.networks.unet import ResBlock
 from unclip.training import optim
-from unclip.training.acceleration import has_native_bf16
 from unclip.training.optim import COEFFICIENTS, STEPS, Muon, orthogonalize
 
 SETTINGS = {
@@ -26,17 +25,6 @@ def native(monkeypatch, request):
     return native
 
 
-both = pytest.mark.parametrize("native", [True, False], indirect=True)
-
-
-def matrix(values, rows=24, columns=40):
-    generator = torch.Generator().manual_seed(0)
-    settings = {"generator": generator, "dtype": torch.float64}
-    size = len(values)
-    u, v = (torch.linalg.qr(torch.randn(n, size, **settings))[0] for n in (rows, columns))
-    return u, values.double(), v
-
-
 @pytest.mark.parametrize(("rows", "columns"), [(24, 40), (40, 24), (24, 24)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.05)]
@@ -44,25 +32,19 @@ def matrix(values, rows=24, columns=40):
 def test_newton_schulz_applies_its_polynomial_to_the_singular_values(
     rows, columns, dtype, tolerance, monkeypatch
 ):
+    """After five steps, those above a hundredth of the norm are near 1."""
     monkeypatch.setattr(optim, "has_native_bf16", lambda device: dtype == torch.bfloat16)
-    u, s, v = matrix(torch.linspace(0.1, 3, 24), rows, columns)
+    random = partial(torch.randn, dtype=torch.float64)
+    u, v = (torch.linalg.qr(random(n, 24))[0] for n in (rows, columns))
+    s = torch.linspace(0.1, 3, 24, dtype=torch.float64)
     x = s / s.norm()
     for _ in range(STEPS):
         x = sum(factor * x**power for factor, power in zip(COEFFICIENTS, (1, 3, 5), strict=True))
     found = orthogonalize(((u * s) @ v.T)[None].to(dtype)).squeeze(0).double()
     expected = (u * x) @ v.T
+    assert 0.68 < x.min() < x.max() < 1.21
     assert (found - expected).norm() <= tolerance * expected.norm()
-
-
-@both
-def test_an_orthogonalized_matrix_is_close_to_its_polar_factor(native):
-    u, s, v = matrix(torch.logspace(-1, 0, 24))
-    for found in orthogonalize(torch.stack([(u * s) @ v.T, 1e-4 * (u * s) @ v.T]).float()):
-        values = torch.linalg.svdvals(found)
-        assert values.min() > 0.66 and values.max() < 1.22
-        polar = u @ v.T
-        assert (found.double() * polar).sum() > 0.95 * found.norm() * polar.norm()
-    assert not orthogonalize(torch.zeros(1, 3, 5)).any()
+    assert not orthogonalize(torch.zeros(1, rows, columns)).any()
 
 
 def steps_of(optimizer, parameters):
@@ -79,7 +61,7 @@ def copies(*shapes):
     return [[nn.Parameter(start.clone()) for start in starts] for _ in range(2)]
 
 
-@both
+@pytest.mark.parametrize("native", [True, False], indirect=True)
 def test_on_matrices_it_equals_torchs_muon(native):
     """Except for the rounding of bfloat16, in which torch always computes."""
     ours, theirs = copies((8, 12), (12, 8), (8, 12), (20, 5))
@@ -183,7 +165,7 @@ def test_a_run_resumes_bit_exactly_and_a_schedule_scales_both_rates(kit):
 
     def run(steps, resume=None):
         decay = {"schedule": lambda step, max_steps: 1 / (1 + step)}
-        module = kit.module(stage=Blocks, optimizer=functools.partial(Muon, **SETTINGS), **decay)
+        module = kit.module(stage=Blocks, optimizer=partial(Muon, **SETTINGS), **decay)
         _, trainer = kit.fit(steps, module=module, resume=resume)
         return kit.saved(), trainer.optimizers[0]
 
@@ -192,16 +174,10 @@ def test_a_run_resumes_bit_exactly_and_a_schedule_scales_both_rates(kit):
     assert rates == pytest.approx([3e-3 / 21, 3e-3 / 21, 0.01 / 21])
     run(16)  # an epoch
     cut, _ = run(20, kit.folder / "last.ckpt")
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(value, cut["state_dict"][name]), name
-    states, others = ([*c["optimizer_states"][0]["state"].values()] for c in (whole, cut))
+    for part in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(cut[part], whole[part], rtol=0, atol=0)
+    states = whole["optimizer_states"][0]["state"].values()
     assert sum("momentum" in state for state in states) == 3
-    for one, other in zip(states, others, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_other_devices_have_no_native_bf16():
-    assert not has_native_bf16("meta")
 
 
 def test_norms_biases_embeddings_and_positions_are_not_decayed():
@@ -252,10 +228,3 @@ def test_a_decay_follows_one_minus_the_root_of_its_progress():
     for step, expected in ((88, 1 / 2), (93, 1 / 4), (99, 1 - (15 / 16) ** 0.5), (100, 0)):
         assert decaying[step] == pytest.approx(expected)
     assert factor(1000, decay_steps=16) == 0
-
-
-def test_gradient_norm_is_the_norm_of_all_gradients_together():
-    net = nn.Linear(3, 2)
-    net(torch.randn(5, 3)).square().sum().backward()
-    flat = torch.cat([p.grad.flatten() for p in net.parameters()])
-    torch.testing.assert_close(optim.gradient_norm(net.parameters()), flat.norm())

@@ -3,11 +3,11 @@
 FSDP gathers each block once in each pass, and in bfloat16 where the blocks compute in it.
 """
 
-import csv
 import json
 
 import numpy as np
 import pytest
+import script
 import torch
 from tiny_shards import COLORS, write_shards
 
@@ -17,12 +17,13 @@ VALIDATED = 7
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, run_script):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     root = write_shards(folder / "data", splits=("train",), images=32)
     write_shards(root, splits=("val",), images=VALIDATED)
     (folder / "shards").mkdir()
-    (folder / "output.txt").write_text(run_script("ranks_script.py", folder, root))
+    output = script.run_helper("training/ranks_script.py", folder, root)
+    (folder / "output.txt").write_text(output)
     return folder
 
 
@@ -32,8 +33,7 @@ def ended(folder):
 
 
 def logged(folder):
-    with open(folder / "logs" / "metrics.csv") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{name: float(v) for name, v in row.items()} for row in script.logged(folder)]
 
 
 def step_of(folder):
@@ -41,10 +41,8 @@ def step_of(folder):
 
 
 def assert_same_weights(folder, other, *, rtol, atol):
-    weights, others = (json.loads((f / "weights.json").read_text()) for f in (folder, other))
-    for name, values in weights.items():
-        ours, theirs = (torch.tensor(w, dtype=torch.float64) for w in (values, others[name]))
-        torch.testing.assert_close(theirs, ours, rtol=rtol, atol=atol)
+    ours, theirs = (torch.load(f / "weights.pt", weights_only=True) for f in (folder, other))
+    torch.testing.assert_close(theirs, ours, rtol=rtol, atol=atol)
 
 
 def assert_close(folder, other, *, rtol, rows=6):
@@ -144,9 +142,9 @@ def test_the_next_start_ends_as_if_nothing_had_happened(folder, ended, kind, und
 
 
 @pytest.fixture(scope="module")
-def gathered(tmp_path_factory, run_script):
+def gathered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gathers")
-    run_script("gathers_script.py", folder)
+    script.run_helper("training/gathers_script.py", folder)
     return json.loads((folder / "counts.json").read_text())
 
 

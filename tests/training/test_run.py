@@ -1,9 +1,10 @@
 """What a run needs before it starts: data, upstream stages, disk space and initial weights."""
 
+import os
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -79,12 +80,9 @@ def test_only_one_process_at_a_time_holds_the_lock(tmp_path):
             assert len(inside) == 1
             inside.pop()
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert inside == []
+    with ThreadPoolExecutor(3) as threads:
+        for future in [threads.submit(work) for _ in range(3)]:
+            future.result()
 
 
 @pytest.mark.parametrize(("replaced", "needed"), [((), 36), ((16, 15), 5)])
@@ -92,8 +90,8 @@ def test_the_disk_must_hold_two_checkpoints_and_the_stage(tmp_path, monkeypatch,
     """In megabytes; a resumed run replaces its checkpoints."""
     stage = torch.nn.Linear(999, 1000, device="meta")
     for name, size in zip(("last.ckpt", "previous.ckpt"), replaced, strict=False):
-        with open(tmp_path / name, "wb") as file:
-            file.truncate(size * 10**6)
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, size * 10**6)
     usage = SimpleNamespace(free=needed * 10**6)
     monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage)
     run.check_disk(stage, [tmp_path / "not" / "there" / "yet"], tmp_path)
@@ -132,23 +130,16 @@ def test_sizes_of_initial_weights_are_compared_on_the_meta_device(folder):
             bundle.check_init(bundle.build(recipe), folder / "prior.safetensors")
 
 
-class Trainer:
-    """The attributes that the start of a fit uses."""
-
-    ckpt_path, world_size, is_global_zero = None, 1, True
-
-
 @pytest.mark.parametrize("loaded", [False, True])
 def test_initial_weights_bring_their_statistics(folder, monkeypatch, loaded):
     embedder = bundle.load_embedder(folder / "clip.safetensors")
-    recipe = {**tiny_bundle.recipe("prior"), "learn_null_text": False}
-    parts = {"optimizer": None, "schedule": None, "embedder": embedder}
-    stage = bundle.build(recipe)
-    module = PriorModule(stage, recipe=recipe, statistics_loaded=loaded, **parts)
-    fits = []
+    stage, fits = bundle.build({**tiny_bundle.recipe("prior"), "learn_null_text": False}), []
+    parts = {"recipe": {}, "optimizer": None, "schedule": None, "embedder": embedder}
+    module = PriorModule(stage, statistics_loaded=loaded, **parts)
     monkeypatch.setattr(stage, "fit_statistics", fits.append)
     monkeypatch.setattr(module, "training_batches", lambda: "batches")
-    monkeypatch.setattr(PriorModule, "trainer", Trainer())
+    trainer = SimpleNamespace(ckpt_path=None, world_size=1, is_global_zero=True)
+    monkeypatch.setattr(PriorModule, "trainer", trainer)
     module.on_fit_start()
     assert fits == ([] if loaded else ["batches"])
     assert not stage.null_text.states.requires_grad

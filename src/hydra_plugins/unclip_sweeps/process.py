@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides
@@ -50,10 +49,6 @@ class Job:
         added = (word.replace("{folder}", str(self.folder)) for word in (*more, *last))
         return [sys.executable, os.path.abspath(sys.argv[0]), *self.overrides, *added]
 
-    def settings(self) -> dict[str, str]:
-        """Return the overrides as a dict."""
-        return dict(word.partition("=")[::2] for word in self.overrides)
-
     def end(self, code: int, started: float) -> None:
         """Note the exit code, the duration and the objective that the job wrote, if it did."""
         self.code, self.seconds = code, time.monotonic() - started
@@ -65,12 +60,11 @@ class Job:
         """Convert to Hydra's type, which raises an error when the value of a failed job is read."""
         returned = JobReturn(self.overrides, cfg=self.config, working_dir=str(self.folder))
         returned.status = JobStatus.FAILED if self.code else JobStatus.COMPLETED
-        returned.return_value = self.value
-        if self.code:
-            returned.return_value = ChildProcessError(
-                f"job {self.number} of the sweep failed with exit code {self.code}: "
-                f"{shlex.join(self.overrides)} (in {self.folder})"
-            )
+        error = ChildProcessError(
+            f"job {self.number} of the sweep failed with exit code {self.code}: "
+            f"{shlex.join(self.overrides)} (in {self.folder})"
+        )
+        returned.return_value = error if self.code else self.value
         return returned
 
 
@@ -112,10 +106,13 @@ class ProcessLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        jobs = [
-            self._job(folder, number, overrides)
-            for number, overrides in enumerate(job_overrides, start=initial_job_idx)
-        ]
+        jobs = []
+        for number, overrides in enumerate(map(list, job_overrides), start=initial_job_idx):
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = number
+            own = list(filter_overrides(overrides))
+            jobs.append(Job(number, own, folder / str(config.hydra.sweep.subdir), config))
         try:
             self.run(jobs)
         finally:
@@ -123,18 +120,11 @@ class ProcessLauncher(Launcher):
                 print(write_table(folder, self.ended), flush=True)
         return [job.as_return() for job in jobs]
 
-    def _job(self, folder: Path, number: int, overrides: Sequence[str]) -> Job:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        own = filter_overrides(list(overrides))
-        return Job(number, list(own), folder / str(config.hydra.sweep.subdir), config)
-
     def run(self, jobs: Sequence[Job]) -> None:
         """Run the jobs, `n_jobs` at a time. Ctrl-C and SIGTERM end them and start no others."""
         waiting, slots = list(jobs), list(range(self.n_jobs))
         running: dict[int, tuple[Job, subprocess.Popen, float]] = {}
-        previous = signal.signal(signal.SIGTERM, _interrupt)
+        previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         try:
             while waiting or running:
                 while waiting and slots:
@@ -173,9 +163,8 @@ class ProcessLauncher(Launcher):
 
 def visible_gpus() -> list[str]:
     """Return the names of the visible GPUs, as in CUDA_VISIBLE_DEVICES."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name]
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return list(filter(None, os.environ["CUDA_VISIBLE_DEVICES"].split(",")))
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
@@ -189,27 +178,23 @@ def write_table(folder: Path, jobs: Sequence[Job]) -> str:
     """
     config = jobs[0].config
     sign = 1 if OmegaConf.select(config, "direction") == "minimize" else -1
-    settings = [job.settings() for job in jobs]
+    jobs = sorted(jobs, key=lambda job: (job.value is None, sign * (job.value or 0.0), job.number))
+    settings = [dict(word.partition("=")[::2] for word in job.overrides) for job in jobs]
     keys = dict.fromkeys(key for one in settings for key in one)
     varying = [key for key in keys if len({one.get(key) for one in settings}) > 1] or list(keys)
     objective = OmegaConf.select(config, "objective") or "objective"
     rows = [["job", *varying, objective, "minutes", "state"]]
-    order = lambda job: (job.value is None, sign * (job.value or 0.0), job.number)  # noqa: E731
-    for job in sorted(jobs, key=order):
+    for job, chosen in zip(jobs, settings, strict=True):
+        values = [chosen.get(key, "") for key in varying]
         measured = "" if job.value is None else f"{job.value:.6g}"
         state = f"failed ({job.code})" if job.code else "done"
-        chosen = [job.settings().get(key, "") for key in varying]
-        rows.append([str(job.number), *chosen, measured, f"{job.seconds / 60:.2f}", state])
+        rows.append([str(job.number), *values, measured, f"{job.seconds / 60:.2f}", state])
     with open(folder / "summary.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows]
     lines = ["  ".join(row).rstrip() for row in cells]
     return "\n".join([*lines, f"(also in {folder / 'summary.csv'})"])
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
 
 
 DEFAULTS = {"_target_": f"{__name__}.ProcessLauncher", "n_jobs": 1, "overrides": []}

@@ -1,6 +1,7 @@
 """Gradient checkpointing and compilation of any stage; neither changes a weight's name."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -38,13 +39,9 @@ def optimize(
     Only passes with gradients are affected. Their shapes never change, so each network is one
     graph. Validation and sampling, whose batches have many sizes, run without compilation.
 
-    Args:
-        stage: stage to be trained.
-        compile: apply torch.compile; "auto" does so on a GPU, if the stage has a network.
-        gradient_checkpointing: keep only each block's input, and recompute the block in the
-            backward pass.
-        sharded: compile each block by itself, as FSDP needs it.
-        device: type of the device of the training.
+    "auto" compiles on the device "cuda", if the stage has a network. The blocks of a sharded stage
+    are compiled one by one, as FSDP needs it. Gradient checkpointing keeps only each block's input,
+    and recomputes the block in the backward pass.
 
     Raises:
         ValueError: the stage has no network that can be compiled.
@@ -59,7 +56,7 @@ def optimize(
         _compile([module for module in modules if isinstance(module, BLOCKS)])
     for module in modules if gradient_checkpointing else ():
         if isinstance(module, BLOCKS):
-            _in_training(module, _checkpointed(module.forward))
+            _in_training(module, partial(checkpoint, module.forward, use_reentrant=False))
         elif hasattr(module, "set_grad_checkpointing"):  # open_clip's transformers
             module.set_grad_checkpointing()
     if compile and not sharded:
@@ -72,13 +69,6 @@ def _compile(modules: Sequence[nn.Module]) -> None:
     config.recompile_limit = max(config.recompile_limit, 2 * len(modules))  # of each class
     for module in modules:
         _in_training(module, torch.compile(module.forward, fullgraph=True, dynamic=False))
-
-
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args, **kwargs):
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return run
 
 
 def _in_training(module: nn.Module, run: Callable[..., Any]) -> None:

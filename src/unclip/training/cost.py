@@ -68,13 +68,8 @@ def measure_step(
 ) -> StepCost:
     """Measure a training step of a stage that was built under FakeTensorMode, inside that mode.
 
-    Args:
-        stage: stage to be trained.
-        batch: batch of fake tensors.
-        optimizer: constructor of the optimizer, called with the stage's parameter groups.
-        bf16: whether the forward pass runs under autocast to bfloat16.
-        clip: frozen CLIP that encodes the captions, and the images with `encode_images`.
-        encode_images: whether the images are encoded in each step.
+    `batch` has fake tensors. With `bf16`, the forward pass runs under autocast. The frozen `clip`
+    encodes the captions in each step, and the images with `encode_images`.
     """
     states = [*stage.parameters(), *stage.buffers()]
     stage.train()
@@ -115,21 +110,14 @@ def step_seconds(
     node: float,
     network: float,
 ) -> float:
-    """Estimate the duration of an optimizer step; communication overlaps with computation.
+    """Estimate the seconds of an optimizer step; communication overlaps with computation.
 
-    DDP reduces the gradients during the last backward pass of a step. FSDP gathers the weights in
-    every forward and backward pass, and reduces the gradients in every backward pass. Gradients are
-    reduced in float32.
+    DDP reduces the gradients during the last backward pass of a step. FSDP (`sharded`) gathers the
+    weights, in bfloat16 with `bf16`, in every forward and backward pass, and reduces the gradients
+    in every backward pass. Gradients are reduced in float32.
 
-    Args:
-        step: cost of a batch on one device.
-        devices: number of devices; up to 8 are one node.
-        batches: number of batches that a device accumulates.
-        sharded: whether the strategy is FSDP, instead of DDP.
-        bf16: whether FSDP gathers the weights in bfloat16.
-        flops: FLOP/s of a device.
-        node: bytes per second of a ring of devices in one node.
-        network: the same over several nodes.
+    A device computes `flops` per second and accumulates `batches` per step. Up to 8 devices are one
+    node, and a ring of them transfers `node` bytes per second; over several nodes, `network`.
     """
     forward = (step.forward_flops + step.clip_flops) / flops
     backward = (step.training_flops - step.forward_flops) / flops
@@ -168,11 +156,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 class StepMeter(TorchDispatchMode):
     """Count `flops`, and the bytes of the fake tensors allocated inside: alive `now`, and `peak`.
 
-    FlopCounterMode is not used: its hooks keep recomputed activations alive. Indexing with a mask,
-    whose result has an unknown size, returns one element.
-
-    Args:
-        outside: values whose tensors are not counted.
+    Tensors `outside` are not counted. FlopCounterMode is not used: its hooks keep recomputed
+    activations alive. Indexing with a mask, whose result has an unknown size, returns one element.
     """
 
     def __init__(self, outside: Iterable[Any]):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from lightning.pytorch import LightningModule
 from torch import Tensor, distributed
-from torch.nn.utils import clip_grads_with_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -32,8 +32,8 @@ from unclip.training.lightning_compat import (
     is_logged_step,
     validate_after_batch,
 )
-from unclip.training.optim import gradient_norm, parameter_groups
-from unclip.training.sharding import ShardedStrategy, is_sharded, reshard, shard, unshard
+from unclip.training.optim import parameter_groups
+from unclip.training.sharding import ShardedStrategy, is_sharded, replicate, reshard, shard, unshard
 
 Scores = dict[str, Tensor | float]
 
@@ -85,8 +85,7 @@ class StageModule(LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        if stage.needs_clip and embedder is None:
-            raise ValueError(f"the stage {stage.name} needs CLIP's features: pass an embedder")
+        assert embedder is not None or not stage.needs_clip
         cast(Any, stage).to(memory_format=torch.channels_last)
         self.stage = stage
         self.recipe = recipe
@@ -215,9 +214,10 @@ class StageModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def gradient_norm(self) -> Tensor:
-        """Return the norm of the current gradients, computed once per step."""
+        """Return the norm of all ranks' current gradients, computed once per step."""
         if self._gradient_norm is None:
-            self._gradient_norm = gradient_norm(self.stage.parameters())
+            gradients = [p.grad for p in self.stage.parameters() if p.grad is not None]
+            self._gradient_norm = replicate(get_total_norm(gradients))
         return self._gradient_norm
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

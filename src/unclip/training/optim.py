@@ -1,11 +1,11 @@
-"""Parameter groups, the Muon optimizer, the gradient norm and learning-rate schedules.
+"""Parameter groups, the Muon optimizer and learning-rate schedules.
 
 A schedule is a function `factor(step, max_steps)` in [0, 1].
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from unclip.clip.model import BLOCKS as CLIP_BLOCKS
 from unclip.training.acceleration import BLOCKS, has_native_bf16
-from unclip.training.sharding import full_tensor, local_tensor, replicate, shard_like
+from unclip.training.sharding import full_tensor, local_tensor, shard_like
 
 SYMBOLS = ("embedding", "token", "position", "states")  # parts of the names of learned inputs
 STEPS = 5  # of Newton-Schulz
@@ -82,12 +82,8 @@ class Muon(Optimizer):
     torch.optim.Muon (2.13) takes only 2-D weights and, as the Muons of timm 1.0 and
     pytorch-optimizer 4.1, computes in bfloat16 everywhere.
 
-    Args:
-        groups: parameter groups; Muon updates those with a true "hidden", AdamW the others.
-        lr: learning rate of AdamW, as `betas`, `weight_decay` and `eps`.
-        muon_lr: learning rate of Muon, in units of the spectral norm.
-        momentum: Nesterov momentum of Muon.
-        muon_weight_decay: decoupled weight decay of Muon.
+    Muon updates the groups with a true "hidden", with `muon_lr` in units of the spectral norm, a
+    Nesterov `momentum` and `muon_weight_decay`. The other arguments are those of AdamW.
     """
 
     def __init__(
@@ -174,10 +170,3 @@ def warmup_stable_decay(
     progress = max(step - (max_steps - decay_steps), 0) / max(decay_steps, 1)
     decay = 1 - math.sqrt(min(progress, 1.0)) if decay_steps > 0 else 1.0
     return _warm_up(step, warm_up_steps) * decay
-
-
-@torch.no_grad()
-def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Return the 2-norm of all gradients, a scalar; of sharded gradients, over all ranks."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return replicate(torch.nn.utils.get_total_norm(gradients))

@@ -80,8 +80,6 @@ def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
     if resume is None:
         return None
     named = folder / LAST if resume == AUTO else Path(resume)
-    if resume != AUTO and not named.is_file():
-        raise FileNotFoundError(f"resume={resume}: there is no such file")
     names = [named.name, PREVIOUS] if named.name == LAST else [named.name]
     existing = [path for path in map(named.with_name, names) if path.is_file()]
     for path in existing:
@@ -181,17 +179,13 @@ class Decay(NamedTuple):
 def resume_decay(
     checkpoint: Path | None, steps: int, *, folder: Path, strict: bool = True
 ) -> tuple[Path | None, Decay]:
-    """Start a decay, or continue the decay of a checkpoint.
+    """Start a decay of some steps (0 for none), or continue the decay of a checkpoint.
 
-    Args:
-        checkpoint: checkpoint that the run resumes from; None for a new run.
-        steps: length of the requested decay; 0 for none.
-        folder: run folder.
-        strict: refuse to start another decay within a decay.
+    With `strict`, another decay within a decay is refused.
 
     Returns:
-        The checkpoint to resume from, and the decay. The checkpoint is last.ckpt of `folder` if
-        that is in the same decay that `checkpoint` would start.
+        The checkpoint to resume from, None for a new run, and the decay. The checkpoint is
+        last.ckpt of the run folder if that is in the same decay that `checkpoint` would start.
     """
     if checkpoint is None:
         return None, Decay(steps)

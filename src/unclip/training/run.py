@@ -129,11 +129,7 @@ def public_embedder(
 ) -> ClipEmbedder:
     """Load the public CLIP of a bundle; a bundle without a CLIP gets it first.
 
-    Args:
-        path: the bundle's clip.safetensors.
-        name: model, as in `load_public`, like `pretrained` and `normalize`.
-        pretrained: tag or file of its weights.
-        normalize: scale embeddings to unit length.
+    `path` is the bundle's clip.safetensors; the others are arguments of `load_public`.
 
     Raises:
         FileNotFoundError: the weights are missing and cannot be downloaded.
@@ -153,13 +149,9 @@ def public_embedder(
 def ensure_upstream(
     needs: Sequence[str], folder: str | Path, overrides: Sequence[str], *, train: bool
 ) -> None:
-    """Require the stages that a run builds on, or train them, each in its own process.
+    """Require stages of a bundle that a run needs, or train them, each in its own process.
 
-    Args:
-        needs: names of the stages.
-        folder: folder of the bundle.
-        overrides: command line of this run; an upstream run inherits it, except `OWN`.
-        train: train missing stages.
+    An upstream run inherits the `overrides` of this run's command line, except `OWN`.
 
     Raises:
         FileNotFoundError: a stage is missing and is not to be trained here, or this process is one

@@ -167,9 +167,7 @@ def unsharded(stage: nn.Module) -> Iterator[None]:
 def full_state_dict(stage: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """Return a stage's full weights and buffers on the CPU. All ranks must call it.
 
-    Args:
-        stage: stage.
-        keep: whether this rank needs them; if not, nothing is copied or returned.
+    A rank that does not `keep` them gets nothing.
     """
     full = ((name, replicate(tensor)) for name, tensor in stage.state_dict().items())
     return {name: tensor.cpu() for name, tensor in full if keep}

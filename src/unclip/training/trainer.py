@@ -175,7 +175,7 @@ def build_trainer(
         max_steps: number of optimizer steps.
         folder: run folder.
         callbacks: callbacks, in the order in which their hooks are called.
-        loggers: loggers; may be empty.
+        loggers: loggers.
         max_steps_multiplier: factor on `max_steps`, which lengthens every stage of a scale.
         accelerator: name of Lightning's accelerator; "auto" is CUDA if there is a GPU, else the
             CPU, since Apple's GPUs have no float64.

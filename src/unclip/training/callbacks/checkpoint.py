@@ -95,7 +95,6 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save the last step."""
         self._save(trainer)
         self._restore_handlers()
 
@@ -119,7 +118,6 @@ class RunCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: StageModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Correct Lightning's counters."""
         lightning_compat.rewind_to_step(checkpoint, trainer)
 
     def _should_stop(self, trainer: Trainer) -> bool:
@@ -155,7 +153,6 @@ class RunMetadata(Callback):
             )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: StageModule, checkpoint: Any) -> None:
-        """Add the metadata as JSON, so that the file holds plain values."""
         checkpoint["run"] = self.text
 
 
@@ -188,7 +185,6 @@ class NonFiniteGuard(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: StageModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Remember the samples of the coming gradient."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._keys = []
         self._keys += batch["key"]

@@ -50,20 +50,12 @@ class EMA(Callback):
 
     def _place(self) -> None:
         """Move full averages to the parameters' device, and shard them as the parameters are."""
-        shapes = {name: p.shape for name, p in self._parameters.items()}
-        if shapes != {name: average.shape for name, average in self.weights.items()}:
-            raise ValueError(
-                "the checkpoint's averaged weights belong to another network: resume with the "
-                "configuration of its run (config.yaml next to it)"
-            )
         self.weights = {n: shard_like(self.weights[n], p) for n, p in self._parameters.items()}
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Note the step that a checkpoint restored."""
         self._last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Update the average if the batch completed a step."""
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
@@ -95,17 +87,14 @@ class EMA(Callback):
         self._swapped = averaged
 
     def on_validation_start(self, *_: Any) -> None:
-        """Swap in the averages."""
         self._swap(True)
 
     def on_validation_end(self, *_: Any, **__: Any) -> None:
-        """Restore the raw weights."""
         self._swap(False)
 
     on_exception = on_validation_end  # before a later callback saves them
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the full averages and the number of updates."""
         weights = {
             name: full_tensor(average, self._parameters.get(name, average))
             for name, average in self.weights.items()

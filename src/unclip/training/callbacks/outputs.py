@@ -42,7 +42,6 @@ class SampleGrid(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: StageModule, batch: dict[str, Any], *_: Any
     ) -> None:
-        """Keep the first samples of the first batch."""
         if self._batch is None:
             first = {name: value[: self.count] for name, value in batch.items()}
             self._batch = cast(Batch, first)
@@ -79,12 +78,10 @@ def grid_of(rows: dict[str, Tensor]) -> Tensor:
 
 
 class Export(Callback):
-    """Write the averaged weights into the bundle, and its card, when training ends.
+    """Write the averaged weights to models/NAME/STAGE.safetensors when training ends.
 
-    Args:
-        path: file models/NAME/STAGE.safetensors.
-        metric: validation metric to print.
-        about: values to store in the file and to show in the card, such as the data's license.
+    The file and the bundle's card also contain `about`, such as the data's license. The validation
+    metric `metric` is printed.
     """
 
     def __init__(self, path: str | Path, *, metric: str, about: Mapping[str, Any] | None = None):
@@ -103,7 +100,6 @@ class Export(Callback):
         self._seconds_before = state_dict["seconds"]
 
     def on_fit_start(self, *_: Any) -> None:
-        """Start the clock."""
         self._started = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, pl_module: StageModule) -> None:

@@ -52,7 +52,6 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: StageModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        """Count the batch, and log when the trainer logs."""
         now = time.perf_counter()
         seconds, images = now - self._since, len(batch["key"]) * trainer.world_size
         self._since = now
@@ -72,15 +71,12 @@ class Throughput(Callback):
             pl_module.log_dict({f"train/{name}": value for name, value in values.items()})
 
     def on_validation_start(self, *_: Any) -> None:
-        """Stop the clock."""
         self._since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counts that a resumed run continues."""
         return {"images": self.images, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue counting."""
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
 
 
@@ -116,7 +112,6 @@ class Profile(Callback):
             self._profiler.step()
 
     def on_train_end(self, *_: Any) -> None:
-        """Write the report of a run that ends earlier."""
         if self._profiler is not None:
             self._profiler.stop()
 
@@ -143,7 +138,6 @@ class StepProgress(Callback):
 
     @rank_zero_only
     def on_train_batch_end(self, trainer: Trainer, pl_module: StageModule, *_: Any) -> None:
-        """Update at an interval."""
         now, step, steps = time.monotonic(), trainer.global_step, trainer.max_steps
         if now < self._next and step != steps:
             return
