@@ -98,6 +98,21 @@ def test_a_scaled_input_is_the_same_in_training_and_sampling():
     torch.testing.assert_close(stage.bind({"low_res": low_res})(x_t, t), whole)
 
 
+@pytest.mark.parametrize(("t", "scale"), [(299, 1.0), (300, 3.0), (800, 3.0), (801, 1.0)])
+def test_a_decoder_is_guided_only_inside_its_interval(t, scale):
+    stage, everywhere = (
+        randomized(decoder(guidance_scale=3.0, guidance_interval=interval))
+        for interval in ([300, 800], None)
+    )
+    everywhere.load_state_dict(stage.state_dict())
+    batch, x_t = embedded_batch(2), torch.randn(2, 3, 8, 8)
+    condition = stage.condition(batch)
+    found = stage.denoiser(condition)(x_t, t).x0
+    torch.testing.assert_close(found, everywhere.denoiser(condition, scale)(x_t, t).x0)
+    other = everywhere.denoiser(condition, 4.0 - scale)(x_t, t).x0
+    assert not torch.allclose(found, other)
+
+
 def test_an_upsampler_takes_any_size_but_no_guidance_scale(generators):
     stage, options = upsampler(), {"generators": generators(1)}
     assert stage.sample({"low_res": torch.zeros(1, 3, 4, 6)}, **options).shape == (1, 3, 16, 24)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from unclip.batch import Batch
 from unclip.diffusion import GaussianDiffusion, guided, randn
+from unclip.diffusion.samplers import Denoise
 from unclip.networks import TextTransformer, UNet
 from unclip.stages.base import DiffusionStage
 from unclip.stages.conditioning import (
@@ -40,6 +41,8 @@ class DecoderStage(CaptionStage, DiffusionStage):
         drop_image_embedding: probability of dropping z_i in training (section 2.1: 10%).
         drop_text: probability of dropping the caption in training (section 2.1: 50%).
         guidance_scale: guidance scale of sampling; 1 is no guidance.
+        guidance_interval: first and last timestep with guidance; None is all timesteps
+            (Kynkäänniemi et al. 2024).
     """
 
     name = "decoder"
@@ -60,6 +63,7 @@ class DecoderStage(CaptionStage, DiffusionStage):
         drop_image_embedding: float = 0.1,
         drop_text: float = 0.5,
         guidance_scale: float = 1.0,
+        guidance_interval: Sequence[int] | None = None,
     ):
         super().__init__(network, diffusion, sampler)
         self.image_scaling = Normalizer(embedding_dim, scaling)
@@ -71,6 +75,7 @@ class DecoderStage(CaptionStage, DiffusionStage):
         self.text_encoder = text_encoder
         self.drop_text = drop_text
         self.guidance_scale = guidance_scale
+        self.guidance_interval = guidance_interval
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit mean and standard deviation of the embeddings."""
@@ -114,6 +119,16 @@ class DecoderStage(CaptionStage, DiffusionStage):
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         null = self.null(condition)
         return guided(self.network.bind, condition, null, scale, channels=CHANNELS)
+
+    def denoiser(
+        self, condition: dict[str, Tensor], guidance_scale: float | None = None
+    ) -> Denoise:
+        """Return `denoise(x_t, t)`, which is guided inside `guidance_interval`."""
+        guided_denoise = super().denoiser(condition, guidance_scale)
+        if self.guidance_interval is None:
+            return guided_denoise
+        plain, (first, last) = super().denoiser(condition, 1.0), self.guidance_interval
+        return lambda x_t, t: (guided_denoise if first <= t <= last else plain)(x_t, t)
 
     def noise(
         self, condition: dict[str, Tensor], generators: Sequence[torch.Generator]
