@@ -30,8 +30,8 @@ PROMPTS = (
     "a purple umbrella on a yellow background",
     "three red hearts on a white background",
     "a red apple to the left of a dog",
-    "a pink heart above a butterfly on a yellow background",
     "a yellow star above a purple crown on a blue background",
+    "a pink heart above a butterfly on a yellow background",
     "a green cat on a pink background",
     "a blue dog on an orange background",
 )
