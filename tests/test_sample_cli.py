@@ -133,7 +133,7 @@ def test_only_the_images_that_clip_ranks_highest_are_kept(run, tiny, made, tmp_p
         cosines = z @ F.normalize(tiny.embedder.text([prompt]).text_embedding).T
         worst = seeds[int(cosines.argmin())]
         best |= {f"{slug(prompt)}-seed{seed}-64.png" for seed in seeds if seed != worst}
-    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    (tmp_path / "prompts.txt").write_text("\n".join([*prompts, "a dog"]))
     given = ["text", "--prompts", str(tmp_path / "prompts.txt")]
     given += ["--count", "4", "--seed", "2", "--batch-size", "3"]
     assert run(*given, "--keep", "3") == 0

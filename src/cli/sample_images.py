@@ -64,6 +64,7 @@ def _run_text(args: Namespace) -> None:
         small = Namespace(**{**vars(args), "size": SIZE})
         candidates = [images[SIZE] for images, _ in _batches(cascade, small, jobs, "candidates")]
         jobs = best_jobs(cascade, jobs, torch.cat(candidates), args.keep)
+    # Kept candidates are generated again: an image's metadata describe its own batch.
     for images, captions in _batches(cascade, args, jobs, "images"):
         for size in sorted(images) if args.stages else [args.size]:
             _write(text_results(cascade, args, images[size]), args)
@@ -93,7 +94,7 @@ def best_jobs(
     """Return the `keep` jobs of each prompt whose images CLIP ranks highest, best first."""
     scores = cascade.clip_scores(list(images), [prompt for prompt, _ in jobs]).tolist()
     ranked: dict[str, list[tuple[str, int]]] = {prompt: [] for prompt, _ in jobs}
-    for _, job in sorted(zip(scores, jobs, strict=True), reverse=True):
+    for _, job in sorted(set(zip(scores, jobs, strict=True)), reverse=True):  # a prompt may repeat
         ranked[job[0]].append(job)
     return [job for best in ranked.values() for job in best[:keep]]
 

@@ -125,7 +125,7 @@ class DecoderStage(CaptionStage, DiffusionStage):
     ) -> Denoise:
         """Return `denoise(x_t, t)`, which is guided inside `guidance_interval`."""
         guided_denoise = super().denoiser(condition, guidance_scale)
-        if self.guidance_interval is None:
+        if self.guidance_interval is None or guidance_scale == 1:
             return guided_denoise
         plain, (first, last) = super().denoiser(condition, 1.0), self.guidance_interval
         return lambda x_t, t: (guided_denoise if first <= t <= last else plain)(x_t, t)
