@@ -129,7 +129,7 @@ def test_the_vocabulary_is_read_from_the_device_once(stage, monkeypatch):
 
 
 def test_only_the_first_batches_are_read_for_the_vocabulary(stage, monkeypatch):
-    monkeypatch.setattr("unclip.stages.clip.STATISTICS_BATCHES", 2)
+    monkeypatch.setattr("unclip.stages.clip.CAPTION_BATCHES", 2)
     batches = iter([{"caption": ["a dog"]}] * 3)
     stage.fit_statistics(batches)
     assert len(list(batches)) == 1

@@ -46,6 +46,14 @@ def test_a_normalizer_fits_the_data_and_inverts_and_the_papers_scales_by_17_2():
     torch.testing.assert_close(Normalizer(1024, "paper")(z), 17.2 * z)
 
 
+def test_statistics_are_fitted_to_the_first_samples(monkeypatch):
+    monkeypatch.setattr("unclip.stages.conditioning.STATISTICS_SAMPLES", 100)
+    batches = iter([embedded_batch(64) for _ in range(3)])
+    stage = prior()
+    stage.fit_statistics(batches)
+    assert stage.image_scaling.std.min() > 0 and len(list(batches)) == 1
+
+
 def test_a_prior_fits_its_analytic_variance_to_the_networks_error(generators):
     """The squared error of a network that predicts 0 is the mean square of the data."""
     stage, batches = prior(num_noise_samples=4), [embedded_batch(64) for _ in range(20)]

@@ -25,9 +25,9 @@ from unclip.clip import (
 )
 from unclip.device import to_device
 from unclip.stages.base import Stage
-from unclip.stages.conditioning import STATISTICS_BATCHES
 
 MAX_LOG_SCALE = math.log(100)  # bound on the logarithm of the logit scale (Radford et al. 2021)
+CAPTION_BATCHES = 1000  # batches whose captions the vocabulary is fitted to
 LENGTH_STEP = 8  # captions are cut behind the batch's last end token, at a multiple of this
 
 
@@ -131,7 +131,7 @@ class ClipStage(Stage):
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit the vocabulary to the captions of the first batches."""
-        first = islice(batches, STATISTICS_BATCHES)
+        first = islice(batches, CAPTION_BATCHES)
         self.fit_vocabulary(caption for batch in first for caption in batch["caption"])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from itertools import islice
 from typing import Literal
 
 import torch
@@ -17,7 +16,7 @@ Scaling = Literal["statistics", "paper", "none"]
 # Appendix C: unit embeddings of d = 1024 are multiplied by 17.2, which is 0.5375 √d.
 PAPER_SCALE = 17.2 / math.sqrt(1024)
 
-STATISTICS_BATCHES = 1000
+STATISTICS_SAMPLES = 16_000  # of the training set: CLIP encodes them before the first step
 
 
 class Normalizer(nn.Module):
@@ -61,11 +60,15 @@ class Normalizer(nn.Module):
 
 
 def collect_embeddings(batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Return z_i and z_t of the first batches of a data set."""
-    first = islice(batches, STATISTICS_BATCHES)
-    pairs = [(batch["image_embedding"], batch["text_embedding"]) for batch in first]
-    z_i, z_t = (torch.cat(column) for column in zip(*pairs, strict=True))
-    return z_i, z_t
+    """Return z_i and z_t of the first STATISTICS_SAMPLES samples, rounded up to whole batches."""
+    z_i, z_t, count = [], [], 0
+    for batch in batches:
+        z_i.append(batch["image_embedding"])
+        z_t.append(batch["text_embedding"])
+        count += len(z_i[-1])
+        if count >= STATISTICS_SAMPLES:
+            break
+    return torch.cat(z_i), torch.cat(z_t)
 
 
 class NullText(nn.Module):
