@@ -140,6 +140,9 @@ def interrupted(place, runs, *words, number, after=0):
     while not (saved := list(place.glob(f"{runs}/*/last.ckpt"))) or step_of(saved[0]) <= after:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in children if number == signal.SIGTERM else ():
+        os.kill(int(pid), number)
     os.killpg(process.pid, number)
     return *process.communicate(timeout=TIMEOUT), process.returncode, only(place, f"{runs}/*")
 

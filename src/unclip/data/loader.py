@@ -7,6 +7,8 @@ with unequal numbers of batches (#225). Here ranks and workers split positions i
 import contextlib
 import itertools
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, InitVar, dataclass
 
@@ -211,9 +213,20 @@ class ShardDataset(IterableDataset):
         )
 
 
-def _leave_process_group(_: int) -> None:
-    """Keep Ctrl-C and SLURM's signals from a worker: the run needs it until its step is saved."""
+def _outlive_signals(_: int) -> None:
+    """Keep Ctrl-C and SIGTERM from a worker, which the run needs until its step is saved.
+
+    SLURM, systemd and containers send SIGTERM to all processes; only the parent's ends a worker.
+    """
     os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class ShardLoader:
@@ -236,7 +249,7 @@ class ShardLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_process_group,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # otherwise every epoch would advance the global one
         )
 
