@@ -35,10 +35,8 @@ def run_helper(name: str, *arguments, timeout: float = 280) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     words = [sys.executable, path, *map(str, arguments)]
-    done = subprocess.run(
-        words, env=environment, stdout=subprocess.PIPE, text=True, timeout=timeout
-    )
-    assert done.returncode == 0
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 

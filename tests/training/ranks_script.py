@@ -202,8 +202,8 @@ def in_ranks(function, *arguments, slurm=False, **named):
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally:
-            if second:
-                os.waitpid(second, os.WNOHANG)
+            if second:  # its end kills rank 1, which may still write a file after a success
+                os.waitpid(second, os.WNOHANG if code else 0)
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
     seconds = time.monotonic() - started
