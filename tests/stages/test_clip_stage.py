@@ -21,6 +21,17 @@ def clip_stage(**changes):
     return ClipStage(**({"vocabulary_size": 540} | SIZES | changes))
 
 
+def graph(output):
+    """Returns the names of the functions whose backward `output` needs."""
+    names, todo = set(), [output.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in names:
+            names.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return " ".join(node.name() for node in names)
+
+
 @pytest.fixture
 def stage():
     return clip_stage()
@@ -54,6 +65,15 @@ def test_the_loss_is_the_cross_entropy_of_the_embedders_cosines(stage, batch):
     assert losses["image_to_text"] == (logits.argmax(1) == own).float().mean()
     torch.testing.assert_close(losses["logit_scale"], torch.tensor(1 / 0.07))
     assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+
+
+def test_bfloat16_on_a_cpu_only_rounds(stage, batch):
+    exact = stage.loss(batch)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = stage.loss(batch)["loss"]
+    assert loss != exact
+    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0.02)
+    assert "ScaledDotProduct" not in graph(loss)  # the fused attention has a slow backward
 
 
 @pytest.mark.parametrize(

@@ -89,4 +89,10 @@ def attend(
     mask: Bool[Tensor, "batch #heads #queries keys"] | None = None,
 ) -> Float[Tensor, "batch queries width"]:
     """Compute softmax attention and join the heads; `mask` is true at visible keys."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    dtype = q.dtype
+    if q.is_cpu and dtype == torch.bfloat16:  # its backward takes up to nine times float32's time
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.to(dtype).transpose(1, 2).flatten(2)

@@ -26,6 +26,8 @@ from unclip.interop import public_name, write_public_clip
 from unclip.launcher import started_by, without_ranks
 from unclip.training.resume import LAST, PREVIOUS
 
+SMALL_SHARD = 2**24  # bytes; reading it takes less time than starting workers
+
 # The stage whose output a stage upsamples.
 UPSTREAM_OF = {"upsampler_256": "decoder", "upsampler_1024": "upsampler_256"}
 
@@ -227,7 +229,8 @@ def _embed_shard(embedder: ClipEmbedder, shard: Path, data: ShardDataModule) -> 
     size, bad = data.minimum_size, data.max_bad_fraction
     reader = SampleReader(image_size=embedder.image_size, random=False, minimum_size=size)
     dataset = ShardDataset([shard], reader, batch_size=64, max_bad_fraction=bad)
-    loader = ShardLoader(dataset, workers=data.workers)
+    small = shard.is_file() and shard.stat().st_size < SMALL_SHARD
+    loader = ShardLoader(dataset, workers=0 if small else data.workers)
     keys, embeddings = [], [torch.empty(0, embedder.embedding_dim)]
     for batch in loader:
         keys += batch["key"]
