@@ -4,6 +4,8 @@ from typing import TypedDict
 
 from torch import Tensor
 
+UNKNOWN_LABEL = -1  # of a cell that does not count in a loss
+
 
 class Batch(TypedDict):
     """A batch of N samples; each stage needs and gets only some of these keys.
@@ -14,6 +16,7 @@ class Batch(TypedDict):
         caption: raw text.
         image: `N 3 H W`, uint8 from a loader, float in [-1, 1] for a stage.
         low_res: `N 3 h w`, input of an upsampler, as `image`.
+        labels: `N maps h w` int64, class of each cell of an image, or UNKNOWN_LABEL.
         image_embedding: `N D`, z_i.
         tokens: `N L` int64, BPE ids of the captions.
         text_states: `N L W`, last hidden states of CLIP's text encoder.
@@ -26,6 +29,7 @@ class Batch(TypedDict):
     caption: list[str]
     image: Tensor
     low_res: Tensor
+    labels: Tensor
     image_embedding: Tensor
     tokens: Tensor
     text_states: Tensor

@@ -1,9 +1,12 @@
 """Shards as a LightningDataModule: the training and validation loaders of any stage."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningDataModule
+from torch import Tensor
 
 from unclip.data.loader import ShardDataset, ShardLoader
 from unclip.data.reader import SampleReader
@@ -56,6 +59,7 @@ class ShardDataModule(LightningDataModule):
         clean_share: float = 0.0,
         embeddings: str | None = None,
         load_image: bool = True,
+        labels: Callable[[Mapping[str, Any]], Tensor] | None = None,
         minimum_size: int = 16,
         max_bad_fraction: float = 0.01,
     ):
@@ -78,6 +82,7 @@ class ShardDataModule(LightningDataModule):
             degradation=degradation,
             clean_share=clean_share,
             load_image=load_image,
+            labels=labels,
             minimum_size=minimum_size,
             seed=seed,
         )

@@ -4,7 +4,7 @@ Nothing is unpickled or decompressed. Bytes that cannot be decoded raise `BadSam
 files, tables, shards and manifests are all read by `find_captions`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -127,8 +127,8 @@ def _listed(value: Any) -> list:
 class SampleReader:
     """Turn raw samples into training samples, as a function of (seed, epoch, key) alone.
 
-    A sample has `key`, `caption` and, depending on the settings, `image` (uint8, 3 × size × size)
-    and `low_res` (uint8, the degraded small version of `image`).
+    A sample has `key`, `caption` and, depending on the settings, `image` (uint8, 3 × size × size),
+    `low_res` (uint8, the degraded small version of `image`) and `labels`.
 
     Args:
         image_size: width and height that images are resized to.
@@ -139,6 +139,7 @@ class SampleReader:
         degradation: "gaussian_blur" or "bsr", which makes `low_res`; None for no `low_res`.
         clean_share: fraction of the samples whose `low_res` is downsized without degradation.
         load_image: whether to decode images.
+        labels: turns the json member into `labels`; None for none.
         minimum_size: smallest width and height of an image; smaller images are bad samples.
         seed: seed of all random choices.
     """
@@ -150,6 +151,7 @@ class SampleReader:
     degradation: str | None = None
     clean_share: float = 0.0
     load_image: bool = True
+    labels: Callable[[Mapping[str, Any]], Tensor] | None = None
     minimum_size: int = 16
     seed: int = 0
 
@@ -170,12 +172,15 @@ class SampleReader:
         """
         if raw.bad is not None:
             raise raw.bad
-        captions = decode_captions(raw.members, decode_metadata(raw.members))
+        metadata = decode_metadata(raw.members)
+        captions = decode_captions(raw.members, metadata)
         if self.random:
             captions = [rng("caption", self.seed, epoch, raw.key).choice(captions)]
         sample: Sample = {"key": raw.key, "caption": captions[0]}
         if not self.load_image:
             return [dict(sample) for _ in range(self.crops_per_image)]
+        if self.labels is not None:
+            sample["labels"] = self.labels(metadata)
         decoded = decode_image(find_image(raw.members), minimum_size=self.minimum_size)
         image = to_tensor(fit(decoded, self.image_size))
         numbers = range(self.crops_per_image)

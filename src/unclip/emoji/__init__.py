@@ -5,6 +5,7 @@ This package imports neither the renderer nor webdataset; its modules `render`, 
 """
 
 from unclip.emoji.catalog import BACKGROUNDS, COLORS, Concept, concepts
+from unclip.emoji.labels import LayoutLabels
 from unclip.emoji.prompts import Prompt, prompts
 
-__all__ = ["BACKGROUNDS", "COLORS", "Concept", "Prompt", "concepts", "prompts"]
+__all__ = ["BACKGROUNDS", "COLORS", "Concept", "LayoutLabels", "Prompt", "concepts", "prompts"]

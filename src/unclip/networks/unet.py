@@ -239,7 +239,7 @@ class UNet(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels, self.patch = in_channels, out_channels, patch
         self.stride = patch * 2 ** (len(multipliers) - 1)
-        widths = [channels * multiplier for multiplier in multipliers]
+        self.widths = widths = [channels * multiplier for multiplier in multipliers]
         embedding_width = 4 * channels
         context_width = None if conditioning is None else conditioning["context_width"]
 
@@ -301,7 +301,7 @@ class UNet(nn.Module):
         *,
         concat: Float[Tensor, "batch concat_channels height width"] | None = None,
         **condition: Tensor,
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    ) -> Callable[..., Any]:
         """Return `network(x_t, t)`, and compute everything that depends on neither only once.
 
         This includes the conditioning, the context's keys and values in every attention block, the
@@ -336,16 +336,24 @@ class UNet(nn.Module):
         t: Float[Tensor, " batch"],
         *,
         concat: Float[Tensor, "batch concat_channels height width"] | None = None,
+        features_of: int | None = None,
         **condition: Tensor,
-    ) -> Float[Tensor, "batch out_channels height width"]:
-        """Return the network's output at noisy images and timesteps; the others are as in `bind`.
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the output, `batch out_channels height width`, and features if they are asked for.
+
+        Args:
+            x_t: noisy images.
+            t: timesteps.
+            concat: as in `bind`.
+            features_of: a level whose features on the way up are returned, too.
+            condition: as in `bind`.
 
         Raises:
             ValueError: height or width do not fit the network's stride or its feature maps.
         """
         if concat is not None:
             x_t = torch.cat([x_t, concat], dim=1)
-        return self.bind(**condition)(x_t, t)
+        return self.bind(**condition)(x_t, t, features_of=features_of)
 
     def _converted(self, image: Tensor) -> Tensor:
         """Convert to the weights' dtype and, on CUDA, to the memory format of its convolutions."""
@@ -363,7 +371,8 @@ class UNet(nn.Module):
         maps: dict[int, Tensor],
         x_t: Tensor,
         t: Tensor,
-    ) -> Tensor:
+        features_of: int | None = None,
+    ) -> Any:
         if x_t.shape[2] % self.stride or x_t.shape[3] % self.stride:
             raise ValueError(
                 f"an image of {x_t.shape[2]}×{x_t.shape[3]} does not fit this U-Net: "
@@ -399,12 +408,16 @@ class UNet(nn.Module):
         if self.middle_attention is not None:
             h = self.middle_attention(h, contexts.get(self.middle_attention))
         h = self.middle[1](h, embedding)
-        for level in self.up:
+        features = None
+        for depth, level in zip(reversed(range(len(self.up))), self.up, strict=True):
             for i in range(len(level.blocks)):
                 h = run_block(level, i, torch.cat([h, skips.pop()], dim=1))
+            if depth == features_of:
+                features = h
             if level.resampler is not None:
                 h = level.resampler(h, embedding)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        out = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        return out if features is None else (out, features)
 
 
 class _SplitConvolution:

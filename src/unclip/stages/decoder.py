@@ -1,6 +1,7 @@
 """The decoder P(x | z_i, caption) (section 2.1)."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from unclip.stages.conditioning import (
     collect_embeddings,
     drop,
 )
+from unclip.stages.layout import LayoutHead
 
 CHANNELS = 3
 
@@ -43,6 +45,8 @@ class DecoderStage(CaptionStage, DiffusionStage):
         guidance_scale: guidance scale of sampling; 1 is no guidance.
         guidance_interval: first and last timestep with guidance; None is all timesteps
             (Kynkäänniemi et al. 2024).
+        layout: `level` of the network whose features are classified in training, `classes` of each
+            map of labels, and `weight` of that loss (`LayoutHead`); None for the paper's loss.
     """
 
     name = "decoder"
@@ -64,6 +68,7 @@ class DecoderStage(CaptionStage, DiffusionStage):
         drop_text: float = 0.5,
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[int] | None = None,
+        layout: dict[str, Any] | None = None,
     ):
         super().__init__(network, diffusion, sampler)
         self.image_scaling = Normalizer(embedding_dim, scaling)
@@ -76,6 +81,10 @@ class DecoderStage(CaptionStage, DiffusionStage):
         self.drop_text = drop_text
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
+        self.layout = layout
+        self.layout_head = None
+        if layout is not None:
+            self.layout_head = LayoutHead(network.widths[layout["level"]], layout["classes"])
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Fit mean and standard deviation of the embeddings."""
@@ -107,10 +116,21 @@ class DecoderStage(CaptionStage, DiffusionStage):
         return drop(condition, null, self.drop_text)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the diffusion loss on `image`; image embedding and caption drop independently."""
+        """Return the diffusion loss on `image`; image embedding and caption drop independently.
+
+        With `layout`, that loss is added, for the batch's `labels`.
+        """
         noised = self._noised(batch["image"])
         condition = self._dropped(self.condition(batch))
-        return self._losses(self.network(noised.x_t, noised.t, **condition), noised)
+        if self.layout is None or self.layout_head is None:
+            return self._losses(self.network(noised.x_t, noised.t, **condition), noised)
+        output, features = self.network(
+            noised.x_t, noised.t, features_of=self.layout["level"], **condition
+        )
+        losses = self._losses(output, noised)
+        layout = self.layout_head(features, batch.get("labels"))
+        loss = losses["loss"] + self.layout["weight"] * layout
+        return losses | {"loss": loss, "layout": layout.detach()}
 
     def bind(
         self, condition: dict[str, Tensor], guidance_scale: float | None = None
