@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -82,6 +83,15 @@ def split_heads(x: Float[Tensor, "batch length width"], heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
+def has_slow_attention(x: Tensor) -> bool:
+    """Return whether PyTorch's fused attention in bfloat16 is slow on the device of `x`: on a CPU.
+
+    Its backward takes two to nine times as long as in float32 at up to 300 tokens. Fake tensors on
+    a CPU stand for those of a GPU (the planner).
+    """
+    return x.is_cpu and not isinstance(x, FakeTensor)
+
+
 def attend(
     q: Float[Tensor, "batch heads queries depth"],
     k: Float[Tensor, "batch heads keys depth"],
@@ -90,7 +100,7 @@ def attend(
 ) -> Float[Tensor, "batch queries width"]:
     """Compute softmax attention and join the heads; `mask` is true at visible keys."""
     dtype = q.dtype
-    if q.is_cpu and dtype == torch.bfloat16:  # its backward takes up to nine times float32's time
+    if dtype == torch.bfloat16 and has_slow_attention(q):
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
     else:

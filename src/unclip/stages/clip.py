@@ -26,6 +26,7 @@ from unclip.clip import (
     prepare_image,
 )
 from unclip.device import to_device
+from unclip.networks.layers import has_slow_attention
 from unclip.stages.base import Stage
 
 MAX_LOG_SCALE = math.log(100)  # bound on the logarithm of the logit scale (Radford et al. 2021)
@@ -167,7 +168,7 @@ class ClipStage(Stage):
         captions = to_device(caption_ids(tokens), image.device)
         # attention is causal, so tokens after the last end token need not be computed
         tokens = to_device(tokens[:, :length], image.device)
-        with _attention(image.device):
+        with _attention(image):
             z_i = self.model.encode_image(image)
             z_t = encode_text(self.model, tokens).text_embedding
         return F.normalize(z_i.float(), dim=-1), F.normalize(z_t.float(), dim=-1), captions
@@ -191,10 +192,10 @@ class ClipStage(Stage):
         )
 
 
-def _attention(device: torch.device) -> AbstractContextManager[object]:
+def _attention(image: Tensor) -> AbstractContextManager[object]:
     """Choose the attention of the towers: on a CPU in bfloat16, the fused one's backward is slow.
 
     At 65 tokens it takes three times as long as that of matrix products, a third of a step's time.
     """
-    slow = device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    slow = torch.is_autocast_enabled("cpu") and has_slow_attention(image)
     return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
