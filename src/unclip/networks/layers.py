@@ -87,7 +87,7 @@ def has_slow_attention(x: Tensor) -> bool:
     """Return whether PyTorch's fused attention in bfloat16 is slow on the device of `x`: on a CPU.
 
     Its backward takes two to nine times as long as in float32 at up to 300 tokens. Fake tensors on
-    a CPU stand for those of a GPU (the planner).
+    a CPU represent those of a GPU (the planner).
     """
     return x.is_cpu and not isinstance(x, FakeTensor)
 
