@@ -22,7 +22,7 @@ from unclip.data.prepare.listing import (
     read_coco_captions,
     read_folder,
 )
-from unclip.data.prepare.resumable import run_jobs
+from unclip.data.prepare.resumable import ResumableBuild, run_jobs
 from unclip.data.reader import SampleReader
 
 
@@ -168,6 +168,14 @@ def test_an_interrupted_import_resumes_and_gives_the_same_bytes(folder, tmp_path
     run(folder, cut, **settings)
     assert everything(cut) == everything(whole)
     assert not (cut / "building.json").exists()
+
+
+def test_a_build_killed_at_its_first_write_starts_again(tmp_path):
+    (tmp_path / ".building.json.7.tmp").write_text("{")
+    ResumableBuild(tmp_path, "imported images")
+    (tmp_path / "other.txt").touch()
+    with pytest.raises(ValueError, match="something other"):
+        ResumableBuild(tmp_path, "emoji scenes")
 
 
 def test_other_images_need_overwrite_and_other_folders_are_safe(folder, tmp_path):

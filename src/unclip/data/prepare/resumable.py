@@ -37,7 +37,8 @@ class ResumableBuild:
         finished = _read(root / FINISHED)
         self._shards = finished.get("sha256", {})
         self._found = finished.get("settings") or _read(root / UNFINISHED)
-        if self._found.get("data") != kind and root.exists() and any(root.iterdir()):
+        others = [path for path in root.glob("*") if not path.match(".*.tmp")]  # of a killed build
+        if self._found.get("data") != kind and others:
             raise ValueError(f"{root} holds something other than {kind}: choose another folder")
         if not self._found:
             self._found = {"data": kind}
