@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   {python} src/sample.py "a purple cat on a yellow background"    your own prompt
   {python} src/sample.py --help    variations, edits, inpainting
   make app      a page in the browser, with your own captions and images
-  make train    train all stages from scratch in half an hour""")
+  make train    train all stages from scratch in 30 to 50 minutes""")
     return 0
 
 
