@@ -5,6 +5,8 @@ import io
 import json
 import os
 import signal
+import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,8 @@ from unclip.data.prepare.listing import (
 )
 from unclip.data.prepare.resumable import ResumableBuild, run_jobs
 from unclip.data.reader import SampleReader
+
+WAIT = 60  # seconds
 
 
 def save(path, color, size=(40, 32), caption=None) -> Path:
@@ -176,6 +180,37 @@ def test_a_build_killed_at_its_first_write_starts_again(tmp_path):
     (tmp_path / "other.txt").touch()
     with pytest.raises(ValueError, match="something other"):
         ResumableBuild(tmp_path, "emoji scenes")
+
+
+def report_and_sleep(pid):
+    pid.write_text(str(os.getpid()))
+    time.sleep(WAIT)
+
+
+def build_slowly(pids):
+    list(run_jobs(report_and_sleep, pids, len(pids), about="jobs"))
+
+
+def wait_until(true):
+    end = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    stat = Path(f"/proc/{pid.read_text()}/stat")
+    return stat.exists() and stat.read_text().rsplit(")")[1].split()[0] != "Z"
+
+
+def test_the_workers_of_a_killed_build_end(tmp_path):
+    pids = [tmp_path / "0", tmp_path / "1"]
+    build = get_context("spawn").Process(target=build_slowly, args=(pids,))
+    build.start()
+    wait_until(lambda: all(pid.exists() and pid.read_text() for pid in pids))
+    assert all(map(is_running, pids))
+    build.kill()
+    wait_until(lambda: not any(map(is_running, pids)))
 
 
 def test_other_images_need_overwrite_and_other_folders_are_safe(folder, tmp_path):

@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,13 +100,25 @@ def run_jobs(
     if workers == 0:
         yield from bar(map(function, jobs))
         return
-    # Spawned, so that no state of this process (threads, locks) reaches the workers. Ctrl-C reaches
-    # all processes; the workers ignore it, because this process stops them.
-    spawn, ignore = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    # Spawned, so that no state of this process (threads, locks) reaches the workers.
+    spawn = get_context("spawn")
     with ProcessPoolExecutor(
-        workers or os.cpu_count(), mp_context=spawn, initializer=signal.signal, initargs=ignore
+        workers or os.cpu_count(), mp_context=spawn, initializer=_start_worker
     ) as pool:
         yield from bar(pool.map(function, jobs, chunksize=chunk_size))
+
+
+def _start_worker() -> None:
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent does, even if killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def write_samples(path: Path, samples: Iterable[dict[str, Any]]) -> None:
