@@ -200,7 +200,7 @@ def wait_until(true):
 
 def is_running(pid):
     stat = Path(f"/proc/{pid.read_text()}/stat")
-    return stat.exists() and stat.read_text().rsplit(")")[1].split()[0] != "Z"
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_the_workers_of_a_killed_build_end(tmp_path):
